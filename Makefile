@@ -1,0 +1,36 @@
+# Two commands are all a fresh machine needs (CPython 3.11+, pip, make, git):
+#   make demo    watch a network train while a quarter of the nodes lie
+#   make test    lint, types, and every test
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test setup lint types clean
+
+demo: $(VENV)/.installed
+	$(BIN)/solon-fl demo
+
+test: $(VENV)/.installed-dev lint types
+	$(BIN)/python -m pytest -n auto
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev
+	$(BIN)/mypy
+
+setup: $(VENV)/.installed-dev
+
+# torch first and alone: its exact version decides which wheel is taken (see constraints.txt).
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,ray]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

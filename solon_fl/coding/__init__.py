@@ -1,0 +1,24 @@
+"""The mathematics: codes, locators and the decoder. Needs torch, numpy and scipy, and nothing of Flower."""
+
+from .code import CertificateWarning, LinearCode
+from .decoder import Decoded, DecodeStatus
+from .exhaustive import ExhaustiveLocator
+from .fourier import FourierCode
+from .locating import LocatingProblem, Locator
+from .rational import RationalLocator
+from .subspace import SubspaceLocator
+from .vandermonde import VandermondeCode
+
+__all__ = [
+    "CertificateWarning",
+    "DecodeStatus",
+    "Decoded",
+    "ExhaustiveLocator",
+    "FourierCode",
+    "LinearCode",
+    "LocatingProblem",
+    "Locator",
+    "RationalLocator",
+    "SubspaceLocator",
+    "VandermondeCode",
+]

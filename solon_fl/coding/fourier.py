@@ -1,0 +1,79 @@
+"""The real Fourier code: the default."""
+
+from functools import cached_property
+
+import numpy as np
+
+from ._types import ComplexArray, FloatArray
+from .code import LinearCode
+
+__all__ = ["FourierCode"]
+
+
+class FourierCode(LinearCode):
+    """Shares are samples, at r angles spread evenly over the circle, of a trigonometric polynomial.
+
+    Its coefficients are the k chunks of the gradient: with t_j = 2 pi j / r, G has the columns
+    1, cos(l t), sin(l t) for l = 1..(k-1)/2 if k is odd, and cos(w t), sin(w t) for w = 1/2, 3/2, ..(k-1)/2
+    if k is even, scaled so that G's columns are orthonormal. Shares are real.
+
+    See `LinearCode` for parameters, errors and guarantee.
+
+    Notes
+    -----
+    Times a phase, row j evaluates a polynomial of degree < k at exp(i t_j): a Reed-Solomon code at the roots
+    of unity. Differs from the paper, which uses a Vandermonde matrix on real nodes
+    (`VandermondeCode`): at s = 5, k = 10 this one recovers every time, the other does not.
+
+    Examples
+    --------
+    Two of seven nodes lie; each share is a third of the gradient.
+
+    >>> import torch
+    >>> from solon_fl import FourierCode
+    >>> code = FourierCode(byzantine=2, compression=3)
+    >>> code.group_size
+    7
+    >>> gradient = torch.linspace(-1, 1, 9)
+    >>> shares = {slot: code.encode(gradient, slot) for slot in range(7)}
+    >>> shares[1] = -100 * shares[1]
+    >>> shares[4] = torch.full((3,), 7.0)
+    >>> decoded = code.decode(shares)
+    >>> decoded.corrupt_slots
+    (1, 4)
+    >>> torch.allclose(decoded.gradient, gradient, atol=1e-6)
+    True
+
+    References
+    ----------
+    Chen et al., arXiv:2110.01595 (scheme); Marshall 1984 and Redinbo 2000 for real Fourier (DFT) codes.
+    """
+
+    _cyclic = True
+
+    @cached_property
+    def generator(self) -> FloatArray:
+        """G, (r, k) float64, orthonormal columns, rows of norm sqrt(k / r)."""
+        angles = self._angles
+        size = self.group_size
+        columns = [np.full(size, 1 / np.sqrt(size))] if self.compression % 2 else []
+        for frequency in np.arange(1 - 0.5 * (self.compression % 2 == 0), self.compression / 2):
+            columns += [
+                np.sqrt(2 / size) * np.cos(frequency * angles),
+                np.sqrt(2 / size) * np.sin(frequency * angles),
+            ]
+        return np.stack(columns, axis=1)
+
+    @cached_property
+    def points(self) -> ComplexArray:
+        """x_j = exp(i t_j), the r-th roots of unity."""
+        return np.exp(1j * self._angles)
+
+    @cached_property
+    def multipliers(self) -> ComplexArray:
+        """v_j = sqrt(r) exp(i f0 t_j), f0 = (k - 1) / 2: shifts the lowest frequency to zero."""
+        return np.sqrt(self.group_size) * np.exp(0.5j * (self.compression - 1) * self._angles)
+
+    @property
+    def _angles(self) -> FloatArray:
+        return 2 * np.pi * np.arange(self.group_size, dtype=np.float64) / self.group_size

@@ -1,0 +1,22 @@
+"""The errors that solon_fl raises; each is also the standard exception that it resembles.
+
+A message states the rule, then the value that broke it, then the remedy.
+"""
+
+__all__ = ["ConfigurationError", "GroupFailedError", "InvalidReplyError", "SolonError"]
+
+
+class SolonError(Exception):
+    """Any error raised on purpose by solon_fl."""
+
+
+class ConfigurationError(SolonError, ValueError):
+    """A setting is impossible; raised when an object is constructed, never later."""
+
+
+class InvalidReplyError(SolonError, ValueError):
+    """A node's reply is not a share that was asked for; the strategy counts it as an erasure."""
+
+
+class GroupFailedError(SolonError, RuntimeError):
+    """A group could not be decoded and the policy is to stop."""

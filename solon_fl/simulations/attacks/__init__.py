@@ -1,0 +1,25 @@
+"""Attacks, each a small class that turns what honest nodes would send into what liars send."""
+
+from .base import Attack
+from .code_aware import NearCodeword, PartialCollusion, ProjectionAware, SameLie
+from .omniscient import Alie, InnerProduct, Mimic, MinMax, MinSum
+from .simple import BitFlip, Constant, NotFinite, RandomGaussian, Reverse, SignFlip
+
+__all__ = [
+    "Alie",
+    "Attack",
+    "BitFlip",
+    "Constant",
+    "InnerProduct",
+    "Mimic",
+    "MinMax",
+    "MinSum",
+    "NearCodeword",
+    "NotFinite",
+    "PartialCollusion",
+    "ProjectionAware",
+    "RandomGaussian",
+    "Reverse",
+    "SameLie",
+    "SignFlip",
+]

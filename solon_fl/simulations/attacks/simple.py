@@ -1,0 +1,86 @@
+"""Attacks that need to know nothing but the liar's own vector."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["BitFlip", "Constant", "NotFinite", "RandomGaussian", "Reverse", "SignFlip"]
+
+
+@dataclass(frozen=True)
+class Reverse:
+    """Reverse gradient: -c * own vector (Draco and DETOX use c = 100)."""
+
+    factor: float = 100.0
+    omniscient = False
+
+    def lies(self, vectors: Tensor, liars: Sequence[int], rng: torch.Generator) -> Tensor:
+        """See `Attack.lies`."""
+        return -self.factor * vectors[list(liars)]
+
+
+@dataclass(frozen=True)
+class SignFlip:
+    """Sign flip: -1 * own vector (Karimireddy et al. call it bit flip)."""
+
+    omniscient = False
+
+    def lies(self, vectors: Tensor, liars: Sequence[int], rng: torch.Generator) -> Tensor:
+        """See `Attack.lies`."""
+        return -vectors[list(liars)]
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Constant: the same number, -100 by default, in every coordinate (Draco)."""
+
+    value: float = -100.0
+    omniscient = False
+
+    def lies(self, vectors: Tensor, liars: Sequence[int], rng: torch.Generator) -> Tensor:
+        """See `Attack.lies`."""
+        return torch.full_like(vectors[list(liars)], self.value)
+
+
+@dataclass(frozen=True)
+class RandomGaussian:
+    """Random: N(0, deviation^2) in every coordinate, independent (Blanchard et al. 2017: deviation = 200)."""
+
+    deviation: float = 200.0
+    omniscient = False
+
+    def lies(self, vectors: Tensor, liars: Sequence[int], rng: torch.Generator) -> Tensor:
+        """See `Attack.lies`."""
+        noise = torch.randn(len(liars), *vectors.shape[1:], generator=rng)
+        return self.deviation * noise.to(vectors)
+
+
+@dataclass(frozen=True)
+class NotFinite:
+    """NaN (or another value, such as inf) in every coordinate."""
+
+    value: float = float("nan")
+    omniscient = False
+
+    def lies(self, vectors: Tensor, liars: Sequence[int], rng: torch.Generator) -> Tensor:
+        """See `Attack.lies`."""
+        return torch.full_like(vectors[list(liars)], self.value)
+
+
+@dataclass(frozen=True)
+class BitFlip:
+    """Silent corruption: one random bit of one random float32 or float64 of the vector flips."""
+
+    omniscient = False
+
+    def lies(self, vectors: Tensor, liars: Sequence[int], rng: torch.Generator) -> Tensor:
+        """See `Attack.lies`."""
+        corrupted = vectors[list(liars)].cpu().clone()
+        bits = corrupted.numpy().view(np.uint8).reshape(len(corrupted), -1)
+        for row in bits:
+            position = int(torch.randint(8 * row.size, (1,), generator=rng))
+            row[position // 8] ^= np.uint8(1 << position % 8)
+        return corrupted.to(vectors.device)
