@@ -3,6 +3,8 @@
 A message states the rule, then the value that broke it, then the remedy.
 """
 
+from typing import Any
+
 __all__ = ["ConfigurationError", "GroupFailedError", "InvalidReplyError", "SolonError"]
 
 
@@ -19,4 +21,12 @@ class InvalidReplyError(SolonError, ValueError):
 
 
 class GroupFailedError(SolonError, RuntimeError):
-    """A group could not be decoded and the policy is to stop."""
+    """A group could not be decoded and the policy is to stop.
+
+    Attributes
+    ----------
+    result : flwr.serverapp.strategy.Result or None
+        Model and metrics up to the round before, if raised by `SolonStrategy.start`.
+    """
+
+    result: Any = None

@@ -1,0 +1,59 @@
+"""The core of every Solon client: a validated task and the group's vector in, a coded share out."""
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from torch import Tensor
+
+from solon_fl.errors import ConfigurationError
+from solon_fl.task import SHARE, SILO_QUERY, SolonTask
+from solon_fl.wire import to_array
+
+__all__ = ["answer_silo_queries", "share_reply"]
+
+
+def share_reply(message: Message, task: SolonTask, vector: Tensor) -> Message:
+    """Return the reply that carries this node's share of the group's vector.
+
+    Parameters
+    ----------
+    message : Message
+        What the server sent.
+    task : SolonTask
+        From that message.
+    vector : Tensor, (task.dim,), any float dtype, any device
+        The group's gradient or model change. It is encoded where it is; only the share is copied to the host.
+
+    Raises
+    ------
+    ConfigurationError
+        If the vector has another length than the server's model.
+    """
+    if vector.numel() != task.dim:
+        raise ConfigurationError(
+            f"the server's model has dim={task.dim} floating-point entries; got a vector of {vector.numel()}; "
+            "server and nodes must build the same model."
+        )
+    share = task.make_code().encode(vector.reshape(-1), task.slot)
+    return Message(RecordDict({SHARE: ArrayRecord({SHARE: to_array(share)})}), reply_to=message)
+
+
+def answer_silo_queries(app: ClientApp, node_config_key: str = "silo") -> None:
+    """Let a ClientApp tell the server which silo its node is in (for grouping="silo").
+
+    Parameters
+    ----------
+    app : ClientApp
+        Gets a query function; `SolonClientMixin.client_app` has it already.
+    node_config_key : str
+        Entry of the node's config that names the silo: ``flower-supernode --node-config 'silo="hospital-a"'``.
+    """
+
+    @app.query(SILO_QUERY.partition(".")[2])
+    def silo(message: Message, context: Context) -> Message:
+        name = context.node_config.get(node_config_key)
+        if not isinstance(name, str):
+            raise ConfigurationError(
+                f"grouping='silo' needs the node's config to name its silo; got {node_config_key}={name!r}; "
+                f"start the SuperNode with --node-config '{node_config_key}=\"...\"'."
+            )
+        return Message(RecordDict({"silo": ConfigRecord({"name": name})}), reply_to=message)

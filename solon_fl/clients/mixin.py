@@ -1,0 +1,140 @@
+"""The mixin: your model and the loss of one batch in, a Flower ClientApp out."""
+
+from collections.abc import Sequence
+
+import torch
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import Mod
+from torch import Tensor, nn
+
+from solon_fl.clients.core import answer_silo_queries, share_reply
+from solon_fl.clients.vector import GradientVector, deterministic, flatten, load_model
+from solon_fl.errors import ConfigurationError
+from solon_fl.task import ARRAYS, CONFIG, Batch, SolonTask
+from solon_fl.wire import trusted_tensor
+
+__all__ = ["SolonClientMixin"]
+
+
+class SolonClientMixin:
+    """Gives a class with a model and a loss everything a Solon node does.
+
+    Supply `build_model` and `batch_loss`; override any of the others for more. Batches must follow from what
+    `Batch` holds alone, so that all nodes of a group compute the same: never from a running data loader or a
+    global random state. No state is kept between rounds.
+
+    Notes
+    -----
+    BatchNorm and other state without a gradient: batches are computed in training mode one after the
+    other, and the change of the statistics is encoded together with the gradient, so that it is protected like
+    it. The server must be told which entries that are: ``SolonStrategy(..., buffers=buffer_names(model))``.
+    Integer state (num_batches_tracked) is not sent; a BatchNorm with momentum=None is therefore not supported.
+
+    Examples
+    --------
+    >>> class Regression(SolonClientMixin):
+    ...     def build_model(self, context):
+    ...         return nn.Linear(3, 1)
+    ...     def batch_loss(self, model, batch, context):
+    ...         inputs = torch.randn(8, 3, generator=batch.generator())
+    ...         return (model(inputs) - inputs.sum(1, keepdim=True)).square().mean()
+    >>> app = Regression().client_app()
+    """
+
+    def build_model(self, context: Context) -> nn.Module:
+        """Return the model; its weights don't matter, the server's are loaded into it."""
+        raise NotImplementedError(f"{type(self).__name__} must define build_model(context)")
+
+    def batch_loss(self, model: nn.Module, batch: Batch, context: Context) -> Tensor:
+        """Return the mean loss of one batch, a scalar with a gradient.
+
+        `model` is in training mode on `device()`; torch is seeded for this batch.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define batch_loss(model, batch, context)")
+
+    def device(self) -> torch.device:
+        """Return where to compute: the first CUDA device if there is one, else the CPU."""
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def gradient(self, arrays: ArrayRecord, task: SolonTask, context: Context, config: dict[str, object]) -> Tensor:
+        """Return the group's gradient of this round, (d,), on `device()`: the mean over the task's batches.
+
+        Override it to compute the gradient some other way; entries stand as in the model's state_dict.
+        """
+        return self.mean_gradient(arrays, task.batches, task.buffers, context)
+
+    def mean_gradient(
+        self, arrays: ArrayRecord, batches: Sequence[Batch], buffers: Sequence[str], context: Context
+    ) -> Tensor:
+        """Return the mean gradient of these batches, (d,), and the buffers' change where those stand."""
+        model, device = self._load(arrays, buffers, context)
+        gradient = GradientVector(model)
+        with gradient:
+            for batch in batches:
+                with deterministic(batch.torch_seed, device):
+                    self.batch_loss(model, batch, context).backward()  # type: ignore[no-untyped-call]  # torch's
+        gradient.scale_gradients(1 / len(batches))
+        return gradient.vector
+
+    def local_optimizer(self, model: nn.Module, config: dict[str, object]) -> torch.optim.Optimizer:
+        """Return the optimizer of the local steps (mode "update"). Default: SGD with the train config's "lr"."""
+        rate = config.get("lr")
+        if not isinstance(rate, (int, float)):
+            raise ConfigurationError(
+                f"local steps need a learning rate; got lr={rate!r}; pass train_config=ConfigRecord({{'lr': 0.1}}) "
+                "to start, or override local_optimizer."
+            )
+        return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=rate)
+
+    def update(self, arrays: ArrayRecord, task: SolonTask, context: Context, config: dict[str, object]) -> Tensor:
+        """Return the model's change, (d,), after one local step per batch of the task (mode "update")."""
+        model, device = self._load(arrays, task.buffers, context)
+        before = flatten({name: value.clone() for name, value in model.state_dict().items()})
+        optimizer = self.local_optimizer(model, config)
+        for batch in task.batches:
+            with deterministic(batch.torch_seed, device):
+                optimizer.zero_grad()
+                self.batch_loss(model, batch, context).backward()  # type: ignore[no-untyped-call]  # torch's
+                optimizer.step()
+        return flatten(model.state_dict()) - before
+
+    def evaluate(self, model: nn.Module, context: Context) -> dict[str, float]:
+        """Return metrics of the model on this node's data, if the strategy has client_evaluation=True."""
+        raise NotImplementedError(f"{type(self).__name__} must define evaluate(model, context)")
+
+    def train(self, message: Message, context: Context) -> Message:
+        """Answer a training message with this node's share."""
+        task = SolonTask.from_message(message)
+        arrays = message.content.array_records[ARRAYS]
+        config: dict[str, object] = dict(message.content.config_records.get(CONFIG, {}))
+        compute = self.gradient if task.mode == "gradient" else self.update
+        return share_reply(message, task, compute(arrays, task, context, config))
+
+    def client_app(self, mods: list[Mod] | None = None) -> ClientApp:
+        """Return the Flower ClientApp that serves this object.
+
+        Parameters
+        ----------
+        mods : list of Flower mods, optional
+            Put around training.
+        """
+        app = ClientApp()
+        app.train(mods=mods)(self.train)
+        answer_silo_queries(app)
+
+        @app.evaluate()
+        def evaluate(message: Message, context: Context) -> Message:
+            model = self.build_model(context)
+            arrays = message.content.array_records[ARRAYS]
+            model.load_state_dict({name: trusted_tensor(array) for name, array in arrays.items()})
+            metrics = self.evaluate(model.to(self.device()).eval(), context)
+            return Message(RecordDict({"metrics": MetricRecord(dict(metrics))}), reply_to=message)
+
+        return app
+
+    def _load(self, arrays: ArrayRecord, buffers: Sequence[str], context: Context) -> tuple[nn.Module, torch.device]:
+        device = self.device()
+        model = self.build_model(context)
+        load_model(model, arrays, buffers, device)
+        return model.train(), device

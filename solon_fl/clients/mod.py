@@ -1,0 +1,81 @@
+"""The mod: turns an ordinary Flower train function into a Solon node."""
+
+from typing import Literal
+
+from flwr.app import ArrayRecord, Context, Message, MessageType
+from flwr.clientapp.typing import ClientAppCallable, Mod
+
+from solon_fl.clients.core import share_reply
+from solon_fl.clients.vector import flatten
+from solon_fl.errors import ConfigurationError
+from solon_fl.task import ARRAYS, SolonTask
+from solon_fl.wire import trusted_tensor
+
+__all__ = ["solon_mod"]
+
+
+def solon_mod(returns: Literal["vector", "model"] = "vector") -> Mod:
+    """Return a mod that replaces what a train function returns by this node's coded share of it.
+
+    Put it on the train function of a ClientApp: ``@app.train(mods=[solon_mod()])``. All nodes of a group must
+    compute the same: take batches from ``SolonTask.from_message(message).batches``, and nothing from a
+    global random state.
+
+    Parameters
+    ----------
+    returns : "vector" or "model"
+        What the train function returns in its one ArrayRecord. "vector": the gradient (the mean over the
+        task's batches) or, in mode "update", the model's change, one array per floating-point entry of the
+        model, same names and order; where a buffer stands, its change. "model": the trained model, as in any Flower app
+        (mode "update" only); the mod takes the difference.
+
+    Raises
+    ------
+    ConfigurationError
+        When called with an unknown `returns`; in a round, if what is returned does not fit the model.
+    """
+    if returns not in ("vector", "model"):
+        raise ConfigurationError(f"returns must be 'vector' or 'model'; got returns={returns!r}.")
+
+    def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        if message.metadata.message_type.partition(".")[0] != MessageType.TRAIN:
+            return call_next(message, context)
+        task = SolonTask.from_message(message)
+        if returns == "model" and task.mode == "gradient":
+            raise ConfigurationError(
+                "solon_mod(returns='model') needs mode='update'; got mode='gradient'; "
+                "set SolonConfig(mode='update'), or return gradients and use solon_mod()."
+            )
+        arrays = message.content.array_records[ARRAYS]
+        reply = call_next(message, context)
+        if reply.has_error():
+            return reply
+        returned = _only_record(reply)
+        _check_names(returned, arrays)
+        vector = flatten({name: trusted_tensor(array) for name, array in returned.items()})
+        if returns == "model":
+            vector -= flatten({name: trusted_tensor(array) for name, array in arrays.items()})
+        return share_reply(message, task, vector)
+
+    return mod
+
+
+def _only_record(reply: Message) -> ArrayRecord:
+    records = list(reply.content.array_records.values())
+    if len(records) != 1:
+        raise ConfigurationError(f"the train function must return one ArrayRecord; got {len(records)}.")
+    return records[0]
+
+
+def _check_names(returned: ArrayRecord, arrays: ArrayRecord) -> None:
+    """Check that `returned` holds the model's floating-point entries (others may be there), in order."""
+
+    def floating(record: ArrayRecord) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(array.shape) for name, array in record.items() if array.dtype.startswith("float")}
+
+    got, wanted = floating(returned), floating(arrays)
+    if list(got.items()) != list(wanted.items()):
+        odd = sorted(set(got.items()) ^ set(wanted.items())) or "their order"
+        raise ConfigurationError(
+            f"the train function must return one array per floating-point entry of the model; they differ in {odd}."
+        )

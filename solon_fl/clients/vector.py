@@ -1,0 +1,117 @@
+"""Between a torch model and the flat vector that is encoded."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from flwr.app import ArrayRecord
+from torch import Tensor, nn
+
+from solon_fl.errors import ConfigurationError
+from solon_fl.wire import trusted_tensor
+
+__all__ = ["GradientVector", "deterministic", "flatten", "load_model"]
+
+
+def load_model(model: nn.Module, arrays: ArrayRecord, buffers: Sequence[str], device: torch.device) -> None:
+    """Put the server's parameters and buffers into a model, on a device.
+
+    Raises
+    ------
+    ConfigurationError
+        If the model's entries are not those that the server sent, in that order, or `buffers`, what the
+        server takes for entries that no gradient moves, are not those of the model.
+    """
+    state = model.state_dict(keep_vars=True)
+    if list(state) != list(arrays):
+        odd = sorted(set(state) ^ set(arrays)) or "their order"
+        raise ConfigurationError(f"the node's model is not the server's: they differ in {odd}.")
+    own = [name for name, value in state.items() if value.is_floating_point() and not value.requires_grad]
+    if own != list(buffers):
+        raise ConfigurationError(
+            f"the model's buffers are {own}, but the server was told {list(buffers)}; "
+            "construct SolonStrategy with buffers=buffer_names(model)."
+        )
+    model.load_state_dict({name: trusted_tensor(array) for name, array in arrays.items()})
+    model.to(device)
+
+
+class GradientVector:
+    """A flat vector into which autograd writes a model's gradients directly.
+
+    Entries stand as in the state_dict. On entry to the `with` block every parameter's .grad becomes a view of it;
+    on leaving, the buffers' change since entry is written to their places.
+
+    Attributes
+    ----------
+    vector : Tensor, (d,), on the model's device
+        float64 if the model has a float64 entry, else float32.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        # Tied parameters have several names; each place gets the whole gradient, so that the copies on the
+        # server move together.
+        self._entries = {n: v for n, v in model.state_dict(keep_vars=True).items() if v.is_floating_point()}
+        values = list(self._entries.values())
+        double = any(value.dtype == torch.float64 for value in values)
+        self.vector = torch.zeros(
+            sum(value.numel() for value in values),
+            dtype=torch.float64 if double else torch.float32,
+            device=values[0].device,
+        )
+        self._before: dict[str, Tensor] = {}
+
+    def __enter__(self) -> "GradientVector":
+        for name, value, place in self._places():
+            if not value.requires_grad:
+                self._before[name] = value.detach().clone()
+            elif value.dtype == self.vector.dtype:
+                value.grad = place
+            else:  # autograd insists on the parameter's own dtype
+                value.grad = torch.zeros_like(value)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name, value, place in self._places():
+            if name in self._before:
+                place.copy_(value.detach() - self._before[name])
+            elif value.grad is not None and value.grad.data_ptr() != place.data_ptr():
+                place.copy_(value.grad)
+        for value in self._entries.values():
+            value.grad = None
+
+    def scale_gradients(self, factor: float) -> None:
+        """Multiply the parameters' gradients, not the buffers' changes."""
+        for _, value, place in self._places():
+            if value.requires_grad:
+                place.mul_(factor)
+
+    def _places(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        start = 0
+        for name, value in self._entries.items():
+            yield name, value, self.vector[start : start + value.numel()].view(value.shape)
+            start += value.numel()
+
+
+def flatten(tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return the floating-point tensors of a mapping, in its order, as one float32 (or float64) vector."""
+    parts = [value.detach().reshape(-1) for value in tensors.values() if value.is_floating_point()]
+    if not parts:
+        raise ConfigurationError("expected at least one floating-point array; got none.")
+    double = any(part.dtype == torch.float64 for part in parts)
+    return torch.cat([part.to(torch.float64 if double else torch.float32) for part in parts])
+
+
+@contextmanager
+def deterministic(seed: int, device: torch.device) -> Iterator[None]:
+    """Make what is computed inside the same on all nodes of a group, as far as kernels allow.
+
+    Seeds torch (dropout, augmentation) and restores its state afterwards; takes cuDNN's deterministic kernels, no
+    benchmarking and no TF32. What differs still, between other hardware or thread counts, is float
+    noise: see rtol.
+    """
+    devices = [device] if device.type == "cuda" else []
+    flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    with torch.random.fork_rng(devices=devices), flags:
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,197 @@
+"""Attacks as Flower mods: put them around the train function of any ClientApp."""
+
+import copy
+from collections.abc import Collection
+from typing import Literal
+
+import numpy as np
+import torch
+from flwr.app import Array, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp.typing import ClientAppCallable, Mod
+from torch import Tensor
+
+from solon_fl.errors import ConfigurationError
+from solon_fl.simulations.attacks.base import Attack
+from solon_fl.task import TASK
+from solon_fl.wire import to_array, trusted_tensor
+
+__all__ = ["MALFORMATIONS", "Malformation", "attack_mod", "malformed_mod", "silent_mod"]
+
+Malformation = Literal["shape", "dtype", "names", "garbage", "forged-header"]
+MALFORMATIONS: tuple[Malformation, ...] = ("shape", "dtype", "names", "garbage", "forged-header")
+
+
+def attack_mod(attack: Attack, liars: Collection[int] | None = None, seed: int = 0) -> Mod:
+    """Return a mod that replaces what a lying node sends by what the attack makes of it.
+
+    Works on coded shares (messages of `SolonStrategy`; nodes are numbered group * group_size + slot) and on any
+    other reply with arrays (nodes are numbered by "partition-id"). An omniscient attack learns what the
+    others send by computing it: the mod calls the honest train function in their place, with their slot or
+    partition. All liars of a group (without groups: of the run) collude.
+
+    Parameters
+    ----------
+    attack : Attack
+        What to send.
+    liars : collection of int, optional
+        Numbers of the nodes that lie. Default: every node that this mod runs on.
+    seed : int
+        Of the liars' randomness.
+    """
+    liars = None if liars is None else frozenset(liars)
+    known: dict[object, Tensor] = {}  # what everybody sends in the latest round: spares the next liar the work
+
+    def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        number = _node_number(message, context)
+        if liars is not None and number not in liars:
+            return call_next(message, context)
+        reply = call_next(message, context)
+        if reply.has_error():
+            return reply
+        own = _vector(reply)
+        numbers = [number]
+        vectors = own[None]
+        if attack.omniscient:
+            numbers = _colluding_numbers(message, context)
+            key = (context.run_id, message.metadata.group_id, numbers[0], len(numbers), own.numel())
+            if key not in known:
+                known.clear()
+                known[key] = torch.stack([_vector(_honest_reply(n, message, context, call_next)) for n in numbers])
+            vectors = known[key]
+        lying = [row for row, n in enumerate(numbers) if n == number or (liars is not None and n in liars)]
+        words = np.random.SeedSequence([seed, numbers[0], _round_number(message)]).generate_state(1, np.uint64)
+        rng = torch.Generator().manual_seed(int(words[0] >> np.uint64(1)))
+        lies = attack.lies(vectors, lying, rng)
+        return _with_vector(reply, lies[lying.index(numbers.index(number))])
+
+    return mod
+
+
+def silent_mod(liars: Collection[int] | None = None) -> Mod:
+    """Return a mod that makes nodes compute and then not answer (None: Flower never delivers a reply)."""
+
+    def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        if liars is None or _node_number(message, context) in liars:
+            return None  # type: ignore[return-value]  # what a broken ClientApp does
+        return call_next(message, context)
+
+    return mod
+
+
+def malformed_mod(liars: Collection[int] | None = None, how: Malformation | None = None) -> Mod:
+    """Return a mod that makes nodes send what is no valid reply.
+
+    Parameters
+    ----------
+    liars : collection of int, optional
+        As for `attack_mod`.
+    how : str, optional
+        One of `MALFORMATIONS`. Default: all of them in turn, by the node's number.
+    """
+    if how is not None and how not in MALFORMATIONS:
+        raise ConfigurationError(f"how must be one of {', '.join(MALFORMATIONS)}; got how={how!r}.")
+
+    def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        number = _node_number(message, context)
+        if liars is not None and number not in liars:
+            return call_next(message, context)
+        reply = call_next(message, context)
+        if reply.has_error():
+            return reply
+        return _malformed(reply, how or MALFORMATIONS[number % len(MALFORMATIONS)])
+
+    return mod
+
+
+def _node_number(message: Message, context: Context) -> int:
+    task = message.content.config_records.get(TASK)
+    if task is not None:
+        return _integer(task, "group") * _integer(task, "group_size") + _integer(task, "slot")
+    number = context.node_config.get("partition-id", context.node_id)
+    if not isinstance(number, int):
+        raise ConfigurationError(f"partition-id must be a whole number; got partition-id={number!r}.")
+    return number
+
+
+def _round_number(message: Message) -> int:
+    return int(message.metadata.group_id) if message.metadata.group_id.isdecimal() else 0
+
+
+def _colluding_numbers(message: Message, context: Context) -> list[int]:
+    """Return the numbers of the nodes whose vectors count: the group's, or all."""
+    task = message.content.config_records.get(TASK)
+    if task is not None:
+        size = _integer(task, "group_size")
+        first = _integer(task, "group") * size
+        return list(range(first, first + size))
+    count = context.node_config.get("num-partitions")
+    if not isinstance(count, int):
+        raise ConfigurationError(
+            f"an omniscient attack needs num-partitions in the node's config; got num-partitions={count!r}."
+        )
+    return list(range(count))
+
+
+def _honest_reply(number: int, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Return what node `number` would answer to its copy of this message."""
+    task = message.content.config_records.get(TASK)
+    message, context = copy.copy(message), copy.copy(context)
+    content = RecordDict(dict(message.content))
+    if task is not None:
+        content[TASK] = ConfigRecord({**task, "slot": number % _integer(task, "group_size")})
+    message.content = content
+    context.node_config = {**context.node_config, "partition-id": number}
+    return call_next(message, context)
+
+
+def _integer(record: ConfigRecord, name: str) -> int:
+    value = record[name]
+    if not isinstance(value, int):
+        raise ConfigurationError(f"the task's entry {name} must be a whole number; got {name}={value!r}.")
+    return value
+
+
+def _arrays(reply: Message) -> dict[tuple[str, str], Array]:
+    return {
+        (record_name, name): array
+        for record_name, record in reply.content.array_records.items()
+        for name, array in record.items()
+        if array.dtype.startswith("float")
+    }
+
+
+def _vector(reply: Message) -> Tensor:
+    """Return all floating-point arrays of a reply as one vector."""
+    return torch.cat([trusted_tensor(array).reshape(-1) for array in _arrays(reply).values()])
+
+
+def _with_vector(reply: Message, vector: Tensor) -> Message:
+    """Return the reply with its arrays' values taken from the vector."""
+    start = 0
+    for (record_name, name), array in _arrays(reply).items():
+        old = trusted_tensor(array)
+        values = vector[start : start + old.numel()].view(old.shape).to(old.dtype)
+        reply.content.array_records[record_name][name] = to_array(values)
+        start += old.numel()
+    return reply
+
+
+def _malformed(reply: Message, how: Malformation) -> Message:
+    """Spoil the first array of every record of a reply."""
+    for record in reply.content.array_records.values():
+        name, array = next(iter(record.items()))
+        values = trusted_tensor(array)
+        if how == "shape":
+            record[name] = to_array(torch.cat([values.reshape(-1), values.reshape(-1)]))
+        elif how == "dtype":
+            record[name] = to_array(values.to(torch.int64))
+        elif how == "names":
+            record["unexpected"] = record.pop(name)
+        elif how == "garbage":
+            garbage = np.random.default_rng(0).bytes(len(array.data))
+            record[name] = Array(dtype=array.dtype, shape=tuple(array.shape), stype=array.stype, data=garbage)
+        else:
+            # The same number of bytes, but a header that promises 100 billion numbers.
+            forged = array.data.replace(f"({values.shape[0]},".encode(), b"(99999999999,", 1)[: len(array.data)]
+            record[name] = Array(dtype=array.dtype, shape=tuple(array.shape), stype=array.stype, data=forged)
+    return reply

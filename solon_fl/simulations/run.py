@@ -1,0 +1,199 @@
+"""Running a scenario."""
+
+import importlib.util
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from torch import nn
+from torch.nn import functional
+
+from solon_fl.errors import ConfigurationError
+from solon_fl.simulations.client import ImageClient, make_client_app
+from solon_fl.simulations.datasets import Dataset, load_dataset
+from solon_fl.simulations.grid import InProcessGrid
+from solon_fl.simulations.models import build_model
+from solon_fl.simulations.scenario import Scenario
+from solon_fl.strategies import RoundReport, buffer_names
+from solon_fl.wire import to_array, trusted_tensor
+
+__all__ = ["Outcome", "RoundRecord", "simulate"]
+
+
+@dataclass(kw_only=True)
+class RoundRecord:
+    """What is known after one round.
+
+    Attributes
+    ----------
+    round : int
+        0 is the untrained model.
+    accuracy, loss : float
+        On the test set.
+    seconds : float
+        Since the run began.
+    report : RoundReport or None
+        Of `SolonStrategy`.
+    """
+
+    round: int
+    accuracy: float
+    loss: float
+    seconds: float
+    report: RoundReport | None = None
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """A finished run.
+
+    Attributes
+    ----------
+    scenario : Scenario
+        What was run.
+    records : list of RoundRecord
+        One a round, the untrained model first.
+    arrays : ArrayRecord
+        The final model.
+    error : str or None
+        Why the run broke off, if it did.
+    """
+
+    scenario: Scenario
+    records: list[RoundRecord] = field(default_factory=list)
+    arrays: ArrayRecord = field(default_factory=ArrayRecord)
+    error: str | None = None
+
+    @property
+    def accuracy(self) -> float:
+        """Of the final model on the test set, 0..1; nan if there was none."""
+        return self.records[-1].accuracy if self.records else math.nan
+
+    @property
+    def offences(self) -> dict[int, Counter[str]]:
+        """How often each node was named, by its number and by what for: "lying", "silent" or "malformed".
+
+        A node's number is group * group_size + slot, as in `Scenario.liars`.
+        """
+        counts: dict[int, Counter[str]] = {}
+        for record in self.records:
+            for group in record.report.groups if record.report is not None else ():
+                kinds = {"lying": group.corrupt_nodes, "silent": group.silent_nodes, "malformed": group.malformed_nodes}
+                for kind, nodes in kinds.items():
+                    for node in nodes:
+                        number = group.group * len(group.nodes) + group.nodes.index(node)
+                        counts.setdefault(number, Counter())[kind] += 1
+        return dict(sorted(counts.items()))
+
+
+def simulate(scenario: Scenario, on_round: Callable[[RoundRecord], None] | None = None) -> Outcome:
+    """Run a scenario and return its outcome.
+
+    Parameters
+    ----------
+    scenario : Scenario
+        What to run. The same scenario gives the same accuracies on the same machine.
+    on_round : callable, optional
+        Called after every round, round 0 included.
+
+    Raises
+    ------
+    ConfigurationError
+        If the data can't be found, batch_size exceeds the data, or the engine is not installed.
+    """
+    dataset = load_dataset(scenario.dataset, scenario.data_dir)
+    if scenario.batch_size > len(dataset.train_labels):
+        raise ConfigurationError(
+            f"batch_size must be at most the number of training images; got batch_size={scenario.batch_size}, "
+            f"dataset {dataset.name} has {len(dataset.train_labels)}."
+        )
+    outcome = Outcome(scenario=scenario)
+    client_app = make_client_app(ImageClient(scenario, dataset))
+    server_app = _server_app(outcome, dataset, on_round)
+    if scenario.engine == "ray":
+        _run_on_ray(server_app, client_app, scenario.config.num_nodes)
+    else:
+        grid = InProcessGrid(client_app, scenario.config.num_nodes)
+        context = Context(run_id=grid.run.run_id, node_id=0, node_config={}, state=RecordDict(), run_config={})
+        server_app(grid, context)
+    return outcome
+
+
+def _server_app(outcome: Outcome, dataset: Dataset, on_round: Callable[[RoundRecord], None] | None) -> ServerApp:
+    """Return the ServerApp that runs the outcome's scenario and fills in the outcome."""
+    scenario = outcome.scenario
+    model = build_model(scenario.model, dataset.input_shape, dataset.num_classes, seed=scenario.config.seed)
+    initial_arrays = ArrayRecord({name: to_array(value) for name, value in model.state_dict().items()})
+    reports: list[RoundReport] = []
+    started = time.monotonic()
+
+    def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        model.load_state_dict({name: trusted_tensor(array) for name, array in arrays.items()})
+        accuracy, loss = _test(model, dataset)
+        record = RoundRecord(
+            round=server_round,
+            accuracy=accuracy,
+            loss=loss,
+            seconds=time.monotonic() - started,
+            report=reports[-1] if reports and server_round else None,
+        )
+        outcome.arrays = arrays
+        outcome.records.append(record)
+        if on_round is not None:
+            on_round(record)
+        return MetricRecord({"accuracy": accuracy, "loss": loss})
+
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        strategy = scenario.make_strategy(buffer_names(model), reports.append)
+        try:
+            strategy.start(
+                grid,
+                initial_arrays,
+                num_rounds=scenario.rounds,
+                # In this process all replies there will be are there after one look.
+                timeout=1.0 if scenario.engine == "in-process" else 600.0,
+                train_config=ConfigRecord({"lr": scenario.local_learning_rate}),
+                evaluate_fn=evaluate,
+            )
+        except ConfigurationError:
+            raise
+        except Exception as error:  # an attack that aborts a strategy is a result, not a crash
+            outcome.error = f"{type(error).__name__}: {str(error).strip()}"
+
+    return app
+
+
+def _test(model: nn.Module, dataset: Dataset) -> tuple[float, float]:
+    """Return accuracy (0..1) and mean loss on the test set."""
+    model.eval()
+    with torch.no_grad():
+        outputs = torch.cat([model(images) for images in torch.split(dataset.test_images, 1000)])
+    correct = (outputs.argmax(1) == dataset.test_labels).double().mean()
+    return float(correct), float(functional.cross_entropy(outputs, dataset.test_labels))
+
+
+def _run_on_ray(server_app: ServerApp, client_app: ClientApp, num_nodes: int) -> None:
+    """Run on Flower's own simulation engine."""
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigurationError(
+            "engine='ray' needs Flower's simulation engine; ray is not installed; pip install 'solon-fl[ray]'."
+        )
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    from flwr.simulation import run_simulation
+
+    run_simulation(
+        server_app=server_app,
+        client_app=client_app,
+        num_supernodes=num_nodes,
+        backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
+    )

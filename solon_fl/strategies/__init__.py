@@ -1,0 +1,9 @@
+"""The server side: Flower strategies."""
+
+from solon_fl.strategies.gradient import GradientStrategy
+from solon_fl.strategies.group import GroupReport
+from solon_fl.strategies.model import buffer_names
+from solon_fl.strategies.report import RoundReport
+from solon_fl.strategies.solon import SolonStrategy
+
+__all__ = ["GradientStrategy", "GroupReport", "RoundReport", "SolonStrategy", "buffer_names"]

@@ -1,0 +1,95 @@
+"""Sending messages and taking replies as they come, whatever the Grid or a node does."""
+
+import logging
+import time
+from collections.abc import Callable, Hashable, Mapping
+from typing import TypeVar
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+__all__ = ["exchange", "reply_keys"]
+
+Key = TypeVar("Key", bound=Hashable)
+LONGEST_PAUSE = 0.5  # seconds between two looks for replies
+logger = logging.getLogger("flwr")
+
+
+def exchange(
+    grid: Grid,
+    messages: Mapping[Key, Message],
+    timeout: float | None,
+    receive: Callable[[list[tuple[Key, Message]]], bool],
+) -> float:
+    """Send messages and hand over the replies as they come, until all are there, `receive` says stop, or time is up.
+
+    Parameters
+    ----------
+    messages : mapping
+        A key of the caller's to each message.
+    timeout : float or None
+        Seconds; None waits for ever.
+    receive : callable
+        Gets the replies that came together, each with its message's key, once per message that was
+        answered; returns True when no more are needed.
+
+    Returns
+    -------
+    float
+        Seconds that passed outside `receive`.
+
+    Notes
+    -----
+    Replies are matched by the id of the message that they answer, which the server made; a second
+    reply to the same message, or one to another message, is never handed over.
+    """
+    started = time.monotonic()
+    inside = 0.0
+    key_of = reply_keys(messages, list(grid.push_messages(list(messages.values()))))
+    pause = 0.005
+    while key_of and (timeout is None or time.monotonic() - started < timeout):
+        replies = _pull(grid, list(key_of))
+        answered = [reply.metadata.reply_to_message_id for reply in replies]
+        batch = [(key_of.pop(i), reply) for i, reply in zip(answered, replies, strict=True) if i in key_of]
+        if batch:
+            entered = time.monotonic()
+            enough = receive(batch)
+            inside += time.monotonic() - entered
+            if enough:
+                break
+            pause = 0.005
+        elif key_of:
+            time.sleep(pause)
+            pause = min(1.5 * pause, LONGEST_PAUSE)
+    return time.monotonic() - started - inside
+
+
+def reply_keys(messages: Mapping[Key, Message], message_ids: list[str] | None = None) -> dict[str, Key]:
+    """Return the caller's key by message id, for the messages that were really sent.
+
+    Grids write the id into the message that they send; one that does not must return as many ids as it got
+    messages (None for those that it refused).
+    """
+    sent = {message.metadata.message_id: key for key, message in messages.items() if message.metadata.message_id}
+    if not sent and message_ids is not None and len(message_ids) == len(messages):
+        sent = {message_id: key for message_id, key in zip(message_ids, messages, strict=True) if message_id}
+    return sent
+
+
+def _pull(grid: Grid, message_ids: list[str]) -> list[Message]:
+    """Pull replies; if one of them makes the Grid raise, pull the others without it."""
+    try:
+        return list(grid.pull_messages(message_ids))
+    except Exception as error:  # a reply that Flower can't inflate must not end the run
+        logger.warning("Pulling replies failed (%s); pulling them one by one.", error)
+    replies: list[Message] = []
+    failures = 0
+    for message_id in message_ids:
+        try:
+            replies += grid.pull_messages([message_id])
+        except Exception as error:
+            failures += 1
+            logger.warning("A reply can't be read and counts as missing: %s", error)
+    if failures == len(message_ids):
+        time.sleep(LONGEST_PAUSE)  # the connection, not a reply, may be at fault: try again, in peace
+    return replies

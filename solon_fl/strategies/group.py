@@ -1,0 +1,157 @@
+"""One group in one round: from its nodes' replies to a gradient, or a clear failure."""
+
+import logging
+import time
+from dataclasses import dataclass, field
+
+import torch
+from flwr.app import ArrayRecord, Message
+from torch import Tensor
+
+from solon_fl.coding import Decoded, LinearCode
+from solon_fl.errors import InvalidReplyError
+from solon_fl.task import SHARE
+from solon_fl.wire import untrusted_vector
+
+__all__ = ["GroupReport", "GroupRound", "read_share"]
+
+logger = logging.getLogger("flwr")
+
+
+def read_share(reply: Message, length: int, dtype: torch.dtype) -> Tensor:
+    """Return the share that a reply carries, (length,), on the message's own bytes.
+
+    Raises
+    ------
+    InvalidReplyError
+        Whatever else the reply holds: an error, other records, another shape, dtype or number of bytes.
+    """
+    if reply.has_error():
+        raise InvalidReplyError(f"error {reply.error.code}: {str(reply.error.reason).strip()[:300]}")
+    record = reply.content.get(SHARE)
+    if not isinstance(record, ArrayRecord) or list(record) != [SHARE]:
+        raise InvalidReplyError(f"expected one ArrayRecord {SHARE!r} with the one array {SHARE!r}")
+    return untrusted_vector(record[SHARE], length, dtype)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupReport:
+    """What became of one group in one round.
+
+    Attributes
+    ----------
+    group : int
+        Its number.
+    nodes : tuple of int
+        Ids of its nodes, by slot.
+    status : str
+        A `DecodeStatus`.
+    corrupt_nodes : tuple of int
+        Ids of the nodes whose shares were located as lies.
+    silent_nodes : tuple of int
+        Ids of the nodes that had not answered when the group was decoded.
+    malformed_nodes : dict
+        Id of each node whose reply was not a share, and what was wrong with it.
+    residual, tolerance, error_bound : float
+        See `Decoded`.
+    """
+
+    group: int
+    nodes: tuple[int, ...]
+    status: str
+    corrupt_nodes: tuple[int, ...]
+    silent_nodes: tuple[int, ...]
+    malformed_nodes: dict[int, str]
+    residual: float
+    tolerance: float
+    error_bound: float
+
+
+@dataclass(kw_only=True)
+class GroupRound:
+    """Collects the replies of one group and decodes them as soon as the outcome is certain.
+
+    Attributes
+    ----------
+    group : int
+        Its number.
+    nodes : tuple of int
+        Node ids by slot.
+    code : LinearCode
+        The code of the run.
+    dim : int
+        d.
+    dtype : torch.dtype
+        Of the shares.
+    projection : torch.Generator or None
+        For reproducible simulation; None draws fresh entropy.
+    """
+
+    group: int
+    nodes: tuple[int, ...]
+    code: LinearCode
+    dim: int
+    dtype: torch.dtype
+    projection: torch.Generator | None = None
+    gradient: Tensor | None = None
+    report: GroupReport | None = None
+    bytes_in: int = 0
+    seconds: float = 0.0
+    _shares: dict[int, Tensor] = field(default_factory=dict)
+    _malformed: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the outcome is fixed."""
+        return self.report is not None
+
+    def receive(self, slot: int, reply: Message) -> None:
+        """Take one reply; whatever is in it, nothing is raised. The first reply of a slot counts."""
+        if self.closed or slot in self._shares or self.nodes[slot] in self._malformed:
+            return
+        node_id = self.nodes[slot]
+        try:
+            share = read_share(reply, self.code.share_dim(self.dim), self.dtype)
+        except Exception as error:  # InvalidReplyError, or whatever a hostile record makes Flower raise
+            self._malformed[node_id] = str(error) or type(error).__name__
+            logger.warning("Node %d (group %d): not a share: %s", node_id, self.group, self._malformed[node_id])
+            return
+        self._shares[slot] = share
+        self.bytes_in += share.numel() * share.element_size()
+
+    def decode(self, *, last: bool) -> None:
+        """Decode if nothing that may still come can change the result, or if nothing will come (`last`).
+
+        It can't change any more once k + s shares agree: k of them at least are honest, and fix the gradient.
+        """
+        if self.closed:
+            return
+        all_here = len(self._shares) + len(self._malformed) == len(self.nodes)
+        needed = self.code.compression + self.code.byzantine
+        if not (last or all_here) and len(self._shares) < needed:
+            return
+        started = time.monotonic()
+        decoded = self.code.decode(self._shares, dim=self.dim, generator=self.projection)
+        self.seconds += time.monotonic() - started
+        agreeing = len(self.nodes) - len(decoded.corrupt_slots) - len(decoded.erased_slots)
+        if last or all_here or (decoded.ok and agreeing >= needed):
+            self._close(decoded)
+
+    def _close(self, decoded: Decoded) -> None:
+        malformed = dict(self._malformed)
+        for slot in sorted(set(decoded.erased_slots) & set(self._shares)):
+            malformed[self.nodes[slot]] = "the share holds NaN or inf"
+        answered = {self.nodes[slot] for slot in self._shares} | set(malformed)
+        self.gradient = decoded.gradient
+        self.report = GroupReport(
+            group=self.group,
+            nodes=self.nodes,
+            status=decoded.status.value,
+            corrupt_nodes=tuple(self.nodes[slot] for slot in decoded.corrupt_slots),
+            silent_nodes=tuple(node_id for node_id in self.nodes if node_id not in answered),
+            malformed_nodes=malformed,
+            residual=decoded.residual,
+            tolerance=decoded.tolerance,
+            error_bound=decoded.error_bound,
+        )
+        self._shares.clear()

@@ -1,0 +1,126 @@
+"""The server's copy of the model: a flat vector, an optimizer, and Flower records made from it."""
+
+import math
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+
+import torch
+from flwr.app import Array, ArrayRecord
+from torch import Tensor
+
+from solon_fl.config import Mode
+from solon_fl.errors import ConfigurationError
+from solon_fl.wire import to_array, trusted_tensor
+
+__all__ = ["OptimizerFactory", "ServerModel", "buffer_names"]
+
+OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
+
+
+def buffer_names(model: torch.nn.Module) -> tuple[str, ...]:
+    """Return the floating-point entries of a model's state_dict that no gradient moves.
+
+    Those are BatchNorm's running statistics and the like, and frozen parameters: what `SolonStrategy` takes
+    as `buffers`.
+
+    Examples
+    --------
+    >>> buffer_names(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)))
+    ('1.running_mean', '1.running_var')
+    """
+    state = model.state_dict(keep_vars=True)
+    return tuple(name for name, value in state.items() if value.is_floating_point() and not value.requires_grad)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    start: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + math.prod(self.shape)
+
+
+class ServerModel:
+    """The model as one vector of all floating-point entries, in the record's order.
+
+    Parameters
+    ----------
+    arrays : ArrayRecord
+        The initial model. Integer and boolean entries (such as BatchNorm's num_batches_tracked) stay as they
+        are: no node is asked about them.
+    buffers : collection of str
+        Names of floating-point entries that no gradient moves. Nodes send their change, which is added.
+    optimizer : callable
+        Makes a torch optimizer of a list of tensors, such as functools.partial(torch.optim.SGD, lr=0.1). It
+        gets one tensor per parameter.
+    """
+
+    def __init__(self, arrays: ArrayRecord, buffers: Collection[str], optimizer: OptimizerFactory) -> None:
+        unknown = sorted(set(buffers) - set(arrays))
+        if unknown:
+            raise ConfigurationError(f"buffers must name entries of the model; got {unknown}, not in it.")
+        self._entries: list[_Entry] = []
+        self._static: dict[str, Array] = {}
+        self._order = list(arrays)
+        tensors = []
+        for name, array in arrays.items():
+            tensor = trusted_tensor(array)
+            if not tensor.is_floating_point():
+                self._static[name] = array
+                continue
+            self._entries.append(_Entry(name, tuple(tensor.shape), tensor.dtype, self.dim))
+            tensors.append(tensor.reshape(-1))
+        if not tensors:
+            raise ConfigurationError("the model must have floating-point entries; got none in initial_arrays.")
+        double = any(tensor.dtype == torch.float64 for tensor in tensors)
+        self.vector = torch.cat(tensors).to(torch.float64 if double else torch.float32)
+        self.buffers = tuple(entry.name for entry in self._entries if entry.name in set(buffers))
+        self._parameters = list(self._views(self.vector, buffers=False))
+        self._buffers = list(self._views(self.vector, buffers=True))
+        self._optimizer = optimizer(self._parameters) if self._parameters else None
+
+    @property
+    def dim(self) -> int:
+        """d, the length of the vector."""
+        return self._entries[-1].stop if self._entries else 0
+
+    def to_record(self) -> ArrayRecord:
+        """Return the model as a new ArrayRecord, in the dtypes and the order in which it came."""
+        arrays = dict(self._static)
+        for entry in self._entries:
+            arrays[entry.name] = to_array(self.vector[entry.start : entry.stop].view(entry.shape).to(entry.dtype))
+        return ArrayRecord({name: arrays[name] for name in self._order})
+
+    def to_vector(self, arrays: ArrayRecord) -> Tensor:
+        """Return another record of the same entries as a (dim,) vector."""
+        return torch.cat([trusted_tensor(arrays[entry.name]).reshape(-1) for entry in self._entries]).to(self.vector)
+
+    def step(self, direction: Tensor, mode: Mode) -> None:
+        """Let the optimizer take one step, and add the change of the buffers.
+
+        Parameters
+        ----------
+        direction : Tensor, (dim,)
+            Where a parameter stands: the gradient, or in mode "update" the change, whose negative the
+            optimizer takes for the gradient (SGD with lr=1 then adds it as it is). Where a buffer stands:
+            its change. It may be overwritten.
+        """
+        for buffer, change in zip(self._buffers, self._views(direction, buffers=True), strict=True):
+            buffer += change
+        if self._optimizer is None:
+            return
+        if mode == "update":
+            direction.neg_()
+        for parameter, gradient in zip(self._parameters, self._views(direction, buffers=False), strict=True):
+            parameter.grad = gradient
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def _views(self, vector: Tensor, buffers: bool) -> Iterator[Tensor]:
+        for entry in self._entries:
+            if (entry.name in self.buffers) == buffers:
+                yield vector[entry.start : entry.stop].view(entry.shape)

@@ -1,0 +1,137 @@
+"""What the server asks of one node in one round, and how that travels in a Flower message."""
+
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from flwr.app import ConfigRecord, Message
+from torch import Tensor
+
+from solon_fl.coding import LinearCode
+from solon_fl.config import CodeName, Mode, make_code
+from solon_fl.errors import ConfigurationError
+
+__all__ = ["ARRAYS", "CONFIG", "SHARE", "SILO_QUERY", "TASK", "Batch", "SolonTask"]
+
+# Names of the records in a message. "arrays" and "config" are Flower's own habit.
+ARRAYS = "arrays"  # server -> node: the model
+CONFIG = "config"  # server -> node: the user's train config and "server-round"
+TASK = "solon"  # server -> node: a SolonTask
+SHARE = "share"  # node -> server: an ArrayRecord with the one array "share"
+SILO_QUERY = "query.solon_silo"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One batch of a group in one round; the same for all nodes of the group.
+
+    Attributes
+    ----------
+    seed, round, group, index : int
+        Run seed, server round, group number and the batch's number within the group: all that a batch
+        may depend on.
+    """
+
+    seed: int
+    round: int
+    group: int
+    index: int
+
+    @property
+    def torch_seed(self) -> int:
+        """A 63-bit seed that differs from batch to batch."""
+        state = np.random.SeedSequence([self.seed, self.round, self.group, self.index]).generate_state(1, np.uint64)
+        return int(state[0] >> np.uint64(1))
+
+    def generator(self) -> torch.Generator:
+        """Return a CPU generator for this batch: augmentation, sampling, anything random about it."""
+        return torch.Generator().manual_seed(self.torch_seed)
+
+    def sample(self, num_examples: int, batch_size: int) -> Tensor:
+        """Return `batch_size` distinct indices below `num_examples`, (batch_size,) int64, CPU."""
+        if not 0 < batch_size <= num_examples:
+            raise ConfigurationError(
+                f"batch_size must be between 1 and the number of examples; got batch_size={batch_size}, "
+                f"num_examples={num_examples}."
+            )
+        return torch.randperm(num_examples, generator=self.generator())[:batch_size]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SolonTask:
+    """A node's work in one round: which batches to compute, and which share of the result to send.
+
+    Attributes
+    ----------
+    round, group, slot : int
+        Server round (from 1), and the node's place.
+    seed : int
+        Of the run.
+    num_batches : int
+        Batches of the group in this round.
+    dim : int
+        d, length of the vector to encode: all floating-point entries of the model, in its order.
+    buffers : tuple of str
+        Entries of the model that no gradient moves (statistics, frozen weights): their change is encoded.
+    mode, code, byzantine, compression, stragglers, group_size
+        See `solon_fl.SolonConfig`.
+    """
+
+    round: int
+    group: int
+    slot: int
+    seed: int
+    num_batches: int
+    dim: int
+    mode: Mode
+    code: CodeName
+    byzantine: int
+    compression: int
+    stragglers: int
+    group_size: int
+    buffers: tuple[str, ...] = ()
+
+    @property
+    def batches(self) -> tuple[Batch, ...]:
+        """The group's batches in this round."""
+        return tuple(Batch(self.seed, self.round, self.group, index) for index in range(self.num_batches))
+
+    def make_code(self) -> LinearCode:
+        """Return the code; rtol matters to the server only."""
+        return make_code(self.code, self.byzantine, self.compression, self.stragglers, self.group_size, 1e-6)
+
+    def to_record(self) -> ConfigRecord:
+        """Return the task as a Flower record, a new one for every node."""
+        values: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
+        values["buffers"] = list(self.buffers)
+        return ConfigRecord(values)
+
+    @classmethod
+    def from_message(cls, message: Message) -> "SolonTask":
+        """Return the task that a message from the server carries.
+
+        Raises
+        ------
+        ConfigurationError
+            If there is none, or it is not one that this version understands.
+        """
+        record = message.content.config_records.get(TASK)
+        if record is None:
+            raise ConfigurationError(
+                f"the message has no record {TASK!r}: it was not sent by SolonStrategy; check the ServerApp's strategy."
+            )
+        values: dict[str, Any] = dict(record)
+        expected = set(cls.__slots__)
+        if set(values) != expected:
+            odd = sorted(set(values) ^ expected)
+            raise ConfigurationError(
+                f"the task has missing or unknown entries {odd}; install the same solon_fl on server and nodes."
+            )
+        values["buffers"] = tuple(values["buffers"])
+        texts = {"mode": get_args(Mode), "code": get_args(CodeName)}
+        for name, value in values.items():
+            fits = value in texts[name] if name in texts else name == "buffers" or type(value) is int
+            if not fits:
+                raise ConfigurationError(f"the task's entry {name} is not valid; got {name}={value!r}.")
+        return cls(**values)
