@@ -1,1 +1,22 @@
-"""Built-in simulation: data, models, attacks, the in-process engine and the command line."""
+"""Built-in simulation: data, models, attacks, an in-process engine, and the command line `solon-fl`."""
+
+from solon_fl.simulations.datasets import DATASETS, Dataset, load_dataset
+from solon_fl.simulations.grid import InProcessGrid
+from solon_fl.simulations.models import MODELS, build_model
+from solon_fl.simulations.run import Outcome, RoundRecord, simulate
+from solon_fl.simulations.scenario import ATTACKS, STRATEGIES, Scenario
+
+__all__ = [
+    "ATTACKS",
+    "DATASETS",
+    "MODELS",
+    "STRATEGIES",
+    "Dataset",
+    "InProcessGrid",
+    "Outcome",
+    "RoundRecord",
+    "Scenario",
+    "build_model",
+    "load_dataset",
+    "simulate",
+]

@@ -53,7 +53,7 @@ def attack_mod(attack: Attack, liars: Collection[int] | None = None, seed: int =
         vectors = own[None]
         if attack.omniscient:
             numbers = _colluding_numbers(message, context)
-            key = (context.run_id, message.metadata.group_id, numbers[0], len(numbers), own.numel())
+            key = (context.run_id, _round_number(message), numbers[0], len(numbers), own.numel())
             if key not in known:
                 known.clear()
                 known[key] = torch.stack([_vector(_honest_reply(n, message, context, call_next)) for n in numbers])
@@ -114,7 +114,11 @@ def _node_number(message: Message, context: Context) -> int:
 
 
 def _round_number(message: Message) -> int:
-    return int(message.metadata.group_id) if message.metadata.group_id.isdecimal() else 0
+    """Return the server round, which every strategy of Flower's puts into its config."""
+    for record in message.content.config_records.values():
+        if isinstance(number := record.get("server-round"), int):
+            return number
+    raise ConfigurationError("an attack needs the server round; the message has no config with 'server-round'.")
 
 
 def _colluding_numbers(message: Message, context: Context) -> list[int]:

@@ -1,0 +1,185 @@
+"""The command `solon-fl`."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, cast, get_args
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from solon_fl.config import CodeName, Mode, SolonConfig
+from solon_fl.errors import SolonError
+from solon_fl.simulations.datasets import DATASETS
+from solon_fl.simulations.models import MODELS
+from solon_fl.simulations.output import comparison_table, offences_table, plot_comparison, plot_run, write_jsonl
+from solon_fl.simulations.run import Outcome, RoundRecord, simulate
+from solon_fl.simulations.scenario import ATTACKS, STRATEGIES, Engine, Scenario
+
+__all__ = ["main"]
+
+console = Console()
+app = typer.Typer(
+    help="Train through lying machines: Solon for Flower.",
+    epilog="Start with:  solon-fl demo",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+)
+
+
+def main() -> None:
+    """Run the command line; errors made on purpose are one message and exit code 2."""
+    try:
+        app()
+    except SolonError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+@app.command("simulate")
+def simulate_command(
+    nodes: Annotated[int, typer.Option(help="P: nodes in the run, a multiple of the group size.")] = 20,
+    byzantine: Annotated[int, typer.Option(help="s: nodes of each group that lie, and that Solon must find.")] = 2,
+    compression: Annotated[int, typer.Option(help="k: a node sends 1/k of the gradient.")] = 6,
+    stragglers: Annotated[int, typer.Option(help="e: nodes of each group that may stay silent.")] = 0,
+    group_size: Annotated[int, typer.Option(help="r: nodes of a group, at least 2s + e + k; 0 takes just that.")] = 0,
+    attack: Annotated[str, typer.Option(help=f"What the liars do: none, {', '.join(ATTACKS)}.")] = "none",
+    strategy: Annotated[str, typer.Option(help=f"Who aggregates: {', '.join(STRATEGIES)}.")] = "solon",
+    dataset: Annotated[str, typer.Option(help=f"Images: {', '.join(DATASETS)}.")] = "fashion-mnist-6k",
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder of a data set that does not come with the package.")
+    ] = None,
+    model: Annotated[str, typer.Option(help=f"Network: {', '.join(MODELS)}.")] = "cnn",
+    rounds: Annotated[int, typer.Option(help="Rounds: steps of the server's optimizer.")] = 60,
+    batch_size: Annotated[int, typer.Option(help="Images in one batch; every round has P batches.")] = 32,
+    learning_rate: Annotated[float, typer.Option(help="Of the server's SGD.")] = 0.05,
+    momentum: Annotated[float, typer.Option(help="Of the server's SGD.")] = 0.9,
+    mode: Annotated[
+        str, typer.Option(help=f"What is coded: {', '.join(get_args(Mode))} (after local steps).")
+    ] = "gradient",
+    local_learning_rate: Annotated[float, typer.Option(help="Of the local steps, in mode update.")] = 0.05,
+    code: Annotated[str, typer.Option(help=f"The code: {', '.join(get_args(CodeName))} (the paper's).")] = "fourier",
+    rtol: Annotated[float, typer.Option(help="Float noise tolerated between honest nodes.")] = 1e-6,
+    seed: Annotated[int, typer.Option(help="Fixes weights, batches and liars: same seed, same result.")] = 0,
+    engine: Annotated[
+        str, typer.Option(help=f"Where nodes run: {', '.join(get_args(Engine))} (needs solon-fl\\[ray]).")
+    ] = "in-process",
+    every_node_computes: Annotated[
+        bool, typer.Option(help="Compute every node's gradient, not one per group (r times slower, same result).")
+    ] = False,
+    output: Annotated[Path, typer.Option(help="Folder for rounds.jsonl and plot.png.")] = Path("solon-results"),
+    verbose: Annotated[bool, typer.Option(help="Show Flower's log.")] = False,
+) -> None:
+    """Train a network while some nodes lie, and see who was caught.
+
+    For example, 20 nodes in two groups of 10, two liars in each:
+
+        solon-fl simulate --nodes 20 --byzantine 2 --compression 6 --attack alie
+    """
+    _set_log_level(verbose)
+    scenario = Scenario(
+        config=SolonConfig(
+            num_nodes=nodes,
+            byzantine=byzantine,
+            compression=compression,
+            stragglers=stragglers,
+            group_size=group_size,
+            code=cast(CodeName, code),
+            rtol=rtol,
+            seed=seed,
+            mode=cast(Mode, mode),
+        ),
+        strategy=strategy,
+        attack=None if attack == "none" else attack,
+        dataset=dataset,
+        model=model,
+        data_dir=data_dir,
+        rounds=rounds,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        momentum=momentum,
+        local_learning_rate=local_learning_rate,
+        engine=cast(Engine, engine),
+        compute_once=not every_node_computes,
+    )
+    with _progress() as progress:
+        outcome = _run(scenario, progress)
+    write_jsonl(outcome, output / "rounds.jsonl")
+    plot_run(outcome, output / "plot.png")
+    if strategy == "solon":
+        console.print(offences_table(outcome))
+        _print_failures(outcome)
+    console.print(f"Accuracy: [bold]{outcome.accuracy:.1%}[/] after {len(outcome.records) - 1} rounds.")
+    if outcome.error:
+        console.print(f"[red]The run broke off:[/] {outcome.error}", highlight=False)
+    console.print(f"Written: {output / 'rounds.jsonl'}, {output / 'plot.png'}", highlight=False, soft_wrap=True)
+    if outcome.error:
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    rounds: Annotated[int, typer.Option(help="Rounds of each of the seven runs.")] = 60,
+    seed: Annotated[int, typer.Option(help="Fixes weights, batches and liars.")] = 0,
+    output: Annotated[Path, typer.Option(help="Folder for the plot and the JSON lines.")] = Path("solon-results/demo"),
+) -> None:
+    """Solon against FedAvg and MultiKrum while a quarter of 20 nodes lie.
+
+    Trains a small network on 5,000 Fashion-MNIST images seven times: without an attack, and under two attacks
+    with each of the three strategies. All see the same batches.
+    """
+    _set_log_level(verbose=False)
+    config = SolonConfig(num_nodes=20, byzantine=5, compression=10, seed=seed)
+    console.print(
+        f"{config.num_nodes} nodes, {config.byzantine} of them liars; each Solon node sends 1/{config.compression} of "
+        "the gradient, the others all of it.\n",
+        highlight=False,
+    )
+    runs: list[tuple[str, str | None]] = [("solon", None)]
+    runs += [(strategy, attack) for attack in ("alie", "reverse") for strategy in ("solon", "multikrum", "fedavg")]
+    outcomes = []
+    with _progress() as progress:
+        for strategy, attack in runs:
+            scenario = Scenario(config=config, strategy=strategy, attack=attack, rounds=rounds)
+            outcomes.append(_run(scenario, progress))
+            write_jsonl(outcomes[-1], output / f"{strategy}-{attack or 'honest'}.jsonl")
+    plot_comparison(outcomes, output / "accuracy.png")
+    console.print(comparison_table(outcomes))
+    console.print(f"Plot: {output / 'accuracy.png'}", highlight=False, soft_wrap=True)
+
+
+def _run(scenario: Scenario, progress: Progress) -> Outcome:
+    attack = scenario.attack or "no attack"
+    task = progress.add_task(f"{scenario.strategy:9} {attack:9}", total=scenario.rounds, accuracy="")
+
+    def show(record: RoundRecord) -> None:
+        named = len(record.report.corrupt_nodes + record.report.malformed_nodes) if record.report else 0
+        caught = f", {named} caught" if named else ""
+        progress.update(task, completed=record.round, accuracy=f"accuracy {record.accuracy:6.1%}{caught}")
+
+    return simulate(scenario, show)
+
+
+def _print_failures(outcome: Outcome) -> None:
+    failures = sum(len(record.report.failed_groups) for record in outcome.records if record.report)
+    if failures:
+        console.print(
+            f"[yellow]{failures} times a group could not be decoded[/] (left out, and reported: never guessed)."
+        )
+
+
+def _progress() -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[accuracy]}"),
+        TimeElapsedColumn(),
+    )
+    return Progress(*columns, console=console)
+
+
+def _set_log_level(verbose: bool) -> None:
+    logging.getLogger("flwr").setLevel(logging.INFO if verbose else logging.CRITICAL)

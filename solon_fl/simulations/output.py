@@ -1,0 +1,185 @@
+"""What a simulation leaves behind: JSON lines, plots, and tables for the terminal."""
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from rich.table import Table
+
+from solon_fl.simulations.run import Outcome, RoundRecord
+
+__all__ = ["comparison_table", "offences_table", "plot_comparison", "plot_run", "write_jsonl"]
+
+# Colours that the colour-blind can tell apart (Okabe & Ito), one per strategy wherever it appears.
+COLOURS = {"solon": "#0072B2", "multikrum": "#E69F00", "fedavg": "#D55E00"}
+KIND_COLOURS = {"lying": "#D55E00", "silent": "#999999", "malformed": "#CC79A7"}
+TITLES = {"solon": "Solon", "multikrum": "MultiKrum", "fedavg": "FedAvg"}
+
+
+def write_jsonl(outcome: Outcome, path: Path) -> None:
+    """Write a run as JSON lines: what was run, one line a round, and a summary.
+
+    The first line has the scenario (its seed included), the liars and the versions; a NaN is written as null.
+    """
+    scenario = outcome.scenario
+    head = {
+        "scenario": asdict(scenario),
+        "liars": sorted(scenario.liars),
+        "versions": {name: version(name) for name in ("solon-fl", "flwr", "torch", "numpy")},
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+    }
+    summary = {
+        "final_accuracy": outcome.accuracy,
+        "error": outcome.error,
+        "offences": {number: dict(kinds) for number, kinds in outcome.offences.items()},
+    }
+    lines = [head, *(asdict(record) for record in outcome.records), summary]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(_jsonable(line), allow_nan=False) + "\n" for line in lines))
+
+
+def offences_table(outcome: Outcome) -> Table:
+    """Return a table of the nodes that were named, beside those that really lied."""
+    size = outcome.scenario.config.group_size
+    table = Table(title="Nodes named by the server", title_justify="left")
+    for heading in ("node", "group", "slot", "named in", "as", "really lies"):
+        table.add_column(heading, justify="left" if heading in ("as", "really lies") else "right")
+    rounds = max(len(outcome.records) - 1, 0)
+    for number in sorted(set(outcome.offences) | outcome.scenario.liars):
+        kinds: Mapping[str, int] = outcome.offences.get(number, {})
+        named = sum(kinds.values())
+        truth = "[red]yes[/]" if number in outcome.scenario.liars else "[yellow]no[/]"
+        table.add_row(
+            str(number),
+            str(number // size),
+            str(number % size),
+            f"{named} of {rounds} rounds",
+            ", ".join(kinds) or "[dim]never named[/]",
+            truth,
+        )
+    return table
+
+
+def comparison_table(outcomes: Sequence[Outcome]) -> Table:
+    """Return a table with one row a run: final accuracy, and what became of the liars."""
+    table = Table(title="Accuracy on the test set", title_justify="left")
+    for heading in ("attack", "strategy", "accuracy", "liars named"):
+        table.add_column(heading, justify="right" if heading == "accuracy" else "left")
+    previous = outcomes[0].scenario.attack if outcomes else None
+    for outcome in outcomes:
+        scenario = outcome.scenario
+        if scenario.attack != previous:
+            table.add_section()
+            previous = scenario.attack
+        named = sorted(outcome.offences)
+        liars = "-"
+        if scenario.attack is not None and scenario.strategy == "solon":
+            exact = set(named) == scenario.liars
+            liars = f"{'all, and only they' if exact else 'not exactly'}: {', '.join(map(str, named))}"
+        table.add_row(
+            scenario.attack or "none",
+            TITLES[scenario.strategy],
+            "[red]aborted[/]" if outcome.error else f"{outcome.accuracy:.1%}",
+            liars,
+        )
+    return table
+
+
+def plot_run(outcome: Outcome, path: Path) -> None:
+    """Draw one run: accuracy by round, and below it who was named in which round."""
+    named = outcome.offences
+    figure = Figure(figsize=(8, 6.5 if named else 4), layout="constrained")
+    heights = [3, max(1.0, min(3.0, 0.25 * len(named)))]
+    if named:
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=heights)
+        _draw_offences(bottom, outcome)
+    else:
+        top = figure.subplots()
+    scenario = outcome.scenario
+    _draw_curves(top, [outcome])
+    top.set_title(
+        f"{TITLES[scenario.strategy]}, {scenario.config.num_nodes} nodes, {len(scenario.liars)} liars, "
+        f"attack: {scenario.attack or 'none'}",
+        loc="left",
+    )
+    (bottom if named else top).set_xlabel("round")
+    figure.savefig(path, dpi=150)
+
+
+def plot_comparison(outcomes: Sequence[Outcome], path: Path) -> None:
+    """Draw accuracy by round, one panel an attack, one line a strategy; an attack-free run appears in all."""
+    attacks = list(dict.fromkeys(o.scenario.attack for o in outcomes if o.scenario.attack is not None))
+    honest = [outcome for outcome in outcomes if outcome.scenario.attack is None]
+    figure = Figure(figsize=(5 * len(attacks), 4), layout="constrained")
+    panels = figure.subplots(1, len(attacks), sharey=True, squeeze=False)[0]
+    for axes, attack in zip(panels, attacks, strict=True):
+        _draw_curves(axes, [*honest, *(o for o in outcomes if o.scenario.attack == attack)])
+        liars = next(o.scenario for o in outcomes if o.scenario.attack == attack)
+        axes.set_title(f"{len(liars.liars)} of {liars.config.num_nodes} nodes: {attack}", loc="left")
+        axes.set_xlabel("round")
+        axes.legend(loc="best", frameon=False)
+    for axes in panels[1:]:
+        axes.set_ylabel("")
+    figure.savefig(path, dpi=150)
+
+
+def _draw_curves(axes: Axes, outcomes: Sequence[Outcome]) -> None:
+    for outcome in outcomes:
+        scenario = outcome.scenario
+        rounds = [record.round for record in outcome.records]
+        accuracies = [record.accuracy for record in outcome.records]
+        label = TITLES[scenario.strategy]
+        if scenario.attack is None and len(outcomes) > 1:
+            axes.plot(rounds, accuracies, color="0.75", linewidth=6, label="no attack", zorder=1)
+        else:
+            axes.plot(rounds, accuracies, color=COLOURS[scenario.strategy], linewidth=1.8, label=label, zorder=2)
+        if outcome.error and rounds:
+            axes.plot(rounds[-1:], accuracies[-1:], "x", color=COLOURS[scenario.strategy], markersize=9)
+    axes.set_ylim(0, 1)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylabel("test accuracy")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_offences(axes: Axes, outcome: Outcome) -> None:
+    numbers = list(outcome.offences)
+    for kind, colour in KIND_COLOURS.items():
+        points = [(r.round, numbers.index(n)) for r in outcome.records for n in _named_in(r, kind)]
+        if points:
+            axes.plot(*zip(*points, strict=True), "s", color=colour, markersize=3, label=kind)
+    axes.set_yticks(range(len(numbers)), [f"node {number}" for number in numbers], fontsize=7)
+    axes.set_ylim(-0.7, len(numbers) - 0.3)
+    axes.set_title("named by the server", loc="left", fontsize=9)
+    axes.legend(loc="upper right", frameon=False, ncols=3, fontsize=8, bbox_to_anchor=(1, 1.35))
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _named_in(record: RoundRecord, kind: str) -> list[int]:
+    """Return the numbers of the nodes named for `kind` in a round."""
+    numbers = []
+    for group in record.report.groups if record.report is not None else ():
+        nodes = {"lying": group.corrupt_nodes, "silent": group.silent_nodes, "malformed": group.malformed_nodes}[kind]
+        numbers += [group.group * len(group.nodes) + group.nodes.index(node) for node in nodes]
+    return numbers
+
+
+def _jsonable(value: Any) -> Any:
+    """Return what json can write: string keys, no NaN, paths as text."""
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    return value if isinstance(value, (int, str, type(None))) else str(value)
