@@ -1,7 +1,7 @@
 """Attacks, each a small class that turns what honest nodes would send into what liars send."""
 
 from .base import Attack
-from .code_aware import NearCodeword, PartialCollusion, ProjectionAware, SameLie
+from .code_aware import NearCodeword, OtherGradient, PartialCollusion, ProjectionAware, SameLie
 from .omniscient import Alie, InnerProduct, Mimic, MinMax, MinSum
 from .simple import BitFlip, Constant, NotFinite, RandomGaussian, Reverse, SignFlip
 
@@ -16,6 +16,7 @@ __all__ = [
     "MinSum",
     "NearCodeword",
     "NotFinite",
+    "OtherGradient",
     "PartialCollusion",
     "ProjectionAware",
     "RandomGaussian",

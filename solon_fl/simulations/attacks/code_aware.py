@@ -1,6 +1,6 @@
 """Attacks made against the decoder itself; the hardest that we know of."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -8,13 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...coding import LinearCode
+from solon_fl.coding import LinearCode
+from solon_fl.coding.projection import project_rows
 
-__all__ = ["NearCodeword", "PartialCollusion", "ProjectionAware", "SameLie"]
+__all__ = ["NearCodeword", "OtherGradient", "PartialCollusion", "ProjectionAware", "SameLie"]
 
 
 def _typical_norm(vectors: Tensor) -> float:
-    return float(vectors.double().norm(dim=1).median())
+    return float(torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64).median())
+
+
+def _unit(vector: Tensor) -> Tensor:
+    return vector.div(torch.linalg.vector_norm(vector))
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class SameLie:
     def lies(self, vectors: Tensor, liars: Sequence[int], rng: torch.Generator) -> Tensor:
         """See `Attack.lies`."""
         common = torch.randn(vectors.shape[1], generator=rng).to(vectors)
-        return vectors[list(liars)] + self.size * _typical_norm(vectors) * common / common.norm()
+        return vectors[list(liars)] + self.size * _typical_norm(vectors) * _unit(common)
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class NearCodeword:
         weights = torch.tensor([weight_of.get(liar, 1.0) for liar in liars], dtype=torch.float64)
         weights *= self.size * _typical_norm(vectors) / weights.square().mean().sqrt()
         common = torch.randn(vectors.shape[1], generator=rng, dtype=torch.float64)
-        added = weights[:, None] * common / common.norm()
+        added = weights[:, None] * _unit(common)
         return vectors[list(liars)] + added.to(vectors)
 
     def _singular_vector(self) -> tuple[np.ndarray, np.ndarray]:
@@ -76,6 +81,36 @@ class NearCodeword:
         parity = self.code.parity
         worst = min(sets, key=lambda chosen: float(np.linalg.svd(parity[:, chosen])[1].min()))
         return worst, np.linalg.svd(parity[:, worst])[2][-1]
+
+
+@dataclass(frozen=True)
+class OtherGradient:
+    """All liars send the shares of one other gradient, which has k - 1 shares in common with the true one.
+
+    No code can tell which gradient is the true one if s + 1 liars of a group of 2 s + k do so: each is confirmed
+    by s + k shares. With s liars the true one has one supporter more.
+
+    Parameters
+    ----------
+    code : LinearCode
+        The code under attack.
+    size : float
+        Norm of a liar's lie (root mean square over the liars), in typical norms.
+    """
+
+    code: LinearCode
+    size: float = 1.0
+    omniscient = True
+
+    def lies(self, vectors: Tensor, liars: Sequence[int], rng: torch.Generator) -> Tensor:
+        """See `Attack.lies`."""
+        honest = [row for row in range(len(vectors)) if row not in set(liars)]
+        shared = self.code.generator[honest[: self.code.compression - 1]]
+        difference = np.linalg.qr(shared.T, mode="complete").Q[:, -1]  # of the two gradients: orthogonal to shared
+        weights = torch.from_numpy(self.code.generator[list(liars)] @ difference)
+        weights *= self.size * _typical_norm(vectors) / weights.square().mean().sqrt()
+        common = torch.randn(vectors.shape[1], generator=rng, dtype=torch.float64)
+        return vectors[list(liars)] + (weights[:, None] * _unit(common)).to(vectors)
 
 
 @dataclass(frozen=True)
@@ -100,25 +135,29 @@ class PartialCollusion:
 
 @dataclass(frozen=True)
 class ProjectionAware:
-    """A lie orthogonal to the projection F that the liars expect: invisible if the server really draws that one.
+    """A lie orthogonal to the projection F that the liars expect: invisible there if the server really draws it.
 
     Parameters
     ----------
-    project : callable from (n, m) Tensor to (n, q) Tensor
-        The projection that is expected.
+    seed : int
+        Of the generator from which the liars expect the server to draw F. By default it draws from fresh entropy.
     size : float
         Norm of each lie, in typical norms.
     """
 
-    project: Callable[[Tensor], Tensor]
+    seed: int = 0
     size: float = 1.0
     omniscient = True
 
     def lies(self, vectors: Tensor, liars: Sequence[int], rng: torch.Generator) -> Tensor:
-        """See `Attack.lies`."""
-        dim = vectors.shape[1]
-        matrix = self.project(torch.eye(dim, dtype=torch.float64))  # F itself, (m, q)
-        common = torch.randn(dim, generator=rng, dtype=torch.float64)
-        common -= matrix @ torch.linalg.lstsq(matrix, common[:, None]).solution[:, 0]
-        lie = self.size * _typical_norm(vectors) * common / common.norm()
+        """See `Attack.lies`. Vectors of no more than q = 16 entries hide nothing: those liars are honest."""
+        probes = torch.eye(min(64, vectors.shape[1]), vectors.shape[1])  # 64 columns are enough to hide in
+        seen, _ = project_rows(list(probes), torch.Generator().manual_seed(self.seed))
+        basis = np.linalg.qr(seen, mode="complete").Q
+        hidden = torch.from_numpy(basis[:, seen.shape[1] :])  # of these columns, orthogonal to F
+        if hidden.shape[1] == 0:
+            return vectors[list(liars)]
+        common = torch.zeros(vectors.shape[1], dtype=torch.float64)
+        common[: len(hidden)] = hidden @ torch.randn(hidden.shape[1], generator=rng, dtype=torch.float64)
+        lie = self.size * _typical_norm(vectors) * _unit(common)
         return vectors[list(liars)] + lie.to(vectors)

@@ -129,8 +129,8 @@ class MinSum:
 def _farthest(honest: Tensor, deviation: Deviation, fits: Callable[[Tensor], bool]) -> Tensor:
     """Return mu + gamma dev with the largest gamma that fits, to 1e-4 of it; mu if none does."""
     mean = honest.mean(0)
-    direction = {
-        "unit": -mean / mean.norm().clamp_min(1e-30),
+    direction: Tensor = {
+        "unit": -mean / torch.linalg.vector_norm(mean).clamp_min(1e-30),
         "std": -honest.std(0, correction=0),
         "sign": -mean.sign(),
     }[deviation]

@@ -1,0 +1,132 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from solon_fl.errors import ConfigurationError
+from solon_fl.simulations.datasets import load_dataset
+from solon_fl.simulations.models import MODELS, build_model
+
+GREY = (1, 28, 28)
+COLOUR = (3, 32, 32)
+
+
+def count_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("input_shape", [GREY, COLOUR, (2, 9, 14)])
+def test_every_model_takes_every_shape(name: str, input_shape: tuple[int, int, int]) -> None:
+    model = build_model(name, input_shape, num_classes=7, seed=3)
+    logits = model(torch.zeros(2, *input_shape))
+    assert logits.shape == (2, 7)
+    assert logits.dtype == torch.float32
+    assert model.training
+    logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "grey", "colour"),
+    [("logistic", 7_850, 30_730), ("cnn", 20_746, 26_346), ("resnet18", 11_172_810, 11_173_962)],
+)
+def test_parameter_counts(name: str, grey: int, colour: int) -> None:
+    assert count_parameters(build_model(name, GREY, 10, seed=0)) == grey
+    assert count_parameters(build_model(name, COLOUR, 10, seed=0)) == colour
+
+
+def test_only_resnet18_has_buffers() -> None:
+    assert {name for name in MODELS if list(build_model(name, GREY, 10, seed=0).buffers())} == {"resnet18"}
+
+
+def test_resnet18_halves_its_resolution_three_times() -> None:
+    model = build_model("resnet18", COLOUR, 10, seed=0)
+    shapes: list[tuple[int, ...]] = []
+    for layer in model.children():
+        layer.register_forward_hook(lambda _layer, _input, output: shapes.append(tuple(output.shape[1:])))
+    model(torch.zeros(1, *COLOUR))
+    stem, head = (
+        [(64, 32, 32)] * 3,
+        [(512, 1, 1), (512,), (10,)],
+    )  # convolution, normalisation, ReLU; pool, flatten, linear
+    blocks = [(64, 32, 32)] * 2 + [(128, 16, 16)] * 2 + [(256, 8, 8)] * 2 + [(512, 4, 4)] * 2
+    assert shapes == stem + blocks + head
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_seed_alone_decides_the_weights(name: str) -> None:
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = build_model(name, GREY, 10, seed=5)
+    torch.testing.assert_close(torch.get_rng_state(), state, rtol=0, atol=0)
+    torch.manual_seed(2)
+    again, other = build_model(name, GREY, 10, seed=5), build_model(name, GREY, 10, seed=6)
+    torch.testing.assert_close(first.state_dict(), again.state_dict(), rtol=0, atol=0)
+    weights, other_weights = (nn.utils.parameters_to_vector(model.parameters()) for model in (first, other))
+    assert not torch.equal(weights, other_weights)
+
+
+def test_a_failed_build_leaves_the_global_state() -> None:
+    state = torch.get_rng_state()
+    with pytest.raises(ConfigurationError, match="model='mlp'"):
+        build_model("mlp", GREY, 10, seed=0)
+    torch.testing.assert_close(torch.get_rng_state(), state, rtol=0, atol=0)
+
+
+def test_unknown_name_lists_those_that_exist() -> None:
+    with pytest.raises(ConfigurationError, match="logistic, cnn, resnet18; got model='vgg'"):
+        build_model("vgg", GREY, 10, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("input_shape", "num_classes", "seed", "match"),
+    [
+        ((0, 28, 28), 10, 0, r"input_shape=\(0, 28, 28\)"),
+        ((1, 28, -1), 10, 0, r"input_shape=\(1, 28, -1\)"),
+        ((28, 28), 10, 0, r"input_shape=\(28, 28\)"),
+        (GREY, 0, 0, "num_classes=0"),
+        (GREY, 10, -1, "seed=-1"),
+        (GREY, 10, 2**63, f"seed={2**63}"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(
+    input_shape: tuple[int, int, int], num_classes: int, seed: int, match: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=match):
+        build_model("cnn", input_shape, num_classes, seed)
+
+
+def train(steps: int, batch_size: int) -> tuple[float, float, float]:
+    """The small network's loss on the test set before and after training, and its accuracy after."""
+    data = load_dataset("fashion-mnist-6k")
+    model = build_model("cnn", data.input_shape, data.num_classes, seed=0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    generator = torch.Generator().manual_seed(0)
+
+    def evaluate() -> tuple[float, float]:
+        with torch.no_grad():
+            logits = model(data.test_images)
+        accuracy = (logits.argmax(dim=1) == data.test_labels).double().mean()
+        return F.cross_entropy(logits, data.test_labels).item(), accuracy.item()
+
+    before, _ = evaluate()
+    for _ in range(steps):
+        rows = torch.randint(len(data.train_labels), (batch_size,), generator=generator)
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(data.train_images[rows]), data.train_labels[rows])
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's
+        optimizer.step()
+    after, accuracy = evaluate()
+    return before, after, accuracy
+
+
+def test_a_few_steps_lower_the_loss() -> None:
+    before, after, _ = train(steps=10, batch_size=64)
+    assert after < 0.7 * before
+
+
+@pytest.mark.slow
+def test_cnn_passes_four_fifths_in_a_hundred_steps() -> None:
+    _, _, accuracy = train(steps=100, batch_size=640)
+    assert accuracy > 0.8

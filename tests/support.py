@@ -1,0 +1,103 @@
+"""A tiny regression task on tiny nodes, for tests of the strategy and the clients."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import Mod
+from flwr.serverapp.strategy import Result
+from torch import Tensor, nn
+
+from solon_fl.clients import Batch, SolonClientMixin
+from solon_fl.config import SolonConfig
+from solon_fl.simulations import InProcessGrid
+from solon_fl.strategies import RoundReport, SolonStrategy, buffer_names
+from solon_fl.wire import to_array, trusted_tensor
+
+SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+
+
+class Regression(SolonClientMixin):
+    """Learns y = sum(x) from random inputs; the model is whatever the test wants."""
+
+    def __init__(self, make_model: Callable[[], nn.Module] = lambda: nn.Linear(7, 1)) -> None:
+        self.make_model = make_model
+
+    def build_model(self, context: Context) -> nn.Module:
+        return self.make_model()
+
+    def batch_loss(self, model: nn.Module, batch: Batch, context: Context) -> Tensor:
+        inputs = torch.randn(8, 7, generator=batch.generator())
+        loss: Tensor = (model(inputs) - inputs.sum(1, keepdim=True)).square().mean()
+        return loss
+
+    def evaluate(self, model: nn.Module, context: Context) -> dict[str, float]:
+        return {"number": float(context.node_id)}
+
+
+def initial_model(make_model: Callable[[], nn.Module] = lambda: nn.Linear(7, 1)) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return make_model()
+
+
+def record_of(model: nn.Module) -> ArrayRecord:
+    return ArrayRecord({name: to_array(value) for name, value in model.state_dict().items()})
+
+
+def vector_of(arrays: ArrayRecord) -> Tensor:
+    return torch.cat([trusted_tensor(array).reshape(-1).double() for array in arrays.values()])
+
+
+def small_config(**changes: Any) -> SolonConfig:
+    """Two groups of seven nodes, of which two each may lie; a share is a third of the gradient."""
+    return SolonConfig(**{"num_nodes": 14, "byzantine": 2, "compression": 3, **changes})
+
+
+def train(
+    config: SolonConfig | None = None,
+    *,
+    mods: list[Mod] | None = None,
+    client: SolonClientMixin | None = None,
+    app: ClientApp | None = None,
+    model: nn.Module | None = None,
+    rounds: int = 5,
+    timeout: float = 1.0,
+    **strategy_arguments: Any,
+) -> tuple[Result, list[RoundReport]]:
+    """Run SolonStrategy in this process and return its result and the reports of all rounds."""
+    config = config or small_config()
+    model = model or initial_model()
+    reports: list[RoundReport] = []
+    strategy = SolonStrategy(
+        config,
+        strategy_arguments.pop("optimizer", SGD),
+        buffers=buffer_names(model),
+        on_round=reports.append,
+        **strategy_arguments,
+    )
+    app = app or (client or Regression()).client_app(mods)
+    grid = InProcessGrid(app, config.num_nodes)
+    result = strategy.start(grid, record_of(model), num_rounds=rounds, timeout=timeout)
+    return result, reports
+
+
+def spoil(change: Callable[[Message], Message | None], liars: set[int]) -> Mod:
+    """Return a mod that lets nodes with these ids change their replies."""
+
+    def mod(message: Message, context: Context, call_next: Any) -> Message:
+        reply: Message = call_next(message, context)
+        if context.node_id in liars:
+            return change(reply)  # type: ignore[return-value]  # None: a node that never answers
+        return reply
+
+    return mod
+
+
+def share_array(content: RecordDict) -> ArrayRecord:
+    record = content["share"]
+    assert isinstance(record, ArrayRecord)
+    return record

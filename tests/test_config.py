@@ -1,0 +1,43 @@
+from typing import Any
+
+import pytest
+
+from solon_fl.config import SolonConfig
+from solon_fl.errors import ConfigurationError
+
+
+def test_group_size_and_batches_default_to_the_theorems_minimum() -> None:
+    config = SolonConfig(num_nodes=22, byzantine=2, stragglers=1, compression=6)
+    assert (config.group_size, config.num_groups, config.batches_per_group) == (11, 2, 11)
+    assert config.make_code().group_size == 11
+    assert config.make_code() is config.make_code()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_nodes": 23}, "num_nodes=23, group_size=10; use 20 or 30 nodes"),
+        ({"num_nodes": 7}, "num_nodes=7, group_size=10; use 10 nodes"),
+        ({"group_size": 9}, "group_size=9, byzantine=2, stragglers=0, compression=6; raise group_size to 10"),
+        ({"byzantine": -1}, "byzantine=-1"),
+        ({"compression": 0}, "compression=0"),
+        ({"compression": 2.0}, "compression=2.0"),
+        ({"seed": -3}, "seed=-3"),
+        ({"num_nodes": True}, "num_nodes=True"),
+        ({"rtol": 0.0}, "rtol=0.0"),
+        ({"code": "hamming"}, "code must be one of fourier, vandermonde; got code='hamming'"),
+        ({"mode": "delta"}, "mode must be one of gradient, update; got mode='delta'"),
+        ({"grouping": "random"}, "grouping='random'"),
+        ({"on_group_failure": "guess"}, "on_group_failure='guess'"),
+        ({"group_weights": (1.0,)}, r"group_weights must be 2 positive numbers, one a group; got \(1.0,\)"),
+        ({"group_weights": (1.0, float("nan"))}, "nan"),
+    ],
+)
+def test_bad_settings_are_refused_with_value_and_remedy(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        SolonConfig(**{"num_nodes": 20, "byzantine": 2, "compression": 6, **changes})
+
+
+def test_a_misspelt_setting_fails() -> None:
+    with pytest.raises(TypeError, match="compresion"):
+        SolonConfig(num_nodes=20, byzantine=2, compresion=6)  # type: ignore[call-arg]  # the point of the test

@@ -1,0 +1,83 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+
+from solon_fl.errors import ConfigurationError
+from solon_fl.simulations._compat import become_server
+from solon_fl.task import TASK, Batch, SolonTask
+
+TASK_EXAMPLE = SolonTask(
+    round=3,
+    group=1,
+    slot=4,
+    seed=2**62,
+    num_batches=2,
+    dim=10,
+    mode="gradient",
+    code="fourier",
+    byzantine=1,
+    compression=3,
+    stragglers=0,
+    group_size=5,
+    buffers=("bn.running_mean",),
+)
+
+
+def message_with(record: ConfigRecord | None) -> Message:
+    become_server()
+    content = RecordDict({} if record is None else {TASK: record})
+    return Message(content, 5, MessageType.TRAIN)
+
+
+@pytest.mark.parametrize("buffers", [(), ("bn.running_mean",)])
+def test_a_task_survives_the_journey(buffers: tuple[str, ...]) -> None:
+    task = replace(TASK_EXAMPLE, buffers=buffers)
+    assert SolonTask.from_message(message_with(task.to_record())) == task
+
+
+def test_no_two_nodes_share_a_config_record() -> None:
+    first, second = TASK_EXAMPLE.to_record(), TASK_EXAMPLE.to_record()
+    first["slot"] = 0
+    assert second["slot"] == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"slot": "four"}, "slot='four'"),
+        ({"slot": True}, "slot=True"),
+        ({"mode": "backwards"}, "mode='backwards'"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_a_task_of_another_version_is_refused(changes: dict[str, Any], message: str) -> None:
+    record = TASK_EXAMPLE.to_record()
+    record.update(changes)
+    with pytest.raises(ConfigurationError, match=message):
+        SolonTask.from_message(message_with(record))
+
+
+def test_a_message_of_another_strategy_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="no record 'solon'"):
+        SolonTask.from_message(message_with(None))
+
+
+def test_batches_follow_from_seed_round_group_and_index_alone() -> None:
+    batch = Batch(1, 2, 3, 4)
+    assert torch.equal(batch.sample(1000, 32), Batch(1, 2, 3, 4).sample(1000, 32))
+    others = [Batch(9, 2, 3, 4), Batch(1, 9, 3, 4), Batch(1, 2, 9, 4), Batch(1, 2, 3, 9), Batch(2, 1, 3, 4)]
+    assert len({other.torch_seed for other in [batch, *others]}) == 6
+
+
+def test_a_batch_holds_no_example_twice() -> None:
+    chosen = Batch(0, 1, 0, 0).sample(50, 50)
+    assert sorted(chosen.tolist()) == list(range(50))
+
+
+@pytest.mark.parametrize("batch_size", [0, 51])
+def test_an_impossible_batch_size_is_refused(batch_size: int) -> None:
+    with pytest.raises(ConfigurationError, match=f"batch_size={batch_size}, num_examples=50"):
+        Batch(0, 1, 0, 0).sample(50, batch_size)
