@@ -142,7 +142,7 @@ def demo(
     outcomes = []
     with _progress() as progress:
         for strategy, attack in runs:
-            scenario = Scenario(config=config, strategy=strategy, attack=attack, rounds=rounds)
+            scenario = Scenario(config=config, strategy=strategy, attack=attack, rounds=rounds, batch_size=8)
             outcomes.append(_run(scenario, progress))
             write_jsonl(outcomes[-1], output / f"{strategy}-{attack or 'honest'}.jsonl")
     plot_comparison(outcomes, output / "accuracy.png")

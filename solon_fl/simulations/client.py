@@ -70,8 +70,11 @@ class ImageClient(SolonClientMixin):
         group, index = divmod(number, config.group_size)
         server_round = int(str(message.content.config_records[CONFIG]["server-round"]))
         batch = Batch(config.seed, server_round, group, index)
-        buffers = buffer_names(self.build_model(context))
-        gradient = self._once(server_round, number, lambda: self.mean_gradient(arrays, [batch], buffers, context))
+
+        def compute() -> Tensor:
+            return self.mean_gradient(arrays, [batch], buffer_names(self.build_model(context)), context)
+
+        gradient = self._once(server_round, number, compute)
         content = RecordDict(
             {
                 ARRAYS: _split(gradient, arrays),

@@ -49,7 +49,8 @@ class GroupReport:
     corrupt_nodes : tuple of int
         Ids of the nodes whose shares were located as lies.
     silent_nodes : tuple of int
-        Ids of the nodes that had not answered when the group was decoded.
+        Ids of the nodes that had not answered when the group was decoded: silent, or slower than the k + s
+        whose agreement sufficed.
     malformed_nodes : dict
         Id of each node whose reply was not a share, and what was wrong with it.
     residual, tolerance, error_bound : float

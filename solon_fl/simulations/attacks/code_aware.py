@@ -126,9 +126,9 @@ class PartialCollusion:
 
     def lies(self, vectors: Tensor, liars: Sequence[int], rng: torch.Generator) -> Tensor:
         """See `Attack.lies`."""
-        noise = torch.randn(len(liars), vectors.shape[1], generator=rng)
+        noise = torch.randn(len(liars), vectors.shape[1], generator=rng, dtype=torch.float64)
         noise *= _typical_norm(vectors) / noise.norm(dim=1, keepdim=True)
-        sizes = torch.full((len(liars), 1), self.size)
+        sizes = torch.full((len(liars), 1), self.size, dtype=torch.float64)
         sizes[: len(liars) // 2] = 3 * self.code.rtol
         return vectors[list(liars)] + (sizes * noise).to(vectors)
 

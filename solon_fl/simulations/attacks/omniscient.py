@@ -97,7 +97,7 @@ class MinMax:
     def lies(self, vectors: Tensor, liars: Sequence[int], rng: torch.Generator) -> Tensor:
         """See `Attack.lies`."""
         honest = honest_rows(vectors, liars)
-        limit = torch.cdist(honest, honest).max()
+        limit = _distances(honest).max()
 
         def fits(lie: Tensor) -> bool:
             return bool((honest - lie).norm(dim=1).max() <= limit)
@@ -118,7 +118,7 @@ class MinSum:
     def lies(self, vectors: Tensor, liars: Sequence[int], rng: torch.Generator) -> Tensor:
         """See `Attack.lies`."""
         honest = honest_rows(vectors, liars)
-        limit = torch.cdist(honest, honest).square().sum(1).min()
+        limit = _distances(honest).square().sum(1).min()
 
         def fits(lie: Tensor) -> bool:
             return bool((honest - lie).square().sum() <= limit)
@@ -126,8 +126,13 @@ class MinSum:
         return _farthest(honest, self.deviation, fits).expand(len(liars), -1).clone()
 
 
+def _distances(vectors: Tensor) -> Tensor:
+    """Return all distances; not from a Gram matrix, which loses those of vectors much alike."""
+    return torch.cdist(vectors, vectors, compute_mode="donot_use_mm_for_euclid_dist")
+
+
 def _farthest(honest: Tensor, deviation: Deviation, fits: Callable[[Tensor], bool]) -> Tensor:
-    """Return mu + gamma dev with the largest gamma that fits, to 1e-4 of it; mu if none does."""
+    """Return mu + gamma dev with the largest gamma that fits, to 1e-6 of it; mu if none above 1e-6 does."""
     mean = honest.mean(0)
     direction: Tensor = {
         "unit": -mean / torch.linalg.vector_norm(mean).clamp_min(1e-30),
@@ -137,7 +142,7 @@ def _farthest(honest: Tensor, deviation: Deviation, fits: Callable[[Tensor], boo
     low, high = 0.0, 1.0
     while fits(mean + high * direction) and high < 1e6:
         low, high = high, 2 * high
-    while high - low > 1e-4 * high:
+    for _ in range(20):
         middle = (low + high) / 2
         low, high = (middle, high) if fits(mean + middle * direction) else (low, middle)
     return mean + low * direction

@@ -78,9 +78,9 @@ class BitFlip:
 
     def lies(self, vectors: Tensor, liars: Sequence[int], rng: torch.Generator) -> Tensor:
         """See `Attack.lies`."""
-        corrupted = vectors[list(liars)].cpu().clone()
-        bits = corrupted.numpy().view(np.uint8).reshape(len(corrupted), -1)
-        for row in bits:
-            position = int(torch.randint(8 * row.size, (1,), generator=rng))
-            row[position // 8] ^= np.uint8(1 << position % 8)
+        corrupted = vectors[list(liars)].cpu()
+        for row in corrupted.numpy():  # a view
+            data = row.view(np.uint8)
+            position = int(torch.randint(8 * data.size, (1,), generator=rng))
+            data[position // 8] ^= np.uint8(1 << position % 8)
         return corrupted.to(vectors.device)

@@ -1,0 +1,311 @@
+import math
+from itertools import combinations
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from solon_fl import FourierCode
+from solon_fl.coding.projection import project_rows
+from solon_fl.simulations import attacks as a
+
+CODE = FourierCode(byzantine=2, compression=3)
+ALL: list[a.Attack] = [
+    a.Reverse(),
+    a.SignFlip(),
+    a.Constant(),
+    a.RandomGaussian(),
+    a.NotFinite(),
+    a.BitFlip(),
+    a.Alie(),
+    a.InnerProduct(),
+    a.Mimic(),
+    a.MinMax(),
+    a.MinSum(),
+    a.SameLie(),
+    a.NearCodeword(CODE),
+    a.OtherGradient(CODE),
+    a.PartialCollusion(CODE),
+    a.ProjectionAware(),
+]
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def vectors_like_gradients(num_nodes: int = 7, dim: int = 30, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Return vectors around a common one, as the gradients of different batches are."""
+    rng = seeded(1)
+    common = torch.randn(dim, generator=rng, dtype=torch.float64)
+    return (common + 0.3 * torch.randn(num_nodes, dim, generator=rng, dtype=torch.float64)).to(dtype)
+
+
+def coded_shares() -> Tensor:
+    gradient = torch.randn(60, generator=seeded(2), dtype=torch.float64)
+    return torch.stack([CODE.encode(gradient, slot) for slot in range(CODE.group_size)])
+
+
+# All of them
+
+
+@pytest.mark.parametrize("attack", ALL, ids=repr)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("liars", [[], [4], [1, 4]])
+def test_a_lie_is_like_the_vectors_and_leaves_them_alone(
+    attack: a.Attack, dtype: torch.dtype, liars: list[int]
+) -> None:
+    vectors = vectors_like_gradients(dtype=dtype)
+    before = vectors.clone()
+    lies = attack.lies(vectors, liars, seeded())
+    assert lies.shape == (len(liars), 30)
+    assert lies.dtype == dtype
+    torch.testing.assert_close(vectors, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("attack", ALL, ids=repr)
+def test_a_seed_reproduces_a_lie(attack: a.Attack) -> None:
+    vectors = vectors_like_gradients()
+    first, second = (attack.lies(vectors, [0, 3], seeded(5)) for _ in range(2))
+    torch.testing.assert_close(first, second, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("attack", [attack for attack in ALL if not attack.omniscient], ids=repr)
+def test_attacks_that_are_not_omniscient_need_their_own_vector_only(attack: a.Attack) -> None:
+    vectors = vectors_like_gradients()
+    alone = attack.lies(vectors[3:4], [0], seeded())
+    torch.testing.assert_close(attack.lies(vectors, [3], seeded()), alone, rtol=0, atol=0, equal_nan=True)
+
+
+# Formulas, transcribed
+
+
+def test_reverse_is_minus_c_times_the_own_vector() -> None:
+    vectors = vectors_like_gradients()
+    torch.testing.assert_close(a.Reverse().lies(vectors, [2], seeded())[0], -100 * vectors[2])
+    torch.testing.assert_close(a.Reverse(factor=3).lies(vectors, [2], seeded())[0], -3 * vectors[2])
+
+
+def test_sign_flip_is_minus_the_own_vector() -> None:
+    vectors = vectors_like_gradients()
+    torch.testing.assert_close(a.SignFlip().lies(vectors, [2, 5], seeded()), -vectors[[2, 5]])
+
+
+def test_constant_is_the_same_everywhere() -> None:
+    assert (a.Constant().lies(vectors_like_gradients(), [2, 5], seeded()) == -100).all()
+    assert (a.Constant(7).lies(vectors_like_gradients(), [2, 5], seeded()) == 7).all()
+
+
+def test_random_is_gaussian_of_deviation_200_and_differs_between_liars() -> None:
+    lies = a.RandomGaussian().lies(vectors_like_gradients(dim=20_000), [2, 5], seeded())
+    assert float(lies.std()) == pytest.approx(200, rel=0.02)
+    assert abs(float(lies.mean())) < 5
+    assert abs(float(torch.corrcoef(lies)[0, 1])) < 0.05
+
+
+def test_not_finite_is_what_it_says() -> None:
+    assert a.NotFinite().lies(vectors_like_gradients(), [2], seeded()).isnan().all()
+    assert (a.NotFinite(math.inf).lies(vectors_like_gradients(), [2], seeded()) == math.inf).all()
+
+
+@given(seed=st.integers(0, 2**32), dtype=st.sampled_from([torch.float32, torch.float64]))
+def test_bit_flip_flips_one_bit_of_each_liar(seed: int, dtype: torch.dtype) -> None:
+    vectors = vectors_like_gradients(dtype=dtype)
+    lies = a.BitFlip().lies(vectors, [1, 4], seeded(seed))
+    changed = lies.numpy().view(np.uint8) ^ vectors[[1, 4]].numpy().view(np.uint8)
+    assert np.unpackbits(changed, axis=1).sum(axis=1).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(("convention", "shift"), [("supporters", 0.336), ("fraction", 0.583)])
+def test_alie_shift_is_the_published_one(convention: str, shift: float) -> None:
+    attack = a.Alie(convention=convention)  # type: ignore[arg-type]  # a str, one of the literals
+    assert attack.shift(50, 12) == pytest.approx(shift, abs=5e-4)
+
+
+@given(num_nodes=st.integers(3, 60), data=st.data())
+def test_alie_shift_is_its_formula(num_nodes: int, data: st.DataObject) -> None:
+    num_liars = data.draw(st.integers(1, (num_nodes - 1) // 2))
+    supporters = num_nodes // 2 + 1 - num_liars
+    honest = num_nodes - num_liars
+    expected = NormalDist().inv_cdf((honest - supporters) / honest) if honest > supporters else 0.0
+    assert a.Alie().shift(num_nodes, num_liars) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("convention", ["supporters", "fraction"])
+def test_alie_does_not_shift_where_liars_are_the_majority(convention: str) -> None:
+    assert a.Alie(convention=convention).shift(5, 4) == 0  # type: ignore[arg-type]  # a str, one of the literals
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_alie_is_mean_and_shift_times_deviation_of_the_honest(sign: int) -> None:
+    vectors = vectors_like_gradients(num_nodes=9)
+    lies = a.Alie(sign=sign).lies(vectors, [0, 4], seeded())  # type: ignore[arg-type]  # an int, one of the literals
+    honest = np.delete(vectors.numpy(), [0, 4], axis=0)
+    mean = honest.sum(axis=0) / 7
+    deviation = np.sqrt(((honest - mean) ** 2).sum(axis=0) / 7)
+    shift = NormalDist().inv_cdf((7 - 3) / 7)  # h = 9 // 2 + 1 - 2 = 3
+    np.testing.assert_allclose(lies.numpy(), np.stack([mean + sign * shift * deviation] * 2))
+
+
+@pytest.mark.parametrize("eps", [0.1, 5.0])
+def test_inner_product_is_minus_eps_times_the_honest_mean(eps: float) -> None:
+    vectors = vectors_like_gradients()
+    lies = a.InnerProduct(eps).lies(vectors, [1, 6], seeded())
+    expected = -eps * (vectors.sum(0) - vectors[1] - vectors[6]) / 5
+    torch.testing.assert_close(lies, torch.stack([expected, expected]))
+
+
+def test_mimic_copies_the_first_honest_node() -> None:
+    vectors = vectors_like_gradients()
+    torch.testing.assert_close(a.Mimic().lies(vectors, [0, 2], seeded()), vectors[[1, 1]])
+
+
+def direction_of(honest: np.ndarray, deviation: str) -> np.ndarray:
+    mean = honest.mean(axis=0)
+    return np.asarray(
+        {"unit": -mean / np.linalg.norm(mean), "std": -honest.std(axis=0), "sign": -np.sign(mean)}[deviation]
+    )
+
+
+@pytest.mark.parametrize("deviation", ["unit", "std", "sign"])
+@pytest.mark.parametrize("kind", [a.MinMax, a.MinSum])
+def test_min_max_and_min_sum_go_as_far_as_they_may(kind: type[a.MinMax] | type[a.MinSum], deviation: str) -> None:
+    vectors = vectors_like_gradients()
+    lies = kind(deviation).lies(vectors, [1, 4], seeded()).numpy()  # type: ignore[arg-type]  # a str, one of the literals
+    honest = np.delete(vectors.numpy(), [1, 4], axis=0)
+    mean, direction = honest.mean(axis=0), direction_of(honest, deviation)
+    pairs = np.array([[np.linalg.norm(x - y) for y in honest] for x in honest])
+
+    def excess(gamma: float) -> float:
+        distances = np.linalg.norm(honest - (mean + gamma * direction), axis=1)
+        if kind is a.MinMax:
+            return float(distances.max() - pairs.max())
+        return float((distances**2).sum() - (pairs**2).sum(axis=1).min())
+
+    gamma = float((lies[0] - mean) @ direction / (direction @ direction))
+    np.testing.assert_allclose(lies, np.stack([mean + gamma * direction] * 2), rtol=1e-9)
+    assert gamma > 0
+    assert excess(gamma) <= 0 < excess(1.001 * gamma)
+
+
+@pytest.mark.parametrize("kind", [a.MinMax, a.MinSum])
+def test_min_max_and_min_sum_stay_where_the_honest_agree(kind: type[a.MinMax] | type[a.MinSum]) -> None:
+    vectors = torch.ones(6, 10)
+    lies = kind("unit").lies(vectors, [0], seeded())
+    torch.testing.assert_close(lies, torch.ones(1, 10), rtol=0, atol=1e-5)
+
+
+# Attacks on the code
+
+
+def deviations(attack: a.Attack, liars: list[int]) -> Tensor:
+    shares = coded_shares()
+    return attack.lies(shares, liars, seeded()) - shares[liars]
+
+
+def typical_norm() -> float:
+    return float(coded_shares().norm(dim=1).median())
+
+
+def test_same_lie_adds_one_vector() -> None:
+    added = deviations(a.SameLie(size=0.5), [1, 4])
+    torch.testing.assert_close(added[0], added[1])
+    assert float(added[0].norm()) == pytest.approx(0.5 * typical_norm(), rel=1e-6)
+
+
+def test_near_codeword_is_nearly_explained_by_other_nodes() -> None:
+    code = FourierCode(byzantine=3, compression=4)
+    shares = torch.stack([code.encode(torch.arange(40.0).double(), slot) for slot in range(10)])
+    attack = a.NearCodeword(code, size=0.5)
+    liars = attack.best_liars()
+    assert len(liars) == 3
+    crafted = attack.lies(shares, liars, seeded()) - shares[liars]
+    assert int(torch.linalg.matrix_rank(crafted, rtol=1e-9)) == 1
+    typical = float(shares.norm(dim=1).median())
+    assert float(crafted.norm(dim=1).square().mean().sqrt()) == pytest.approx(0.5 * typical)
+    plain = a.RandomGaussian().lies(shares, liars, seeded())
+    assert unexplained(code, liars, crafted) < 0.1 < 0.4 < unexplained(code, liars, plain)
+
+
+def unexplained(code: FourierCode, liars: list[int], added: Tensor) -> float:
+    """Return the part of the lies' syndromes that the best s other rows cannot explain."""
+    syndromes = code.parity[:, liars] @ added.numpy()
+    others = [row for row in range(code.group_size) if row not in liars]
+    parts = []
+    for rows in combinations(others, len(liars)):
+        columns = code.parity[:, rows]
+        rest = syndromes - columns @ np.linalg.lstsq(columns, syndromes, rcond=None)[0]
+        parts.append(float(np.linalg.norm(rest) / np.linalg.norm(syndromes)))
+    return min(parts)
+
+
+def test_other_gradient_agrees_with_k_minus_1_honest_shares() -> None:
+    liars = [1, 4]
+    received = coded_shares()
+    received[liars] = a.OtherGradient(CODE, size=0.5).lies(received, liars, seeded())
+    rows = [0, 1, 2, 4]  # the liars, and the first k - 1 honest rows: k + 1 equations for k unknowns
+    matrix = torch.from_numpy(CODE.generator[rows])
+    chunks = torch.linalg.lstsq(matrix, received[rows]).solution
+    torch.testing.assert_close(matrix @ chunks, received[rows])
+    added = received[liars] - coded_shares()[liars]
+    assert float(added.norm(dim=1).square().mean().sqrt()) == pytest.approx(0.5 * typical_norm())
+
+
+def test_partial_collusion_whispers_with_the_one_half_and_shouts_with_the_other() -> None:
+    norms = deviations(a.PartialCollusion(CODE, size=50), [1, 4]).norm(dim=1) / typical_norm()
+    assert norms.tolist() == pytest.approx([3e-6, 50], rel=1e-3)
+
+
+def test_projection_aware_is_invisible_to_the_projection_that_it_expects() -> None:
+    lie = deviations(a.ProjectionAware(seed=3, size=2), [1])[0]
+    assert float(lie.norm()) == pytest.approx(2 * typical_norm())
+    expected, _ = project_rows([lie], seeded(3))
+    fresh, _ = project_rows([lie])
+    assert np.linalg.norm(expected) < 1e-9 * float(lie.norm())
+    assert np.linalg.norm(fresh) > 0.1 * float(lie.norm())
+
+
+def test_projection_aware_has_nowhere_to_hide_in_16_columns() -> None:
+    vectors = vectors_like_gradients(dim=16)
+    torch.testing.assert_close(a.ProjectionAware().lies(vectors, [2], seeded()), vectors[[2]], rtol=0, atol=0)
+
+
+# What they do to a mean that nobody defends
+
+
+def mean_under(attack: a.Attack, liars: list[int]) -> tuple[Tensor, Tensor]:
+    """Return the honest mean and the mean of all."""
+    vectors = vectors_like_gradients(num_nodes=15, dim=200)
+    received = vectors.clone()
+    received[liars] = attack.lies(vectors, liars, seeded())
+    honest = [row for row in range(15) if row not in liars]
+    return vectors[honest].mean(0), received.mean(0)
+
+
+@pytest.mark.parametrize(
+    "attack", [a.Reverse(), a.Constant(), a.RandomGaussian(), a.InnerProduct(eps=10), a.SameLie(size=100)], ids=repr
+)
+def test_gross_lies_ruin_the_mean(attack: a.Attack) -> None:
+    honest, received = mean_under(attack, [0, 1, 2])
+    assert float((received - honest).norm()) > float(honest.norm())
+
+
+@pytest.mark.parametrize("attack", [a.Reverse(), a.InnerProduct(eps=4.1)], ids=repr)
+def test_reversing_attacks_turn_the_mean_around(attack: a.Attack) -> None:
+    honest, received = mean_under(attack, [0, 1, 2])  # eps > (n - m) / m = 4
+    assert float(honest @ received) < 0
+
+
+@pytest.mark.parametrize("attack", [a.Alie(), a.InnerProduct(), a.MinMax(), a.MinSum()], ids=repr)
+def test_stealthy_lies_bend_the_mean_while_looking_honest(attack: a.Attack) -> None:
+    honest, received = mean_under(attack, [0, 1, 2])
+    assert float((received - honest).norm()) > 1e-3 * float(honest.norm())
+    assert float(honest @ received) > 0
+
+
+def test_one_nan_makes_the_mean_nan() -> None:
+    assert mean_under(a.NotFinite(), [3])[1].isnan().all()

@@ -1,0 +1,152 @@
+import dataclasses
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import ArrayRecord
+
+from solon_fl.config import SolonConfig
+from solon_fl.errors import ConfigurationError
+from solon_fl.simulations import ATTACKS, Outcome, Scenario, simulate
+from solon_fl.simulations.output import comparison_table, offences_table, plot_comparison, plot_run, write_jsonl
+from tests.support import vector_of
+
+CONFIG = SolonConfig(num_nodes=14, byzantine=2, compression=3)
+
+
+def run(**changes: Any) -> Outcome:
+    values: dict[str, Any] = {"config": CONFIG, "model": "logistic", "rounds": 4, "batch_size": 8}
+    return simulate(Scenario(**{**values, **changes}))
+
+
+def curve(outcome: Outcome) -> list[float]:
+    return [record.accuracy for record in outcome.records]
+
+
+@pytest.fixture(scope="module")
+def honest() -> Outcome:
+    return run()
+
+
+def assert_same_model(first: ArrayRecord, second: ArrayRecord) -> None:
+    torch.testing.assert_close(vector_of(first), vector_of(second), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_under_every_attack_training_ends_where_it_does_without(attack: str, honest: Outcome) -> None:
+    outcome = run(attack=attack)
+    assert_same_model(outcome.arrays, honest.arrays)
+    assert curve(outcome) == pytest.approx(curve(honest), abs=0.003)
+    assert set(outcome.offences) == outcome.scenario.liars
+    kind = {"nan": "malformed", "silent": "silent", "malformed": "malformed"}.get(attack, "lying")
+    assert all(counts == {kind: 4} for counts in outcome.offences.values())
+
+
+def test_training_learns(honest: Outcome) -> None:
+    assert honest.accuracy > honest.records[0].accuracy + 0.2
+    assert honest.offences == {}
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(honest: Outcome) -> None:
+    again = run()
+    assert torch.equal(vector_of(again.arrays), vector_of(honest.arrays))
+    assert [r.report.groups[0].residual for r in again.records if r.report] == [
+        r.report.groups[0].residual for r in honest.records if r.report
+    ]
+    other = run(config=dataclasses.replace(CONFIG, seed=1))
+    assert not torch.equal(vector_of(other.arrays), vector_of(honest.arrays))
+
+
+def test_computing_once_per_group_changes_nothing(honest: Outcome) -> None:
+    assert torch.equal(vector_of(run(compute_once=False).arrays), vector_of(honest.arrays))
+
+
+def test_honest_fedavg_and_solon_see_the_same_batches(honest: Outcome) -> None:
+    assert_same_model(run(strategy="fedavg").arrays, honest.arrays)
+
+
+@pytest.mark.parametrize("attack", ["reverse", "random"])
+def test_plain_averaging_collapses(attack: str, honest: Outcome) -> None:
+    assert run(strategy="fedavg", attack=attack).accuracy < honest.accuracy - 0.2
+
+
+def test_one_odd_reply_aborts_flowers_strategies_and_is_a_result() -> None:
+    outcome = run(strategy="multikrum", attack="malformed")
+    assert outcome.error
+    assert len(outcome.records) == 1
+
+
+def test_alie_follows_the_rounds_for_strategies_without_groups() -> None:
+    first, second = (run(strategy="fedavg", attack="alie", rounds=rounds) for rounds in (1, 2))
+    assert curve(first) == curve(second)[:2]
+    honest_two = run(strategy="fedavg", rounds=2)
+    assert not torch.equal(vector_of(second.arrays), vector_of(honest_two.arrays))
+
+
+def test_local_steps_train_too() -> None:
+    config = dataclasses.replace(CONFIG, mode="update")
+    outcome, honest = run(config=config, attack="alie"), run(config=config)
+    assert_same_model(outcome.arrays, honest.arrays)
+    assert outcome.accuracy > 0.4
+
+
+def test_more_images_than_there_are_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="batch_size=6000, dataset fashion-mnist-6k has 5000"):
+        run(batch_size=6000)
+
+
+def test_ray_that_is_not_installed_is_a_plain_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigurationError, match=r"solon-fl\[ray\]"):
+        run(engine="ray")
+
+
+def test_the_jsonl_tells_everything(tmp_path: Path) -> None:
+    outcome = run(attack="nan", rounds=2)
+    write_jsonl(outcome, tmp_path / "new folder" / "rounds.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "new folder" / "rounds.jsonl").read_text().splitlines()]
+    head, *rounds, summary = lines
+    assert head["scenario"]["config"]["byzantine"] == 2
+    assert head["liars"] == sorted(outcome.scenario.liars)
+    assert set(head["versions"]) == {"solon-fl", "flwr", "torch", "numpy"}
+    assert [line["round"] for line in rounds] == [0, 1, 2]
+    assert rounds[1]["report"]["groups"][0]["status"] == "clean"
+    assert summary["final_accuracy"] == outcome.accuracy
+    assert summary["offences"] == {str(number): {"malformed": 2} for number in sorted(outcome.scenario.liars)}
+
+
+def test_plots_and_tables_are_made(tmp_path: Path, honest: Outcome) -> None:
+    attacked = run(attack="alie", rounds=2)
+    aborted = run(strategy="multikrum", attack="alie", rounds=2)
+    aborted.error = "broken"
+    plot_run(attacked, tmp_path / "run.png")
+    plot_run(honest, tmp_path / "honest.png")
+    plot_comparison([honest, attacked, aborted], tmp_path / "all.png")
+    for name in ("run.png", "honest.png", "all.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert offences_table(attacked).row_count == 4
+    assert comparison_table([honest, attacked, aborted]).row_count == 3
+
+
+@pytest.mark.slow
+def test_flowers_own_engine_gives_the_same_curve(tmp_path: Path) -> None:
+    """In a process of its own: Ray starts others, and warns about its future."""
+    pytest.importorskip("ray")
+    outcome = run(attack="reverse", rounds=3)
+    command = [sys.executable, "-c", "from solon_fl.simulations.cli import main; main()", "simulate"]
+    options = "--nodes 14 --compression 3 --model logistic --attack reverse --rounds 3 --batch-size 8 --engine ray"
+    done = subprocess.run(
+        [*command, *options.split(), "--output", str(tmp_path)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    _, *rounds, summary = [json.loads(line) for line in (tmp_path / "rounds.jsonl").read_text().splitlines()]
+    assert [line["accuracy"] for line in rounds] == pytest.approx(curve(outcome), abs=0.003)
+    # Replies trickle in here: a group may be decoded before a slow node, liar or not, was heard.
+    lying = {int(number) for number, kinds in summary["offences"].items() if "lying" in kinds}
+    assert lying
+    assert lying <= outcome.scenario.liars

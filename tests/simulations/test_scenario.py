@@ -1,0 +1,45 @@
+from typing import Any
+
+import pytest
+
+from solon_fl.config import SolonConfig
+from solon_fl.errors import ConfigurationError
+from solon_fl.simulations import Scenario
+
+CONFIG = SolonConfig(num_nodes=20, byzantine=2, compression=6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"strategy": "median"}, "strategy must be one of solon, fedavg, multikrum; got strategy='median'"),
+        ({"attack": "alien"}, "attack must be one of none, reverse, .*; got attack='alien'"),
+        ({"dataset": "mnist"}, "dataset must be one of fashion-mnist-6k, .*; got dataset='mnist'"),
+        ({"model": "vgg"}, "model must be one of logistic, cnn, resnet18; got model='vgg'"),
+        ({"engine": "dask"}, "engine must be one of in-process, ray; got engine='dask'"),
+        ({"rounds": 0}, "rounds=0"),
+        ({"batch_size": -1}, "batch_size=-1"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0"),
+        ({"momentum": 1.0}, "momentum=1.0"),
+        (
+            {"strategy": "fedavg", "config": SolonConfig(num_nodes=10, byzantine=2, compression=6, mode="update")},
+            "strategy='fedavg'",
+        ),
+        (
+            {"strategy": "multikrum", "attack": "alie", "config": SolonConfig(num_nodes=5, byzantine=2, compression=1)},
+            "num_nodes=5, liars=2",
+        ),
+    ],
+)
+def test_what_does_not_exist_or_fit_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        Scenario(**{"config": CONFIG, **changes})
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_seed_chooses_s_liars_of_each_group(seed: int) -> None:
+    config = SolonConfig(num_nodes=30, byzantine=2, compression=6, seed=seed)
+    liars = Scenario(config=config, attack="alie").liars
+    assert [sum(number // 10 == group for number in liars) for group in range(3)] == [2, 2, 2]
+    assert liars == Scenario(config=config, attack="nan").liars
+    assert Scenario(config=config).liars == frozenset()

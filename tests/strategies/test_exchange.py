@@ -1,0 +1,79 @@
+from collections.abc import Callable, Iterable
+
+from flwr.app import Message, MessageType, RecordDict
+
+from solon_fl.simulations import InProcessGrid
+from solon_fl.strategies.exchange import exchange
+from tests.support import Regression
+
+Received = list[tuple[int, Message]]
+
+
+class ScriptedGrid(InProcessGrid):
+    """Answers every message with an empty reply, as a script says."""
+
+    def __init__(self, script: Callable[["ScriptedGrid", list[str]], list[Message]]) -> None:
+        super().__init__(Regression().client_app(), num_nodes=9)
+        self.script = script
+        self.pulls = 0
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        self.pulls += 1
+        return self.script(self, list(message_ids))
+
+    def reply(self, message_id: str) -> Message:
+        return Message(RecordDict(), reply_to=self._waiting[message_id])
+
+
+def ask(grid: InProcessGrid, count: int = 3, timeout: float = 0.5, enough: int = 99) -> Received:
+    received: Received = []
+
+    def receive(batch: Received) -> bool:
+        received.extend(batch)
+        return len(received) >= enough
+
+    messages = {node: Message(RecordDict(), node, MessageType.TRAIN) for node in range(1, count + 1)}
+    exchange(grid, messages, timeout, receive)
+    return received
+
+
+def test_replies_come_in_any_order_with_their_keys() -> None:
+    grid = ScriptedGrid(lambda grid, ids: [grid.reply(ids[-1])])
+    received = ask(grid)
+    assert sorted(key for key, _ in received) == [1, 2, 3]
+    assert all(reply.metadata.src_node_id == key for key, reply in received)
+
+
+def test_a_second_reply_and_a_reply_to_something_else_are_dropped() -> None:
+    stray = ScriptedGrid(lambda grid, ids: [])
+    ask(stray, timeout=0.01)
+    foreign = stray.reply(next(iter(stray._waiting)))
+    grid = ScriptedGrid(lambda grid, ids: [grid.reply(ids[0]), grid.reply(ids[0]), foreign])
+    assert [key for key, _ in ask(grid)] == [1, 2, 3]
+
+
+def test_a_reply_that_cannot_be_inflated_costs_only_itself() -> None:
+    def script(grid: ScriptedGrid, ids: list[str]) -> list[Message]:
+        poisoned = list(grid._waiting)[1]
+        if poisoned in ids:
+            raise ValueError("unexpected object tree")
+        return [grid.reply(i) for i in ids]
+
+    assert sorted(key for key, _ in ask(ScriptedGrid(script))) == [1, 3]
+
+
+def test_silence_ends_with_the_timeout_and_stopping_needs_no_more_replies() -> None:
+    assert ask(ScriptedGrid(lambda grid, ids: []), timeout=0.05) == []
+    grid = ScriptedGrid(lambda grid, ids: [grid.reply(ids[0])])
+    assert len(ask(grid, enough=2)) == 2
+    assert grid.pulls == 2
+
+
+def test_messages_that_a_grid_refuses_are_not_waited_for() -> None:
+    class Refusing(ScriptedGrid):
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+            kept = [message for message in messages if message.metadata.dst_node_id != 2]
+            return super().push_messages(kept)
+
+    grid = Refusing(lambda grid, ids: [grid.reply(i) for i in ids])
+    assert sorted(key for key, _ in ask(grid, timeout=60)) == [1, 3]

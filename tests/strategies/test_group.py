@@ -1,0 +1,154 @@
+"""One group of seven nodes (s = 2, k = 3): certain once five shares agree."""
+
+import math
+
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, Error, Message, MessageType, MetricRecord, RecordDict
+from torch import Tensor
+
+from solon_fl import FourierCode
+from solon_fl.simulations._compat import become_server
+from solon_fl.strategies.group import GroupRound
+from solon_fl.wire import to_array
+
+CODE = FourierCode(byzantine=2, compression=3)
+GRADIENT = torch.linspace(-1, 2, 20)
+NODES = (70, 71, 72, 73, 74, 75, 76)
+
+
+def new_round() -> GroupRound:
+    return GroupRound(group=1, nodes=NODES, code=CODE, dim=20, dtype=torch.float32)
+
+
+def reply(content: RecordDict | Error) -> Message:
+    become_server()
+    question = Message(RecordDict(), 70, MessageType.TRAIN)
+    return Message(content, reply_to=question)
+
+
+def reply_with(share: Tensor | Array) -> Message:
+    array = to_array(share) if isinstance(share, Tensor) else share
+    return reply(RecordDict({"share": ArrayRecord({"share": array})}))
+
+
+def honest(slot: int) -> Message:
+    return reply_with(CODE.encode(GRADIENT, slot))
+
+
+def test_a_group_closes_when_k_plus_s_shares_agree_and_not_before() -> None:
+    group = new_round()
+    for slot in (6, 0, 3, 5):
+        group.receive(slot, honest(slot))
+        group.decode(last=False)
+        assert not group.closed
+    group.receive(1, honest(1))
+    group.decode(last=False)
+    assert group.report is not None
+    assert group.report.status == "clean"
+    assert group.report.silent_nodes == (72, 74)
+    assert group.gradient is not None
+    torch.testing.assert_close(group.gradient, GRADIENT, rtol=1e-5, atol=1e-6)
+
+
+def test_a_lie_among_the_first_five_keeps_the_group_open_until_five_agree() -> None:
+    group = new_round()
+    group.receive(2, reply_with(torch.full((7,), 50.0)))
+    for slot in (0, 1, 3, 4):
+        group.receive(slot, honest(slot))
+        group.decode(last=False)
+        assert not group.closed
+    group.receive(5, honest(5))
+    group.decode(last=False)
+    assert group.report is not None
+    assert group.report.corrupt_nodes == (72,)
+    assert group.report.silent_nodes == (76,)
+
+
+def test_forged_agreement_of_k_plus_s_minus_one_shares_is_not_enough() -> None:
+    """Two liars and two honest nodes could agree on another gradient if only four had to."""
+    group = new_round()
+    lie = GRADIENT + torch.randn(20, generator=torch.Generator().manual_seed(0))
+    # A gradient that agrees with the truth at slots 0 and 1 but is another one.
+    null = torch.linalg.svd(torch.from_numpy(CODE.generator[[0, 1]]))[2][2]
+    lie = GRADIENT + torch.outer(null, torch.ones(7)).reshape(-1)[:20].float()
+    for slot in (0, 1):
+        group.receive(slot, honest(slot))
+    for slot in (2, 3):
+        group.receive(slot, reply_with(CODE.encode(lie, slot)))
+    group.decode(last=False)
+    assert not group.closed
+    for slot in (4, 5, 6):
+        group.receive(slot, honest(slot))
+    group.decode(last=False)
+    assert group.report is not None
+    assert group.report.corrupt_nodes == (72, 73)
+
+
+def test_at_the_deadline_what_is_there_decides() -> None:
+    group = new_round()
+    for slot in (0, 1, 2, 3):
+        group.receive(slot, honest(slot))
+    group.decode(last=True)
+    assert group.report is not None
+    assert group.report.status == "clean"
+    starved = new_round()
+    starved.receive(0, honest(0))
+    starved.decode(last=True)
+    assert starved.report is not None
+    assert starved.report.status == "too-few-shares"
+    assert starved.gradient is None
+    assert starved.report.error_bound == math.inf
+
+
+BAD_REPLIES = {
+    "error": lambda: reply(Error(code=2, reason="boom")),
+    "empty": lambda: reply(RecordDict()),
+    "metrics-named-share": lambda: reply(RecordDict({"share": MetricRecord({"share": 1})})),
+    "other-name": lambda: reply(RecordDict({"share": ArrayRecord({"x": to_array(torch.zeros(7))})})),
+    "two-arrays": lambda: reply(
+        RecordDict({"share": ArrayRecord({"share": to_array(torch.zeros(7)), "x": to_array(torch.zeros(7))})})
+    ),
+    "long": lambda: reply_with(torch.zeros(14)),
+    "double": lambda: reply_with(torch.zeros(7).double()),
+    "nan": lambda: reply_with(torch.full((7,), math.nan)),
+    "one-inf": lambda: reply_with(torch.tensor([0, 0, 0, math.inf, 0, 0, 0])),
+    "forged": lambda: reply_with(Array(dtype="float32", shape=(7,), stype="numpy.ndarray", data=b"\x93NUMPY" * 20)),
+}
+
+
+@pytest.mark.parametrize("name", BAD_REPLIES)
+def test_a_reply_that_is_no_share_is_an_erasure_with_a_reason(name: str) -> None:
+    group = new_round()
+    group.receive(4, BAD_REPLIES[name]())
+    for slot in (0, 1, 2, 3, 5, 6):
+        group.receive(slot, honest(slot))
+    group.decode(last=False)
+    assert group.report is not None
+    assert list(group.report.malformed_nodes) == [74]
+    assert group.report.malformed_nodes[74]
+    assert group.report.corrupt_nodes == ()
+    assert group.gradient is not None
+    torch.testing.assert_close(group.gradient, GRADIENT, rtol=1e-5, atol=1e-6)
+
+
+def test_the_first_reply_of_a_slot_counts() -> None:
+    group = new_round()
+    for slot in range(7):
+        group.receive(slot, honest(slot))
+        group.receive(slot, reply_with(torch.full((7,), 9.0)))
+    group.decode(last=False)
+    assert group.report is not None
+    assert group.report.status == "clean"
+    group.receive(0, reply_with(torch.full((7,), 9.0)))  # after closing: ignored
+    assert group.report.status == "clean"
+
+
+def test_more_liars_than_s_fail_loudly() -> None:
+    group = new_round()
+    for slot in range(7):
+        group.receive(slot, reply_with(torch.full((7,), float(slot**2))) if slot < 3 else honest(slot))
+    group.decode(last=False)
+    assert group.report is not None
+    assert group.report.status == "undecodable"
+    assert group.gradient is None

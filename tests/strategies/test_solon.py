@@ -1,0 +1,330 @@
+import copy
+import logging
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp.typing import Mod
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from torch import Tensor, nn
+
+from solon_fl.clients import Batch
+from solon_fl.errors import ConfigurationError, GroupFailedError
+from solon_fl.simulations import InProcessGrid
+from solon_fl.simulations.attacks import Alie, Constant, NotFinite, RandomGaussian, Reverse, SameLie
+from solon_fl.simulations.attacks.mods import MALFORMATIONS, attack_mod, malformed_mod, silent_mod
+from solon_fl.strategies import RoundReport, SolonStrategy
+from solon_fl.strategies.nodes import NodesMissingError
+from solon_fl.wire import to_array
+from tests.support import (
+    SGD,
+    Regression,
+    initial_model,
+    record_of,
+    share_array,
+    small_config,
+    spoil,
+    train,
+    vector_of,
+)
+
+LIARS = {1, 4, 8, 13}  # numbers: two of each group of seven
+LIAR_IDS = tuple(sorted(number + 1 for number in LIARS))
+
+
+@pytest.fixture(scope="module")
+def honest_model() -> Tensor:
+    return vector_of(train()[0].arrays)
+
+
+def test_an_honest_run_is_sgd_on_all_groups_batches(honest_model: Tensor) -> None:
+    model, client = initial_model(), Regression()
+    optimizer = SGD(model.parameters())
+    context: Any = None
+    for server_round in range(1, 6):
+        optimizer.zero_grad()
+        losses = [client.batch_loss(model, Batch(0, server_round, g, i), context) for g in range(2) for i in range(7)]
+        torch.stack(losses).mean().backward()
+        optimizer.step()
+    torch.testing.assert_close(honest_model, vector_of(record_of(model)), rtol=1e-5, atol=1e-6)
+
+
+ATTACKS: dict[str, tuple[Mod, str]] = {
+    "reverse": (attack_mod(Reverse(), LIARS), "corrupt_nodes"),
+    "constant": (attack_mod(Constant(), LIARS), "corrupt_nodes"),
+    "alie": (attack_mod(Alie(), LIARS), "corrupt_nodes"),
+    "random": (attack_mod(RandomGaussian(), LIARS), "corrupt_nodes"),
+    "huge": (attack_mod(Reverse(1e30), LIARS), "corrupt_nodes"),
+    "same-lie": (attack_mod(SameLie(0.1), LIARS), "corrupt_nodes"),
+    "nan": (attack_mod(NotFinite(), LIARS), "malformed_nodes"),
+    "inf": (attack_mod(NotFinite(float("inf")), LIARS), "malformed_nodes"),
+    "silent": (silent_mod(LIARS), "silent_nodes"),
+    **{how: (malformed_mod(LIARS, how), "malformed_nodes") for how in MALFORMATIONS},
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_under_attack_the_final_model_is_that_of_the_honest_run(name: str, honest_model: Tensor) -> None:
+    mod, named_as = ATTACKS[name]
+    result, reports = train(mods=[mod])
+    torch.testing.assert_close(vector_of(result.arrays), honest_model, rtol=1e-4, atol=1e-5)
+    for report in reports:
+        assert getattr(report, named_as) == LIAR_IDS
+        assert len(report.corrupt_nodes + report.silent_nodes + report.malformed_nodes) == 4
+        assert report.stepped
+        assert report.failed_groups == ()
+
+
+def test_a_node_that_raises_is_an_erasure_with_its_reason() -> None:
+    def mod(message: Message, context: Context, call_next: Any) -> Message:
+        if context.node_id == 3:
+            raise OSError("disk on fire")
+        reply: Message = call_next(message, context)
+        return reply
+
+    _, reports = train(mods=[mod], rounds=1)
+    assert "disk on fire" in reports[0].groups[0].malformed_nodes[3]
+
+
+def test_a_replayed_share_of_an_earlier_round_is_a_lie() -> None:
+    kept: dict[int, ArrayRecord] = {}
+
+    def replay(reply: Message) -> Message:
+        array = share_array(reply.content)
+        reply.content["share"] = kept.setdefault(reply.metadata.src_node_id, copy.deepcopy(array))
+        return reply
+
+    result, reports = train(mods=[spoil(replay, {2, 9})])
+    assert reports[0].corrupt_nodes == ()
+    assert all(report.corrupt_nodes == (2, 9) for report in reports[1:])
+    torch.testing.assert_close(vector_of(result.arrays), vector_of(train()[0].arrays), rtol=1e-4, atol=1e-5)
+
+
+def test_metrics_that_nodes_report_have_no_influence(honest_model: Tensor) -> None:
+    def boast(reply: Message) -> Message:
+        reply.content["metrics"] = MetricRecord({"num-examples": 10**9, "loss": float("nan")})
+        return reply
+
+    result, _ = train(mods=[spoil(boast, {1, 2, 3, 4, 5, 6, 7})])
+    torch.testing.assert_close(vector_of(result.arrays), honest_model, rtol=1e-6, atol=1e-7)
+
+
+# ---- failing groups ------------------------------------------------------------------------------------------
+
+BROKEN_GROUP = attack_mod(RandomGaussian(), {0, 1, 2})  # three of the first group's seven, where two are allowed
+
+
+def test_a_failed_group_is_left_out_of_the_average() -> None:
+    result, reports = train(small_config(on_group_failure="exclude"), mods=[BROKEN_GROUP], rounds=1)
+    assert reports[0].failed_groups == (0,)
+    assert reports[0].stepped
+    only_second = small_config(group_weights=(1e-30, 1.0))
+    expected = vector_of(train(only_second, rounds=1)[0].arrays)
+    torch.testing.assert_close(vector_of(result.arrays), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_failed_group_can_skip_the_round() -> None:
+    result, reports = train(small_config(on_group_failure="skip"), mods=[BROKEN_GROUP], rounds=2)
+    assert [report.stepped for report in reports] == [False, False]
+    assert torch.equal(vector_of(result.arrays), vector_of(record_of(initial_model())))
+
+
+def test_a_failed_group_can_stop_the_run_with_all_results_so_far(caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("flwr").propagate = True
+    with pytest.raises(GroupFailedError, match=r"round 1: groups \[0\] of 2") as caught:
+        train(small_config(on_group_failure="stop"), mods=[BROKEN_GROUP])
+    assert torch.equal(vector_of(caught.value.result.arrays), vector_of(record_of(initial_model())))
+    assert "Group 0 failed (undecodable)" in caplog.text
+
+
+def test_when_every_group_fails_no_step_is_made() -> None:
+    everybody = attack_mod(RandomGaussian(), None)
+    result, reports = train(mods=[everybody], rounds=1)
+    assert reports[0].failed_groups == (0, 1)
+    assert not reports[0].stepped
+    assert torch.equal(vector_of(result.arrays), vector_of(record_of(initial_model())))
+
+
+def test_group_weights_weight_the_average() -> None:
+    sgd = partial(torch.optim.SGD, lr=0.1)
+    model = record_of(initial_model())
+
+    def step(weights: tuple[float, float]) -> Tensor:
+        result, _ = train(small_config(group_weights=weights), rounds=1, optimizer=sgd)
+        return vector_of(result.arrays) - vector_of(model)
+
+    mixed = (3 * step((1, 1e-30)) + step((1e-30, 1))) / 4
+    torch.testing.assert_close(step((3, 1)), mixed, rtol=1e-4, atol=1e-6)
+
+
+# ---- Flower --------------------------------------------------------------------------------------------------
+
+
+def test_under_flowers_own_start_the_result_is_the_same(honest_model: Tensor) -> None:
+    reports: list[RoundReport] = []
+    strategy = SolonStrategy(small_config(), SGD, on_round=reports.append)
+    grid = InProcessGrid(Regression().client_app([attack_mod(Reverse(), LIARS)]), 14)
+    result = Strategy.start(strategy, grid, record_of(initial_model()), num_rounds=5, timeout=5)
+    torch.testing.assert_close(vector_of(result.arrays), honest_model, rtol=1e-4, atol=1e-5)
+    assert [report.corrupt_nodes for report in reports] == [LIAR_IDS] * 5
+
+
+def test_a_grid_that_copies_messages_works_with_flowers_own_start(honest_model: Tensor) -> None:
+    class Copying(InProcessGrid):
+        def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+            return super().send_and_receive([copy.deepcopy(message) for message in messages])
+
+    strategy = SolonStrategy(small_config(), SGD)
+    grid = Copying(Regression().client_app(), 14)
+    result = Strategy.start(strategy, grid, record_of(initial_model()), num_rounds=5, timeout=5)
+    torch.testing.assert_close(vector_of(result.arrays), honest_model, rtol=1e-5, atol=1e-6)
+
+
+def test_a_strategy_can_be_started_again() -> None:
+    strategy = SolonStrategy(small_config(), SGD)
+    grid = InProcessGrid(Regression().client_app(), 14)
+    runs = [strategy.start(grid, record_of(initial_model()), num_rounds=3, timeout=1) for _ in range(2)]
+    assert torch.equal(vector_of(runs[0].arrays), vector_of(runs[1].arrays))
+
+
+def test_messages_share_the_model_and_nothing_else() -> None:
+    strategy = SolonStrategy(small_config(), SGD)
+    grid = InProcessGrid(Regression().client_app(), 14)
+    arrays, config = record_of(initial_model()), ConfigRecord({"lr": 0.5})
+    messages = strategy.configure_train(1, arrays, config, grid)
+    assert isinstance(messages, list)
+    assert len({id(message.content["config"]) for message in messages}) == 14
+    assert len({id(message.content["arrays"]) for message in messages}) == 1
+    assert messages[0].content["config"] == ConfigRecord({"lr": 0.5, "server-round": 1})
+    assert config == ConfigRecord({"lr": 0.5})
+
+
+def test_the_report_counts_bytes_and_seconds_and_becomes_metrics() -> None:
+    result, reports = train(rounds=1, mods=[attack_mod(Reverse(), LIARS)])
+    model_bytes = sum(len(array.data) for array in result.arrays.values())
+    assert reports[0].bytes_out == 14 * model_bytes
+    assert reports[0].bytes_in == 14 * 3 * 4  # d = 8, k = 3, float32
+    assert min(reports[0].seconds_waiting, reports[0].seconds_decoding, reports[0].seconds_stepping) > 0
+    metrics = result.train_metrics_clientapp[1]
+    assert metrics["corrupt-nodes"] == list(LIAR_IDS)
+    assert metrics["stepped"] == 1
+    assert 0 < float(str(metrics["largest-error-bound"])) < 1
+
+
+def test_the_server_evaluates_before_and_after_every_round() -> None:
+    strategy = SolonStrategy(small_config(), SGD)
+    grid = InProcessGrid(Regression().client_app(), 14)
+    rounds: list[int] = []
+
+    def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        rounds.append(server_round)
+        return MetricRecord({"norm": float(vector_of(arrays).norm())})
+
+    result = strategy.start(grid, record_of(initial_model()), num_rounds=2, timeout=1, evaluate_fn=evaluate)
+    assert rounds == [0, 1, 2]
+    assert list(result.evaluate_metrics_serverapp) == [0, 1, 2]
+
+
+def test_client_metrics_are_aggregated_by_the_median_of_sane_values() -> None:
+    class Boasting(Regression):
+        def evaluate(self, model: nn.Module, context: Context) -> dict[str, float]:
+            if context.node_id in (3, 4):
+                return {"number": 1e300, "only-here": 1.0}
+            if context.node_id == 5:
+                return {"number": float("nan")}
+            if context.node_id == 6:
+                raise RuntimeError("no test data")
+            return super().evaluate(model, context)
+
+    result, _ = train(client=Boasting(), rounds=1, client_evaluation=True)
+    # Twelve values: nodes 1, 2, 7..14, and 1e300 twice.
+    assert dict(result.evaluate_metrics_clientapp[1]) == {"number": 10.5}
+
+
+def test_nodes_that_never_come_are_an_error() -> None:
+    strategy = SolonStrategy(small_config(), SGD)
+    grid = InProcessGrid(Regression().client_app(), 10)
+    with pytest.raises(NodesMissingError, match="num_nodes=14 nodes; only 10 connected"):
+        strategy.start(grid, record_of(initial_model()), timeout=0.1)
+
+
+def test_a_reply_that_comes_after_its_round_does_not_disturb_the_next(honest_model: Tensor) -> None:
+    class Late(InProcessGrid):
+        """Node 2 answers one round late, when the reply is not asked for any more: it gets lost, as in Flower."""
+
+        late: list[Message] = []  # noqa: RUF012  # one grid only
+
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            replies = list(super().pull_messages(message_ids))
+            on_time = [reply for reply in replies if reply.metadata.src_node_id != 2]
+            overdue, self.late = self.late, [reply for reply in replies if reply not in on_time]
+            return on_time + overdue
+
+    reports: list[RoundReport] = []
+    strategy = SolonStrategy(small_config(), SGD, on_round=reports.append)
+    result = strategy.start(Late(Regression().client_app(), 14), record_of(initial_model()), num_rounds=5, timeout=1)
+    assert all(report.silent_nodes == (2,) for report in reports)
+    torch.testing.assert_close(vector_of(result.arrays), honest_model, rtol=1e-5, atol=1e-6)
+
+
+def test_too_many_silent_nodes_fail_at_the_deadline() -> None:
+    _, reports = train(mods=[silent_mod({0, 1, 2, 3, 4})], rounds=1, timeout=0.3)
+    assert reports[0].failed_groups == (0,)
+    assert reports[0].groups[0].silent_nodes == (1, 2, 3, 4, 5)
+
+
+def test_a_wrong_model_on_the_nodes_is_reported_in_plain_words(caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("flwr").propagate = True
+    _, reports = train(client=Regression(lambda: nn.Linear(7, 1, bias=False)), rounds=1)
+    assert not reports[0].stepped
+    assert "the node's model is not the server's: they differ in ['bias']" in caplog.text
+
+
+def test_update_mode_averages_local_training() -> None:
+    config = small_config(mode="update", batches_per_group=3)
+    lr_one = partial(torch.optim.SGD, lr=1.0)
+    grid = InProcessGrid(Regression().client_app([attack_mod(Reverse(), LIARS)]), 14)
+    strategy = SolonStrategy(config, lr_one)
+    result = strategy.start(
+        grid, record_of(initial_model()), num_rounds=1, timeout=1, train_config=ConfigRecord({"lr": 0.05})
+    )
+    changes = []
+    for group in range(2):
+        model, client = initial_model(), Regression()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        context: Any = None
+        for index in range(3):
+            optimizer.zero_grad()
+            client.batch_loss(model, Batch(0, 1, group, index), context).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        changes.append(vector_of(record_of(model)) - vector_of(record_of(initial_model())))
+    expected = vector_of(record_of(initial_model())) + (changes[0] + changes[1]) / 2
+    torch.testing.assert_close(vector_of(result.arrays), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_stray_replies_to_aggregate_train_are_ignored() -> None:
+    strategy = SolonStrategy(small_config(), SGD)
+    grid = InProcessGrid(Regression().client_app(), 14)
+    messages = strategy.configure_train(1, record_of(initial_model()), ConfigRecord(), grid)
+    replies = list(grid.send_and_receive(messages))
+    stray = Message(RecordDict({"share": ArrayRecord({"share": to_array(torch.zeros(3))})}), reply_to=replies[0])
+    arrays, metrics = strategy.aggregate_train(1, [stray, *replies])
+    assert arrays is not None
+    assert metrics is not None
+    assert metrics["corrupt-nodes"] == []
+
+
+def test_aggregating_without_a_round_is_a_plain_error() -> None:
+    with pytest.raises(RuntimeError, match="before configure_train"):
+        SolonStrategy(small_config(), SGD).aggregate_train(1, [])
+
+
+def test_unknown_buffers_are_refused_at_the_first_round() -> None:
+    strategy = SolonStrategy(small_config(), SGD, buffers=("bn.running_mean",))
+    grid: Grid = InProcessGrid(Regression().client_app(), 14)
+    with pytest.raises(ConfigurationError, match=r"bn\.running_mean"):
+        strategy.start(grid, record_of(initial_model()), timeout=1)
