@@ -5,7 +5,7 @@ A message states the rule, then the value that broke it, then the remedy.
 
 from typing import Any
 
-__all__ = ["ConfigurationError", "GroupFailedError", "InvalidReplyError", "SolonError"]
+__all__ = ["ConfigurationError", "GroupFailedError", "InvalidReplyError", "NodesMissingError", "SolonError"]
 
 
 class SolonError(Exception):
@@ -18,6 +18,10 @@ class ConfigurationError(SolonError, ValueError):
 
 class InvalidReplyError(SolonError, ValueError):
     """A node's reply is not a share that was asked for; the strategy counts it as an erasure."""
+
+
+class NodesMissingError(SolonError, TimeoutError):
+    """Fewer nodes connected in time than the run needs."""
 
 
 class GroupFailedError(SolonError, RuntimeError):

@@ -110,5 +110,5 @@ def test_changing_any_byte_is_refused_or_changes_a_number_only(position: int, by
 
 @given(st.binary(max_size=400))
 def test_garbage_is_refused(data: bytes) -> None:
-    with pytest.raises(InvalidReplyError, match="of the share should be|header"):
+    with pytest.raises(InvalidReplyError, match=r"of the share should be|header"):
         untrusted_vector(changed(data=data), LENGTH, torch.float32)

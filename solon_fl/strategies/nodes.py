@@ -8,7 +8,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from solon_fl.config import SolonConfig
-from solon_fl.errors import ConfigurationError, InvalidReplyError, SolonError
+from solon_fl.errors import ConfigurationError, InvalidReplyError, NodesMissingError
 from solon_fl.strategies.exchange import exchange
 from solon_fl.task import SILO_QUERY
 
@@ -16,10 +16,6 @@ __all__ = ["assign_groups", "wait_for_nodes"]
 
 Groups = tuple[tuple[int, ...], ...]  # node ids, by group and slot
 logger = logging.getLogger("flwr")
-
-
-class NodesMissingError(SolonError, TimeoutError):
-    """Fewer nodes connected in time than the run needs."""
 
 
 def wait_for_nodes(grid: Grid, num_nodes: int, timeout: float | None) -> list[int]:

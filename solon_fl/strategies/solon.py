@@ -1,8 +1,6 @@
 """The Flower strategy."""
 
 import logging
-import math
-import statistics
 import time
 from collections.abc import Callable, Collection, Iterable
 
@@ -13,6 +11,7 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from solon_fl.config import SolonConfig
 from solon_fl.errors import GroupFailedError
+from solon_fl.strategies.evaluation import median_metrics
 from solon_fl.strategies.exchange import exchange, reply_keys
 from solon_fl.strategies.group import GroupReport, GroupRound
 from solon_fl.strategies.model import OptimizerFactory, ServerModel
@@ -219,18 +218,7 @@ class SolonStrategy(Strategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return the median of every metric that more than half of the nodes reported as one finite number."""
-        reported: dict[str, list[float]] = {}
-        for reply in replies:
-            if not reply.has_content():
-                continue
-            for name, value in _finite_metrics(reply).items():
-                reported.setdefault(name, []).append(value)
-        medians = {
-            name: float(statistics.median(values))
-            for name, values in reported.items()
-            if 2 * len(values) > self.config.num_nodes
-        }
-        return MetricRecord(dict(medians)) if medians else None
+        return median_metrics(replies, self.config.num_nodes)
 
     def _task(self, server_round: int, group: int, slot: int, model: ServerModel) -> SolonTask:
         config = self.config
@@ -358,16 +346,3 @@ def _log_failure(report: GroupReport, policy: str) -> None:
         f" ({reasons})" if reasons else "",
         policy,
     )
-
-
-def _finite_metrics(reply: Message) -> dict[str, float]:
-    """Return the scalar finite metrics of a reply, at most 100; a node may have put anything there."""
-    found: dict[str, float] = {}
-    try:
-        for record in reply.content.metric_records.values():
-            for name, value in list(record.items())[:100]:
-                if isinstance(value, (int, float)) and math.isfinite(value):
-                    found[str(name)[:100]] = float(value)
-    except Exception as error:
-        logger.warning("Node %d: metrics ignored: %s", reply.metadata.src_node_id, error)
-    return found

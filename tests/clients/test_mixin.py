@@ -2,7 +2,6 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from flwr.app import Context, Message, MessageType, RecordDict
@@ -146,16 +145,14 @@ def test_every_kind_of_model_trains_and_is_protected(name: str) -> None:
     may_stand_still = {"frozen": {"0.weight"}, "batch-norm-and-dropout": {"0.bias", "1.num_batches_tracked"}}
     assert set(before) - moved <= may_stand_still.get(name, set())
     if name == "tied":  # two entries on the server, moved together up to the rounding of a decode
-        copies = [honest.arrays[entry].numpy() for entry in ("inner.weight", "outer.weight")]
-        np.testing.assert_allclose(*copies, rtol=1e-5, atol=1e-6)
+        inner, outer = (torch.from_numpy(honest.arrays[f"{entry}.weight"].numpy()) for entry in ("inner", "outer"))
+        torch.testing.assert_close(inner, outer, rtol=1e-5, atol=1e-6)
 
 
 def test_batch_norm_statistics_are_the_average_of_the_groups() -> None:
     model, client = initial_model(normalised_model), Regression(normalised_model)
     result, _ = train(small_config(), client=client, model=model, rounds=1)
-    changes = [
-        client.gradient(record_of(model), task_for(model, group=g, num_batches=7), CONTEXT, {}) for g in (0, 1)
-    ]
+    changes = [client.gradient(record_of(model), task_for(model, group=g, num_batches=7), CONTEXT, {}) for g in (0, 1)]
     start = 7 * 5 + 5 + 5 + 5  # behind the first layer and the normalisation's weight and bias
     expected = sum(change[start : start + 5] for change in changes) / 2
     assert isinstance(expected, Tensor)
@@ -217,4 +214,3 @@ def test_the_whole_gradient_can_be_overridden() -> None:
     result, _ = train(client=ByHand(), rounds=1)
     moved = vector_of(record_of(initial_model())) - vector_of(result.arrays)
     torch.testing.assert_close(moved, 0.1 * torch.arange(8.0).double(), rtol=1e-5, atol=1e-6)
-

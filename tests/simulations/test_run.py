@@ -141,7 +141,11 @@ def test_flowers_own_engine_gives_the_same_curve(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "from solon_fl.simulations.cli import main; main()", "simulate"]
     options = "--nodes 14 --compression 3 --model logistic --attack reverse --rounds 3 --batch-size 8 --engine ray"
     done = subprocess.run(
-        [*command, *options.split(), "--output", str(tmp_path)], capture_output=True, text=True, timeout=300, check=False
+        [*command, *options.split(), "--output", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     _, *rounds, summary = [json.loads(line) for line in (tmp_path / "rounds.jsonl").read_text().splitlines()]

@@ -21,9 +21,7 @@ def plain_app() -> ClientApp:
         batch = Batch(0, server_round, number // 7, number % 7)
         gradient = client.mean_gradient(message.content.array_records["arrays"], [batch], (), context)
         arrays = ArrayRecord({"weight": to_array(gradient[:7].view(1, 7)), "bias": to_array(gradient[7:])})
-        return Message(
-            RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 8})}), reply_to=message
-        )
+        return Message(RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 8})}), reply_to=message)
 
     return app
 

@@ -5,9 +5,9 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from solon_fl.clients import answer_silo_queries
-from solon_fl.errors import ConfigurationError
+from solon_fl.errors import ConfigurationError, NodesMissingError
 from solon_fl.simulations import InProcessGrid
-from solon_fl.strategies.nodes import NodesMissingError, assign_groups, wait_for_nodes
+from solon_fl.strategies.nodes import assign_groups, wait_for_nodes
 from tests.support import Regression, small_config
 
 
@@ -34,7 +34,7 @@ def test_the_server_fills_groups_with_sorted_ids() -> None:
 
 def test_too_few_nodes_is_an_error_that_says_how_many() -> None:
     grid = InProcessGrid(Regression().client_app(), 13)
-    with pytest.raises(NodesMissingError, match="num_nodes=14 nodes; only 13 connected within 0.1 s"):
+    with pytest.raises(NodesMissingError, match=r"num_nodes=14 nodes; only 13 connected within 0\.1 s"):
         wait_for_nodes(grid, 14, timeout=0.1)
 
 
@@ -75,5 +75,7 @@ def test_a_hostile_answer_to_the_silo_question_is_ignored() -> None:
 
 def test_silos_that_are_too_small_are_an_error_with_their_sizes() -> None:
     names: dict[int, object] = {i: ("east" if i < 5 else "west") for i in range(1, 15)}
-    with pytest.raises(ConfigurationError, match=r"2 silos of at least group_size=7 nodes; got {'east': 4, 'west': 10}"):
+    with pytest.raises(
+        ConfigurationError, match=r"2 silos of at least group_size=7 nodes; got {'east': 4, 'west': 10}"
+    ):
         assign_groups(silo_grid(names), small_config(grouping="silo"), timeout=1)

@@ -13,12 +13,11 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor, nn
 
 from solon_fl.clients import Batch
-from solon_fl.errors import ConfigurationError, GroupFailedError
+from solon_fl.errors import ConfigurationError, GroupFailedError, NodesMissingError
 from solon_fl.simulations import InProcessGrid
 from solon_fl.simulations.attacks import Alie, Constant, NotFinite, RandomGaussian, Reverse, SameLie
 from solon_fl.simulations.attacks.mods import MALFORMATIONS, attack_mod, malformed_mod, silent_mod
 from solon_fl.strategies import RoundReport, SolonStrategy
-from solon_fl.strategies.nodes import NodesMissingError
 from solon_fl.wire import to_array
 from tests.support import (
     SGD,
@@ -48,7 +47,7 @@ def test_an_honest_run_is_sgd_on_all_groups_batches(honest_model: Tensor) -> Non
     for server_round in range(1, 6):
         optimizer.zero_grad()
         losses = [client.batch_loss(model, Batch(0, server_round, g, i), context) for g in range(2) for i in range(7)]
-        torch.stack(losses).mean().backward()
+        torch.stack(losses).mean().backward()  # type: ignore[no-untyped-call]  # torch's
         optimizer.step()
     torch.testing.assert_close(honest_model, vector_of(record_of(model)), rtol=1e-5, atol=1e-6)
 
@@ -299,7 +298,7 @@ def test_update_mode_averages_local_training() -> None:
         context: Any = None
         for index in range(3):
             optimizer.zero_grad()
-            client.batch_loss(model, Batch(0, 1, group, index), context).backward()  # type: ignore[no-untyped-call]
+            client.batch_loss(model, Batch(0, 1, group, index), context).backward()  # type: ignore[no-untyped-call]  # torch's
             optimizer.step()
         changes.append(vector_of(record_of(model)) - vector_of(record_of(initial_model())))
     expected = vector_of(record_of(initial_model())) + (changes[0] + changes[1]) / 2

@@ -1,0 +1,37 @@
+"""The README's code runs as it stands, with a model and data of the test's."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import Context, RecordDict
+from torch import Tensor, nn
+
+from solon_fl.simulations import InProcessGrid
+from solon_fl.simulations.attacks import Reverse
+from solon_fl.simulations.attacks.mods import attack_mod
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+class MyModel(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 2))
+
+
+def my_data(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    assert len(set(chosen.tolist())) == 32
+    return torch.sin(torch.outer(chosen, torch.arange(1.0, 4.0))), chosen % 2
+
+
+def test_the_apps_of_the_readme_train_and_catch_a_liar(capsys: Any) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(blocks) == 2
+    client_code, server_code = blocks
+    names: dict[str, Any] = {"MyModel": MyModel, "my_data": my_data, "liar": attack_mod(Reverse(), {3})}
+    exec(client_code.replace("client_app()", "client_app([liar])"), names)
+    grid = InProcessGrid(names["app"], 20)
+    exec(server_code.replace("num_rounds=100", "num_rounds=2"), names)
+    names["app"](grid, Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={}))
+    assert capsys.readouterr().out == "1 lying: (4,)\n2 lying: (4,)\n"
