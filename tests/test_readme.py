@@ -28,7 +28,7 @@ def my_data(chosen: Tensor) -> tuple[Tensor, Tensor]:
 def test_the_apps_of_the_readme_train_and_catch_a_liar(capsys: Any) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert len(blocks) == 2
-    client_code, server_code = blocks
+    server_code, client_code = blocks
     names: dict[str, Any] = {"MyModel": MyModel, "my_data": my_data, "liar": attack_mod(Reverse(), {3})}
     exec(client_code.replace("client_app()", "client_app([liar])"), names)
     grid = InProcessGrid(names["app"], 20)

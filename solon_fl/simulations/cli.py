@@ -5,12 +5,13 @@ import sys
 from pathlib import Path
 from typing import Annotated, cast, get_args
 
+import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from solon_fl.config import CodeName, Mode, SolonConfig
-from solon_fl.errors import SolonError
+from solon_fl.errors import ConfigurationError, SolonError
 from solon_fl.simulations.datasets import DATASETS
 from solon_fl.simulations.models import MODELS
 from solon_fl.simulations.output import comparison_table, offences_table, plot_comparison, plot_run, write_jsonl
@@ -66,6 +67,9 @@ def simulate_command(
     engine: Annotated[
         str, typer.Option(help=f"Where nodes run: {', '.join(get_args(Engine))} (needs solon-fl\\[ray]).")
     ] = "in-process",
+    threads: Annotated[
+        int, typer.Option(help="Threads of torch. One is quickest for small networks; give resnet18 all your cores.")
+    ] = 1,
     every_node_computes: Annotated[
         bool, typer.Option(help="Compute every node's gradient, not one per group (r times slower, same result).")
     ] = False,
@@ -79,6 +83,9 @@ def simulate_command(
         solon-fl simulate --nodes 20 --byzantine 2 --compression 6 --attack alie
     """
     _set_log_level(verbose)
+    if threads < 1:
+        raise ConfigurationError(f"threads must be at least 1; got threads={threads}.")
+    torch.set_num_threads(threads)
     scenario = Scenario(
         config=SolonConfig(
             num_nodes=nodes,
@@ -131,6 +138,7 @@ def demo(
     with each of the three strategies. All see the same batches.
     """
     _set_log_level(verbose=False)
+    torch.set_num_threads(1)  # small networks: threads would wait for each other, on a busy machine for ages
     config = SolonConfig(num_nodes=20, byzantine=5, compression=10, seed=seed)
     console.print(
         f"{config.num_nodes} nodes, {config.byzantine} of them liars; each Solon node sends 1/{config.compression} of "
