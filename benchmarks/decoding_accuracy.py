@@ -1,71 +1,76 @@
 """Attack the decoder thousands of times and count what it gets wrong.
 
-Each trial draws a gradient, lets liars corrupt their shares by an attack whose deviation is scaled to a size between
-1e-3 and 1e30 of an honest share's norm, decodes, and compares. Columns:
+Each trial draws a gradient, encodes it, lets liars corrupt their shares, decodes, and compares. The lie is one of 17
+attacks in turn; how far it is from the honest share is drawn from 1e-3 to 1e30 times the norm of such a share
+(a third of the trials: 1e-3 to 1, where liars are hardest to tell from honest nodes).
 
-  outside   results farther from the truth than their own error bound (must be 0)
-  failed    decodes that reported failure although at most s lied
-  misnamed  decodes whose corrupt slots are not exactly the liars (of lies of at least 1e-3 of the norm)
-  worst     largest relative error of a gradient returned
+columns of the table:
+  outside   gradients farther from the truth than their own error bound: with at most s liars there must be none
+  failed    decodes that reported a failure instead of a gradient
+  misnamed  decodes that blamed an honest slot, or missed a lie of at least 1e-3 of a share's norm
+  > 1e-5    gradients with a relative error above 1e-5
+  worst     largest relative error of a gradient that was within its error bound
+  ms        mean time of one decode
 
-and, with s + 1 liars, how often a wrong gradient was returned in silence.
+A locator that is named is used alone; the default picks one for each decode. The rows with s + 1 liars show what
+happens beyond the guarantee.
+
+examples:
+  python benchmarks/decoding_accuracy.py --trials 200     a first look, in a minute or two
+  python benchmarks/decoding_accuracy.py --output accuracy.json
 """
 
 import argparse
 import json
-import math
+import os
 import platform
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 
-from solon_fl import (
-    ExhaustiveLocator,
-    FourierCode,
-    LinearCode,
-    Locator,
-    RationalLocator,
-    SubspaceLocator,
-    VandermondeCode,
-)
+from solon_fl import Decoded, FourierCode, LinearCode, Locator, RationalLocator, SubspaceLocator, VandermondeCode
 from solon_fl.simulations import attacks as a
 
 SMALLEST_LIE = 1e-3  # of an honest share's norm: lies from here on must be named
+PRECISE = 1e-5
+TRIALS_PER_TASK = 50
 
 ATTACKS: dict[str, Callable[[LinearCode], a.Attack]] = {
     "reverse": lambda code: a.Reverse(),
     "constant": lambda code: a.Constant(),
     "sign-flip": lambda code: a.SignFlip(),
     "random": lambda code: a.RandomGaussian(),
+    "mixed-sizes": lambda code: a.RandomGaussian(),  # each liar of its own size
     "alie": lambda code: a.Alie(),
     "ipm": lambda code: a.InnerProduct(),
     "min-max": lambda code: a.MinMax(),
     "min-sum": lambda code: a.MinSum(),
     "mimic": lambda code: a.Mimic(),
+    "same-lie": lambda code: a.SameLie(),
+    "near-codeword": a.NearCodeword,
+    "other-gradient": a.OtherGradient,
+    "partial-collusion": a.PartialCollusion,
     "bit-flip": lambda code: a.BitFlip(),
     "nan": lambda code: a.NotFinite(),
-    "inf": lambda code: a.NotFinite(math.inf),
-    "silent": lambda code: a.NotFinite(),
-    "same-lie": lambda code: a.SameLie(),
-    "near-codeword": lambda code: a.NearCodeword(code),
-    "partial-collusion": lambda code: a.PartialCollusion(code),
-    "mixed-sizes": lambda code: a.RandomGaussian(),
+    "silent": lambda code: a.NotFinite(),  # no share at all
 }
-LOCATORS: dict[str, Callable[[], Locator]] = {
+UNSCALED = ("bit-flip", "nan", "silent")
+LOCATORS: dict[str, Callable[[], Locator] | None] = {
+    "default": None,
     "subspace": SubspaceLocator,
     "rational": RationalLocator,
-    "exhaustive": ExhaustiveLocator,
 }
 CODES: dict[str, type[LinearCode]] = {"fourier": FourierCode, "vandermonde": VandermondeCode}
 
@@ -79,81 +84,222 @@ class Cell:
     byzantine: int
     compression: int
     liars: int
+    trials: int
+
+
+@dataclass
+class Tally:
+    """What happened in some trials of a cell; the counters are by attack."""
+
+    trials: int = 0
+    outside: Counter[str] = field(default_factory=Counter)
+    failed: Counter[str] = field(default_factory=Counter)
+    misnamed: Counter[str] = field(default_factory=Counter)
+    imprecise: Counter[str] = field(default_factory=Counter)
+    worst: float = 0.0
+    seconds: float = 0.0
+
+    def add(self, other: "Tally") -> None:
+        """Add the trials of another tally of the same cell."""
+        self.trials += other.trials
+        self.outside += other.outside
+        self.failed += other.failed
+        self.misnamed += other.misnamed
+        self.imprecise += other.imprecise
+        self.worst = max(self.worst, other.worst)
+        self.seconds += other.seconds
+
+
+def all_cells(trials: int) -> Iterator[Cell]:
+    small = [(1, 3), (2, 6), (5, 5), (5, 10)]
+    pairs = [("fourier", "default"), ("fourier", "subspace"), ("fourier", "rational"), ("vandermonde", "rational")]
+    for s, k in small:
+        for code, locator in pairs:
+            yield Cell(code, locator, s, k, s, trials)
+    for s, k in small:
+        yield Cell("fourier", "default", s, k, s + 1, trials)
+    few = max(1, trials // 10)  # a trial is slower there
+    for s, k in [(3, 10), (8, 8), (10, 10), (10, 20)]:
+        for code, locator in (pairs[0], pairs[-1]):
+            yield Cell(code, locator, s, k, s, few)
 
 
 @lru_cache(maxsize=4)
-def make_code(cell: Cell) -> LinearCode:
+def make_code(kind: str, locator: str, byzantine: int, compression: int) -> LinearCode:
+    make_locator = LOCATORS[locator]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the table shows what a void certificate means
-        return CODES[cell.code](
-            byzantine=cell.byzantine, compression=cell.compression, locator=LOCATORS[cell.locator]()
+        return CODES[kind](
+            byzantine=byzantine, compression=compression, locator=None if make_locator is None else make_locator()
         )
 
 
-def attack_shares(
-    code: LinearCode, name: str, shares: Tensor, liars: list[int], size: float, rng: torch.Generator
-) -> Tensor:
-    """Return the shares with the liars' replaced; deviations have `size` honest norms (root mean square)."""
+@lru_cache(maxsize=4)
+def hardest_liars(code: LinearCode) -> list[int]:
+    return a.NearCodeword(code).best_liars()
+
+
+def typical_norm(shares: Tensor) -> float:
+    return float(shares.double().norm(dim=1).median())
+
+
+def draw_gradient(rng: torch.Generator) -> Tensor:
+    dim = int(torch.randint(1, 3000, (1,), generator=rng))
+    gradient = torch.randn(dim, generator=rng, dtype=torch.float64)
+    return (gradient * torch.rand(dim, generator=rng) ** 4).float()  # uneven, as gradients are
+
+
+def draw_size(trial: int, rng: torch.Generator) -> float:
+    decades = 3 if trial % 3 == 0 else 33
+    return float(10 ** (decades * torch.rand(1, generator=rng, dtype=torch.float64) - 3))
+
+
+def corrupt(code: LinearCode, name: str, shares: Tensor, liars: list[int], size: float, rng: torch.Generator) -> Tensor:
+    """Return the shares with the liars' replaced; the lies' root mean square is `size` honest norms."""
     corrupted = shares.clone()
     lies = ATTACKS[name](code).lies(shares, liars, rng)
-    if name not in ("nan", "inf", "silent", "bit-flip"):
+    if name not in UNSCALED:
         deviation = lies.double() - shares[liars].double()
         norms = deviation.norm(dim=1)
+        scale = torch.full_like(norms, size)
         if name == "mixed-sizes":
-            spread = 10 ** (33 * torch.rand(len(liars), generator=rng, dtype=torch.float64) - 3)
-            deviation *= (spread / norms)[:, None]
-        elif norms.square().mean() > 0:
-            deviation *= size / norms.square().mean().sqrt()
-        typical = shares.double().norm(dim=1).median()
-        lies = (shares[liars].double() + typical * deviation).to(shares.dtype)
+            scale = 10 ** (33 * torch.rand(len(liars), generator=rng, dtype=torch.float64) - 3)
+        else:
+            norms = norms.square().mean().sqrt().expand_as(norms)
+        deviation *= (typical_norm(shares) * scale / norms.clamp_min(1e-300))[:, None]
+        lies = (shares[liars].double() + deviation).to(shares.dtype)
     corrupted[liars] = lies
     return corrupted
 
 
-def run_trials(cell: Cell, first: int, count: int) -> Counter[str]:
-    """Run trials first..first+count-1, each with its own seed, and count the outcomes."""
+def run_trial(cell: Cell, trial: int, seed: int, tally: Tally) -> None:
+    rng = torch.Generator().manual_seed(seed * 1_000_000_007 + trial)
+    code = make_code(cell.code, cell.locator, cell.byzantine, cell.compression)
+    name = list(ATTACKS)[trial % len(ATTACKS)]
+    gradient = draw_gradient(rng)
+    honest = torch.stack([code.encode(gradient, slot) for slot in range(code.group_size)])
+    liars = sorted(torch.randperm(code.group_size, generator=rng)[: cell.liars].tolist())
+    if name == "near-codeword" and cell.liars == code.byzantine and trial % 2:
+        liars = hardest_liars(code)
+    received = corrupt(code, name, honest, liars, draw_size(trial, rng), rng)
+    shares = {slot: share for slot, share in enumerate(received) if not (name == "silent" and slot in liars)}
+    started = time.perf_counter()
+    decoded = code.decode(shares, dim=gradient.numel(), generator=rng)
+    tally.seconds += time.perf_counter() - started
+    tally.trials += 1
+    judge(decoded, name, gradient, honest, received, liars, tally)
+
+
+def judge(
+    decoded: Decoded, name: str, gradient: Tensor, honest: Tensor, received: Tensor, liars: list[int], tally: Tally
+) -> None:
+    """Count what the decoder got wrong."""
+    if decoded.gradient is None:
+        tally.failed[name] += 1
+        return
+    deviation = (received.double() - honest.double()).norm(dim=1)
+    sure_liars = {slot for slot in liars if not deviation[slot] < SMALLEST_LIE * typical_norm(honest)}
+    named = {*decoded.corrupt_slots, *decoded.erased_slots}
+    if not sure_liars <= named <= set(liars):
+        tally.misnamed[name] += 1
+    error = float((decoded.gradient.double() - gradient.double()).norm())
+    relative = error / float(gradient.double().norm())
+    tally.imprecise[name] += relative > PRECISE
+    if error > decoded.error_bound:
+        tally.outside[name] += 1
+    else:
+        tally.worst = max(tally.worst, relative)
+
+
+def run_trials(cell: Cell, first: int, count: int, seed: int) -> Tally:
     torch.set_num_threads(1)
-    code = make_code(cell)
-    names = list(ATTACKS)
-    counts: Counter[str] = Counter()
+    tally = Tally()
     for trial in range(first, first + count):
-        rng = torch.Generator().manual_seed(trial)
-        name = names[trial % len(names)]
-        dim = int(torch.randint(1, 3000, (1,), generator=rng))
-        gradient = torch.randn(dim, generator=rng, dtype=torch.float64)
-        gradient *= torch.rand(dim, generator=rng) ** 4  # uneven, as gradients are
-        gradient = gradient.float()
-        shares = torch.stack([code.encode(gradient, slot) for slot in range(code.group_size)])
-        liars = sorted(torch.randperm(code.group_size, generator=rng)[: cell.liars].tolist())
-        if name == "near-codeword" and cell.liars == code.byzantine and trial % 2:
-            liars = a.NearCodeword(code).best_liars()
-        size = 10 ** float(33 * torch.rand(1, generator=rng) - 3)
-        if trial % 3 == 0:  # a third of the trials where it is hardest: small lies
-            size = 10 ** float(3 * torch.rand(1, generator=rng) - 3)
-        received = attack_shares(code, name, shares, liars, size, rng)
-        started = time.perf_counter()
-        decoded = code.decode(received, dim=dim)
-        counts["microseconds"] += round(1e6 * (time.perf_counter() - started))
-        counts["trials"] += 1
-        counts[f"trials {name}"] += 1
-        typical = float(shares.double().norm(dim=1).median())
-        deviation = (received.double() - shares.double()).norm(dim=1).nan_to_num(math.inf, math.inf)
-        surely = {j for j in liars if not deviation[j] < SMALLEST_LIE * typical}
-        named = set(decoded.corrupt_slots) | set(decoded.erased_slots)
-        if decoded.gradient is None:
-            counts["failed"] += 1
-            counts[f"failed {name}"] += 1
-            continue
-        error = float((decoded.gradient.double() - gradient.double()).norm())
-        relative = error / float(gradient.double().norm())
-        counts["worst"] = max(counts["worst"], relative)  # type: ignore[assignment]  # a float among counts
-        if error > decoded.error_bound:
-            counts["outside"] += 1
-            counts[f"outside {name}"] += 1
-        if relative > 1e-5:
-            counts["above 1e-5"] += 1
-            counts[f"above 1e-5 {name}"] += 1
-        if not (surely <= named <= set(liars)):
-            counts["misnamed"] += 1
-            counts[f"misnamed {name}"] += 1
-    return counts
+        run_trial(cell, trial, seed, tally)
+    return tally
+
+
+def run_all(cells: list[Cell], seed: int, workers: int) -> list[Tally]:
+    tallies = [Tally() for _ in cells]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with ProcessPoolExecutor(workers) as pool, Progress(*columns, console=Console(stderr=True)) as progress:
+        row_of = {}
+        for row, cell in enumerate(cells):
+            for first in range(0, cell.trials, TRIALS_PER_TASK):
+                count = min(TRIALS_PER_TASK, cell.trials - first)
+                row_of[pool.submit(run_trials, cell, first, count, seed)] = row
+        bar = progress.add_task("trials", total=sum(cell.trials for cell in cells))
+        for done in as_completed(row_of):
+            tallies[row_of[done]].add(done.result())
+            progress.advance(bar, done.result().trials)
+    return tallies
+
+
+HEADER = ["code", "locator", "s", "k", "r", "liars", "trials", "outside", "failed", "misnamed"]
+HEADER += ["> 1e-5", "worst", "certificate", "ms"]
+
+
+def table_rows(cells: list[Cell], tallies: list[Tally]) -> list[list[str]]:
+    rows = []
+    for cell, tally in zip(cells, tallies, strict=True):
+        code = make_code(cell.code, cell.locator, cell.byzantine, cell.compression)
+        numbers = [cell.byzantine, cell.compression, code.group_size, cell.liars, tally.trials]
+        counts = [tally.outside.total(), tally.failed.total(), tally.misnamed.total(), tally.imprecise.total()]
+        rates = [f"{tally.worst:.0e}", f"{code.certificate:.0e}", f"{1e3 * tally.seconds / tally.trials:.1f}"]
+        rows.append([cell.code, cell.locator, *map(str, numbers + counts), *rates])
+    return rows
+
+
+def notes(cells: list[Cell], tallies: list[Tally]) -> Iterator[str]:
+    """Say which attacks are behind the counts, where the code is the default."""
+    for cell, tally in zip(cells, tallies, strict=True):
+        if cell.locator == "default":
+            for what in ("outside", "failed", "misnamed"):
+                counter: Counter[str] = getattr(tally, what)
+                by_attack = ", ".join(f"{name} {count}" for name, count in counter.most_common() if count)
+                if by_attack:
+                    yield f"s={cell.byzantine}, k={cell.compression}, {cell.liars} liars, {what}: {by_attack}"
+
+
+def about_this_run(seed: int, workers: int) -> dict[str, object]:
+    return {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "seed": seed,
+        "workers": workers,
+        "dtype": "float32",
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=10_000, help="per row (a tenth of it for s=3, 8, 10); 10000")
+    parser.add_argument("--seed", type=int, default=0, help="of gradients, lies and projections; default 0")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes; default: all cores")
+    parser.add_argument("--output", type=Path, help="write the counts, by attack, to this JSON file")
+    arguments = parser.parse_args()
+    if arguments.trials < 1:
+        parser.error(f"--trials must be at least 1; got {arguments.trials}")
+    cells = list(all_cells(arguments.trials))
+    about = about_this_run(arguments.seed, arguments.workers)
+    tallies = run_all(cells, arguments.seed, arguments.workers)
+    rows = table_rows(cells, tallies)
+
+    console = Console(width=max(140, Console().width))
+    table = Table(*HEADER, title="Decoding accuracy")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    markdown = ["| " + " | ".join(row) + " |" for row in [HEADER, ["---"] * len(HEADER), *rows]]
+    lines = ["", *markdown, "", *(f"* {note}" for note in notes(cells, tallies)), "", f"{about}"]
+    print("\n".join(lines))
+    if arguments.output:
+        results = [asdict(cell) | asdict(tally) for cell, tally in zip(cells, tallies, strict=True)]
+        arguments.output.write_text(json.dumps({"about": about, "results": results}, indent=1))
+        console.print(f"wrote {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -17,7 +17,8 @@ from .coding import (
     SubspaceLocator,
     VandermondeCode,
 )
-from .errors import ConfigurationError, GroupFailedError, InvalidReplyError, SolonError
+from .config import SolonConfig
+from .errors import ConfigurationError, GroupFailedError, InvalidReplyError, NodesMissingError, SolonError
 
 __all__ = [
     "CertificateWarning",
@@ -31,7 +32,9 @@ __all__ = [
     "LinearCode",
     "LocatingProblem",
     "Locator",
+    "NodesMissingError",
     "RationalLocator",
+    "SolonConfig",
     "SolonError",
     "SubspaceLocator",
     "VandermondeCode",

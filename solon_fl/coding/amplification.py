@@ -57,7 +57,7 @@ def _pinv_frobenius(matrices: FloatArray) -> FloatArray:
         return np.asarray(torch.linalg.matrix_norm(inverse).numpy(), dtype=np.float64)
     gram_inverse = torch.linalg.inv_ex(batch.mT @ batch).inverse
     trace = gram_inverse.diagonal(dim1=-2, dim2=-1).sum(-1)
-    return np.sqrt(np.abs(trace.numpy()))
+    return np.asarray(trace.abs().sqrt().numpy(), dtype=np.float64)
 
 
 def lagrange_bound(points: ComplexArray, multipliers: ComplexArray, num_rows: int) -> float:

@@ -3,20 +3,19 @@
 import math
 import warnings
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ConfigurationError
+from solon_fl.errors import ConfigurationError
+
 from ._types import ComplexArray, FloatArray
 from .amplification import lagrange_bound, worst_amplification
 from .decoder import Decoded, decode_shares, worst_relative_error
-from .exhaustive import ExhaustiveLocator
 from .locating import Locator, parity_of
-from .subspace import SubspaceLocator
 
 __all__ = ["CertificateWarning", "LinearCode"]
 
@@ -39,11 +38,11 @@ class LinearCode(ABC):
     group_size : int, optional
         r, nodes of the group. Default: the smallest that the theorem allows, 2 s + e + k.
     rtol : float
-        Largest difference between honest shares of the same slot, relative to a share's norm: float noise.
-        1e-6 suits float32 shares of nodes with the same hardware and software.
+        Largest distance of an honest share from G[j] X, relative to the k-th smallest norm of the honest shares:
+        float noise. 1e-6 suits float32 shares of nodes with the same hardware and software.
     locator : Locator, optional
-        Default: `ExhaustiveLocator` while all supports can be tried in a few milliseconds (up to 20,000 of
-        them: r = 20, s = 5 has 15,504), `SubspaceLocator` beyond.
+        Used alone, whatever it misses. Default: in each decode `ExhaustiveLocator` where it can try all supports
+        (up to about r = 20 at s = 5, r = 66 at s = 3), else `SubspaceLocator`.
 
     Raises
     ------
@@ -57,9 +56,11 @@ class LinearCode(ABC):
 
     Notes
     -----
-    Guarantee: as long as 2 * lies + erasures <= r - k and honest shares differ by rtol at most, `decode`
-    returns a gradient within its own `error_bound`; past that it reports a failure, except where the liars
-    are numerous enough to imitate another gradient's shares exactly, which nothing can detect.
+    Guarantee: as long as 2 * lies + erasures <= r - k and honest shares are within rtol of the truth, `decode`
+    returns a gradient within its own `error_bound`; it fails only if the locator misses the liars (an exhaustive one
+    does so with a probability of 1e-8). Beyond that budget it reports a failure, unless the liars agree on the
+    shares of another gradient, which nothing can detect. If more than e honest shares may be missing, trust results
+    with which k + s shares agree (`Decoded.num_agreeing`), as `SolonStrategy` does: s liars can't bring those about.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class LinearCode(ABC):
         self.stragglers = stragglers
         self.group_size = smallest if group_size is None else group_size
         self.rtol = rtol
-        self.locator = _default_locator(self) if locator is None else locator
+        self.locator = locator
         if self.certificate >= 1:
             warnings.warn(
                 f"the certificate of {self!r} is {self.certificate:.1e}, but should be below 1: "
@@ -109,7 +110,7 @@ class LinearCode(ABC):
     def multipliers(self) -> ComplexArray:
         """v, (r,); the polynomial's coefficients have the norm of X."""
 
-    locator: Locator
+    locator: Locator | None
     _cyclic = False  # whether rotating the slots leaves the singular values as they are
 
     @cached_property
@@ -204,10 +205,11 @@ class LinearCode(ABC):
         Parameters
         ----------
         shares : mapping from slot to (m,) Tensor, or (r, m) Tensor
-            float32 or float64, one device. Slots not in the mapping are erasures, and so are shares that
-            hold NaN or inf, and shares of another length or dtype than most.
+            float32 or float64, one device. Slots not in the mapping are erasures, and so are shares that hold
+            NaN or inf (or numbers beyond 1e150), and shares of another length or dtype than most.
         dim : int, optional
-            d, the gradient's length. Default: k m, which is d or d padded with up to k - 1 zeros.
+            d, the gradient's length; shares of another length than ceil(d / k) are erasures. Default: k m, which
+            is d or d padded with zeros.
         generator : torch.Generator, optional
             Draws the projection. Only for reproducible simulation: by default fresh entropy that no node
             can know is drawn after the shares have arrived.
@@ -220,12 +222,12 @@ class LinearCode(ABC):
         Raises
         ------
         ConfigurationError
-            If `shares` names slots that do not exist, or dim does not fit the shares' length.
+            If `shares` names slots that do not exist, or dim < 1.
 
         Notes
         -----
-        Guarantee: see the class. Cost: r m (q + 1) multiply-adds in float64 to project and r m k in the shares'
-        dtype to solve; beside the result, a few MB for any m. Locating looks at an r x q matrix only.
+        Guarantee: see the class. Cost: r m (q + 1) multiply-adds in float64 to project and r m r to solve and to
+        check; beside the result, a few MB for any m. Locating looks at an r x q matrix only.
 
         References
         ----------
@@ -243,15 +245,9 @@ class LinearCode(ABC):
             raise ConfigurationError(
                 f"slots must be in 0..{self.group_size - 1} (group_size={self.group_size}); got slots={unknown}."
             )
-        rows = _alike(shares)
-        longest = self.compression * next(iter(rows.values())).numel() if rows else 0
+        rows = _alike(shares, None if dim is None else self.share_dim(dim))
         if dim is None:
-            dim = longest
-        elif rows and self.share_dim(dim) * self.compression != longest:
-            raise ConfigurationError(
-                f"shares of a gradient of dim={dim} have {self.share_dim(dim)} entries at "
-                f"compression={self.compression}; got {longest // self.compression}; check dim."
-            )
+            dim = self.compression * next((share.numel() for share in rows.values()), 0)
         return decode_shares(self, rows, dim, generator)
 
 
@@ -276,26 +272,15 @@ def _check_parameters(byzantine: int, compression: int, stragglers: int, group_s
     return smallest
 
 
-def _default_locator(code: LinearCode) -> Locator:
-    """Return the locator that erred least where it was measured (docs/reference/decoding-accuracy.md)."""
-    max_errors = (code.group_size - code.compression) // 2
-    exhaustive = ExhaustiveLocator()
-    few = math.comb(code.group_size, max_errors) <= exhaustive.max_supports
-    return exhaustive if few else SubspaceLocator()
-
-
-def _alike(shares: Mapping[int, Tensor]) -> dict[int, Tensor]:
-    """Return the shares of the commonest length, dtype and device; the others are erasures."""
-    kinds = {slot: (tuple(share.shape), share.dtype, share.device) for slot, share in shares.items()}
-    usable = {
-        slot: kind
-        for slot, kind in kinds.items()
-        if len(kind[0]) == 1 and kind[0][0] > 0 and kind[1] in (torch.float32, torch.float64)
+def _alike(shares: Mapping[int, Tensor], share_dim: int | None) -> dict[int, Tensor]:
+    """Return the shares of the commonest length, dtype and device: the honest ones, being k more than the liars."""
+    kinds = {
+        slot: (share.shape, share.dtype, share.device)
+        for slot, share in shares.items()
+        if share.dim() == 1 and share.numel() == (share_dim or share.numel()) > 0
+        if share.dtype in (torch.float32, torch.float64)
     }
-    if not usable:
+    if not kinds:
         return {}
-    counts: dict[object, int] = {}
-    for kind in usable.values():
-        counts[kind] = counts.get(kind, 0) + 1
-    commonest = max(counts, key=lambda kind: counts[kind])
-    return {slot: shares[slot].detach() for slot, kind in usable.items() if kind == commonest}
+    commonest, _ = Counter(kinds.values()).most_common(1)[0]
+    return {slot: shares[slot].detach() for slot, kind in kinds.items() if kind == commonest}

@@ -67,12 +67,12 @@ class FourierCode(LinearCode):
     @cached_property
     def points(self) -> ComplexArray:
         """x_j = exp(i t_j), the r-th roots of unity."""
-        return np.exp(1j * self._angles)
+        return np.asarray(np.exp(1j * self._angles))
 
     @cached_property
     def multipliers(self) -> ComplexArray:
         """v_j = sqrt(r) exp(i f0 t_j), f0 = (k - 1) / 2: shifts the lowest frequency to zero."""
-        return np.sqrt(self.group_size) * np.exp(0.5j * (self.compression - 1) * self._angles)
+        return np.asarray(np.sqrt(self.group_size) * np.exp(0.5j * (self.compression - 1) * self._angles))
 
     @property
     def _angles(self) -> FloatArray:

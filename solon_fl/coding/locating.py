@@ -53,7 +53,7 @@ class LocatingProblem:
         """S = H B, (n - k, min(q, n - k)): rotated on the right, which leaves every residual as it is."""
         syndromes = self.parity @ self.projected
         if syndromes.shape[1] > syndromes.shape[0]:
-            syndromes = np.ascontiguousarray(np.linalg.qr(syndromes.T, mode="r").T)
+            syndromes = np.linalg.qr(syndromes.T).R.T
         return syndromes
 
     @property
@@ -82,14 +82,13 @@ class LocatingProblem:
     def all_residuals(self) -> tuple[IntArray, FloatArray]:
         """Return every support of t rows, (N, t), and their residuals, (N,)."""
         supports, complements = _all_supports(self.parity.tobytes(), self.parity.shape[1], self.max_errors)
-        chunks = [complements[i : i + CHUNK] for i in range(0, len(complements), CHUNK)]
-        return supports, np.concatenate([self._distances(chunk) for chunk in chunks])
+        return supports, self._distances(complements)
 
     def _distances(self, complements: FloatArray) -> FloatArray:
-        """Return |C S| for each C of (N, n - k - a, n - k), in one product."""
-        count, height, width = complements.shape
-        outside = (complements.reshape(-1, width) @ self.syndromes).reshape(count, -1)
-        return np.sqrt(np.einsum("ij,ij->i", outside, outside))
+        """Return |C S| for each C of (N, n - k - a, n - k)."""
+        outside = complements @ self.syndromes
+        squares: FloatArray = np.einsum("ijk,ijk->i", outside, outside)
+        return np.sqrt(squares)
 
 
 class Locator(Protocol):
@@ -111,7 +110,7 @@ def _complements(columns: FloatArray) -> FloatArray:
     return np.ascontiguousarray(complete[:, :, columns.shape[1] :].transpose(0, 2, 1))
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def _all_supports(parity: bytes, num_rows: int, size: int) -> tuple[IntArray, FloatArray]:
     """Return every support of that size, (N, a), and the complement of H[:, support] for each."""
     columns = np.frombuffer(parity, dtype=np.float64).reshape(-1, num_rows).T

@@ -1,4 +1,4 @@
-"""Subspace locating: the default."""
+"""Subspace locating: the default where there are too many supports to try them all."""
 
 import numpy as np
 
@@ -22,8 +22,7 @@ class SubspaceLocator:
 
     Notes
     -----
-    Guarantee: none of its own; the decoder checks the rows that remain, and asks the
-    `ExhaustiveLocator` where that check fails and the supports are few.
+    Guarantee: none of its own; the decoder checks the rows that remain.
     Cost: t SVDs of (q (n - k - t), t + 1) matrices, then a few sweeps over t (n - t) supports.
     Differs from the paper: that uses rational interpolation on real nodes (`RationalLocator`).
 
@@ -65,7 +64,7 @@ def _hankel_support(problem: LocatingProblem, syndromes: ComplexArray, size: int
     num_syndromes = len(syndromes)
     index = np.arange(num_syndromes - size)[:, None] + np.arange(size + 1)[None, :]
     hankel = syndromes[index].transpose(0, 2, 1).reshape(-1, size + 1)
-    coefficients = np.linalg.svd(hankel)[2][-1].conj()  # of the locator polynomial, lowest first
+    coefficients = np.linalg.svd(hankel, full_matrices=False)[2][-1].conj()  # of the locator polynomial, lowest first
     values = np.abs(problem.points[:, None] ** np.arange(size + 1) @ coefficients)
     return tuple(sorted(np.argsort(values)[:size].tolist()))
 

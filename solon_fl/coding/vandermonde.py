@@ -5,7 +5,8 @@ from functools import cached_property
 
 import numpy as np
 
-from ..errors import ConfigurationError
+from solon_fl.errors import ConfigurationError
+
 from ._types import ComplexArray, FloatArray
 from .code import LinearCode
 from .locating import Locator
@@ -87,8 +88,8 @@ class VandermondeCode(LinearCode):
     @cached_property
     def multipliers(self) -> ComplexArray:
         """The rows' norms before scaling."""
-        return np.linalg.norm(self._powers, axis=1)
+        return np.asarray(np.linalg.norm(self._powers, axis=1))
 
     @property
     def _powers(self) -> FloatArray:
-        return self.points.real[:, None] ** np.arange(self.compression)
+        return np.asarray(np.vander(self.points.real, self.compression, increasing=True), dtype=np.float64)

@@ -1,14 +1,15 @@
 """One group in one round: from its nodes' replies to a gradient, or a clear failure."""
 
 import logging
+import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from flwr.app import ArrayRecord, Message
 from torch import Tensor
 
-from solon_fl.coding import Decoded, LinearCode
+from solon_fl.coding import Decoded, DecodeStatus, LinearCode
 from solon_fl.errors import InvalidReplyError
 from solon_fl.task import SHARE
 from solon_fl.wire import untrusted_vector
@@ -27,11 +28,16 @@ def read_share(reply: Message, length: int, dtype: torch.dtype) -> Tensor:
         Whatever else the reply holds: an error, other records, another shape, dtype or number of bytes.
     """
     if reply.has_error():
-        raise InvalidReplyError(f"error {reply.error.code}: {str(reply.error.reason).strip()[:300]}")
+        raise InvalidReplyError(f"error {reply.error.code}: {reply.error.reason}")
     record = reply.content.get(SHARE)
     if not isinstance(record, ArrayRecord) or list(record) != [SHARE]:
         raise InvalidReplyError(f"expected one ArrayRecord {SHARE!r} with the one array {SHARE!r}")
     return untrusted_vector(record[SHARE], length, dtype)
+
+
+def _one_line(text: str) -> str:
+    """Return what a node says as one short printable line: it goes into the server's log."""
+    return "".join(c if c.isprintable() else " " for c in " ".join(text[:2000].split()))[:300]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +120,7 @@ class GroupRound:
         try:
             share = read_share(reply, self.code.share_dim(self.dim), self.dtype)
         except Exception as error:  # InvalidReplyError, or whatever a hostile record makes Flower raise
-            self._malformed[node_id] = str(error) or type(error).__name__
+            self._malformed[node_id] = _one_line(str(error)) or type(error).__name__
             logger.warning("Node %d (group %d): not a share: %s", node_id, self.group, self._malformed[node_id])
             return
         self._shares[slot] = share
@@ -123,7 +129,9 @@ class GroupRound:
     def decode(self, *, last: bool) -> None:
         """Decode if nothing that may still come can change the result, or if nothing will come (`last`).
 
-        It can't change any more once k + s shares agree: k of them at least are honest, and fix the gradient.
+        It can't change any more once k + s shares agree: k of them at least are honest, and fix the gradient. With
+        fewer that agree, s liars could have made it up if more than e honest nodes are missing: such a result
+        is not taken, and the group fails.
         """
         if self.closed:
             return
@@ -134,8 +142,12 @@ class GroupRound:
         started = time.monotonic()
         decoded = self.code.decode(self._shares, dim=self.dim, generator=self.projection)
         self.seconds += time.monotonic() - started
-        agreeing = len(self.nodes) - len(decoded.corrupt_slots) - len(decoded.erased_slots)
-        if last or all_here or (decoded.ok and agreeing >= needed):
+        trusted = decoded.num_agreeing >= needed
+        if decoded.ok and not trusted:
+            # Within the code's budget, but with this many nodes missing, s liars could have made it up.
+            decoded = replace(decoded, gradient=None, status=DecodeStatus.TOO_FEW_SHARES, corrupt_slots=(),
+                              residual=math.inf, tolerance=math.nan, error_bound=math.inf)
+        if last or all_here or trusted:
             self._close(decoded)
 
     def _close(self, decoded: Decoded) -> None:

@@ -87,18 +87,25 @@ def test_forged_agreement_of_k_plus_s_minus_one_shares_is_not_enough() -> None:
 
 def test_at_the_deadline_what_is_there_decides() -> None:
     group = new_round()
-    for slot in (0, 1, 2, 3):
+    for slot in (0, 1, 2, 3, 6):
         group.receive(slot, honest(slot))
     group.decode(last=True)
     assert group.report is not None
     assert group.report.status == "clean"
-    starved = new_round()
-    starved.receive(0, honest(0))
-    starved.decode(last=True)
-    assert starved.report is not None
-    assert starved.report.status == "too-few-shares"
-    assert starved.gradient is None
-    assert starved.report.error_bound == math.inf
+    assert group.report.silent_nodes == (74, 75)
+
+
+def test_at_the_deadline_fewer_than_k_plus_s_shares_that_agree_are_not_trusted() -> None:
+    """Four honest shares would do without liars (k = 3), but two of the four may have lied in step."""
+    for there in ((0,), (0, 1, 2), (0, 1, 2, 3)):
+        group = new_round()
+        for slot in there:
+            group.receive(slot, honest(slot))
+        group.decode(last=True)
+        assert group.report is not None
+        assert group.report.status == "too-few-shares"
+        assert group.gradient is None
+        assert group.report.error_bound == math.inf
 
 
 BAD_REPLIES = {
@@ -130,6 +137,16 @@ def test_a_reply_that_is_no_share_is_an_erasure_with_a_reason(name: str) -> None
     assert group.report.corrupt_nodes == ()
     assert group.gradient is not None
     torch.testing.assert_close(group.gradient, GRADIENT, rtol=1e-5, atol=1e-6)
+
+
+def test_what_a_node_says_reaches_the_log_as_one_short_line() -> None:
+    group = new_round()
+    group.receive(0, reply(Error(code=2, reason="bad\n[92mINFO: all is well\x1b[2J" + "x" * 10**6)))
+    group.decode(last=True)
+    assert group.report is not None
+    reason = group.report.malformed_nodes[70]
+    assert reason.isprintable()
+    assert len(reason) <= 300
 
 
 def test_the_first_reply_of_a_slot_counts() -> None:

@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from solon_fl import FourierCode
+
+sizes = st.tuples(st.integers(0, 3), st.integers(1, 6), st.integers(0, 2))
+
+
+def make(size: tuple[int, int, int]) -> FourierCode:
+    byzantine, compression, stragglers = size
+    return FourierCode(byzantine=byzantine, compression=compression, stragglers=stragglers)
+
+
+@given(size=sizes)
+def test_columns_are_orthonormal_and_rows_of_equal_norm(size: tuple[int, int, int]) -> None:
+    code = make(size)
+    np.testing.assert_allclose(code.generator.T @ code.generator, np.eye(code.compression), atol=1e-12)
+    expected = np.sqrt(code.compression / code.group_size)
+    np.testing.assert_allclose(np.linalg.norm(code.generator, axis=1), expected, rtol=1e-12)
+
+
+@given(size=sizes, slot=st.integers(0, 14))
+def test_rows_are_the_trigonometric_functions_of_the_docstring(size: tuple[int, int, int], slot: int) -> None:
+    code = make(size)
+    slot %= code.group_size
+    angle = 2 * np.pi * slot / code.group_size
+    expected = [] if code.compression % 2 == 0 else [np.sqrt(1 / 2)]
+    frequency = 1 if code.compression % 2 else 0.5
+    while len(expected) < code.compression:
+        expected += [np.cos(frequency * angle), np.sin(frequency * angle)]
+        frequency += 1
+    np.testing.assert_allclose(code.generator[slot], np.sqrt(2 / code.group_size) * np.array(expected), atol=1e-12)
+
+
+@given(size=sizes, seed=st.integers(0, 2**32))
+def test_shares_are_values_of_a_polynomial_at_the_roots_of_unity(size: tuple[int, int, int], seed: int) -> None:
+    code = make(size)
+    message = np.random.default_rng(seed).normal(size=code.compression)
+    values = code.multipliers * (code.generator @ message)
+    powers = code.points[:, None] ** np.arange(code.compression)
+    coefficients = np.linalg.lstsq(powers, values, rcond=None)[0]
+    np.testing.assert_allclose(powers @ coefficients, values, atol=1e-10)
+    assert np.linalg.norm(coefficients) == pytest.approx(np.linalg.norm(message))
+    np.testing.assert_allclose(np.abs(code.points), 1)
+
+
+@given(size=sizes, turn=st.integers(0, 14))
+def test_turning_the_slots_changes_no_singular_value(size: tuple[int, int, int], turn: int) -> None:
+    code = make(size)
+    rows = np.arange(code.compression)
+    turned = (rows + turn) % code.group_size
+    np.testing.assert_allclose(
+        np.linalg.svd(code.generator[turned])[1], np.linalg.svd(code.generator[rows])[1], atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("compression", [1, 2, 5, 6])
+def test_parity_annihilates_the_generator(compression: int) -> None:
+    code = FourierCode(byzantine=2, compression=compression, stragglers=1)
+    np.testing.assert_allclose(code.parity @ code.generator, 0, atol=1e-12)
+    np.testing.assert_allclose(code.parity @ code.parity.T, np.eye(5), atol=1e-12)
