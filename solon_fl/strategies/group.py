@@ -145,8 +145,15 @@ class GroupRound:
         trusted = decoded.num_agreeing >= needed
         if decoded.ok and not trusted:
             # Within the code's budget, but with this many nodes missing, s liars could have made it up.
-            decoded = replace(decoded, gradient=None, status=DecodeStatus.TOO_FEW_SHARES, corrupt_slots=(),
-                              residual=math.inf, tolerance=math.nan, error_bound=math.inf)
+            decoded = replace(
+                decoded,
+                gradient=None,
+                status=DecodeStatus.TOO_FEW_SHARES,
+                corrupt_slots=(),
+                residual=math.inf,
+                tolerance=math.nan,
+                error_bound=math.inf,
+            )
         if last or all_here or trusted:
             self._close(decoded)
 
