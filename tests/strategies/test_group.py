@@ -153,10 +153,12 @@ def test_the_first_reply_of_a_slot_counts() -> None:
     group = new_round()
     for slot in range(7):
         group.receive(slot, honest(slot))
-        group.receive(slot, reply_with(torch.full((7,), 9.0)))
+        group.receive(slot, reply_with(torch.full((7,), 9.0)))  # from all slots: the shares of another gradient
     group.decode(last=False)
     assert group.report is not None
     assert group.report.status == "clean"
+    assert group.gradient is not None
+    torch.testing.assert_close(group.gradient, GRADIENT, rtol=1e-5, atol=1e-6)
     group.receive(0, reply_with(torch.full((7,), 9.0)))  # after closing: ignored
     assert group.report.status == "clean"
 
