@@ -22,7 +22,7 @@ types: $(VENV)/.installed-dev
 
 setup: $(VENV)/.installed-dev
 
-# torch first and alone: its exact version decides which wheel is taken (see constraints.txt).
+# constraints.txt pins torch: its exact version decides which wheel is taken.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .

@@ -233,6 +233,11 @@ class LinearCode(ABC):
         ----------
         Chen et al., "Solon", arXiv:2110.01595, for the scheme.
         """
+        if not isinstance(shares, Tensor | Mapping):
+            raise ConfigurationError(
+                "shares must be a mapping from slot to share, or one (r, m) tensor; "
+                f"got {type(shares).__name__}; make a dict of the slots that arrived."
+            )
         if isinstance(shares, Tensor):
             if shares.dim() != 2 or shares.shape[0] != self.group_size:
                 raise ConfigurationError(

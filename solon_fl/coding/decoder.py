@@ -7,7 +7,7 @@ check the syndromes, 4 locate, 5 solve and check all columns, 6 report.
 import enum
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -66,7 +66,7 @@ class Decoded:
         Shares that the gradient was solved from, and that agree with it; 0 if the decode failed.
     """
 
-    gradient: Tensor | None
+    gradient: Tensor | None = field(repr=False)
     status: DecodeStatus
     corrupt_slots: tuple[int, ...]
     erased_slots: tuple[int, ...]

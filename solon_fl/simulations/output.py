@@ -21,13 +21,15 @@ __all__ = ["comparison_table", "offences_table", "plot_comparison", "plot_run", 
 # Colours that the colour-blind can tell apart (Okabe & Ito), one per strategy wherever it appears.
 COLOURS = {"solon": "#0072B2", "multikrum": "#E69F00", "fedavg": "#D55E00"}
 KIND_COLOURS = {"lying": "#D55E00", "silent": "#999999", "malformed": "#CC79A7"}
+KIND_LABELS = {"lying": "lying", "silent": "silent or late", "malformed": "malformed"}
 TITLES = {"solon": "Solon", "multikrum": "MultiKrum", "fedavg": "FedAvg"}
 
 
 def write_jsonl(outcome: Outcome, path: Path) -> None:
     """Write a run as JSON lines: what was run, one line a round, and a summary.
 
-    The first line has the scenario (its seed included), the liars and the versions; a NaN is written as null.
+    The first line has the scenario (its seed included), the liars and the versions; a NaN is written as null. Nodes
+    are given by their numbers (group * group_size + slot) everywhere, not by Flower's ids.
     """
     scenario = outcome.scenario
     head = {
@@ -42,7 +44,7 @@ def write_jsonl(outcome: Outcome, path: Path) -> None:
         "error": outcome.error,
         "offences": {number: dict(kinds) for number, kinds in outcome.offences.items()},
     }
-    lines = [head, *(asdict(record) for record in outcome.records), summary]
+    lines = [head, *(_with_numbers(asdict(record)) for record in outcome.records), summary]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(_jsonable(line), allow_nan=False) + "\n" for line in lines))
 
@@ -63,7 +65,7 @@ def offences_table(outcome: Outcome) -> Table:
             str(number // size),
             str(number % size),
             f"{named} of {rounds} rounds",
-            ", ".join(kinds) or "[dim]never named[/]",
+            ", ".join(KIND_LABELS[kind] for kind in kinds) or "[dim]never named[/]",
             truth,
         )
     return table
@@ -157,7 +159,7 @@ def _draw_offences(axes: Axes, outcome: Outcome) -> None:
     for kind, colour in KIND_COLOURS.items():
         points = [(r.round, numbers.index(n)) for r in outcome.records for n in _named_in(r, kind)]
         if points:
-            axes.plot(*zip(*points, strict=True), "s", color=colour, markersize=3, label=kind)
+            axes.plot(*zip(*points, strict=True), "s", color=colour, markersize=3, label=KIND_LABELS[kind])
     axes.set_yticks(range(len(numbers)), [f"node {number}" for number in numbers], fontsize=7)
     axes.set_ylim(-0.7, len(numbers) - 0.3)
     axes.set_title("named by the server", loc="left", fontsize=9)
@@ -172,6 +174,17 @@ def _named_in(record: RoundRecord, kind: str) -> list[int]:
         nodes = {"lying": group.corrupt_nodes, "silent": group.silent_nodes, "malformed": group.malformed_nodes}[kind]
         numbers += [group.group * len(group.nodes) + group.nodes.index(node) for node in nodes]
     return numbers
+
+
+def _with_numbers(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a round's record with node numbers in place of Flower's node ids."""
+    for group in record["report"]["groups"] if record["report"] is not None else ():
+        first = group["group"] * len(group["nodes"])
+        number_of = {node: first + slot for slot, node in enumerate(group.pop("nodes"))}
+        for kind in ("corrupt_nodes", "silent_nodes"):
+            group[kind] = [number_of[node] for node in group[kind]]
+        group["malformed_nodes"] = {number_of[node]: reason for node, reason in group["malformed_nodes"].items()}
+    return record
 
 
 def _jsonable(value: Any) -> Any:

@@ -44,7 +44,7 @@ class RoundReport:
 
     @property
     def silent_nodes(self) -> tuple[int, ...]:
-        """Ids of all nodes that did not answer in time, ascending."""
+        """Ids of all nodes that had not answered when their group was decoded (silent, or just slow), ascending."""
         return tuple(sorted(node for group in self.groups for node in group.silent_nodes))
 
     @property

@@ -119,7 +119,8 @@ class SolonStrategy(Strategy):
         NodesMissingError
             If fewer than num_nodes nodes connect within the timeout.
         GroupFailedError
-            If a group can't be decoded and config.on_group_failure is "stop"; its `result` holds all so far.
+            If a group can't be decoded and config.on_group_failure is "stop" (its `result` holds all so far), or no
+            node at all sends a share in the first round.
         """
         self._reset()
         self._timeout = timeout
@@ -275,6 +276,12 @@ class SolonStrategy(Strategy):
             seconds_stepping=time.monotonic() - started,
         )
         self._rounds, self._messages = (), {}
+        if server_round == 1 and report.bytes_in == 0:
+            reasons = [reason for group in groups for reason in group.malformed_nodes.values()]
+            raise GroupFailedError(
+                "no node sent a share in the first round, so there is nothing to train with; "
+                f"the first node's reason: {reasons[0] if reasons else 'none answered within the timeout'}"
+            )
         if report.corrupt_nodes:
             logger.info("\tround %d: nodes caught lying: %s", server_round, list(report.corrupt_nodes))
         if self._on_round is not None:
@@ -338,7 +345,8 @@ def _log_failure(report: GroupReport, policy: str) -> None:
     reasons = "; ".join(f"node {node}: {reason}" for node, reason in list(report.malformed_nodes.items())[:3])
     logger.error(
         "Group %d failed (%s): %d silent, %d malformed%s. Either more nodes lie or are missing than configured, or "
-        "honest nodes differ by more than rtol. Policy: %s.",
+        "the nodes of the group do not compute the same (batches must come from the task alone, not from a data "
+        "loader or the global random state), or they differ by float noise above rtol. Policy: %s.",
         report.group,
         report.status,
         len(report.silent_nodes),

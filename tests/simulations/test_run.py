@@ -115,7 +115,9 @@ def test_the_jsonl_tells_everything(tmp_path: Path) -> None:
     assert head["liars"] == sorted(outcome.scenario.liars)
     assert set(head["versions"]) == {"solon-fl", "flwr", "torch", "numpy"}
     assert [line["round"] for line in rounds] == [0, 1, 2]
-    assert rounds[1]["report"]["groups"][0]["status"] == "clean"
+    groups = rounds[1]["report"]["groups"]
+    assert [group["status"] for group in groups] == ["clean", "clean"]
+    assert sorted(int(number) for group in groups for number in group["malformed_nodes"]) == head["liars"]
     assert summary["final_accuracy"] == outcome.accuracy
     assert summary["offences"] == {str(number): {"malformed": 2} for number in sorted(outcome.scenario.liars)}
 
