@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import os
+import random
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -155,6 +156,7 @@ def _server_app(outcome: Outcome, dataset: Dataset, on_round: Callable[[RoundRec
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         strategy = scenario.make_strategy(buffer_names(model), reports.append)
+        random.seed(scenario.config.seed)  # Flower's own strategies sample, and thus order, nodes with it
         try:
             strategy.start(
                 grid,

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from solon_fl import Decoded, DecodeStatus, FourierCode, LinearCode, LocatingProblem, VandermondeCode
+from solon_fl.coding.decoder import _without_absurd_rows
 from solon_fl.coding.locating import Support
 from solon_fl.simulations.attacks import NearCodeword, OtherGradient, ProjectionAware
 from tests.oracles import decode_by_subsets
@@ -318,6 +319,36 @@ def test_error_bound_is_the_documented_one(sizes: tuple[float, ...], seed: int) 
     rounding = np.finfo(np.float64).eps * np.linalg.norm(chunks)
     assert decoded.residual == pytest.approx(residual, rel=1e-6, abs=1e-12)
     assert decoded.error_bound == pytest.approx(min(first, second) + rounding, rel=1e-6)
+
+
+def test_s_lies_below_the_tolerance_stay_in_the_bound_if_only_s_plus_k_shares_are_there() -> None:
+    """More than fit the budget, but all shares agree, so the bound counts on the k honest ones alone: the worst k."""
+    code = FourierCode(byzantine=3, compression=4)
+    gradient = torch.randn(40, generator=seeded(1), dtype=torch.float64)
+    honest, liars = [0, 1, 2, 3], [5, 6, 7]
+    shares = {slot: share for slot, share in shares_of(code, gradient).items() if slot in honest + liars}
+    noise = math.sqrt(7) * code.rtol * typical_norm(shares)
+    hidden = np.linalg.svd(code.generator[honest])[2][-1]  # a change of the gradient that four neighbours hardly see
+    size = 0.9 * noise * code.amplification
+    direction = torch.nn.functional.normalize(torch.randn(10, generator=seeded(2), dtype=torch.float64), dim=0)
+    for slot in liars:
+        shares[slot] = shares[slot] + size * float(code.generator[slot] @ hidden) * direction
+    decoded = code.decode(shares)
+    assert decoded.num_agreeing == 7
+    assert_within_bound(decoded, gradient)
+    assert error_of(decoded, gradient) > code.worst_amplification(6) * (decoded.residual + noise)
+
+
+def test_no_row_is_absurd_that_s_small_lies_could_make_look_so() -> None:
+    code = FourierCode(byzantine=3, compression=4)
+    norms = np.array([0, 0, 0, 1, 1, 1, 1e9])  # perhaps the zeros are the lies
+    assert _without_absurd_rows(code, norms, 0.0) == ([0, 1, 2, 3, 4, 5, 6], 1e9)
+
+
+def test_every_absurd_row_leaves_one_liar_less() -> None:
+    code = FourierCode(byzantine=3, compression=4)
+    norms = np.array([1, 1, 1, 1e12, 1e4, 1, 1, 1])  # 1e4 is absurd only if it can't be two lies that are small
+    assert _without_absurd_rows(code, norms, 0.0) == ([0, 1, 2, 5, 6, 7], 1.0)
 
 
 def test_a_lie_screened_by_its_size_costs_as_little_as_a_missing_share() -> None:

@@ -62,6 +62,11 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(honest: Outco
     assert not torch.equal(vector_of(other.arrays), vector_of(honest.arrays))
 
 
+def test_a_diverging_run_of_flowers_strategies_is_reproducible_too() -> None:
+    runs = [run(strategy="fedavg", attack="reverse") for _ in range(2)]
+    assert torch.equal(*(vector_of(outcome.arrays) for outcome in runs))
+
+
 def test_computing_once_per_group_changes_nothing(honest: Outcome) -> None:
     assert torch.equal(vector_of(run(compute_once=False).arrays), vector_of(honest.arrays))
 
