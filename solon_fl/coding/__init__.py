@@ -1,4 +1,4 @@
-"""The mathematics: codes, locators and the decoder. Needs torch, numpy and scipy, and nothing of Flower."""
+"""The mathematics: codes, locators and the decoder. Needs torch and numpy, and nothing of Flower."""
 
 from .code import CertificateWarning, LinearCode
 from .decoder import Decoded, DecodeStatus
