@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from rich.table import Table
 
-from solon_fl.simulations.run import Outcome, RoundRecord
+from solon_fl.simulations.run import Outcome
 
 __all__ = ["comparison_table", "offences_table", "plot_comparison", "plot_run", "write_jsonl"]
 
@@ -157,7 +157,7 @@ def _draw_curves(axes: Axes, outcomes: Sequence[Outcome]) -> None:
 def _draw_offences(axes: Axes, outcome: Outcome) -> None:
     numbers = list(outcome.offences)
     for kind, colour in KIND_COLOURS.items():
-        points = [(r.round, numbers.index(n)) for r in outcome.records for n in _named_in(r, kind)]
+        points = [(r.round, numbers.index(n)) for r in outcome.records for n, k in r.named() if k == kind]
         if points:
             axes.plot(*zip(*points, strict=True), "s", color=colour, markersize=3, label=KIND_LABELS[kind])
     axes.set_yticks(range(len(numbers)), [f"node {number}" for number in numbers], fontsize=7)
@@ -165,15 +165,6 @@ def _draw_offences(axes: Axes, outcome: Outcome) -> None:
     axes.set_title("named by the server", loc="left", fontsize=9)
     axes.legend(loc="upper right", frameon=False, ncols=3, fontsize=8, bbox_to_anchor=(1, 1.35))
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _named_in(record: RoundRecord, kind: str) -> list[int]:
-    """Return the numbers of the nodes named for `kind` in a round."""
-    numbers = []
-    for group in record.report.groups if record.report is not None else ():
-        nodes = {"lying": group.corrupt_nodes, "silent": group.silent_nodes, "malformed": group.malformed_nodes}[kind]
-        numbers += [group.group * len(group.nodes) + group.nodes.index(node) for node in nodes]
-    return numbers
 
 
 def _with_numbers(record: dict[str, Any]) -> dict[str, Any]:

@@ -50,6 +50,19 @@ class RoundRecord:
     seconds: float
     report: RoundReport | None = None
 
+    def named(self) -> list[tuple[int, str]]:
+        """Return the number of each node named in this round, and what for: "lying", "silent" or "malformed"."""
+        return [
+            (group.group * len(group.nodes) + group.nodes.index(node), kind)
+            for group in (self.report.groups if self.report is not None else ())
+            for kind, nodes in (
+                ("lying", group.corrupt_nodes),
+                ("silent", group.silent_nodes),
+                ("malformed", group.malformed_nodes),
+            )
+            for node in nodes
+        ]
+
 
 @dataclass(kw_only=True)
 class Outcome:
@@ -85,12 +98,8 @@ class Outcome:
         """
         counts: dict[int, Counter[str]] = {}
         for record in self.records:
-            for group in record.report.groups if record.report is not None else ():
-                kinds = {"lying": group.corrupt_nodes, "silent": group.silent_nodes, "malformed": group.malformed_nodes}
-                for kind, nodes in kinds.items():
-                    for node in nodes:
-                        number = group.group * len(group.nodes) + group.nodes.index(node)
-                        counts.setdefault(number, Counter())[kind] += 1
+            for number, kind in record.named():
+                counts.setdefault(number, Counter())[kind] += 1
         return dict(sorted(counts.items()))
 
 
