@@ -1,45 +1,23 @@
-"""The command `solon-fl`."""
+"""`solon-fl simulate`: one run."""
 
-import logging
-import sys
 from pathlib import Path
 from typing import Annotated, cast, get_args
 
 import torch
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from solon_fl.config import CodeName, Mode, SolonConfig
-from solon_fl.errors import ConfigurationError, SolonError
+from solon_fl.errors import ConfigurationError
+from solon_fl.simulations.cli.terminal import console, progress_bar, run_scenario, set_log_level
 from solon_fl.simulations.datasets import DATASETS
 from solon_fl.simulations.models import MODELS
-from solon_fl.simulations.output import comparison_table, offences_table, plot_comparison, plot_run, write_jsonl
-from solon_fl.simulations.run import Outcome, RoundRecord, simulate
+from solon_fl.simulations.output import offences_table, plot_run, write_jsonl
+from solon_fl.simulations.run import Outcome
 from solon_fl.simulations.scenario import ATTACKS, STRATEGIES, Engine, Scenario
 
-__all__ = ["main"]
-
-console = Console()
-app = typer.Typer(
-    help="Train through lying machines: Solon for Flower.",
-    epilog="Start with:  solon-fl demo",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
-)
+__all__ = ["simulate_command"]
 
 
-def main() -> None:
-    """Run the command line; errors made on purpose are one message and exit code 2."""
-    try:
-        app()
-    except SolonError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
-        sys.exit(2)
-
-
-@app.command("simulate")
 def simulate_command(
     nodes: Annotated[int, typer.Option(help="P: nodes in the run, a multiple of the group size.")] = 20,
     byzantine: Annotated[int, typer.Option(help="s: nodes of each group that lie, and that Solon must find.")] = 2,
@@ -82,7 +60,7 @@ def simulate_command(
 
         solon-fl simulate --nodes 20 --byzantine 2 --compression 6 --attack alie
     """
-    _set_log_level(verbose)
+    set_log_level(verbose)
     if threads < 1:
         raise ConfigurationError(f"threads must be at least 1; got threads={threads}.")
     torch.set_num_threads(threads)
@@ -111,8 +89,8 @@ def simulate_command(
         engine=cast(Engine, engine),
         compute_once=not every_node_computes,
     )
-    with _progress() as progress:
-        outcome = _run(scenario, progress)
+    with progress_bar() as progress:
+        outcome = run_scenario(scenario, progress)
     write_jsonl(outcome, output / "rounds.jsonl")
     plot_run(outcome, output / "plot.png")
     if strategy == "solon":
@@ -126,68 +104,9 @@ def simulate_command(
         raise typer.Exit(1)
 
 
-@app.command()
-def demo(
-    rounds: Annotated[int, typer.Option(help="Rounds of each of the seven runs.")] = 60,
-    seed: Annotated[int, typer.Option(help="Fixes weights, batches and liars.")] = 0,
-    output: Annotated[Path, typer.Option(help="Folder for the plot and the JSON lines.")] = Path("solon-results/demo"),
-) -> None:
-    """Solon against FedAvg and MultiKrum while a quarter of 20 nodes lie.
-
-    Trains a small network on 5,000 Fashion-MNIST images seven times: without an attack, and under two attacks
-    with each of the three strategies. All see the same batches.
-    """
-    _set_log_level(verbose=False)
-    torch.set_num_threads(1)  # small networks: threads would wait for each other, on a busy machine for ages
-    config = SolonConfig(num_nodes=20, byzantine=5, compression=10, seed=seed)
-    console.print(
-        f"{config.num_nodes} nodes, {config.byzantine} of them liars; each Solon node sends 1/{config.compression} of "
-        "the gradient, the others all of it.\n",
-        highlight=False,
-    )
-    runs: list[tuple[str, str | None]] = [("solon", None)]
-    runs += [(strategy, attack) for attack in ("alie", "reverse") for strategy in ("solon", "multikrum", "fedavg")]
-    outcomes = []
-    with _progress() as progress:
-        for strategy, attack in runs:
-            scenario = Scenario(config=config, strategy=strategy, attack=attack, rounds=rounds, batch_size=8)
-            outcomes.append(_run(scenario, progress))
-            write_jsonl(outcomes[-1], output / f"{strategy}-{attack or 'honest'}.jsonl")
-    plot_comparison(outcomes, output / "accuracy.png")
-    console.print(comparison_table(outcomes))
-    console.print(f"Plot: {output / 'accuracy.png'}", highlight=False, soft_wrap=True)
-
-
-def _run(scenario: Scenario, progress: Progress) -> Outcome:
-    attack = scenario.attack or "no attack"
-    task = progress.add_task(f"{scenario.strategy:9} {attack:9}", total=scenario.rounds, accuracy="")
-
-    def show(record: RoundRecord) -> None:
-        named = len(record.report.corrupt_nodes + record.report.malformed_nodes) if record.report else 0
-        caught = f", {named} caught" if named else ""
-        progress.update(task, completed=record.round, accuracy=f"accuracy {record.accuracy:6.1%}{caught}")
-
-    return simulate(scenario, show)
-
-
 def _print_failures(outcome: Outcome) -> None:
     failures = sum(len(record.report.failed_groups) for record in outcome.records if record.report)
     if failures:
         console.print(
             f"[yellow]{failures} times a group could not be decoded[/] (left out, and reported: never guessed)."
         )
-
-
-def _progress() -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[accuracy]}"),
-        TimeElapsedColumn(),
-    )
-    return Progress(*columns, console=console)
-
-
-def _set_log_level(verbose: bool) -> None:
-    logging.getLogger("flwr").setLevel(logging.INFO if verbose else logging.CRITICAL)

@@ -1,0 +1,32 @@
+"""The command `solon-fl`, one module a subcommand."""
+
+import sys
+
+import typer
+from rich.console import Console
+
+from solon_fl.errors import SolonError
+from solon_fl.simulations.cli.demo import demo
+from solon_fl.simulations.cli.simulate import simulate_command
+
+__all__ = ["main"]
+
+app = typer.Typer(
+    help="Train through lying machines: Solon for Flower.",
+    epilog="Start with:  solon-fl demo",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+)
+app.command("simulate")(simulate_command)
+app.command("demo")(demo)
+
+
+def main() -> None:
+    """Run the command line; errors made on purpose are one message and exit code 2."""
+    try:
+        app()
+    except SolonError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(2)

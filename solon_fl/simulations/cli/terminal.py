@@ -1,0 +1,43 @@
+"""What the commands share: the terminal, progress bars, and Flower's log."""
+
+import logging
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from solon_fl.simulations.run import Outcome, RoundRecord, simulate
+from solon_fl.simulations.scenario import Scenario
+
+__all__ = ["console", "progress_bar", "run_scenario", "set_log_level"]
+
+console = Console()
+
+
+def run_scenario(scenario: Scenario, progress: Progress) -> Outcome:
+    """Run a scenario with a progress bar of its own."""
+    attack = scenario.attack or "no attack"
+    task = progress.add_task(f"{scenario.strategy:9} {attack:9}", total=scenario.rounds, accuracy="")
+
+    def show(record: RoundRecord) -> None:
+        named = len(record.report.corrupt_nodes + record.report.malformed_nodes) if record.report else 0
+        caught = f", {named} caught" if named else ""
+        progress.update(task, completed=record.round, accuracy=f"accuracy {record.accuracy:6.1%}{caught}")
+
+    return simulate(scenario, show)
+
+
+def progress_bar() -> Progress:
+    """Return the progress display of one or several runs."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[accuracy]}"),
+        TimeElapsedColumn(),
+    )
+    return Progress(*columns, console=console)
+
+
+def set_log_level(verbose: bool) -> None:
+    """Show Flower's log, or nothing of it."""
+    logging.getLogger("flwr").setLevel(logging.INFO if verbose else logging.CRITICAL)
