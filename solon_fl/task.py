@@ -24,24 +24,23 @@ SILO_QUERY = "query.solon_silo"
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One batch of a group in one round; the same for all nodes of the group.
+    """One batch of a round; the same for all nodes that compute it.
 
     Attributes
     ----------
-    seed, round, group, index : int
-        Run seed, server round, group number and the batch's number within the group: all that a batch
-        may depend on.
+    seed, round, number : int
+        Run seed, server round, and the batch's number among all of the round, from 0: all that a batch may
+        depend on. With n batches a group, group g has the numbers g n to (g + 1) n - 1.
     """
 
     seed: int
     round: int
-    group: int
-    index: int
+    number: int
 
     @property
     def torch_seed(self) -> int:
         """A 63-bit seed that differs from batch to batch."""
-        state = np.random.SeedSequence([self.seed, self.round, self.group, self.index]).generate_state(1, np.uint64)
+        state = np.random.SeedSequence([self.seed, self.round, self.number]).generate_state(1, np.uint64)
         return int(state[0] >> np.uint64(1))
 
     def generator(self) -> torch.Generator:
@@ -95,7 +94,8 @@ class SolonTask:
     @property
     def batches(self) -> tuple[Batch, ...]:
         """The group's batches in this round."""
-        return tuple(Batch(self.seed, self.round, self.group, index) for index in range(self.num_batches))
+        first = self.group * self.num_batches
+        return tuple(Batch(self.seed, self.round, first + index) for index in range(self.num_batches))
 
     def make_code(self) -> LinearCode:
         """Return the code. Its rtol matters to the server only: here it is one that no certificate suffers from."""

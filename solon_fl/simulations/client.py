@@ -1,7 +1,7 @@
 """The simulated nodes: image classification with any strategy."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -27,7 +27,7 @@ class ImageClient(SolonClientMixin):
         self.scenario = scenario
         self._dataset = dataset
         self._computed_round = 0
-        self._computed: dict[int, Tensor] = {}  # of that round, by group or node
+        self._computed: dict[object, Tensor] = {}  # of that round, by what was computed
 
     def __getstate__(self) -> dict[str, object]:
         # A Ray actor gets the description and loads the data itself.
@@ -50,9 +50,12 @@ class ImageClient(SolonClientMixin):
         images = self.dataset.train_images[chosen].to(self.device())
         return functional.cross_entropy(model(images), self.dataset.train_labels[chosen].to(self.device()))
 
-    def gradient(self, arrays: ArrayRecord, task: SolonTask, context: Context, config: dict[str, object]) -> Tensor:
-        """See `SolonClientMixin.gradient`; computed once per group if the scenario says so."""
-        return self._once(task.round, task.group, partial(super().gradient, arrays, task, context, config))
+    def mean_gradient(
+        self, arrays: ArrayRecord, batches: Sequence[Batch], buffers: Sequence[str], context: Context
+    ) -> Tensor:
+        """See `SolonClientMixin.mean_gradient`; computed once for all nodes if the scenario says so."""
+        compute = partial(super().mean_gradient, arrays, batches, buffers, context)
+        return self._once(batches[0].round, tuple(batch.number for batch in batches), compute)
 
     def update(self, arrays: ArrayRecord, task: SolonTask, context: Context, config: dict[str, object]) -> Tensor:
         """See `SolonClientMixin.update`; computed once per group if the scenario says so."""
@@ -61,20 +64,12 @@ class ImageClient(SolonClientMixin):
     def train_alone(self, message: Message, context: Context) -> Message:
         """Answer with the plain gradient of one batch: the node's part in strategies without groups.
 
-        Node number n takes the batch that is number n % r in Solon's group n // r: so that honest runs of all
-        strategies see the same data.
+        Node number n takes the batch of the same number, so that honest runs of all strategies see the same data.
         """
         arrays = message.content.array_records[ARRAYS]
-        number = int(context.node_config["partition-id"])
-        config = self.scenario.config
-        group, index = divmod(number, config.group_size)
         server_round = int(str(message.content.config_records[CONFIG]["server-round"]))
-        batch = Batch(config.seed, server_round, group, index)
-
-        def compute() -> Tensor:
-            return self.mean_gradient(arrays, [batch], buffer_names(self.build_model(context)), context)
-
-        gradient = self._once(server_round, number, compute)
+        batch = Batch(self.scenario.config.seed, server_round, int(context.node_config["partition-id"]))
+        gradient = self.mean_gradient(arrays, [batch], buffer_names(self.build_model(context)), context)
         content = RecordDict(
             {
                 ARRAYS: _split(gradient, arrays),
@@ -83,16 +78,16 @@ class ImageClient(SolonClientMixin):
         )
         return Message(content, reply_to=message)
 
-    def _once(self, server_round: int, who: int, compute: Callable[[], Tensor]) -> Tensor:
+    def _once(self, server_round: int, what: object, compute: Callable[[], Tensor]) -> Tensor:
         """Return what `compute` gives, from memory if it was computed in this round already."""
         if not self.scenario.compute_once:
             return compute()
         if self._computed_round != server_round:
             self._computed.clear()
             self._computed_round = server_round
-        if who not in self._computed:
-            self._computed[who] = compute()
-        return self._computed[who]
+        if what not in self._computed:
+            self._computed[what] = compute()
+        return self._computed[what]
 
 
 def make_client_app(client: ImageClient) -> ClientApp:

@@ -18,14 +18,14 @@ class RoundReport:
     round : int
         From 1.
     groups : tuple of GroupReport
-        One a group.
+        One a group; in strategies without groups one for all nodes.
     stepped : bool
         Whether the optimizer made a step.
     bytes_out, bytes_in : int
-        Bytes of model sent to all nodes, and of shares received.
-    seconds_waiting, seconds_decoding, seconds_stepping : float
+        Bytes of model sent to all nodes, and of shares (or whatever else the strategy asks for) received.
+    seconds_waiting, seconds_aggregating, seconds_stepping : float
         Server's time for: sending and waiting for replies (0 under Flower's own `start`, which waits
-        itself), checking and decoding them, averaging and stepping.
+        itself); checking, decoding and averaging them; the step, and writing the new model for the nodes.
     """
 
     round: int
@@ -34,7 +34,7 @@ class RoundReport:
     bytes_out: int
     bytes_in: int
     seconds_waiting: float
-    seconds_decoding: float
+    seconds_aggregating: float
     seconds_stepping: float
 
     @property
@@ -72,7 +72,7 @@ class RoundReport:
                 "bytes-out": self.bytes_out,
                 "bytes-in": self.bytes_in,
                 "seconds-waiting": self.seconds_waiting,
-                "seconds-decoding": self.seconds_decoding,
+                "seconds-aggregating": self.seconds_aggregating,
                 "seconds-stepping": self.seconds_stepping,
             }
         )

@@ -200,7 +200,7 @@ def test_what_a_user_must_define_is_named() -> None:
     with pytest.raises(NotImplementedError, match="Nothing must define build_model"):
         Nothing().build_model(CONTEXT)
     with pytest.raises(NotImplementedError, match="Nothing must define batch_loss"):
-        Nothing().batch_loss(nn.Linear(1, 1), Batch(0, 1, 0, 0), CONTEXT)
+        Nothing().batch_loss(nn.Linear(1, 1), Batch(0, 1, 0), CONTEXT)
     with pytest.raises(NotImplementedError, match="Nothing must define evaluate"):
         Nothing().evaluate(nn.Linear(1, 1), CONTEXT)
 

@@ -18,7 +18,7 @@ def plain_app() -> ClientApp:
     def plain(message: Message, context: Context) -> Message:
         number = int(context.node_config["partition-id"])
         server_round = int(str(message.content.config_records["config"]["server-round"]))
-        batch = Batch(0, server_round, number // 7, number % 7)
+        batch = Batch(0, server_round, number)
         gradient = client.mean_gradient(message.content.array_records["arrays"], [batch], (), context)
         arrays = ArrayRecord({"weight": to_array(gradient[:7].view(1, 7)), "bias": to_array(gradient[7:])})
         return Message(RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 8})}), reply_to=message)
@@ -39,9 +39,7 @@ def test_another_aggregator_steps_with_what_it_makes_of_the_gradients() -> None:
     result = strategy.start(InProcessGrid(plain_app(), 14), record_of(initial_model()), num_rounds=1)
     client, arrays = Regression(), record_of(initial_model())
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
-    gradients = torch.stack(
-        [client.mean_gradient(arrays, [Batch(0, 1, n // 7, n % 7)], (), context) for n in range(14)]
-    )
+    gradients = torch.stack([client.mean_gradient(arrays, [Batch(0, 1, n)], (), context) for n in range(14)])
     median = torch.quantile(gradients.double(), 0.5, dim=0)
     expected = vector_of(arrays) - 0.1 * median
     torch.testing.assert_close(vector_of(result.arrays), expected, rtol=1e-5, atol=1e-6)
