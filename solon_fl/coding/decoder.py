@@ -23,7 +23,7 @@ from .subspace import SubspaceLocator
 if TYPE_CHECKING:
     from .code import LinearCode
 
-__all__ = ["DecodeStatus", "Decoded", "decode_shares", "worst_relative_error"]
+__all__ = ["DecodeStatus", "Decoded", "decode_shares", "locate_rows", "worst_relative_error"]
 
 NOISE_MARGIN = 3.0  # projected noise is larger than 3 times the noise with a probability of about 1e-8
 MAX_LOOKS = 4  # at the shares of one group, each closer than the one before
@@ -201,7 +201,7 @@ def _look(
     """Locate and solve; look closer as long as the rows kept disagree by more than noise, for then one is a lie."""
     solution = None
     for _ in range(MAX_LOOKS):
-        support = _locate(locator, problem)
+        support = locate_rows(locator, problem)
         if support is None:
             break
         solution = _solve(problem.generator, support, rows, dim)
@@ -211,7 +211,7 @@ def _look(
     return solution
 
 
-def _locate(locator: Locator | None, problem: LocatingProblem) -> Support | None:
+def locate_rows(locator: Locator | None, problem: LocatingProblem) -> Support | None:
     """Return rows without which the others agree, none of them needless, or None if t rows are not enough."""
     if problem.residual(()) <= problem.tolerance:
         return ()

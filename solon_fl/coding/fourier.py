@@ -7,7 +7,7 @@ import numpy as np
 from ._types import ComplexArray, FloatArray
 from .code import LinearCode
 
-__all__ = ["FourierCode"]
+__all__ = ["FourierCode", "trigonometric_columns"]
 
 
 class FourierCode(LinearCode):
@@ -54,15 +54,7 @@ class FourierCode(LinearCode):
     @cached_property
     def generator(self) -> FloatArray:
         """G, (r, k) float64, orthonormal columns, rows of norm sqrt(k / r)."""
-        angles = self._angles
-        size = self.group_size
-        columns = [np.full(size, 1 / np.sqrt(size))] if self.compression % 2 else []
-        for frequency in np.arange(1 - 0.5 * (self.compression % 2 == 0), self.compression / 2):
-            columns += [
-                np.sqrt(2 / size) * np.cos(frequency * angles),
-                np.sqrt(2 / size) * np.sin(frequency * angles),
-            ]
-        return np.stack(columns, axis=1)
+        return trigonometric_columns(self.group_size, self.compression)
 
     @cached_property
     def points(self) -> ComplexArray:
@@ -76,4 +68,17 @@ class FourierCode(LinearCode):
 
     @property
     def _angles(self) -> FloatArray:
-        return 2 * np.pi * np.arange(self.group_size, dtype=np.float64) / self.group_size
+        return _angles(self.group_size)
+
+
+def trigonometric_columns(size: int, num_columns: int) -> FloatArray:
+    """Return k orthonormal columns, (r, k): the lowest (half-)integer frequencies at r angles."""
+    angles = _angles(size)
+    columns = [np.full(size, 1 / np.sqrt(size))] if num_columns % 2 else []
+    for frequency in np.arange(1 - 0.5 * (num_columns % 2 == 0), num_columns / 2):
+        columns += [np.sqrt(2 / size) * np.cos(frequency * angles), np.sqrt(2 / size) * np.sin(frequency * angles)]
+    return np.stack(columns, axis=1)
+
+
+def _angles(size: int) -> FloatArray:
+    return 2 * np.pi * np.arange(size, dtype=np.float64) / size
