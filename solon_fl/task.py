@@ -1,24 +1,41 @@
 """What the server asks of one node in one round, and how that travels in a Flower message."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, get_args
+from functools import lru_cache
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from flwr.app import ConfigRecord, Message
 from torch import Tensor
 
-from solon_fl.coding import LinearCode
+from solon_fl.coding import CyclicCode, DracoCode, LinearCode, RepetitionCode
 from solon_fl.config import CodeName, Mode, make_code
 from solon_fl.errors import ConfigurationError
 
-__all__ = ["ARRAYS", "CONFIG", "SHARE", "SILO_QUERY", "TASK", "Batch", "SolonTask"]
+__all__ = [
+    "ARRAYS",
+    "CONFIG",
+    "DRACO_TASK",
+    "SHARE",
+    "SIGNS",
+    "SILO_QUERY",
+    "TASK",
+    "Batch",
+    "DracoCodeName",
+    "DracoTask",
+    "SolonTask",
+    "make_draco_code",
+]
 
 # Names of the records in a message. "arrays" and "config" are Flower's own habit.
 ARRAYS = "arrays"  # server -> node: the model
 CONFIG = "config"  # server -> node: the user's train config and "server-round"
 TASK = "solon"  # server -> node: a SolonTask
+DRACO_TASK = "draco"  # server -> node: a DracoTask
 SHARE = "share"  # node -> server: an ArrayRecord with the one array "share"
+SIGNS = "signs"  # node -> server: an ArrayRecord with "signs" and, if the model has any, "buffers"
 SILO_QUERY = "query.solon_silo"
 
 
@@ -116,22 +133,90 @@ class SolonTask:
         ConfigurationError
             If there is none, or it is not one that this version understands.
         """
-        record = message.content.config_records.get(TASK)
-        if record is None:
-            raise ConfigurationError(
-                f"the message has no record {TASK!r}: it was not sent by SolonStrategy; check the ServerApp's strategy."
-            )
-        values: dict[str, Any] = dict(record)
-        expected = set(cls.__slots__)
-        if set(values) != expected:
-            odd = sorted(set(values) ^ expected)
-            raise ConfigurationError(
-                f"the task has missing or unknown entries {odd}; install the same solon_fl on server and nodes."
-            )
-        values["buffers"] = tuple(values["buffers"])
-        texts = {"mode": get_args(Mode), "code": get_args(CodeName)}
-        for name, value in values.items():
-            fits = value in texts[name] if name in texts else name == "buffers" or type(value) is int
-            if not fits:
-                raise ConfigurationError(f"the task's entry {name} is not valid; got {name}={value!r}.")
+        values = _values(message, TASK, "SolonStrategy", cls.__slots__)
+        _check_values(values, {"mode": get_args(Mode), "code": get_args(CodeName)})
         return cls(**values)
+
+
+DracoCodeName = Literal["repetition", "cyclic"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DracoTask:
+    """A node's work in one round of Draco.
+
+    Attributes
+    ----------
+    round, number : int
+        Server round (from 1), and the node's number, from 0.
+    seed : int
+        Of the run.
+    buffers : tuple of str
+        Entries of the model that no gradient moves: their change is encoded.
+    code, num_nodes, byzantine
+        See `solon_fl.strategies.DracoStrategy`.
+    """
+
+    round: int
+    number: int
+    seed: int
+    code: DracoCodeName
+    num_nodes: int
+    byzantine: int
+    buffers: tuple[str, ...] = ()
+
+    def make_code(self) -> DracoCode:
+        """Return the code."""
+        return make_draco_code(self.code, self.num_nodes, self.byzantine)
+
+    def to_record(self) -> ConfigRecord:
+        """Return the task as a Flower record, a new one for every node."""
+        values: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
+        values["buffers"] = list(self.buffers)
+        return ConfigRecord(values)
+
+    @classmethod
+    def from_message(cls, message: Message) -> "DracoTask":
+        """Return the task that a message from the server carries.
+
+        Raises
+        ------
+        ConfigurationError
+            If there is none, or it is not one that this version understands.
+        """
+        values = _values(message, DRACO_TASK, "DracoStrategy", cls.__slots__)
+        _check_values(values, {"code": get_args(DracoCodeName)})
+        return cls(**values)
+
+
+@lru_cache(maxsize=8)
+def make_draco_code(name: DracoCodeName, num_nodes: int, byzantine: int) -> DracoCode:
+    """Return the code of that name and those parameters (one object per set of parameters and process)."""
+    if name not in get_args(DracoCodeName):
+        raise ConfigurationError(f"code must be one of {', '.join(get_args(DracoCodeName))}; got code={name!r}.")
+    return (RepetitionCode if name == "repetition" else CyclicCode)(num_nodes, byzantine)
+
+
+def _values(message: Message, record_name: str, strategy: str, expected: Collection[str]) -> dict[str, Any]:
+    """Return the entries of a message's task, which are just those expected."""
+    record = message.content.config_records.get(record_name)
+    if record is None:
+        raise ConfigurationError(
+            f"the message has no record {record_name!r}: it was not sent by {strategy}; check the ServerApp's strategy."
+        )
+    values: dict[str, Any] = dict(record)
+    if set(values) != set(expected):
+        odd = sorted(set(values) ^ set(expected))
+        raise ConfigurationError(
+            f"the task has missing or unknown entries {odd}; install the same solon_fl on server and nodes."
+        )
+    values["buffers"] = tuple(values["buffers"])
+    return values
+
+
+def _check_values(values: dict[str, Any], texts: dict[str, tuple[str, ...]]) -> None:
+    """Check that all entries are whole numbers, but those named in `texts` and the buffers."""
+    for name, value in values.items():
+        fits = value in texts[name] if name in texts else name == "buffers" or type(value) is int
+        if not fits:
+            raise ConfigurationError(f"the task's entry {name} is not valid; got {name}={value!r}.")

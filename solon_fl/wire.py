@@ -1,6 +1,7 @@
 """Tensors to Flower arrays and back, with one copy out and none in."""
 
 import io
+import math
 import warnings
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from solon_fl.errors import InvalidReplyError
 
-__all__ = ["to_array", "trusted_tensor", "untrusted_vector"]
+__all__ = ["to_array", "trusted_tensor", "untrusted_tensor"]
 
 STYPE = "numpy.ndarray"  # Flower's name for np.save's format
 
@@ -29,10 +30,10 @@ def trusted_tensor(array: Array) -> Tensor:
     return torch.from_numpy(array.numpy())
 
 
-def untrusted_vector(array: Array, length: int, dtype: torch.dtype) -> Tensor:
-    """Return an array that a node sent as a (length,) tensor on its bytes, if it is exactly that.
+def untrusted_tensor(array: Array, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return an array that a node sent as a tensor of that shape and dtype on its bytes, if it is exactly that.
 
-    The header is compared, never parsed: there is one byte string that says "(length,) of this dtype", so a
+    The header is compared, never parsed: there is one byte string that says "this shape of this dtype", so a
     forged one can't make the server allocate anything. The result shares memory with the message and must
     not be written to.
 
@@ -42,21 +43,23 @@ def untrusted_vector(array: Array, length: int, dtype: torch.dtype) -> Tensor:
         If dtype, shape, serialisation, header or number of bytes differ from what was asked for.
     """
     numpy_dtype = np.dtype(str(dtype).removeprefix("torch."))
-    header = npy_header((length,), numpy_dtype)
-    expected = len(header) + length * numpy_dtype.itemsize
+    header = npy_header(shape, numpy_dtype)
+    expected = len(header) + math.prod(shape) * numpy_dtype.itemsize
     for what, got, wanted in (
         ("serialisation", array.stype, STYPE),
         ("dtype", array.dtype, str(numpy_dtype)),
-        ("shape", tuple(array.shape), (length,)),
+        ("shape", tuple(array.shape), shape),
         ("size in bytes", len(array.data), expected),
     ):
         if got != wanted:
-            raise InvalidReplyError(f"{what} of the share should be {wanted}; got {str(got)[:80]}")
+            raise InvalidReplyError(f"{what} of the array should be {wanted}; got {str(got)[:80]}")
     if not array.data.startswith(header):
-        raise InvalidReplyError("the share's npy header does not say what it should")
+        raise InvalidReplyError("the array's npy header does not say what it should")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given buffer is not writable")  # it is only read
-        return torch.frombuffer(array.data, dtype=dtype, offset=len(header))
+        if not math.prod(shape):
+            return torch.empty(shape, dtype=dtype)
+        return torch.frombuffer(array.data, dtype=dtype, offset=len(header)).view(shape)
 
 
 def npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:

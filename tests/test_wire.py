@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from solon_fl.errors import InvalidReplyError
-from solon_fl.wire import npy_header, to_array, trusted_tensor, untrusted_vector
+from solon_fl.wire import npy_header, to_array, trusted_tensor, untrusted_tensor
 
 LENGTH = 37
 
@@ -45,7 +45,7 @@ def test_a_valid_share_is_read_without_a_copy(dtype: torch.dtype) -> None:
     values = torch.randn(1_000_000).to(dtype)
     array = to_array(values)
     tracemalloc.start()
-    vector = untrusted_vector(array, len(values), dtype)
+    vector = untrusted_tensor(array, (len(values),), dtype)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     torch.testing.assert_close(vector, values, rtol=0, atol=0)
@@ -65,9 +65,9 @@ FORGED = valid_share().data.replace(f"({LENGTH},)".encode(), b"(99999999999,)")
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (changed(stype="pickle"), "serialisation of the share should be numpy.ndarray; got pickle"),
-        (changed(dtype="float64"), "dtype of the share should be float32; got float64"),
-        (changed(shape=(LENGTH + 1,)), r"shape of the share should be \(37,\); got \(38,\)"),
+        (changed(stype="pickle"), "serialisation of the array should be numpy.ndarray; got pickle"),
+        (changed(dtype="float64"), "dtype of the array should be float32; got float64"),
+        (changed(shape=(LENGTH + 1,)), r"shape of the array should be \(37,\); got \(38,\)"),
         (changed(shape=(1, LENGTH)), r"got \(1, 37\)"),
         (changed(data=valid_share().data[:-1]), "size in bytes"),
         (changed(data=valid_share().data * 2), "size in bytes"),
@@ -81,7 +81,7 @@ FORGED = valid_share().data.replace(f"({LENGTH},)".encode(), b"(99999999999,)")
 )
 def test_anything_else_is_refused(array: Array, message: str) -> None:
     with pytest.raises(InvalidReplyError, match=message):
-        untrusted_vector(array, LENGTH, torch.float32)
+        untrusted_tensor(array, (LENGTH,), torch.float32)
 
 
 def test_a_forged_header_allocates_nothing() -> None:
@@ -89,7 +89,7 @@ def test_a_forged_header_allocates_nothing() -> None:
     data = header + b"\x00" * (len(valid_share().data) - len(header))
     tracemalloc.start()
     with pytest.raises(InvalidReplyError, match="header"):
-        untrusted_vector(changed(data=data), LENGTH, torch.float32)
+        untrusted_tensor(changed(data=data), (LENGTH,), torch.float32)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 100_000
@@ -100,7 +100,7 @@ def test_changing_any_byte_is_refused_or_changes_a_number_only(position: int, by
     data = bytearray(valid_share().data)
     data[position] = byte
     try:
-        vector = untrusted_vector(changed(data=bytes(data)), LENGTH, torch.float32)
+        vector = untrusted_tensor(changed(data=bytes(data)), (LENGTH,), torch.float32)
     except InvalidReplyError:
         assert position < len(npy_header((LENGTH,), np.dtype(np.float32)))
     else:
@@ -110,5 +110,5 @@ def test_changing_any_byte_is_refused_or_changes_a_number_only(position: int, by
 
 @given(st.binary(max_size=400))
 def test_garbage_is_refused(data: bytes) -> None:
-    with pytest.raises(InvalidReplyError, match=r"of the share should be|header"):
-        untrusted_vector(changed(data=data), LENGTH, torch.float32)
+    with pytest.raises(InvalidReplyError, match=r"of the array should be|header"):
+        untrusted_tensor(changed(data=data), (LENGTH,), torch.float32)

@@ -12,9 +12,9 @@ from torch import Tensor
 from solon_fl.coding import Decoded, DecodeStatus, LinearCode
 from solon_fl.errors import InvalidReplyError
 from solon_fl.task import SHARE
-from solon_fl.wire import untrusted_vector
+from solon_fl.wire import untrusted_tensor
 
-__all__ = ["GroupReport", "GroupRound", "read_share"]
+__all__ = ["GroupReport", "GroupRound", "one_line", "read_share"]
 
 logger = logging.getLogger("flwr")
 
@@ -32,10 +32,10 @@ def read_share(reply: Message, length: int, dtype: torch.dtype) -> Tensor:
     record = reply.content.get(SHARE)
     if not isinstance(record, ArrayRecord) or list(record) != [SHARE]:
         raise InvalidReplyError(f"expected one ArrayRecord {SHARE!r} with the one array {SHARE!r}")
-    return untrusted_vector(record[SHARE], length, dtype)
+    return untrusted_tensor(record[SHARE], (length,), dtype)
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """Return what a node says as one short printable line: it goes into the server's log."""
     return "".join(c if c.isprintable() else " " for c in " ".join(text[:2000].split()))[:300]
 
@@ -120,7 +120,7 @@ class GroupRound:
         try:
             share = read_share(reply, self.code.share_dim(self.dim), self.dtype)
         except Exception as error:  # InvalidReplyError, or whatever a hostile record makes Flower raise
-            self._malformed[node_id] = _one_line(str(error)) or type(error).__name__
+            self._malformed[node_id] = one_line(str(error)) or type(error).__name__
             logger.warning("Node %d (group %d): not a share: %s", node_id, self.group, self._malformed[node_id])
             return
         self._shares[slot] = share

@@ -88,6 +88,19 @@ class ServerModel:
         """d, the length of the vector."""
         return self._entries[-1].stop if self._entries else 0
 
+    @property
+    def layout(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and dtype of each floating-point entry, by name, in the vector's order."""
+        return {entry.name: (entry.shape, entry.dtype) for entry in self._entries}
+
+    @property
+    def is_buffer(self) -> Tensor:
+        """Where buffers stand in the vector, (dim,) bool."""
+        mask = torch.zeros(self.dim, dtype=torch.bool)
+        for view in self._views(mask, buffers=True):
+            view.fill_(True)
+        return mask
+
     def to_record(self) -> ArrayRecord:
         """Return the model as a new ArrayRecord, in the dtypes and the order in which it came."""
         arrays = dict(self._static)
