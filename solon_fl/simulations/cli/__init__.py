@@ -7,6 +7,7 @@ from rich.console import Console
 
 from solon_fl.errors import SolonError
 from solon_fl.simulations.cli.demo import demo
+from solon_fl.simulations.cli.plan import plan_command
 from solon_fl.simulations.cli.simulate import simulate_command
 
 __all__ = ["main"]
@@ -20,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 app.command("simulate")(simulate_command)
+app.command("plan")(plan_command)
 app.command("demo")(demo)
 
 

@@ -1,0 +1,254 @@
+"""`solon-fl plan`: which r and k, before anything is run."""
+
+import json
+import math
+from collections.abc import Collection
+from dataclasses import asdict, fields, replace
+from typing import Annotated, Any, cast, get_args
+
+import typer
+from rich import box
+from rich.table import Table
+
+from solon_fl.config import CodeName, SolonConfig
+from solon_fl.errors import ConfigurationError
+from solon_fl.simulations.cli.terminal import console
+from solon_fl.simulations.network import NETWORKS, Network
+from solon_fl.simulations.planner import Baseline, Choice, MeasuredServer, Plan, plan
+
+__all__ = ["parse_quantity", "plan_command"]
+
+FASTEST_SHOWN = 5
+SUFFIXES = {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
+
+
+def plan_command(
+    nodes: Annotated[int, typer.Option(help="P: nodes in the run.")],
+    byzantine: Annotated[int, typer.Option(help="s: nodes of each group that may lie.")],
+    model_size: Annotated[str, typer.Option(help="d: entries of the gradient; 11000000, 1.1e7 or 11M.")],
+    batch_seconds: Annotated[float, typer.Option(help="Seconds that a node takes for the gradient of one batch.")],
+    network: Annotated[str, typer.Option(help=f"Rates and latency: {', '.join(NETWORKS)}.")] = "cluster-1g",
+    bandwidth: Annotated[
+        str | None, typer.Option(help="Rate of every link, bit/s, instead of the network's: 100M, 2.5G.")
+    ] = None,
+    latency: Annotated[float | None, typer.Option(help="Seconds one way, instead of the network's.")] = None,
+    stragglers: Annotated[int, typer.Option(help="e: nodes of each group that may stay silent.")] = 0,
+    code: Annotated[str, typer.Option(help=f"The code: {', '.join(get_args(CodeName))} (the paper's).")] = "fourier",
+    rtol: Annotated[float, typer.Option(help="Float noise tolerated between honest nodes.")] = 1e-6,
+    threads: Annotated[int, typer.Option(help="Threads of torch while the server's part is measured.")] = 1,
+    show_all: Annotated[bool, typer.Option("--all", help="Show every choice, also those without a guarantee.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Choose group size and compression for your nodes, model and network.
+
+    The server's part is measured on this machine; computation and transfers are computed. For example:
+
+        solon-fl plan --nodes 100 --byzantine 5 --model-size 11M --batch-seconds 0.5 --network home-20m
+    """
+    planned = plan(
+        num_nodes=nodes,
+        byzantine=byzantine,
+        dim=_parse_size(model_size),
+        batch_seconds=batch_seconds,
+        network=_network(network, bandwidth, latency),
+        stragglers=stragglers,
+        code=cast(CodeName, code),
+        rtol=rtol,
+        server_seconds=MeasuredServer(byzantine=byzantine, code=cast(CodeName, code), rtol=rtol, threads=threads),
+    )
+    shown = planned.choices if show_all else _worth_showing(planned)
+    if as_json:
+        print(json.dumps(_as_json(planned, shown), indent=2, allow_nan=False))
+        return
+    console.print(_choices_table(planned, shown))
+    console.print(_baselines_table(planned))
+    for sentence in _sentences(planned):
+        console.print(sentence, highlight=False)
+    for line in _lines_to_use(planned.best):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def parse_quantity(option: str, text: str) -> float:
+    """Return a positive number that may end in k, M or G."""
+    digits, factor = (text[:-1], SUFFIXES[text[-1]]) if text[-1:] in SUFFIXES else (text, 1.0)
+    try:
+        value = float(digits) * factor
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ConfigurationError(
+            f"{option} must be a positive number, with k, M or G behind it if you like; got {option} {text!r}; "
+            "write it like 1.1e7 or 11M."
+        )
+    return value
+
+
+def _parse_size(text: str) -> int:
+    value = parse_quantity("--model-size", text)
+    if abs(value - round(value)) > 1e-6 or value < 1:
+        raise ConfigurationError(f"--model-size must be a whole number of entries; got --model-size {text!r}.")
+    return round(value)
+
+
+def _network(name: str, bandwidth: str | None, latency: float | None) -> Network:
+    if name not in NETWORKS:
+        raise ConfigurationError(f"network must be one of {', '.join(NETWORKS)}; got network={name!r}.")
+    network = NETWORKS[name]
+    if bandwidth is not None:
+        rate = parse_quantity("--bandwidth", bandwidth)
+        network = replace(
+            network,
+            name=f"{bandwidth}bit/s links",
+            server_download=rate,
+            server_upload=rate,
+            node_download=rate,
+            node_upload=rate,
+        )
+    return network if latency is None else replace(network, latency=latency)
+
+
+def _worth_showing(planned: Plan) -> tuple[Choice, ...]:
+    """Return the best choice of every group size and the fastest few of all, without those that are void."""
+    rows = list(planned.best_of_each_size())
+    fast = 0
+    for choice in planned.choices:
+        if fast == FASTEST_SHOWN:
+            break
+        if not choice.is_void:
+            fast += 1
+            if choice not in rows:
+                rows.append(choice)
+    rows.sort(key=lambda choice: (choice.seconds.total, choice.group_size))
+    return tuple(rows)
+
+
+def _choices_table(planned: Plan, shown: Collection[Choice]) -> Table:
+    best = planned.best
+    network = planned.network
+    table = Table(
+        title=f"Seconds of a round: {planned.num_nodes} nodes, {best.byzantine} liars a group, "
+        f"{planned.dim:,} entries, {network.name}",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
+    for heading in ("", "r", "k", "groups"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    _add_cost_columns(table)
+    table.add_column("certi-\nficate", justify="right", no_wrap=True)
+    for choice in shown:
+        void = choice.is_void
+        table.add_row(
+            "*" if choice is best else "",
+            str(choice.group_size),
+            str(choice.compression),
+            str(choice.num_groups),
+            *_costs(choice),
+            "void" if void else f"{choice.certificate:.0e}",
+            style="bold green" if choice is best else "dim" if void else "",
+        )
+    return table
+
+
+def _baselines_table(planned: Plan) -> Table:
+    table = Table(title="For comparison", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("", no_wrap=True)
+    table.add_column("liars\ntolerated")
+    _add_cost_columns(table)
+    for baseline in planned.baselines:
+        table.add_row(baseline.name, baseline.tolerates, *_costs(baseline))
+    return table
+
+
+def _add_cost_columns(table: Table) -> None:
+    for heading in ("batches\na node", "MB\nsent", "com-\npute", "trans-\nfer", "server", "total"):
+        table.add_column(heading, justify="right", no_wrap=True)
+
+
+def _costs(row: Choice | Baseline) -> tuple[str, ...]:
+    seconds = row.seconds
+    parts = (seconds.computation, seconds.transfer, seconds.server, seconds.total)
+    return (str(row.batches_per_node), _short(row.bytes_per_node / 1e6), *map(_short, parts))
+
+
+def _short(value: float) -> str:
+    """Return about three digits, without an exponent unless they would be lost."""
+    if value == 0 or value >= 0.0995:
+        return f"{value:,.{0 if value >= 99.95 else 1 if value >= 9.995 else 2}f}"
+    return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"
+
+
+def _sentences(planned: Plan) -> list[str]:
+    best = planned.best
+    total = best.seconds.total
+    lines = [
+        f"[bold]Best: r = {best.group_size}, k = {best.compression}[/], {_short(total)} s a round. "
+        f"{best.byzantine} liars in each of {best.num_groups} groups can change the gradient by at most "
+        f"{best.certificate:.1g} times its size.",
+        f"A node pays {best.batches_per_node} times the computation of no defence and sends "
+        f"1/{best.compression} of the gradient.",
+    ]
+    for baseline in planned.baselines:
+        other = baseline.seconds.total
+        least = "" if baseline.name == "no defence" else "at least "
+        ratio = f"{_short(other / total)} times as long" if other >= total else f"1/{_short(total / other)} of that"
+        lines.append(
+            f"{baseline.name.capitalize()} (tolerates {baseline.tolerates}) takes {least}{_short(other)} s, {ratio}; "
+            f"Solon is faster {_break_even(planned.break_even(baseline))}."
+        )
+    return lines
+
+
+def _break_even(factor: float) -> str:
+    if factor == 0:
+        return "on no links"
+    return "on any links" if factor == math.inf else f"on links of less than {_short(factor)} times these rates"
+
+
+def _lines_to_use(best: Choice) -> list[str]:
+    required = {
+        "byzantine": best.byzantine,
+        "compression": best.compression,
+        "group_size": best.group_size,
+    }
+    defaults = {field.name: field.default for field in fields(SolonConfig)}
+    optional = {
+        name: value
+        for name, value in (("stragglers", best.stragglers), ("code", best.code), ("rtol", best.rtol))
+        if value != defaults[name]
+    }
+    settings = required | optional
+    arguments = "".join(f", {name}={value!r}" for name, value in settings.items())
+    options = "".join(f" --{name.replace('_', '-')} {value}" for name, value in settings.items())
+    return [
+        "Use it:",
+        f"  SolonConfig(num_nodes={best.num_nodes}{arguments})",
+        f"  solon-fl simulate --nodes {best.num_nodes}{options}",
+    ]
+
+
+def _as_json(planned: Plan, shown: Collection[Choice]) -> dict[str, Any]:
+    """Return the plan as what json can write; the rows are those that the table shows."""
+    return {
+        "network": asdict(planned.network),
+        "num_nodes": planned.num_nodes,
+        "dim": planned.dim,
+        "batch_seconds": planned.batch_seconds,
+        "best": _row_as_json(planned.best),
+        "choices": [_row_as_json(choice) for choice in shown],
+        "baselines": [
+            _row_as_json(baseline) | {"break_even": _finite(planned.break_even(baseline))}
+            for baseline in planned.baselines
+        ],
+    }
+
+
+def _row_as_json(row: Choice | Baseline) -> dict[str, Any]:
+    result = asdict(row) | {"batches_per_node": row.batches_per_node, "bytes_per_node": row.bytes_per_node}
+    result["seconds"]["total"] = row.seconds.total
+    if isinstance(row, Choice):
+        result |= {"num_groups": row.num_groups, "certificate": _finite(row.certificate)}
+    return result
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

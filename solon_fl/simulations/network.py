@@ -1,0 +1,214 @@
+"""A model of the network and of a round's duration: simple enough to compute by hand."""
+
+import math
+from dataclasses import dataclass, replace
+
+from solon_fl.errors import ConfigurationError
+
+__all__ = ["NETWORKS", "Network", "RoundSeconds", "round_seconds"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """One server and P nodes, each behind a link of its own.
+
+    Parameters
+    ----------
+    name : str
+        What to call it.
+    server_download, server_upload : float
+        Rates of the server's link, bit/s.
+    node_download, node_upload : float
+        Rates of each node's link, bit/s.
+    latency : float
+        One way, seconds.
+    deadline : float
+        How long a server that needs an answer from every node waits for one that gives none, seconds.
+
+    Raises
+    ------
+    ConfigurationError
+        If a rate is not positive, or a time is negative.
+
+    Examples
+    --------
+    Ten nodes are sent 1.25 MB each and send 125 kB each, over links of 10 Mbit/s and a server of 1 Gbit/s.
+
+    >>> network = Network(
+    ...     name="office",
+    ...     server_download=1e9,
+    ...     server_upload=1e9,
+    ...     node_download=1e7,
+    ...     node_upload=1e7,
+    ...     latency=0.25,
+    ...     deadline=60,
+    ... )
+    >>> network.transfer_seconds(num_nodes=10, bytes_out=12_500_000, bytes_in=1_250_000)
+    1.6
+    """
+
+    name: str
+    server_download: float
+    server_upload: float
+    node_download: float
+    node_upload: float
+    latency: float
+    deadline: float
+
+    def __post_init__(self) -> None:
+        for name in ("server_download", "server_upload", "node_download", "node_upload"):
+            rate = getattr(self, name)
+            if not 0 < rate < math.inf:
+                raise ConfigurationError(f"{name} must be a positive number of bit/s; got {name}={rate!r}.")
+        for name in ("latency", "deadline"):
+            _check_not_negative(name, getattr(self, name))
+
+    def scaled(self, factor: float) -> "Network":
+        """Return the same network with all rates times a positive factor."""
+        return replace(
+            self,
+            name=f"{factor:g} x {self.name}",
+            server_download=factor * self.server_download,
+            server_upload=factor * self.server_upload,
+            node_download=factor * self.node_download,
+            node_upload=factor * self.node_upload,
+        )
+
+    def transfer_seconds(self, *, num_nodes: int, bytes_out: int, bytes_in: int) -> float:
+        """Return the seconds of sending bytes_out to the nodes, then bytes_in to the server (totals over all nodes).
+
+        Nodes share the work equally and all links are used at the same time, so that each direction takes
+        latency + 8 max(bytes / server rate, bytes / num_nodes / node rate).
+        """
+        if num_nodes < 1:
+            raise ConfigurationError(f"num_nodes must be at least 1; got num_nodes={num_nodes}.")
+        _check_not_negative("bytes_out", bytes_out)
+        _check_not_negative("bytes_in", bytes_in)
+        out = max(bytes_out / self.server_upload, bytes_out / num_nodes / self.node_download)
+        back = max(bytes_in / self.server_download, bytes_in / num_nodes / self.node_upload)
+        return 2 * self.latency + 8 * (out + back)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundSeconds:
+    """What the seconds of a round are spent on, one after the other.
+
+    Attributes
+    ----------
+    computation : float
+        Of the slowest node.
+    transfer : float
+        Of the model to the nodes, and of their answers to the server.
+    server : float
+        Of decoding or aggregating.
+    waiting : float
+        For nodes that give no answer.
+    """
+
+    computation: float
+    transfer: float
+    server: float
+    waiting: float
+
+    @property
+    def total(self) -> float:
+        """Their sum."""
+        return self.computation + self.transfer + self.server + self.waiting
+
+
+def round_seconds(
+    network: Network,
+    *,
+    num_nodes: int,
+    batches_per_node: int,
+    batch_seconds: float,
+    bytes_out: int,
+    bytes_in: int,
+    server_seconds: float,
+    waited: bool,
+) -> RoundSeconds:
+    """Return how long a round takes on a network, part by part.
+
+    Parameters
+    ----------
+    network : Network
+        Carries the messages.
+    num_nodes : int
+        P.
+    batches_per_node : int
+        Batches that the node with most of them computes.
+    batch_seconds : float
+        Of one batch on one node.
+    bytes_out, bytes_in : int
+        Really sent, over all nodes: `RoundReport.bytes_out` and `RoundReport.bytes_in`.
+    server_seconds : float
+        Measured.
+    waited : bool
+        Whether the server needed an answer that did not come.
+
+    Returns
+    -------
+    RoundSeconds
+        computation is batches_per_node times batch_seconds, waiting the network's deadline if `waited`, else 0.
+
+    Notes
+    -----
+    Differs from reality: nodes are equally fast, and nothing overlaps.
+    """
+    for name, value in (
+        ("batches_per_node", batches_per_node),
+        ("batch_seconds", batch_seconds),
+        ("server_seconds", server_seconds),
+    ):
+        _check_not_negative(name, value)
+    return RoundSeconds(
+        computation=batches_per_node * batch_seconds,
+        transfer=network.transfer_seconds(num_nodes=num_nodes, bytes_out=bytes_out, bytes_in=bytes_in),
+        server=server_seconds,
+        waiting=network.deadline if waited else 0.0,
+    )
+
+
+def _check_not_negative(name: str, value: float) -> None:
+    if not 0 <= value < math.inf:
+        raise ConfigurationError(f"{name} must be a number >= 0; got {name}={value!r}.")
+
+
+def _alike(name: str, rate: float, latency: float) -> Network:
+    return Network(
+        name=name,
+        server_download=rate,
+        server_upload=rate,
+        node_download=rate,
+        node_upload=rate,
+        latency=latency,
+        deadline=10.0,
+    )
+
+
+# Round numbers of our choice, not measurements: two data centres, sites on the internet, and homes.
+NETWORKS: dict[str, Network] = {
+    network.name: network
+    for network in (
+        _alike("cluster-1g", 1e9, latency=1e-4),
+        _alike("cluster-10g", 1e10, latency=1e-4),
+        Network(
+            name="wan-100m",
+            server_download=1e9,
+            server_upload=1e9,
+            node_download=1e8,
+            node_upload=1e8,
+            latency=0.02,
+            deadline=60.0,
+        ),
+        Network(
+            name="home-20m",
+            server_download=1e9,
+            server_upload=1e9,
+            node_download=1e8,
+            node_upload=2e7,
+            latency=0.03,
+            deadline=60.0,
+        ),
+    )
+}
