@@ -61,11 +61,13 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def vectors_like_gradients(num_nodes: int = 7, dim: int = 30, dtype: torch.dtype = torch.float64) -> Tensor:
+def vectors_like_gradients(
+    num_nodes: int = 7, dim: int = 30, dtype: torch.dtype = torch.float64, spread: float = 0.3
+) -> Tensor:
     """Return vectors around a common one, as the gradients of different batches are."""
     rng = seeded(1)
     common = torch.randn(dim, generator=rng, dtype=torch.float64)
-    return (common + 0.3 * torch.randn(num_nodes, dim, generator=rng, dtype=torch.float64)).to(dtype)
+    return (common + spread * torch.randn(num_nodes, dim, generator=rng, dtype=torch.float64)).to(dtype)
 
 
 def coded_shares() -> Tensor:
@@ -205,7 +207,7 @@ AGGREGATES = [mean_of, median_of, closest_to_the_others]
 
 @pytest.mark.parametrize("aggregate", AGGREGATES)
 def test_fall_of_empires_is_the_inner_product_with_the_worst_eps(aggregate: a.Aggregate) -> None:
-    vectors, liars = vectors_like_gradients(num_nodes=9), [1, 6]
+    vectors, liars = vectors_like_gradients(num_nodes=9, spread=2.0), [1, 6]
     lies = a.FallOfEmpires(aggregate).lies(vectors, liars, seeded())
     grid = [10 ** (step / 4) for step in range(-4, 13)]
     expected = [-eps * np.delete(vectors.numpy(), liars, axis=0).mean(axis=0) for eps in grid]
@@ -217,7 +219,7 @@ def test_fall_of_empires_is_the_inner_product_with_the_worst_eps(aggregate: a.Ag
 
 
 def test_fall_of_empires_goes_for_the_largest_eps_against_a_mean_and_a_smaller_one_against_krum() -> None:
-    vectors, liars = vectors_like_gradients(num_nodes=9), [1, 6]
+    vectors, liars = vectors_like_gradients(num_nodes=9, spread=2.0), [1, 6]
     mean = np.delete(vectors.numpy(), liars, axis=0).mean(axis=0)
 
     def eps_against(aggregate: a.Aggregate) -> float:
