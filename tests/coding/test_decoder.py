@@ -1,6 +1,7 @@
 """The decoder's laws. `receive` builds what a server receives; sizes of lies are in norms of a typical share."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,14 @@ from torch import Tensor
 from solon_fl import Decoded, DecodeStatus, FourierCode, LinearCode, LocatingProblem, VandermondeCode
 from solon_fl.coding.decoder import _without_absurd_rows
 from solon_fl.coding.locating import Support
-from solon_fl.simulations.attacks import BelowTolerance, NearCodeword, OtherGradient, PartialCollusion, ProjectionAware
+from solon_fl.simulations.attacks import (
+    Attack,
+    BelowTolerance,
+    NearCodeword,
+    OtherGradient,
+    PartialCollusion,
+    ProjectionAware,
+)
 from tests.oracles import decode_by_subsets
 
 
@@ -67,7 +75,7 @@ CODES = [
         (5, 10, 0),
     ]
 ] + [FourierCode(byzantine=5, compression=10)]
-CRAFTED = {
+CRAFTED: dict[str, Callable[[LinearCode, float], Attack]] = {
     "near-codeword": NearCodeword,
     "other-gradient": OtherGradient,
     "partial-collusion": PartialCollusion,

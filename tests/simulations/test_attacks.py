@@ -324,7 +324,7 @@ def test_min_max_and_min_sum_take_the_worst_deviation_and_fraction(
 ) -> None:
     vectors, liars = vectors_like_gradients(num_nodes=9), [1, 6]
     mean = torch.from_numpy(np.delete(vectors.numpy(), liars, axis=0).mean(axis=0))
-    farthest = [kind(deviation).lies(vectors, liars, seeded())[0] for deviation in ("std", "unit", "sign")]  # type: ignore[arg-type]  # literals
+    farthest = [kind(deviation).lies(vectors, liars, seeded())[0] for deviation in ("std", "unit", "sign")]
     options = [mean + part * (lie - mean) for lie in farthest for part in (1, 0.75, 0.5, 0.25)]
     damages = [change_by(aggregate, vectors, liars, option) for option in options]
     lies = kind(aggregate=aggregate).lies(vectors, liars, seeded())

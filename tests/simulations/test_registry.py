@@ -70,8 +70,7 @@ def test_a_seed_reproduces_what_liars_send() -> None:
     def sent(seed: int) -> Tensor:
         arrays = ArrayRecord({"w": to_array(torch.ones(5))})
         message = Message(RecordDict({"a": arrays, "config": ConfigRecord({"server-round": 1})}), 2, "train")
-        config = {"partition-id": 1, "num-partitions": 14}
-        context = Context(run_id=1, node_id=2, node_config=config, state=RecordDict(), run_config={})
+        context = Context(run_id=1, node_id=2, node_config={"partition-id": 1}, state=RecordDict(), run_config={})
         reply = make_attack_mod("random", LIARS, seed)(message, context, client)
         return trusted_tensor(reply.content.array_records["a"]["w"])
 

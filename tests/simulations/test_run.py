@@ -54,9 +54,9 @@ def test_under_every_attack_training_ends_where_it_does_without(attack: str, hon
         assert outcome.offences
         return
     if attack == "partial-collusion":  # of two liars of a group the first whispers below the tolerance
-        liars = {max(liar for liar in liars if liar // 7 == group) for group in (0, 1)}
+        liars = frozenset(max(liar for liar in liars if liar // 7 == group) for group in (0, 1))
     if attack == "below-tolerance":
-        liars = set()
+        liars = frozenset()
     kind = NAMED_AS.get(attack, "lying")
     assert outcome.offences == {liar: {kind: 4} for liar in liars}
 
