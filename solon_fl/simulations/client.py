@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from solon_fl.clients import Batch, SolonClientMixin, SolonTask
+from solon_fl.simulations.attacks import flips_labels, seen_labels
 from solon_fl.simulations.datasets import Dataset, load_dataset
 from solon_fl.simulations.models import build_model
 from solon_fl.simulations.scenario import Scenario
@@ -48,18 +49,19 @@ class ImageClient(SolonClientMixin):
         """Return the cross-entropy of batch_size images drawn for this batch."""
         chosen = batch.sample(len(self.dataset.train_labels), self.scenario.batch_size)
         images = self.dataset.train_images[chosen].to(self.device())
-        return functional.cross_entropy(model(images), self.dataset.train_labels[chosen].to(self.device()))
+        labels = seen_labels(self.dataset.train_labels[chosen], self.dataset.num_classes, context)
+        return functional.cross_entropy(model(images), labels.to(self.device()))
 
     def mean_gradient(
         self, arrays: ArrayRecord, batches: Sequence[Batch], buffers: Sequence[str], context: Context
     ) -> Tensor:
         """See `SolonClientMixin.mean_gradient`; computed once for all nodes if the scenario says so."""
         compute = partial(super().mean_gradient, arrays, batches, buffers, context)
-        return self._once(batches[0].round, tuple(batch.number for batch in batches), compute)
+        return self._once(context, batches[0].round, tuple(batch.number for batch in batches), compute)
 
     def update(self, arrays: ArrayRecord, task: SolonTask, context: Context, config: dict[str, object]) -> Tensor:
         """See `SolonClientMixin.update`; computed once per group if the scenario says so."""
-        return self._once(task.round, task.group, partial(super().update, arrays, task, context, config))
+        return self._once(context, task.round, task.group, partial(super().update, arrays, task, context, config))
 
     def train_alone(self, message: Message, context: Context) -> Message:
         """Answer with the plain gradient of one batch: the node's part in strategies without groups.
@@ -78,16 +80,17 @@ class ImageClient(SolonClientMixin):
         )
         return Message(content, reply_to=message)
 
-    def _once(self, server_round: int, what: object, compute: Callable[[], Tensor]) -> Tensor:
+    def _once(self, context: Context, server_round: int, what: object, compute: Callable[[], Tensor]) -> Tensor:
         """Return what `compute` gives, from memory if it was computed in this round already."""
         if not self.scenario.compute_once:
             return compute()
         if self._computed_round != server_round:
             self._computed.clear()
             self._computed_round = server_round
-        if what not in self._computed:
-            self._computed[what] = compute()
-        return self._computed[what]
+        key = (what, flips_labels(context))  # honest nodes never get what was computed on flipped labels
+        if key not in self._computed:
+            self._computed[key] = compute()
+        return self._computed[key]
 
 
 def make_client_app(client: ImageClient) -> ClientApp:
