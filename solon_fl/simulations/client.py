@@ -1,4 +1,4 @@
-"""The simulated nodes: image classification with any strategy."""
+"""The simulated nodes: classification of images or texts with any strategy."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ __all__ = ["ImageClient", "make_client_app"]
 
 
 class ImageClient(SolonClientMixin):
-    """Classifies the images of a scenario; serves Solon's strategy and the others."""
+    """Classifies the images or texts of a scenario; serves Solon's strategy and the others."""
 
     def __init__(self, scenario: Scenario, dataset: Dataset | None = None) -> None:
         self.scenario = scenario
@@ -46,11 +46,11 @@ class ImageClient(SolonClientMixin):
         return build_model(self.scenario.model, self.dataset.input_shape, self.dataset.num_classes, seed=0)
 
     def batch_loss(self, model: nn.Module, batch: Batch, context: Context) -> Tensor:
-        """Return the cross-entropy of batch_size images drawn for this batch."""
+        """Return the cross-entropy of batch_size examples drawn for this batch."""
         chosen = batch.sample(len(self.dataset.train_labels), self.scenario.batch_size)
-        images = self.dataset.train_images[chosen].to(self.device())
+        inputs = self.dataset.train_inputs[chosen].to(self.device())
         labels = seen_labels(self.dataset.train_labels[chosen], self.dataset.num_classes, context)
-        return functional.cross_entropy(model(images), labels.to(self.device()))
+        return functional.cross_entropy(model(inputs), labels.to(self.device()))
 
     def mean_gradient(
         self, arrays: ArrayRecord, batches: Sequence[Batch], buffers: Sequence[str], context: Context

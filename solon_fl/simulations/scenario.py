@@ -38,11 +38,11 @@ class Scenario:
     attack : str or None
         One of `ATTACKS`, or None: all nodes are honest.
     dataset, model : str
-        One of `DATASETS` and `MODELS`.
+        One of `DATASETS` and `MODELS`; the model must be for the kind of data, images or texts.
     data_dir : Path, optional
         Where a data set that is not embedded lies.
     rounds, batch_size : int
-        Every round, each of the config's P batches (batches_per_group a group) has batch_size images.
+        Every round, each of the config's P batches (batches_per_group a group) has batch_size examples.
     learning_rate, momentum : float
         Of the server's SGD.
     local_learning_rate : float

@@ -12,11 +12,13 @@ import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
+from scipy.io import savemat
 
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.datasets import DATASETS, Dataset, load_dataset
 
 STEMS = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+EMBEDDED = {"fashion-mnist-6k", "synthetic-reviews"}
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
@@ -80,14 +82,14 @@ def assert_sound(data: Dataset, train: int, test: int, input_shape: tuple[int, i
     assert data.input_shape == input_shape
     assert data.num_classes == 10
     for images, labels, count in (
-        (data.train_images, data.train_labels, train),
-        (data.test_images, data.test_labels, test),
+        (data.train_inputs, data.train_labels, train),
+        (data.test_inputs, data.test_labels, test),
     ):
         assert images.shape == (count, *input_shape)
         assert images.dtype == torch.float32
         assert labels.shape == (count,)
         assert labels.dtype == torch.int64
-    deviations, means = torch.std_mean(data.train_images.double(), dim=(0, 2, 3), correction=0)
+    deviations, means = torch.std_mean(data.train_inputs.double(), dim=(0, 2, 3), correction=0)
     torch.testing.assert_close(means, torch.zeros_like(means), atol=1e-5, rtol=0)
     torch.testing.assert_close(deviations, torch.ones_like(deviations), atol=1e-5, rtol=0)
 
@@ -108,16 +110,19 @@ def test_licence_lies_beside_the_embedded_set() -> None:
 
 
 def test_unknown_name_lists_those_that_exist() -> None:
-    with pytest.raises(ConfigurationError, match=r"fashion-mnist-6k, fashion-mnist, cifar10; got dataset='mnist'"):
+    with pytest.raises(
+        ConfigurationError, match=r"fashion-mnist-6k, fashion-mnist, cifar10, svhn, .*; got dataset='mnist'"
+    ):
         load_dataset("mnist")
 
 
-def test_embedded_set_refuses_a_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", sorted(EMBEDDED))
+def test_embedded_sets_refuse_a_folder(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=tmp_path.name):
-        load_dataset("fashion-mnist-6k", tmp_path)
+        load_dataset(name, tmp_path)
 
 
-@pytest.mark.parametrize("name", sorted(set(DATASETS) - {"fashion-mnist-6k"}))
+@pytest.mark.parametrize("name", sorted(set(DATASETS) - EMBEDDED))
 def test_other_sets_need_an_existing_folder(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"data_dir=None.*--data-dir"):
         load_dataset(name)
@@ -136,7 +141,7 @@ def test_fashion_mnist_is_read_from_each_layout(layout: str, compressed: bool, t
     # The normalised images are an increasing straight line of the stored ones.
     stored = np.random.default_rng(1).integers(0, 256, (20, 28, 28)).astype(np.float64)
     expected = torch.from_numpy((stored - stored.mean()) / stored.std())[:, None].float()
-    torch.testing.assert_close(data.train_images, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(data.train_inputs, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_missing_idx_file_is_named_with_its_folders(tmp_path: Path) -> None:
@@ -204,7 +209,7 @@ def test_files_that_do_not_belong_together_are_refused(
 def test_a_constant_channel_becomes_zeros(tmp_path: Path) -> None:
     write_fashion_mnist(tmp_path)
     (tmp_path / STEMS[0]).write_bytes(idx(np.full((20, 28, 28), 7, np.uint8)))
-    assert not load_dataset("fashion-mnist", tmp_path).train_images.any()
+    assert not load_dataset("fashion-mnist", tmp_path).train_inputs.any()
 
 
 @pytest.mark.parametrize("dump", [python2_batch, python3_batch(2), python3_batch(4)], ids=["py2", "py3-2", "py3-4"])
@@ -220,7 +225,7 @@ def test_cifar10_is_read_from_batches(
     assert data.test_labels.tolist() == [5, 9, 0, 3]
     stored = np.concatenate([cifar_rows(number) for number in range(5)]).reshape(-1, 3, 32, 32).astype(np.float64)
     expected = (stored - stored.mean((0, 2, 3), keepdims=True)) / stored.std((0, 2, 3), keepdims=True)
-    torch.testing.assert_close(data.train_images, torch.from_numpy(expected).float(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(data.train_inputs, torch.from_numpy(expected).float(), atol=1e-5, rtol=1e-5)
 
 
 class Malicious:
@@ -281,7 +286,7 @@ def test_cifar10_is_read_from_an_image_folder(suffix: str, tmp_path: Path, capsy
         stored = np.concatenate([cifar_rows(10 * label + number, 1) for label in range(10) for number in (0, 1)])
         pixels = stored.reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2).astype(np.float64)
         expected = (pixels - pixels.mean((0, 2, 3), keepdims=True)) / pixels.std((0, 2, 3), keepdims=True)
-        torch.testing.assert_close(data.train_images, torch.from_numpy(expected).float(), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(data.train_inputs, torch.from_numpy(expected).float(), atol=1e-5, rtol=1e-5)
 
 
 def test_grey_images_become_three_channels(tmp_path: Path) -> None:
@@ -315,3 +320,77 @@ def test_image_folders_must_have_the_same_ten_classes(tmp_path: Path) -> None:
     (tmp_path / "renamed" / "test" / "cat").rename(tmp_path / "renamed" / "test" / "lynx")
     with pytest.raises(ConfigurationError, match=r"'lynx'.*test"):
         load_dataset("cifar10", tmp_path / "renamed")
+
+
+def svhn_arrays(count: int) -> dict[str, npt.NDArray[np.uint8]]:
+    pixels = np.random.default_rng(count).integers(0, 256, (32, 32, 3, count)).astype(np.uint8)
+    return {"X": pixels, "y": (np.arange(count) % 10 + 1).astype(np.uint8)[:, None]}
+
+
+def write_svhn(folder: Path, *, compressed: bool = False, **changed: Any) -> None:
+    savemat(folder / "train_32x32.mat", svhn_arrays(20), do_compression=compressed)
+    savemat(folder / "test_32x32.mat", {**svhn_arrays(11), **changed}, do_compression=compressed)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_svhn_is_read_with_ten_as_the_digit_zero(compressed: bool, tmp_path: Path) -> None:
+    write_svhn(tmp_path, compressed=compressed)
+    data = load_dataset("svhn", tmp_path)
+    assert_sound(data, 20, 11, (3, 32, 32))
+    assert data.train_labels.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0] * 2
+    stored = svhn_arrays(20)["X"].astype(np.float64)
+    expected = (stored - stored.mean((0, 1, 3), keepdims=True)) / stored.std((0, 1, 3), keepdims=True)
+    torch.testing.assert_close(
+        data.train_inputs, torch.from_numpy(expected.transpose(3, 2, 0, 1)).float(), atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "match"),
+    [
+        ({"X": np.zeros((32, 32, 3, 11))}, r"X of shape \(32, 32, 3, 11\), dtype=float64"),
+        ({"X": np.zeros((32, 31, 3, 11), np.uint8)}, r"X of shape \(32, 31, 3, 11\)"),
+        ({"X": {"field": 3}}, "X of shape .*dtype="),
+        ({"y": np.ones((10, 1), np.uint8)}, r"y must be .* of shape \(11, 1\); got y of shape \(10, 1\)"),
+        ({"y": np.zeros((11, 1), np.uint8)}, "from 0 to 0"),
+        ({"y": np.full((11, 1), 11, np.int16)}, "from 11 to 11"),
+        ({"y": np.full((11, 1), np.nan)}, "dtype=float64"),
+        ({"y": "12345678901"}, "y of shape"),
+    ],
+)
+def test_svhn_with_other_arrays_is_refused(changed: dict[str, Any], match: str, tmp_path: Path) -> None:
+    write_svhn(tmp_path, **changed)
+    with pytest.raises(ConfigurationError, match=rf"{match}.*test_32x32.mat"):
+        load_dataset("svhn", tmp_path)
+
+
+def test_svhn_without_images_is_refused(tmp_path: Path) -> None:
+    write_svhn(tmp_path, X=np.zeros((32, 32, 3, 0), np.uint8), y=np.zeros((0, 1), np.uint8))
+    with pytest.raises(ConfigurationError, match=r"images of shape \(0, 3, 32, 32\)"):
+        load_dataset("svhn", tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"plain text", b"\x89HDF" + b"\0" * 200, b"MATLAB 5.0" + b"\xff" * 200])
+def test_a_file_that_is_not_svhn_is_refused(content: bytes, tmp_path: Path) -> None:
+    write_svhn(tmp_path)
+    (tmp_path / "train_32x32.mat").write_bytes(content)
+    with pytest.raises(ConfigurationError, match=r"MATLAB file with X and y; got .*train_32x32.mat"):
+        load_dataset("svhn", tmp_path)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("kept", [0.0001, 0.01, 0.5, 0.9])
+def test_a_truncated_svhn_file_is_refused(compressed: bool, kept: float, tmp_path: Path) -> None:
+    write_svhn(tmp_path, compressed=compressed)
+    path = tmp_path / "train_32x32.mat"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(ConfigurationError, match=r"; got .*train_32x32.mat"):
+        load_dataset("svhn", tmp_path)
+
+
+def test_a_missing_svhn_file_is_named(tmp_path: Path) -> None:
+    write_svhn(tmp_path)
+    (tmp_path / "test_32x32.mat").unlink()
+    with pytest.raises(ConfigurationError, match=rf"found no test_32x32.mat in .*{tmp_path.name}"):
+        load_dataset("svhn", tmp_path)

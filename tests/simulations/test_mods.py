@@ -102,7 +102,7 @@ def test_a_client_that_flips_has_the_loss_of_flipped_data() -> None:
     dataset = load_dataset("fashion-mnist-6k")
     flipped = dataclasses.replace(dataset, train_labels=9 - dataset.train_labels)
     scenario = Scenario(config=SolonConfig(num_nodes=7, byzantine=2, compression=3), model="logistic", batch_size=8)
-    batch = Batch(0, 1, 0, 0)
+    batch = Batch(0, 1, 0)
     model = ImageClient(scenario, dataset).build_model(context_of(0))
     poisoned = ImageClient(scenario, dataset).batch_loss(model, batch, context_of(0, **{"flip-labels": True}))
     torch.testing.assert_close(poisoned, ImageClient(scenario, flipped).batch_loss(model, batch, context_of(0)))

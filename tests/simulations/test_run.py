@@ -126,6 +126,24 @@ def test_local_steps_train_too() -> None:
     assert outcome.accuracy > 0.4
 
 
+@pytest.mark.slow
+def test_texts_train_too_while_nodes_lie() -> None:
+    texts = {"dataset": "synthetic-reviews", "model": "textcnn", "rounds": 3}
+    outcome, honest = run(attack="alie", **texts), run(**texts)
+    assert len(outcome.records) == 4
+    assert outcome.error is None
+    assert_same_model(outcome.arrays, honest.arrays)
+    assert set(outcome.offences) == outcome.scenario.liars
+    assert honest.records[-1].loss < honest.records[0].loss
+
+
+def test_a_model_that_does_not_fit_the_data_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"model='cnn' needs images; .* choose textcnn"):
+        run(dataset="synthetic-reviews", model="cnn")
+    with pytest.raises(ConfigurationError, match="model='textcnn' needs texts"):
+        run(model="textcnn")
+
+
 def test_more_images_than_there_are_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="batch_size=6000, dataset fashion-mnist-6k has 5000"):
         run(batch_size=6000)

@@ -26,13 +26,13 @@ def simulate_command(
     group_size: Annotated[int, typer.Option(help="r: nodes of a group, at least 2s + e + k; 0 takes just that.")] = 0,
     attack: Annotated[str, typer.Option(help=f"What the liars do: none, {', '.join(ATTACKS)}.")] = "none",
     strategy: Annotated[str, typer.Option(help=f"Who aggregates: {', '.join(STRATEGIES)}.")] = "solon",
-    dataset: Annotated[str, typer.Option(help=f"Images: {', '.join(DATASETS)}.")] = "fashion-mnist-6k",
+    dataset: Annotated[str, typer.Option(help=f"Data: {', '.join(DATASETS)}.")] = "fashion-mnist-6k",
     data_dir: Annotated[
-        Path | None, typer.Option(help="Folder of a data set that does not come with the package.")
+        Path | None, typer.Option(help="Folder (or file) of a data set that does not come with the package.")
     ] = None,
     model: Annotated[str, typer.Option(help=f"Network: {', '.join(MODELS)}.")] = "cnn",
     rounds: Annotated[int, typer.Option(help="Rounds: steps of the server's optimizer.")] = 60,
-    batch_size: Annotated[int, typer.Option(help="Images in one batch; every round has P batches.")] = 32,
+    batch_size: Annotated[int, typer.Option(help="Examples in one batch; every round has P batches.")] = 32,
     learning_rate: Annotated[float, typer.Option(help="Of the server's SGD.")] = 0.05,
     momentum: Annotated[float, typer.Option(help="Of the server's SGD.")] = 0.9,
     mode: Annotated[
@@ -46,7 +46,8 @@ def simulate_command(
         str, typer.Option(help=f"Where nodes run: {', '.join(get_args(Engine))} (needs solon-fl\\[ray]).")
     ] = "in-process",
     threads: Annotated[
-        int, typer.Option(help="Threads of torch. One is quickest for small networks; give resnet18 all your cores.")
+        int,
+        typer.Option(help="Threads of torch. One is quickest for small networks; give resnet18, vgg13 all cores."),
     ] = 1,
     every_node_computes: Annotated[
         bool, typer.Option(help="Compute every node's gradient, not one per group (r times slower, same result).")

@@ -1,0 +1,59 @@
+"""What every data set is, and the errors that their readers share."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from solon_fl.errors import ConfigurationError
+
+__all__ = ["Dataset", "damaged", "existing_folder"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dataset:
+    """Training and test examples in memory, images or texts, with their labels.
+
+    Attributes
+    ----------
+    name : str
+        The key in `DATASETS`.
+    train_inputs, test_inputs : Tensor
+        Images: float32, shape (N, C, H, W), shifted and scaled so that each channel has mean 0 and standard deviation
+        1 over the training images.
+        Texts: token ids, int64, shape (N, L), from 0 to ``vocabulary_size - 1``; 0 fills up a text's end.
+        In the order of the files, which may be class by class: shuffle before cutting.
+    train_labels, test_labels : Tensor, int64, shape (N,)
+        From 0 to ``num_classes - 1``.
+    num_classes : int
+        How many classes there are.
+    vocabulary_size : int
+        How many token ids there are, 0 included; 0 for images.
+    """
+
+    name: str
+    train_inputs: Tensor
+    train_labels: Tensor
+    test_inputs: Tensor
+    test_labels: Tensor
+    num_classes: int
+    vocabulary_size: int = 0
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """One input's shape: channels, height, width (pixels) of images; vocabulary size, length (tokens) of texts."""
+        shape = tuple(self.train_inputs.shape[1:])
+        return (self.vocabulary_size, *shape) if self.vocabulary_size else shape
+
+
+def existing_folder(name: str, data_dir: Path | None, contents: str) -> Path:
+    """The folder that the user named, if it is one."""
+    if data_dir is None or not data_dir.is_dir():
+        rule = f"{name} is read from an existing folder of yours; got data_dir={data_dir}"
+        raise ConfigurationError(f"{rule}; name the folder that holds {contents} with --data-dir.")
+    return data_dir
+
+
+def damaged(source: object, rule: str, got: str) -> ConfigurationError:
+    """The error for a file that breaks a rule."""
+    return ConfigurationError(f"{rule}; got {got} in {source}; fetch it again.")
