@@ -62,6 +62,7 @@ class Received:
     projected: FloatArray  # (n, q), or (n, 2q): real parts, then imaginary parts
     norms: FloatArray  # (n,)
     floor: float  # a norm that means nothing
+    rounding: float  # relative, of the dtype
 
 
 class DracoCode(ABC):
@@ -178,6 +179,7 @@ def _receive(vectors: dict[int, Tensor], num_nodes: int, generator: torch.Genera
         vectors={node: vector for node, vector in vectors.items() if usable[node]},
         projected=rows,
         norms=sizes,
+        rounding=torch.finfo(parts[0].dtype).eps,
         floor=smallest * math.sqrt(parts[0].numel()),
     )
 

@@ -1,6 +1,7 @@
 """Draco's cyclic code."""
 
 import math
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -10,11 +11,12 @@ from ._types import FloatArray
 from .decoder import NOISE_MARGIN, locate_rows
 from .draco import FAILED, DracoCode, DracoDecoded, Received, weighted_sum
 from .fourier import trigonometric_columns
-from .locating import LocatingProblem
+from .locating import LocatingProblem, Support
 
 __all__ = ["CyclicCode"]
 
 ABSURD = 1e9  # times the (s+1)-th largest norm: a lie, and one that would drown others in float64's rounding
+CLOSER = 0.1  # a second look counts if it leaves this part of the residual: less may be fitting noise
 
 
 class CyclicCode(DracoCode):
@@ -29,9 +31,11 @@ class CyclicCode(DracoCode):
     Guarantee: a gradient is returned only if all vectors but at most s agree with one codeword up to the
     `tolerance`, and at most s lies that stand out from it are named. Over real numbers that is weak for many nodes:
     2s neighbours that collude are told from the honest up to a factor of the code's condition only (160 at
-    n = 15, s = 2; 4e7 at n = 45, s = 5; 9e10 at n = 100, s = 5), so at large n / s lies made for that code may shift
-    the gradient, or be blamed on others. Independent or equal lies are located. More than s liars are reported,
-    unless they agree on another codeword.
+    n = 15, s = 2; 4e7 at n = 45, s = 5; 9e10 at n = 100, s = 5), so at large n / s lies made for that code may fail
+    the decode, shift the gradient (measured, relative: up to 0.08 at n = 45, more than 1 at n = 100, s = 5; nothing at
+    n = 15), or be blamed on others. Independent or equal lies of a vector's norm were located
+    in 200 of 200 trials each, also by s neighbours (whose removal leaves a relative error of 4e-5 at n = 100, s = 5).
+    More than s liars are reported, unless they agree on another codeword.
     Cost: 2 n d (q + 1) multiply-adds to project, 2 n d to solve, and locating in an (n, 2q) matrix.
     Differs from the paper: row (n-2s-1)/2 of Q is all ones, not the first, where W's entries have up to 3e8 times the
     size of their sum at n = 100, s = 5, beyond float32; q = 16 fresh projections, not one vector for the run; one
@@ -101,7 +105,7 @@ class CyclicCode(DracoCode):
             max_errors=s,
             tolerance=NOISE_MARGIN * math.sqrt(n) * (self.rtol * scale + received.floor),
         )
-        support = locate_rows(None, problem)
+        support = _locate(problem, math.sqrt(n) * received.rounding * scale)
         kept = sorted(usable.difference(support or ()))
         if support is None or len(kept) < n - s:
             return FAILED
@@ -114,3 +118,15 @@ class CyclicCode(DracoCode):
             residual=problem.residual(support),
             tolerance=problem.tolerance,
         )
+
+
+def _locate(problem: LocatingProblem, rounding: float) -> Support | None:
+    """Locate, and look closer while more than the vectors' rounding is left: it may hide lies of neighbours."""
+    support = locate_rows(None, problem)
+    while support is not None and (residual := problem.residual(support)) > rounding:
+        problem = replace(problem, tolerance=CLOSER * residual)
+        closer = locate_rows(None, problem)
+        if closer is None:
+            break
+        support = closer
+    return support

@@ -158,6 +158,16 @@ def test_huge_lies_do_not_hide_small_ones(code: DracoCode) -> None:
     assert relative_error(decoded.gradient, gradients.double().mean(0)) < 1e-5
 
 
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("n", [45, 100])
+def test_lies_of_neighbours_are_looked_at_closely(n: int, seed: int) -> None:
+    code = CyclicCode(n, 5)
+    gradients = gradients_of(code, seed)
+    decoded = code.decode(lie_with(encode_all(code, gradients), (7, 8, 9, 10, 11), "same", 1.0, seed))
+    assert decoded.corrupt_nodes == (7, 8, 9, 10, 11)
+    assert relative_error(decoded.gradient, gradients.double().mean(0)) < 1e-4
+
+
 @pytest.mark.parametrize("size", [1e-8, 3e-7, 1e-6, 3e-6, 1e-5])
 def test_voters_near_the_tolerance_move_the_mean_by_no_more(size: float) -> None:
     code = RepetitionCode(10, 2)
