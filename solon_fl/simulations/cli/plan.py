@@ -183,8 +183,8 @@ def _sentences(planned: Plan) -> list[str]:
     model = planned.network.transfer_seconds(num_nodes=planned.num_nodes, bytes_out=best.bytes_out, bytes_in=0)
     lines = [
         f"[bold]Best: r = {best.group_size}, k = {best.compression}[/], {_short(total)} s a round. "
-        f"{best.byzantine} liars in each of {best.num_groups} groups can change the gradient by at most "
-        f"{best.certificate:.1g} times its size.",
+        f"Liars (s = {best.byzantine} in each of {best.num_groups} groups) can hide only lies as small as float noise, "
+        f"which change the gradient by at most {best.certificate:.1g} times its size.",
         f"A node pays {best.batches_per_node} times the computation of no defence and sends "
         f"1/{best.compression} of the gradient. Sending out the model takes {_short(model)} s in every row.",
     ]
