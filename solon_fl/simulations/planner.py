@@ -1,11 +1,12 @@
 """Which group size r and compression k make a round shortest, and what that is worth."""
 
+import math
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, get_args
 
@@ -183,22 +184,26 @@ class Plan:
         return tuple(best[size] for size in sorted(best))
 
     def break_even(self, baseline: Baseline) -> float:
-        """Return the factor on all rates of the network below which a round of `best` is shorter than the baseline's.
+        """Return the factor on all rates of the network below which some choice is faster than the baseline.
 
-        0 if it is never shorter, inf if always. Latencies, computation and the server's seconds stay as they are.
+        The choice, which need not be `best`, has a certificate below 1. 0 if there is no such factor, inf if every
+        factor is one. Latency, computation and the server's seconds stay as they are.
         """
-        best = self.best
-        saved = self._seconds_on_the_links(baseline) - self._seconds_on_the_links(best)
-        paid = self._other_seconds(best) - self._other_seconds(baseline)
-        if paid <= 0:
-            return float("inf") if paid < 0 or saved > 0 else 0.0
-        return max(saved / paid, 0.0)
+        factors = [(self._break_even(choice, baseline), choice) for choice in self.choices]
+        factors.sort(key=lambda pair: pair[0], reverse=True)
+        return next((factor for factor, choice in factors if factor == 0 or not choice.is_void), 0.0)
 
-    def _seconds_on_the_links(self, row: Choice | Baseline) -> float:
-        return row.seconds.transfer - 2 * self.network.latency
+    def _break_even(self, choice: Choice, baseline: Baseline) -> float:
+        # A round takes a + b / factor seconds: a without the links, b on them at factor 1.
+        saved = self._seconds_on_links(baseline) - self._seconds_on_links(choice)
+        paid = sum(sign * (row.seconds.computation + row.seconds.server) for sign, row in ((1, choice), (-1, baseline)))
+        if paid > 0:
+            return max(saved / paid, 0.0)
+        return math.inf if saved > 0 or (saved == 0 > paid) else 0.0
 
-    def _other_seconds(self, row: Choice | Baseline) -> float:
-        return row.seconds.total - row.seconds.transfer
+    def _seconds_on_links(self, row: Choice | Baseline) -> float:
+        network = replace(self.network, latency=0.0)
+        return network.transfer_seconds(num_nodes=self.num_nodes, bytes_out=row.bytes_out, bytes_in=row.bytes_in)
 
 
 def plan(
@@ -261,7 +266,7 @@ def plan(
     ...     num_nodes=20,
     ...     byzantine=2,
     ...     dim=1_000_000,
-    ...     batch_seconds=0.01,
+    ...     batch_seconds=0.1,
     ...     network=NETWORKS["home-20m"],
     ...     server_seconds=lambda *_: 0.0,
     ... )
@@ -312,9 +317,9 @@ def plan(
     largest_repeated = -(-num_nodes // (num_nodes // smallest))
     whole = num_nodes * dim * share_bytes
     baselines: tuple[tuple[Kind, str, int, int, int], ...] = (
-        ("no defence", "nothing", 1, 1, whole),
-        ("draco-repetition", f"{byzantine} of each group", largest_repeated, largest_repeated, whole),
-        ("draco-cyclic", f"{byzantine} of all nodes", num_nodes, smallest, 2 * whole),
+        ("no defence", "none", 1, 1, whole),
+        ("draco-repetition", f"{byzantine} a group", largest_repeated, largest_repeated, whole),
+        ("draco-cyclic", f"{byzantine} in all", num_nodes, smallest, 2 * whole),
     )
     return Plan(
         network=network,
@@ -466,8 +471,8 @@ def _admissible_sizes(num_nodes: int, byzantine: int, stragglers: int) -> list[i
     divisors = [size for size in range(1, num_nodes + 1) if num_nodes % size == 0]
     sizes = [size for size in divisors if smallest <= size <= LARGEST_GROUP]
     if not sizes:
-        most = (min(num_nodes, LARGEST_GROUP) - stragglers - 1) // 2
-        lower = f"lower byzantine to {most} or less, or " if 0 <= most < byzantine else ""
+        most = (max(size for size in divisors if size <= LARGEST_GROUP) - stragglers - 1) // 2
+        lower = f"lower byzantine to at most {most}, or " if 0 <= most < byzantine else ""
         more = (num_nodes // smallest + 1) * smallest
         raise ConfigurationError(
             "group_size must divide num_nodes, be at least 2*byzantine + stragglers + 1 and at most "
@@ -483,7 +488,7 @@ def _check(
 ) -> None:
     if not isinstance(dim, int) or dim < 1:
         raise ConfigurationError(f"dim must be a whole number >= 1; got dim={dim!r}.")
-    if not 0 <= batch_seconds < float("inf"):
+    if not 0 <= batch_seconds < math.inf:
         raise ConfigurationError(f"batch_seconds must be a number >= 0; got batch_seconds={batch_seconds!r}.")
     if code not in get_args(CodeName):
         raise ConfigurationError(f"code must be one of {', '.join(get_args(CodeName))}; got code={code!r}.")

@@ -124,12 +124,12 @@ def _worth_showing(planned: Plan) -> tuple[Choice, ...]:
 
 def _choices_table(planned: Plan, shown: Collection[Choice]) -> Table:
     best = planned.best
-    network = planned.network
     table = Table(
-        title=f"Seconds of a round: {planned.num_nodes} nodes, {best.byzantine} liars a group, "
-        f"{planned.dim:,} entries, {network.name}",
+        title=f"Seconds a round (P = {planned.num_nodes}, s = {best.byzantine}, d = {planned.dim:,}, "
+        f"{planned.network.name})",
         title_justify="left",
         box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
     for heading in ("", "r", "k", "groups"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -150,7 +150,7 @@ def _choices_table(planned: Plan, shown: Collection[Choice]) -> Table:
 
 
 def _baselines_table(planned: Plan) -> Table:
-    table = Table(title="For comparison", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title="For comparison", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
     table.add_column("liars\ntolerated")
     _add_cost_columns(table)
@@ -180,12 +180,13 @@ def _short(value: float) -> str:
 def _sentences(planned: Plan) -> list[str]:
     best = planned.best
     total = best.seconds.total
+    model = planned.network.transfer_seconds(num_nodes=planned.num_nodes, bytes_out=best.bytes_out, bytes_in=0)
     lines = [
         f"[bold]Best: r = {best.group_size}, k = {best.compression}[/], {_short(total)} s a round. "
-        f"{best.byzantine} liars in each of {best.num_groups} groups can change the gradient by at most "
-        f"{best.certificate:.1g} times its size.",
+        f"Liars (s = {best.byzantine} in each of {best.num_groups} groups) can hide only lies as small as float noise, "
+        f"which change the gradient by at most {best.certificate:.1g} times its size.",
         f"A node pays {best.batches_per_node} times the computation of no defence and sends "
-        f"1/{best.compression} of the gradient.",
+        f"1/{best.compression} of the gradient. Sending out the model takes {_short(model)} s in every row.",
     ]
     for baseline in planned.baselines:
         other = baseline.seconds.total
@@ -193,15 +194,17 @@ def _sentences(planned: Plan) -> list[str]:
         ratio = f"{_short(other / total)} times as long" if other >= total else f"1/{_short(total / other)} of that"
         lines.append(
             f"{baseline.name.capitalize()} (tolerates {baseline.tolerates}) takes {least}{_short(other)} s, {ratio}; "
-            f"Solon is faster {_break_even(planned.break_even(baseline))}."
+            f"Solon {_break_even(planned.break_even(baseline))}."
         )
     return lines
 
 
 def _break_even(factor: float) -> str:
     if factor == 0:
-        return "on no links"
-    return "on any links" if factor == math.inf else f"on links of less than {_short(factor)} times these rates"
+        return "is faster on no links"
+    if factor == math.inf:
+        return "is faster on any links"
+    return f"is faster on links below {_short(factor)} times these rates"
 
 
 def _lines_to_use(best: Choice) -> list[str]:

@@ -1,0 +1,90 @@
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from solon_fl.config import SolonConfig
+from solon_fl.errors import ConfigurationError
+from solon_fl.simulations.cli.plan import parse_quantity
+from solon_fl.simulations.network import NETWORKS
+
+REQUIRED = ("--nodes", "20", "--byzantine", "2", "--model-size", "200k", "--batch-seconds", "0.01")
+
+
+def solon_fl_plan(*arguments: str) -> subprocess.CompletedProcess[str]:
+    code = "from solon_fl.simulations.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, "plan", *arguments], capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("11000000", 11_000_000), ("1.1e7", 11_000_000), ("11M", 11_000_000), ("200k", 200_000), ("2.5G", 2.5e9)],
+)
+def test_quantities(text: str, value: float) -> None:
+    assert parse_quantity("--model-size", text) == value
+
+
+@pytest.mark.parametrize("text", ["", "M", "11m", "-3", "0", "nan", "1e999", "eleven"])
+def test_what_is_no_quantity(text: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(f"got --bandwidth {text!r}")):
+        parse_quantity("--bandwidth", text)
+
+
+@pytest.mark.slow
+def test_the_plan_fits_a_terminal_and_says_what_to_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    done = solon_fl_plan(*REQUIRED, "--network", "home-20m")
+    assert done.returncode == 0, done.stderr
+    assert "…" not in done.stdout
+    assert "home-20m" in done.stdout
+    assert "draco-repetition" in done.stdout
+    line = re.search(r"SolonConfig\((.*)\)", done.stdout)
+    assert line is not None
+    settings = {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", line[1])}
+    config = SolonConfig(**settings)  # type: ignore[arg-type]  # whole numbers only
+    assert f"Best: r = {config.group_size}, k = {config.compression}," in done.stdout
+    command = f"--nodes 20 --byzantine 2 --compression {config.compression} --group-size {config.group_size}"
+    assert f"solon-fl simulate {command}\n" in done.stdout
+
+
+@pytest.mark.slow
+def test_json_has_every_number() -> None:
+    done = solon_fl_plan(
+        *REQUIRED, "--bandwidth", "100M", "--latency", "0.02", "--stragglers", "1", "--rtol", "2e-6", "--all", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["network"]["node_upload"] == 1e8
+    assert result["network"]["latency"] == 0.02
+    assert {(row["group_size"], row["compression"]) for row in result["choices"]} == {
+        (size, compression) for size in (10, 20) for compression in range(1, size - 4)
+    }
+    best = result["best"]
+    assert best in result["choices"]
+    assert (best["stragglers"], best["rtol"]) == (1, 2e-6)
+    assert best["certificate"] < 1
+    assert best["seconds"]["total"] == pytest.approx(
+        sum(best["seconds"][part] for part in ("computation", "transfer", "server", "waiting"))
+    )
+    assert [row["name"] for row in result["baselines"]] == ["no defence", "draco-repetition", "draco-cyclic"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--nodes", "14", "--byzantine", "8"], "lower byzantine to at most 6"),
+        (["--network", "moon"], f"network must be one of {', '.join(NETWORKS)}; got network='moon'"),
+        (["--model-size", "1.5"], "got --model-size '1.5'"),
+        (["--bandwidth", "fast"], "got --bandwidth 'fast'"),
+    ],
+)
+def test_bad_settings_are_one_plain_message(arguments: list[str], message: str) -> None:
+    done = solon_fl_plan(*REQUIRED, *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
