@@ -186,7 +186,7 @@ class _TextCnn(nn.Module):
     def __init__(self, vocabulary_size: int, num_classes: int, width: int = 64, filters: int = 50) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary_size, width)
-        # As Kim did. Measured on movie-reviews: 73 % after 5 epochs, against 64 % from PyTorch's wider normal law.
+        # As Kim did. Measured on movie-reviews, 5 epochs: 70 to 73 %; at most 64 % from PyTorch's wider normal law.
         nn.init.uniform_(self.embedding.weight, -0.25, 0.25)
         self.windows = nn.ModuleList(nn.Conv1d(width, filters, window) for window in _WINDOWS)
         self.output = nn.Linear(filters * len(_WINDOWS), num_classes)

@@ -348,14 +348,14 @@ def test_svhn_is_read_with_ten_as_the_digit_zero(compressed: bool, tmp_path: Pat
 @pytest.mark.parametrize(
     ("changed", "match"),
     [
-        ({"X": np.zeros((32, 32, 3, 11))}, r"X of shape \(32, 32, 3, 11\), dtype=float64"),
+        ({"X": np.zeros((32, 32, 3, 11))}, "a matrix of class 0x06"),
         ({"X": np.zeros((32, 31, 3, 11), np.uint8)}, r"X of shape \(32, 31, 3, 11\)"),
-        ({"X": {"field": 3}}, "X of shape .*dtype="),
-        ({"y": np.ones((10, 1), np.uint8)}, r"y must be .* of shape \(11, 1\); got y of shape \(10, 1\)"),
-        ({"y": np.zeros((11, 1), np.uint8)}, "from 0 to 0"),
-        ({"y": np.full((11, 1), 11, np.int16)}, "from 11 to 11"),
-        ({"y": np.full((11, 1), np.nan)}, "dtype=float64"),
-        ({"y": "12345678901"}, "y of shape"),
+        ({"X": {"field": 3}}, "a matrix of class 0x02"),
+        ({"y": np.ones((10, 1), np.uint8)}, r"of shape \(11, 1\); got y of shape \(10, 1\)"),
+        ({"y": np.zeros((11, 1), np.uint8)}, r"values \[0\]"),
+        ({"y": np.full((11, 1), 11, np.uint8)}, r"values \[11\]"),
+        ({"y": np.full((11, 1), np.nan)}, "a matrix of class 0x06"),
+        ({"y": "12345678901"}, "a matrix of class 0x04"),
     ],
 )
 def test_svhn_with_other_arrays_is_refused(changed: dict[str, Any], match: str, tmp_path: Path) -> None:
@@ -374,7 +374,7 @@ def test_svhn_without_images_is_refused(tmp_path: Path) -> None:
 def test_a_file_that_is_not_svhn_is_refused(content: bytes, tmp_path: Path) -> None:
     write_svhn(tmp_path)
     (tmp_path / "train_32x32.mat").write_bytes(content)
-    with pytest.raises(ConfigurationError, match=r"MATLAB file with X and y; got .*train_32x32.mat"):
+    with pytest.raises(ConfigurationError, match=r"MATLAB file with X and y, .*; got .*train_32x32.mat"):
         load_dataset("svhn", tmp_path)
 
 
@@ -393,4 +393,30 @@ def test_a_missing_svhn_file_is_named(tmp_path: Path) -> None:
     write_svhn(tmp_path)
     (tmp_path / "test_32x32.mat").unlink()
     with pytest.raises(ConfigurationError, match=rf"found no test_32x32.mat in .*{tmp_path.name}"):
+        load_dataset("svhn", tmp_path)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_svhn_with_any_changed_bytes_is_read_or_refused(compressed: bool, tmp_path: Path) -> None:
+    write_svhn(tmp_path, compressed=compressed)
+    path = tmp_path / "train_32x32.mat"
+    content = np.frombuffer(path.read_bytes(), np.uint8)
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(100):
+        changed = content.copy()
+        places = np.concatenate([rng.integers(120, 200, 2), len(content) - rng.integers(1, 80, 2)])
+        changed[places] = rng.integers(0, 256, 4)
+        path.write_bytes(changed.tobytes())
+        try:
+            load_dataset("svhn", tmp_path)
+        except ConfigurationError:
+            refused += 1
+    assert refused > 50
+
+
+def test_svhn_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("solon_fl.simulations.datasets.svhn._MAX_BYTES", 1000)
+    write_svhn(tmp_path, compressed=True)
+    with pytest.raises(ConfigurationError, match="longer than 1000 bytes"):
         load_dataset("svhn", tmp_path)

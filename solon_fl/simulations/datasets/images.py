@@ -1,4 +1,4 @@
-"""Images with labels from 0 to 9: Fashion-MNIST and SVHN."""
+"""Fashion-MNIST, and what all sets of images share: ten classes, and channels shifted and scaled."""
 
 import gzip
 import math
@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.io import loadmat
 
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.datasets.dataset import Dataset, damaged, existing_folder
 
-__all__ = ["NUM_CLASSES", "Split", "fashion_mnist", "fashion_mnist_6k", "normalised", "svhn"]
+__all__ = ["NUM_CLASSES", "Split", "fashion_mnist", "fashion_mnist_6k", "normalised"]
 
 NUM_CLASSES = 10  # of every set of images here
 Split = tuple[npt.NDArray[np.uint8], npt.NDArray[np.integer]]  # stored images (N, C, H, W), labels (N,)
@@ -47,13 +46,6 @@ def fashion_mnist(data_dir: Path | None) -> Dataset:
     train = read("train-images-idx3-ubyte", 3)[:, None], read("train-labels-idx1-ubyte", 1)
     test = read("t10k-images-idx3-ubyte", 3)[:, None], read("t10k-labels-idx1-ubyte", 1)
     return normalised("fashion-mnist", train, test, root)
-
-
-def svhn(data_dir: Path | None) -> Dataset:
-    """SVHN's cropped digits from its two MATLAB files."""
-    root = existing_folder("svhn", data_dir, "train_32x32.mat and test_32x32.mat")
-    train, test = (_read_mat(root / f"{split}_32x32.mat") for split in ("train", "test"))
-    return normalised("svhn", train, test, root)
 
 
 def normalised(name: str, train: Split, test: Split, source: object) -> Dataset:
@@ -89,24 +81,3 @@ def _read_idx(path: Path, dimensions: int) -> npt.NDArray[np.uint8]:
     if len(content) != length:
         raise damaged(path, f"an idx file of shape {shape} must have {length} bytes", f"bytes={len(content)}")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
-
-
-def _read_mat(path: Path) -> Split:
-    if not path.is_file():
-        rule = f"svhn needs train_32x32.mat and test_32x32.mat; found no {path.name} in {path.parent}"
-        raise ConfigurationError(f"{rule}; put it there, or name another folder with --data-dir.")
-    try:
-        with path.open("rb") as file:
-            arrays = loadmat(file, variable_names=("X", "y"))
-        images, labels = arrays["X"], arrays["y"]
-    except Exception as error:  # a damaged MATLAB file can raise nearly anything
-        raise damaged(path, "an SVHN file must be a MATLAB file with X and y", repr(error)) from error
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[:3] != (32, 32, 3):
-        got = f"X of shape {images.shape}, dtype={images.dtype}"
-        raise damaged(path, "SVHN's X must be bytes of shape (32, 32, 3, N)", got)
-    if labels.dtype.kind not in "iu" or labels.shape != (images.shape[3], 1) or not np.isin(labels, range(1, 11)).all():
-        got = f"y of shape {labels.shape}, dtype={labels.dtype}"
-        if labels.dtype.kind in "iu" and labels.size:
-            got += f", from {labels.min()} to {labels.max()}"
-        raise damaged(path, f"SVHN's y must be integers from 1 to 10 of shape ({images.shape[3]}, 1)", got)
-    return images.transpose(3, 2, 0, 1), labels[:, 0] % 10  # stored as 10: the digit 0

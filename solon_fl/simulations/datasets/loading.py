@@ -6,8 +6,9 @@ from pathlib import Path
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.datasets.cifar10 import cifar10
 from solon_fl.simulations.datasets.dataset import Dataset
-from solon_fl.simulations.datasets.images import fashion_mnist, fashion_mnist_6k, svhn
+from solon_fl.simulations.datasets.images import fashion_mnist, fashion_mnist_6k
 from solon_fl.simulations.datasets.reviews import movie_reviews, synthetic_reviews
+from solon_fl.simulations.datasets.svhn import svhn
 
 __all__ = ["DATASETS", "load_dataset"]
 
