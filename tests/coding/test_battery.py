@@ -18,6 +18,11 @@ from solon_fl import (
 )
 from solon_fl.simulations import attacks as a
 
+
+def mean(vectors: torch.Tensor) -> torch.Tensor:
+    return vectors.mean(0)
+
+
 LOCATORS: dict[str, Locator | None] = {
     "default": None,
     "exhaustive": ExhaustiveLocator(),
@@ -29,6 +34,7 @@ ATTACKS = [
     a.SignFlip(),
     a.Constant(),
     a.RandomGaussian(),
+    a.RandomGaussian(1.0, relative=True),
     a.NotFinite(),
     a.NotFinite(math.inf),
     a.BitFlip(),
@@ -41,13 +47,17 @@ ATTACKS = [
     a.MinMax("unit"),
     a.MinSum(),
     a.MinSum("sign"),
+    a.FallOfEmpires(mean),
+    a.MinMax(aggregate=mean),
+    a.MinSum(aggregate=mean),
     a.SameLie(),
     a.ProjectionAware(),
     a.NearCodeword,
     a.OtherGradient,
     a.PartialCollusion,
+    a.BelowTolerance,
 ]
-HARMLESS = (a.BitFlip, a.PartialCollusion)  # some of their lies may be below the tolerance
+HARMLESS = (a.BitFlip, a.PartialCollusion, a.BelowTolerance)  # some of their lies may be below the tolerance
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])

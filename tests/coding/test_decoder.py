@@ -1,6 +1,7 @@
 """The decoder's laws. `receive` builds what a server receives; sizes of lies are in norms of a typical share."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,14 @@ from torch import Tensor
 from solon_fl import Decoded, DecodeStatus, FourierCode, LinearCode, LocatingProblem, VandermondeCode
 from solon_fl.coding.decoder import _without_absurd_rows
 from solon_fl.coding.locating import Support
-from solon_fl.simulations.attacks import NearCodeword, OtherGradient, ProjectionAware
+from solon_fl.simulations.attacks import (
+    Attack,
+    BelowTolerance,
+    NearCodeword,
+    OtherGradient,
+    PartialCollusion,
+    ProjectionAware,
+)
 from tests.oracles import decode_by_subsets
 
 
@@ -45,7 +53,7 @@ def assert_within_bound(decoded: Decoded, gradient: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Case:
-    code: FourierCode
+    code: LinearCode
     gradient: Tensor
     liars: tuple[int, ...]
     missing: tuple[int, ...]
@@ -67,7 +75,13 @@ CODES = [
         (5, 10, 0),
     ]
 ] + [FourierCode(byzantine=5, compression=10)]
-KINDS = ["random", "same", "near-codeword", "other-gradient", "constant", "mixed", "nan", "inf", "zero", "as-another"]
+CRAFTED: dict[str, Callable[[LinearCode, float], Attack]] = {
+    "near-codeword": NearCodeword,
+    "other-gradient": OtherGradient,
+    "partial-collusion": PartialCollusion,
+    "below-tolerance": BelowTolerance,  # `size` in units of what is tolerated
+}
+KINDS = ["random", "same", *CRAFTED, "constant", "mixed", "nan", "inf", "zero", "as-another"]
 
 
 def lies_of(kind: str, case: Case, size: float, seed: int) -> Tensor:
@@ -81,9 +95,8 @@ def lies_of(kind: str, case: Case, size: float, seed: int) -> Tensor:
         noise = noise[:1].expand_as(noise)
     if kind == "mixed":
         noise *= 10 ** (33 * torch.rand(len(liars), 1, generator=rng, dtype=torch.float64) - 3) / size
-    if kind in ("near-codeword", "other-gradient"):
-        attack = NearCodeword(case.code, size) if kind == "near-codeword" else OtherGradient(case.code, size)
-        return attack.lies(shares, liars, rng)
+    if kind in CRAFTED:
+        return CRAFTED[kind](case.code, size).lies(shares, liars, rng)
     constants = {"nan": math.nan, "inf": -math.inf, "constant": -100.0 * size, "zero": 0.0}
     if kind in constants:
         return torch.full_like(honest, constants[kind])
@@ -93,7 +106,7 @@ def lies_of(kind: str, case: Case, size: float, seed: int) -> Tensor:
 
 
 def receive(
-    code: FourierCode,
+    code: LinearCode,
     kind: str,
     size: float,
     seed: int,
@@ -280,6 +293,51 @@ def test_lies_about_as_small_as_the_tolerance_do_no_more_than_the_certificate(
     decoded = code.decode(case.received, dim=40)
     assert_within_bound(decoded, case.gradient)
     assert error_of(decoded, case.gradient) <= code.certificate * float(case.gradient.norm())
+
+
+LYING_CODES: list[LinearCode] = [
+    kind(byzantine=s, compression=k)
+    for kind in (FourierCode, VandermondeCode)
+    for s, k in [(1, 1), (1, 3), (2, 3), (3, 4)]
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("code", LYING_CODES, ids=repr)
+@pytest.mark.parametrize("seed", range(3))
+def test_the_largest_lies_below_the_tolerance_pass_and_do_what_noise_may(
+    code: LinearCode, dtype: torch.dtype, seed: int
+) -> None:
+    case = receive(code, "below-tolerance", 0.9, seed, code.byzantine, dtype=dtype)
+    decoded = code.decode(case.received, dim=40)
+    assert decoded.status is DecodeStatus.CLEAN
+    assert_within_bound(decoded, case.gradient)
+    size = float(case.gradient.norm())
+    assert 0.1 * code.rtol * size < error_of(decoded, case.gradient) <= code.certificate * size
+
+
+@pytest.mark.parametrize("code", LYING_CODES, ids=repr)
+@pytest.mark.parametrize("size", [1.2, 2.0, 5.0, 30.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_lies_just_above_the_tolerance_are_noticed_and_stay_in_the_bound(
+    code: LinearCode, size: float, seed: int
+) -> None:
+    case = receive(code, "below-tolerance", size, seed, code.byzantine)
+    decoded = code.decode(case.received, dim=40)
+    assert decoded.corrupt_slots
+    assert set(decoded.corrupt_slots) <= set(case.liars)
+    assert_within_bound(decoded, case.gradient)
+
+
+@pytest.mark.parametrize("code", LYING_CODES, ids=repr)
+@pytest.mark.parametrize("size", [1e3, 1e5])
+@pytest.mark.parametrize("seed", range(3))
+def test_lies_well_above_the_tolerance_are_located(code: LinearCode, size: float, seed: int) -> None:
+    case = receive(code, "below-tolerance", size, seed, code.byzantine)
+    decoded = code.decode(case.received, dim=40)
+    assert decoded.corrupt_slots == case.liars
+    assert_within_bound(decoded, case.gradient)
+    assert error_of(decoded, case.gradient) <= 1e-6 * float(case.gradient.norm())
 
 
 @pytest.mark.parametrize("seed", range(20))

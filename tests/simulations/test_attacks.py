@@ -7,30 +7,53 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.linalg import eigh
 from torch import Tensor
 
 from solon_fl import FourierCode
 from solon_fl.coding.projection import project_rows
+from solon_fl.errors import ConfigurationError
 from solon_fl.simulations import attacks as a
 
 CODE = FourierCode(byzantine=2, compression=3)
+
+
+def mean_of(vectors: Tensor) -> Tensor:
+    return vectors.mean(0)
+
+
+def median_of(vectors: Tensor) -> Tensor:
+    return vectors.median(0).values
+
+
+def closest_to_the_others(vectors: Tensor) -> Tensor:
+    """Krum for two liars: the vector with the smallest sum of squared distances to its n - 4 nearest others."""
+    distances = torch.cdist(vectors, vectors).square().sort(dim=1).values[:, 1 : len(vectors) - 3]
+    return vectors[int(distances.sum(1).argmin())]
+
+
 ALL: list[a.Attack] = [
     a.Reverse(),
     a.SignFlip(),
     a.Constant(),
     a.RandomGaussian(),
+    a.RandomGaussian(3.0, relative=True),
     a.NotFinite(),
     a.BitFlip(),
     a.Alie(),
     a.InnerProduct(),
+    a.FallOfEmpires(mean_of),
     a.Mimic(),
     a.MinMax(),
+    a.MinMax(aggregate=mean_of),
     a.MinSum(),
+    a.MinSum(aggregate=mean_of),
     a.SameLie(),
     a.NearCodeword(CODE),
     a.OtherGradient(CODE),
     a.PartialCollusion(CODE),
     a.ProjectionAware(),
+    a.BelowTolerance(CODE),
 ]
 
 
@@ -38,11 +61,13 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def vectors_like_gradients(num_nodes: int = 7, dim: int = 30, dtype: torch.dtype = torch.float64) -> Tensor:
+def vectors_like_gradients(
+    num_nodes: int = 7, dim: int = 30, dtype: torch.dtype = torch.float64, spread: float = 0.3
+) -> Tensor:
     """Return vectors around a common one, as the gradients of different batches are."""
     rng = seeded(1)
     common = torch.randn(dim, generator=rng, dtype=torch.float64)
-    return (common + 0.3 * torch.randn(num_nodes, dim, generator=rng, dtype=torch.float64)).to(dtype)
+    return (common + spread * torch.randn(num_nodes, dim, generator=rng, dtype=torch.float64)).to(dtype)
 
 
 def coded_shares() -> Tensor:
@@ -107,6 +132,16 @@ def test_random_is_gaussian_of_deviation_200_and_differs_between_liars() -> None
     assert abs(float(torch.corrcoef(lies)[0, 1])) < 0.05
 
 
+def test_random_relative_to_the_own_vector_has_its_norm() -> None:
+    vectors = vectors_like_gradients(dim=20_000)
+    vectors[2] *= 5
+    absolute = a.RandomGaussian(3.0).lies(vectors, [2, 5], seeded())
+    relative = a.RandomGaussian(3.0, relative=True).lies(vectors, [2, 5], seeded())
+    own = vectors[[2, 5]].norm(dim=1, keepdim=True)
+    torch.testing.assert_close(relative, absolute * own / math.sqrt(20_000))
+    assert (relative.norm(dim=1) / own[:, 0]).tolist() == pytest.approx([3, 3], rel=0.02)
+
+
 def test_not_finite_is_what_it_says() -> None:
     assert a.NotFinite().lies(vectors_like_gradients(), [2], seeded()).isnan().all()
     assert (a.NotFinite(math.inf).lies(vectors_like_gradients(), [2], seeded()) == math.inf).all()
@@ -159,6 +194,96 @@ def test_inner_product_is_minus_eps_times_the_honest_mean(eps: float) -> None:
     torch.testing.assert_close(lies, torch.stack([expected, expected]))
 
 
+def change_by(aggregate: a.Aggregate, vectors: Tensor, liars: list[int], lie: Tensor) -> float:
+    """Return |aggregate with the lie - aggregate without| / |aggregate without|."""
+    attacked = vectors.clone()
+    attacked[liars] = lie
+    honest = aggregate(vectors)
+    return float((aggregate(attacked) - honest).norm() / honest.norm())
+
+
+AGGREGATES = [mean_of, median_of, closest_to_the_others]
+
+
+@pytest.mark.parametrize("aggregate", AGGREGATES)
+def test_fall_of_empires_is_the_inner_product_with_the_worst_eps(aggregate: a.Aggregate) -> None:
+    vectors, liars = vectors_like_gradients(num_nodes=9, spread=2.0), [1, 6]
+    lies = a.FallOfEmpires(aggregate).lies(vectors, liars, seeded())
+    grid = [10 ** (step / 4) for step in range(-4, 13)]
+    expected = [-eps * np.delete(vectors.numpy(), liars, axis=0).mean(axis=0) for eps in grid]
+    damages = [change_by(aggregate, vectors, liars, torch.from_numpy(lie)) for lie in expected]
+    torch.testing.assert_close(
+        lies, torch.from_numpy(expected[int(np.argmax(damages))]).expand(2, -1), rtol=0.01, atol=0
+    )
+    assert change_by(aggregate, vectors, liars, lies[0]) > 1e-3
+
+
+def test_fall_of_empires_goes_for_the_largest_eps_against_a_mean_and_a_smaller_one_against_krum() -> None:
+    vectors, liars = vectors_like_gradients(num_nodes=9, spread=2.0), [1, 6]
+    mean = np.delete(vectors.numpy(), liars, axis=0).mean(axis=0)
+
+    def eps_against(aggregate: a.Aggregate) -> float:
+        lie = a.FallOfEmpires(aggregate, candidates=(0.1, 0.5, 20.0)).lies(vectors, liars, seeded())[0].numpy()
+        return float(-(lie @ mean) / (mean @ mean))
+
+    def plain_if_near(received: Tensor) -> Tensor:  # drops what is far longer than most, as clipping does
+        norms = received.norm(dim=1)
+        return received[norms < 2 * norms.median()].mean(0)
+
+    assert eps_against(mean_of) == pytest.approx(20)
+    assert eps_against(plain_if_near) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("result", [math.nan, math.inf, "raises"])
+def test_to_stop_an_aggregator_is_the_greatest_damage(result: float | str) -> None:
+    def breaks_at_1(vectors: Tensor) -> Tensor:
+        if not bool(0.9 < vectors[1].abs().mean() < 1.1):
+            return vectors.mean(0)
+        if isinstance(result, str):
+            raise ZeroDivisionError
+        return vectors.mean(0) * result
+
+    vectors = torch.full((5, 3), 2.0)
+    lies = a.FallOfEmpires(breaks_at_1, candidates=(0.1, 0.5, 100.0)).lies(vectors, [1], seeded())
+    torch.testing.assert_close(lies, torch.full((1, 3), -1.0))
+    attacked = vectors.clone()
+    attacked[1] = -1.0
+    assert a.damage(breaks_at_1, attacked, vectors.mean(0)) == math.inf
+
+
+def test_damage_is_the_distance_from_the_honest_result_relative_to_its_norm() -> None:
+    reference = torch.tensor([3.0, 4.0])
+    attacked = torch.tensor([[3.0, 4.0], [3.0, 5.0]])
+    assert a.damage(mean_of, attacked, reference) == pytest.approx(0.5 / 5)
+
+
+def decoded(shares: Tensor) -> Tensor:
+    gradient = CODE.decode(shares, generator=seeded()).gradient
+    assert gradient is not None
+    return gradient
+
+
+@pytest.mark.parametrize(
+    ("tuned", "plain"),
+    [
+        (a.FallOfEmpires(decoded), a.InnerProduct(0.1)),
+        (a.MinMax("sign", decoded), a.MinMax("sign")),
+        (a.MinSum("unit", decoded), a.MinSum("unit")),
+    ],
+    ids=["foe", "min-max", "min-sum"],
+)
+def test_where_nothing_does_damage_the_stealthy_lie_is_told(tuned: a.Attack, plain: a.Attack) -> None:
+    shares = coded_shares()
+    lies = tuned.lies(shares, [1, 4], seeded())
+    torch.testing.assert_close(lies, plain.lies(shares, [1, 4], seeded()))
+
+
+@pytest.mark.parametrize("candidates", [(), (0.1, -1.0), (math.inf,)])
+def test_fall_of_empires_refuses_candidates_that_are_none(candidates: tuple[float, ...]) -> None:
+    with pytest.raises(ConfigurationError, match=r"candidates=\("):
+        a.FallOfEmpires(mean_of, candidates)
+
+
 def test_mimic_copies_the_first_honest_node() -> None:
     vectors = vectors_like_gradients()
     torch.testing.assert_close(a.Mimic().lies(vectors, [0, 2], seeded()), vectors[[1, 1]])
@@ -190,6 +315,21 @@ def test_min_max_and_min_sum_go_as_far_as_they_may(kind: type[a.MinMax] | type[a
     np.testing.assert_allclose(lies, np.stack([mean + gamma * direction] * 2), rtol=1e-9)
     assert gamma > 0
     assert excess(gamma) <= 0 < excess(1.001 * gamma)
+
+
+@pytest.mark.parametrize("aggregate", AGGREGATES)
+@pytest.mark.parametrize("kind", [a.MinMax, a.MinSum])
+def test_min_max_and_min_sum_take_the_worst_deviation_and_fraction(
+    kind: type[a.MinMax] | type[a.MinSum], aggregate: a.Aggregate
+) -> None:
+    vectors, liars = vectors_like_gradients(num_nodes=9), [1, 6]
+    mean = torch.from_numpy(np.delete(vectors.numpy(), liars, axis=0).mean(axis=0))
+    farthest = [kind(deviation).lies(vectors, liars, seeded())[0] for deviation in ("std", "unit", "sign")]
+    options = [mean + part * (lie - mean) for lie in farthest for part in (1, 0.75, 0.5, 0.25)]
+    damages = [change_by(aggregate, vectors, liars, option) for option in options]
+    lies = kind(aggregate=aggregate).lies(vectors, liars, seeded())
+    torch.testing.assert_close(lies, options[int(np.argmax(damages))].expand(2, -1))
+    assert len({round(one, 9) for one in damages}) > 1
 
 
 @pytest.mark.parametrize("kind", [a.MinMax, a.MinSum])
@@ -260,6 +400,21 @@ def test_partial_collusion_whispers_with_the_one_half_and_shouts_with_the_other(
     assert norms.tolist() == pytest.approx([3e-6, 50], rel=1e-3)
 
 
+@pytest.mark.parametrize("liars", [[3], [1, 4], [0, 1, 2, 3]])
+def test_below_tolerance_is_the_worst_of_the_lies_that_leave_the_residual_of_noise(liars: list[int]) -> None:
+    shares = coded_shares()
+    added = deviations(a.BelowTolerance(CODE, size=0.7), liars).numpy()
+    assert np.linalg.matrix_rank(added, rtol=1e-6) == 1
+    scale = sorted(shares.norm(dim=1).tolist())[2 + 3 - 1]
+    checks = CODE.parity[:, liars]
+    assert np.linalg.norm(checks @ added) == pytest.approx(0.7 * math.sqrt(7) * 1e-6 * scale, rel=1e-6)
+    solver = np.linalg.pinv(CODE.generator)[:, liars]
+    # The largest ratio |solver w|^2 / |checks w|^2 is a generalised eigenvalue.
+    largest = eigh(solver.T @ solver, checks.T @ checks, eigvals_only=True)[-1]
+    ratio = float(np.linalg.norm(solver @ added) / np.linalg.norm(checks @ added))
+    assert ratio == pytest.approx(math.sqrt(largest), rel=1e-6)
+
+
 def test_projection_aware_is_invisible_to_the_projection_that_it_expects() -> None:
     lie = deviations(a.ProjectionAware(seed=3, size=2), [1])[0]
     assert float(lie.norm()) == pytest.approx(2 * typical_norm())
@@ -287,20 +442,48 @@ def mean_under(attack: a.Attack, liars: list[int]) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(
-    "attack", [a.Reverse(), a.Constant(), a.RandomGaussian(), a.InnerProduct(eps=10), a.SameLie(size=100)], ids=repr
+    "attack",
+    [
+        a.Reverse(),
+        a.Constant(),
+        a.RandomGaussian(),
+        a.RandomGaussian(20.0, relative=True),
+        a.InnerProduct(eps=10),
+        a.FallOfEmpires(mean_of),
+        a.SameLie(size=100),
+    ],
+    ids=repr,
 )
 def test_gross_lies_ruin_the_mean(attack: a.Attack) -> None:
     honest, received = mean_under(attack, [0, 1, 2])
     assert float((received - honest).norm()) > float(honest.norm())
 
 
-@pytest.mark.parametrize("attack", [a.Reverse(), a.InnerProduct(eps=4.1)], ids=repr)
+@pytest.mark.parametrize("attack", [a.Reverse(), a.InnerProduct(eps=4.1), a.FallOfEmpires(mean_of)], ids=repr)
 def test_reversing_attacks_turn_the_mean_around(attack: a.Attack) -> None:
     honest, received = mean_under(attack, [0, 1, 2])  # eps > (n - m) / m = 4
     assert float(honest @ received) < 0
 
 
-@pytest.mark.parametrize("attack", [a.Alie(), a.InnerProduct(), a.MinMax(), a.MinSum()], ids=repr)
+def test_sign_flips_take_2_m_of_n_from_the_mean() -> None:
+    honest, received = mean_under(a.SignFlip(), [0, 1, 2])
+    assert float(honest @ received / honest.square().sum()) == pytest.approx(1 - 2 * 3 / 15, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        a.Alie(),
+        a.Alie(convention="fraction"),
+        a.InnerProduct(),
+        a.MinMax(),
+        a.MinMax(aggregate=mean_of),
+        a.MinSum(),
+        a.MinSum(aggregate=mean_of),
+        a.Mimic(),
+    ],
+    ids=repr,
+)
 def test_stealthy_lies_bend_the_mean_while_looking_honest(attack: a.Attack) -> None:
     honest, received = mean_under(attack, [0, 1, 2])
     assert float((received - honest).norm()) > 1e-3 * float(honest.norm())
@@ -309,3 +492,49 @@ def test_stealthy_lies_bend_the_mean_while_looking_honest(attack: a.Attack) -> N
 
 def test_one_nan_makes_the_mean_nan() -> None:
     assert mean_under(a.NotFinite(), [3])[1].isnan().all()
+
+
+@pytest.mark.parametrize("kind", [a.MinMax, a.MinSum])
+def test_tuned_to_the_mean_they_move_it_farther(kind: type[a.MinMax] | type[a.MinSum]) -> None:
+    moved = {}
+    for attack in (kind("std"), kind("std", mean_of)):
+        honest, received = mean_under(attack, [0, 1, 2])
+        moved[attack.aggregate] = float((received - honest).norm())
+    assert moved[mean_of] >= moved[None]
+
+
+def test_some_flips_of_a_bit_ruin_the_mean() -> None:
+    vectors = vectors_like_gradients(num_nodes=15, dim=200, dtype=torch.float32)
+    ruined = 0
+    for seed in range(100):
+        received = vectors.clone()
+        received[[3]] = a.BitFlip().lies(vectors, [3], seeded(seed))
+        error = float((received.mean(0) - vectors.mean(0)).norm() / vectors.mean(0).norm())
+        ruined += not error < 1
+    assert 0 < ruined < 50
+
+
+# What they do to a decode that trusts every share
+
+
+def trusting_error(attack: a.Attack, liars: list[int]) -> float:
+    """Return the relative error of the least-squares gradient of all shares."""
+    honest = coded_shares()
+    received = honest.clone()
+    received[liars] = attack.lies(honest, liars, seeded())
+    solver = np.linalg.pinv(CODE.generator)
+    return float(np.linalg.norm(solver @ (received - honest).numpy()) / np.linalg.norm(solver @ honest.numpy()))
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [a.SameLie(), a.NearCodeword(CODE), a.OtherGradient(CODE), a.PartialCollusion(CODE), a.ProjectionAware()],
+    ids=repr,
+)
+def test_lies_to_the_decoder_ruin_one_that_trusts(attack: a.Attack) -> None:
+    assert trusting_error(attack, [1, 4]) > 0.1
+
+
+def test_below_tolerance_does_a_trusting_decoder_only_the_harm_that_noise_does() -> None:
+    error = trusting_error(a.BelowTolerance(CODE), [1, 4])
+    assert CODE.rtol < error <= CODE.certificate

@@ -1,5 +1,6 @@
 """Attacks made against the decoder itself; the hardest that we know of."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -9,9 +10,10 @@ import torch
 from torch import Tensor
 
 from solon_fl.coding import LinearCode
+from solon_fl.coding._types import FloatArray
 from solon_fl.coding.projection import project_rows
 
-__all__ = ["NearCodeword", "OtherGradient", "PartialCollusion", "ProjectionAware", "SameLie"]
+__all__ = ["BelowTolerance", "NearCodeword", "OtherGradient", "PartialCollusion", "ProjectionAware", "SameLie"]
 
 
 def _typical_norm(vectors: Tensor) -> float:
@@ -161,3 +163,49 @@ class ProjectionAware:
         common[: len(hidden)] = hidden @ torch.randn(hidden.shape[1], generator=rng, dtype=torch.float64)
         lie = self.size * _typical_norm(vectors) * _unit(common)
         return vectors[list(liars)] + lie.to(vectors)
+
+
+@dataclass(frozen=True)
+class BelowTolerance:
+    """The largest lie that the decoder takes for noise, aligned so that it bends the gradient most.
+
+    The lies are w_j times one common vector. If all r shares arrive, the decoder lets a residual |H[:, L] w| pass up to
+    sqrt(r) * rtol * scale, where scale is the ((r - k) // 2 + k)-th smallest norm of a share: above it looks again,
+    and above three times that it locates. Of all w with that residual this one has the largest effect
+    |pinv(G)[:, L] w| on the gradient. It must do no more than `Decoded.error_bound` and `LinearCode.certificate` say.
+
+    Parameters
+    ----------
+    code : LinearCode
+        The code under attack.
+    size : float
+        Residual that the lies leave, in units of what passes: just below 1 is not noticed, as honest shares are
+        off by a little float noise, too.
+    """
+
+    code: LinearCode
+    size: float = 0.9
+    omniscient = True
+
+    def lies(self, vectors: Tensor, liars: Sequence[int], rng: torch.Generator) -> Tensor:
+        """See `Attack.lies`; for at most r - k liars: more could send another gradient's shares."""
+        weights = torch.from_numpy(self.weights(liars))
+        weights *= self.size * self._tolerated(vectors)
+        common = torch.randn(vectors.shape[1], generator=rng, dtype=torch.float64)
+        return (vectors[list(liars)].double() + weights[:, None] * _unit(common).to(weights)).to(vectors)
+
+    def weights(self, liars: Sequence[int]) -> FloatArray:
+        """Return w, (len(liars),), with |H[:, L] w| = 1."""
+        lying = list(liars)
+        if not lying:
+            return np.zeros(0)
+        # With H[:, L] = Q R and y = R w: the unit vector y that maximises |pinv(G)[:, L] R^-1 y|.
+        inverse = np.linalg.pinv(np.linalg.qr(self.code.parity[:, lying], mode="r"))
+        effect = np.linalg.pinv(self.code.generator)[:, lying] @ inverse
+        return np.asarray(inverse @ np.linalg.svd(effect)[2][0])
+
+    def _tolerated(self, vectors: Tensor) -> float:
+        code = self.code
+        norms = torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64).sort().values
+        scale = float(norms[(code.group_size - code.compression) // 2 + code.compression - 1])
+        return math.sqrt(code.group_size) * code.rtol * scale

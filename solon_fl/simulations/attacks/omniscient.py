@@ -6,15 +6,21 @@ coordinate; n nodes, m of them liars.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from scipy import stats
 from torch import Tensor
 
-from .base import honest_rows
+from solon_fl.errors import ConfigurationError
 
-__all__ = ["Alie", "InnerProduct", "Mimic", "MinMax", "MinSum"]
+from .base import honest_rows
+from .tuning import Aggregate, most_damaging
+
+__all__ = ["Alie", "FallOfEmpires", "InnerProduct", "Mimic", "MinMax", "MinSum"]
+
+EPS_GRID = tuple(float(f"{10 ** (step / 4):.3g}") for step in range(-4, 13))  # 0.1 hides, 1000 > (n - m) / m
+FRACTIONS = (1.0, 0.75, 0.5, 0.25)  # of the largest gamma
 
 
 @dataclass(frozen=True)
@@ -31,8 +37,8 @@ class Alie:
 
     Notes
     -----
-    Slips in other codes: the distribution function in place of its inverse, z fixed to 1.0 or 1.5,
-    sigma taken over all nodes.
+    Slips in other codes: the distribution function in place of its inverse (so in Shejwalkar & Houmansadr's table
+    of z), z fixed to 1.0 or 1.5, sigma taken over all nodes.
     """
 
     sign: Literal[-1, 1] = -1
@@ -70,8 +76,47 @@ class InnerProduct:
 
 
 @dataclass(frozen=True)
+class FallOfEmpires:
+    """Inner product manipulation, -eps * mu, with the eps that does most damage (Xie et al. 2020).
+
+    Parameters
+    ----------
+    aggregate : callable, (n, m) -> (d,)
+        What the server makes of the vectors of all nodes; damage is what `damage` says.
+    candidates : tuple of float
+        The eps to try, in this order; the first is used if none does any damage. Default: 0.1 to 1000, four a
+        decade: those that hide, and those above (n - m) / m, which turn a mean around.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no candidate, or one is not positive and finite.
+
+    Notes
+    -----
+    The authors give eps by hand for every aggregator (0.1 against Krum, 10 against the mean); here it is searched.
+    """
+
+    aggregate: Aggregate
+    candidates: tuple[float, ...] = EPS_GRID
+    omniscient = True
+
+    def __post_init__(self) -> None:
+        if not self.candidates or not all(0 < eps < float("inf") for eps in self.candidates):
+            raise ConfigurationError(
+                f"candidates must be positive numbers, at least one; got candidates={self.candidates}."
+            )
+
+    def lies(self, vectors: Tensor, liars: Sequence[int], rng: torch.Generator) -> Tensor:
+        """See `Attack.lies`."""
+        mean = honest_rows(vectors, liars).mean(0)
+        lie = most_damaging(self.aggregate, vectors, liars, (-eps * mean for eps in self.candidates))
+        return lie.expand(len(liars), -1).clone()
+
+
+@dataclass(frozen=True)
 class Mimic:
-    """All liars copy one fixed honest node, the first (Karimireddy et al. 2022)."""
+    """All liars copy one fixed honest node, the first (Karimireddy et al. 2022, who look for the most extreme)."""
 
     omniscient = True
 
@@ -89,9 +134,18 @@ class MinMax:
 
     dev is -mu / |mu| ("unit"), -sigma ("std") or -sign(mu) ("sign"); gamma by bisection
     (Shejwalkar & Houmansadr 2021).
+
+    Parameters
+    ----------
+    deviation : "unit", "std" or "sign"
+        dev; with `aggregate`, the one that is used if none does any damage.
+    aggregate : callable, (n, m) -> (d,), optional
+        What the server makes of the vectors of all nodes: the attack then takes the dev, and the gamma of 1, 3/4,
+        1/2 and 1/4 of the largest, that do most damage as `damage` measures it.
     """
 
     deviation: Deviation = "std"
+    aggregate: Aggregate | None = None
     omniscient = True
 
     def lies(self, vectors: Tensor, liars: Sequence[int], rng: torch.Generator) -> Tensor:
@@ -102,7 +156,7 @@ class MinMax:
         def fits(lie: Tensor) -> bool:
             return bool((honest - lie).norm(dim=1).max() <= limit)
 
-        return _farthest(honest, self.deviation, fits).expand(len(liars), -1).clone()
+        return _farthest_or_worst(vectors, liars, self.deviation, fits, self.aggregate)
 
 
 @dataclass(frozen=True)
@@ -113,6 +167,7 @@ class MinSum:
     """
 
     deviation: Deviation = "std"
+    aggregate: Aggregate | None = None
     omniscient = True
 
     def lies(self, vectors: Tensor, liars: Sequence[int], rng: torch.Generator) -> Tensor:
@@ -123,7 +178,25 @@ class MinSum:
         def fits(lie: Tensor) -> bool:
             return bool((honest - lie).square().sum() <= limit)
 
-        return _farthest(honest, self.deviation, fits).expand(len(liars), -1).clone()
+        return _farthest_or_worst(vectors, liars, self.deviation, fits, self.aggregate)
+
+
+def _farthest_or_worst(
+    vectors: Tensor,
+    liars: Sequence[int],
+    deviation: Deviation,
+    fits: Callable[[Tensor], bool],
+    aggregate: Aggregate | None,
+) -> Tensor:
+    """Return the lies of `MinMax` and `MinSum`: as far as fits, or what does most damage on the way there."""
+    honest = honest_rows(vectors, liars)
+    if aggregate is None:
+        return _farthest(honest, deviation, fits).expand(len(liars), -1).clone()
+    mean = honest.mean(0)
+    deviations = (deviation, *(other for other in get_args(Deviation) if other != deviation))
+    steps = (_farthest(honest, other, fits) - mean for other in deviations)
+    candidates = (mean + fraction * step for step in steps for fraction in FRACTIONS)
+    return most_damaging(aggregate, vectors, liars, candidates).expand(len(liars), -1).clone()
 
 
 def _distances(vectors: Tensor) -> Tensor:

@@ -47,15 +47,28 @@ class Constant:
 
 @dataclass(frozen=True)
 class RandomGaussian:
-    """Random: N(0, deviation^2) in every coordinate, independent (Blanchard et al. 2017: deviation = 200)."""
+    """Random: N(0, deviation^2) in every coordinate, independent (Blanchard et al. 2017: deviation = 200).
+
+    Parameters
+    ----------
+    deviation : float
+        Standard deviation of every coordinate.
+    relative : bool
+        If true, in units of |g| / sqrt(m), g the liar's own vector, of length m: the lie's norm is about
+        deviation * |g|.
+    """
 
     deviation: float = 200.0
+    relative: bool = False
     omniscient = False
 
     def lies(self, vectors: Tensor, liars: Sequence[int], rng: torch.Generator) -> Tensor:
         """See `Attack.lies`."""
         noise = torch.randn(len(liars), *vectors.shape[1:], generator=rng)
-        return self.deviation * noise.to(vectors)
+        lies = self.deviation * noise.to(vectors)
+        if self.relative:
+            lies *= vectors[list(liars)].square().mean(dim=1, keepdim=True).sqrt()
+        return lies
 
 
 @dataclass(frozen=True)
