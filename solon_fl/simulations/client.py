@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from solon_fl.clients import Batch, SolonClientMixin, SolonTask
+from solon_fl.simulations.attacks import flips_labels, seen_labels
 from solon_fl.simulations.datasets import Dataset, load_dataset
 from solon_fl.simulations.models import build_model
 from solon_fl.simulations.scenario import Scenario
@@ -27,7 +28,7 @@ class ImageClient(SolonClientMixin):
         self.scenario = scenario
         self._dataset = dataset
         self._computed_round = 0
-        self._computed: dict[int, Tensor] = {}  # of that round, by group or node
+        self._computed: dict[tuple[int, bool], Tensor] = {}  # of that round, by group or node
 
     def __getstate__(self) -> dict[str, object]:
         # A Ray actor gets the description and loads the data itself.
@@ -48,15 +49,16 @@ class ImageClient(SolonClientMixin):
         """Return the cross-entropy of batch_size images drawn for this batch."""
         chosen = batch.sample(len(self.dataset.train_labels), self.scenario.batch_size)
         images = self.dataset.train_images[chosen].to(self.device())
-        return functional.cross_entropy(model(images), self.dataset.train_labels[chosen].to(self.device()))
+        labels = seen_labels(self.dataset.train_labels[chosen], self.dataset.num_classes, context)
+        return functional.cross_entropy(model(images), labels.to(self.device()))
 
     def gradient(self, arrays: ArrayRecord, task: SolonTask, context: Context, config: dict[str, object]) -> Tensor:
         """See `SolonClientMixin.gradient`; computed once per group if the scenario says so."""
-        return self._once(task.round, task.group, partial(super().gradient, arrays, task, context, config))
+        return self._once(context, task.round, task.group, partial(super().gradient, arrays, task, context, config))
 
     def update(self, arrays: ArrayRecord, task: SolonTask, context: Context, config: dict[str, object]) -> Tensor:
         """See `SolonClientMixin.update`; computed once per group if the scenario says so."""
-        return self._once(task.round, task.group, partial(super().update, arrays, task, context, config))
+        return self._once(context, task.round, task.group, partial(super().update, arrays, task, context, config))
 
     def train_alone(self, message: Message, context: Context) -> Message:
         """Answer with the plain gradient of one batch: the node's part in strategies without groups.
@@ -74,7 +76,7 @@ class ImageClient(SolonClientMixin):
         def compute() -> Tensor:
             return self.mean_gradient(arrays, [batch], buffer_names(self.build_model(context)), context)
 
-        gradient = self._once(server_round, number, compute)
+        gradient = self._once(context, server_round, number, compute)
         content = RecordDict(
             {
                 ARRAYS: _split(gradient, arrays),
@@ -83,16 +85,17 @@ class ImageClient(SolonClientMixin):
         )
         return Message(content, reply_to=message)
 
-    def _once(self, server_round: int, who: int, compute: Callable[[], Tensor]) -> Tensor:
+    def _once(self, context: Context, server_round: int, who: int, compute: Callable[[], Tensor]) -> Tensor:
         """Return what `compute` gives, from memory if it was computed in this round already."""
         if not self.scenario.compute_once:
             return compute()
         if self._computed_round != server_round:
             self._computed.clear()
             self._computed_round = server_round
-        if who not in self._computed:
-            self._computed[who] = compute()
-        return self._computed[who]
+        key = (who, flips_labels(context))  # honest nodes never get what was computed on flipped labels
+        if key not in self._computed:
+            self._computed[key] = compute()
+        return self._computed[key]
 
 
 def make_client_app(client: ImageClient) -> ClientApp:

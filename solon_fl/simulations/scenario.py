@@ -13,8 +13,7 @@ from torch import Tensor
 
 from solon_fl.config import SolonConfig
 from solon_fl.errors import ConfigurationError
-from solon_fl.simulations.attacks import Alie, Constant, NotFinite, RandomGaussian, Reverse
-from solon_fl.simulations.attacks.mods import attack_mod, malformed_mod, silent_mod
+from solon_fl.simulations.attacks.registry import ATTACKS, make_attack_mod
 from solon_fl.simulations.datasets import DATASETS
 from solon_fl.simulations.models import MODELS
 from solon_fl.strategies import GradientStrategy, RoundReport, SolonStrategy
@@ -23,16 +22,6 @@ __all__ = ["ATTACKS", "STRATEGIES", "Engine", "Scenario"]
 
 Engine = Literal["in-process", "ray"]
 
-# name -> mod, given the numbers of the nodes that lie and a seed
-ATTACKS: dict[str, Callable[[frozenset[int], int], Mod]] = {
-    "reverse": lambda liars, seed: attack_mod(Reverse(), liars, seed),
-    "constant": lambda liars, seed: attack_mod(Constant(), liars, seed),
-    "alie": lambda liars, seed: attack_mod(Alie(), liars, seed),
-    "random": lambda liars, seed: attack_mod(RandomGaussian(), liars, seed),
-    "nan": lambda liars, seed: attack_mod(NotFinite(), liars, seed),
-    "silent": lambda liars, seed: silent_mod(liars),
-    "malformed": lambda liars, seed: malformed_mod(liars),
-}
 STRATEGIES = ("solon", "fedavg", "multikrum")
 
 
@@ -66,7 +55,8 @@ class Scenario:
     Raises
     ------
     ConfigurationError
-        If a name is unknown (the message lists those that exist) or a number is out of its range.
+        If a name is unknown (the message lists those that exist), a number is out of its range, or the attack is made
+        against Solon's code and the strategy is another.
     """
 
     config: SolonConfig
@@ -109,6 +99,7 @@ class Scenario:
                 "multikrum needs num_nodes >= 2 * liars + 3; "
                 f"got num_nodes={self.config.num_nodes}, liars={len(self.liars)}; add nodes or lower byzantine."
             )
+        self.mods()  # refuses an attack on Solon's code where there is none
 
     @property
     def liars(self) -> frozenset[int]:
@@ -122,7 +113,10 @@ class Scenario:
 
     def mods(self) -> list[Mod]:
         """Return the attack as a Flower mod, or nothing."""
-        return [] if self.attack is None else [ATTACKS[self.attack](self.liars, self.config.seed)]
+        if self.attack is None:
+            return []
+        code = self.config.make_code() if self.strategy == "solon" else None
+        return [make_attack_mod(self.attack, self.liars, self.config.seed, aggregate=None, code=code)]
 
     def make_optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
         """Return the server's optimizer."""

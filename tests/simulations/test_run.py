@@ -37,14 +37,28 @@ def assert_same_model(first: ArrayRecord, second: ArrayRecord) -> None:
     torch.testing.assert_close(vector_of(first), vector_of(second), rtol=1e-4, atol=1e-6)
 
 
+NAMED_AS = {
+    **dict.fromkeys(("nan", "inf", "malformed", "crash"), "malformed"),
+    **dict.fromkeys(("silent", "late"), "silent"),
+}
+
+
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_under_every_attack_training_ends_where_it_does_without(attack: str, honest: Outcome) -> None:
     outcome = run(attack=attack)
     assert_same_model(outcome.arrays, honest.arrays)
     assert curve(outcome) == pytest.approx(curve(honest), abs=0.003)
-    assert set(outcome.offences) == outcome.scenario.liars
-    kind = {"nan": "malformed", "silent": "silent", "malformed": "malformed"}.get(attack, "lying")
-    assert all(counts == {kind: 4} for counts in outcome.offences.values())
+    liars = outcome.scenario.liars
+    if attack == "bit-flip":  # some bits change less than float noise does; any other makes a lie, or NaN
+        assert set(outcome.offences) <= liars
+        assert outcome.offences
+        return
+    if attack == "partial-collusion":  # of two liars of a group the first whispers below the tolerance
+        liars = frozenset(max(liar for liar in liars if liar // 7 == group) for group in (0, 1))
+    if attack == "below-tolerance":
+        liars = frozenset()
+    kind = NAMED_AS.get(attack, "lying")
+    assert outcome.offences == {liar: {kind: 4} for liar in liars}
 
 
 def test_training_learns(honest: Outcome) -> None:
@@ -75,9 +89,21 @@ def test_honest_fedavg_and_solon_see_the_same_batches(honest: Outcome) -> None:
     assert_same_model(run(strategy="fedavg").arrays, honest.arrays)
 
 
-@pytest.mark.parametrize("attack", ["reverse", "random"])
+@pytest.mark.parametrize("attack", ["reverse", "random", "foe", "nan", "inf"])
 def test_plain_averaging_collapses(attack: str, honest: Outcome) -> None:
     assert run(strategy="fedavg", attack=attack).accuracy < honest.accuracy - 0.2
+
+
+def test_flipped_labels_harm_a_plain_average() -> None:
+    config = SolonConfig(num_nodes=14, byzantine=3, compression=1)
+    poisoned, honest = (run(config=config, strategy="fedavg", attack=attack) for attack in ("label-flip", None))
+    assert poisoned.accuracy < honest.accuracy - 0.1
+
+
+@pytest.mark.parametrize("attack", ["mimic", "sign-flip", "late", "silent", "crash"])
+def test_mild_attacks_change_a_plain_average(attack: str, honest: Outcome) -> None:
+    outcome = run(strategy="fedavg", attack=attack)
+    assert not torch.allclose(vector_of(outcome.arrays), vector_of(honest.arrays), rtol=0.01)
 
 
 def test_one_odd_reply_aborts_flowers_strategies_and_is_a_result() -> None:

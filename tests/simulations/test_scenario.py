@@ -14,6 +14,7 @@ CONFIG = SolonConfig(num_nodes=20, byzantine=2, compression=6)
     [
         ({"strategy": "median"}, "strategy must be one of solon, fedavg, multikrum; got strategy='median'"),
         ({"attack": "alien"}, "attack must be one of none, reverse, .*; got attack='alien'"),
+        ({"attack": "near-codeword", "strategy": "fedavg"}, "attack='near-codeword' is made against Solon's code"),
         ({"dataset": "mnist"}, "dataset must be one of fashion-mnist-6k, .*; got dataset='mnist'"),
         ({"model": "vgg"}, "model must be one of logistic, cnn, resnet18; got model='vgg'"),
         ({"engine": "dask"}, "engine must be one of in-process, ray; got engine='dask'"),

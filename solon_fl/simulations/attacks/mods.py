@@ -12,10 +12,20 @@ from torch import Tensor
 
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.attacks.base import Attack
+from solon_fl.simulations.attacks.labels import FLIP_LABELS
 from solon_fl.task import TASK
 from solon_fl.wire import to_array, trusted_tensor
 
-__all__ = ["MALFORMATIONS", "Malformation", "attack_mod", "malformed_mod", "silent_mod"]
+__all__ = [
+    "MALFORMATIONS",
+    "Malformation",
+    "attack_mod",
+    "crash_mod",
+    "label_flip_mod",
+    "late_mod",
+    "malformed_mod",
+    "silent_mod",
+]
 
 Malformation = Literal["shape", "dtype", "names", "garbage", "forged-header"]
 MALFORMATIONS: tuple[Malformation, ...] = ("shape", "dtype", "names", "garbage", "forged-header")
@@ -39,7 +49,9 @@ def attack_mod(attack: Attack, liars: Collection[int] | None = None, seed: int =
         Of the liars' randomness.
     """
     liars = None if liars is None else frozenset(liars)
-    known: dict[object, Tensor] = {}  # what everybody sends in the latest round: spares the next liar the work
+    # What everybody sends, and what liars make of it, in the latest round: spares the next liar the work.
+    known: dict[object, Tensor] = {}
+    crafted: dict[object, Tensor] = {}
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         number = _node_number(message, context)
@@ -56,12 +68,17 @@ def attack_mod(attack: Attack, liars: Collection[int] | None = None, seed: int =
             key = (context.run_id, _round_number(message), numbers[0], len(numbers), own.numel())
             if key not in known:
                 known.clear()
+                crafted.clear()
                 known[key] = torch.stack([_vector(_honest_reply(n, message, context, call_next)) for n in numbers])
             vectors = known[key]
         lying = [row for row, n in enumerate(numbers) if n == number or (liars is not None and n in liars)]
+        if tuple(lying) in crafted:
+            return _with_vector(reply, crafted[tuple(lying)][lying.index(numbers.index(number))])
         words = np.random.SeedSequence([seed, numbers[0], _round_number(message)]).generate_state(1, np.uint64)
         rng = torch.Generator().manual_seed(int(words[0] >> np.uint64(1)))
         lies = attack.lies(vectors, lying, rng)
+        if attack.omniscient:
+            crafted[tuple(lying)] = lies
         return _with_vector(reply, lies[lying.index(numbers.index(number))])
 
     return mod
@@ -73,6 +90,55 @@ def silent_mod(liars: Collection[int] | None = None) -> Mod:
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         if liars is None or _node_number(message, context) in liars:
             return None  # type: ignore[return-value]  # what a broken ClientApp does
+        return call_next(message, context)
+
+    return mod
+
+
+def crash_mod(liars: Collection[int] | None = None) -> Mod:
+    """Return a mod that makes nodes crash: the ClientApp raises, which reaches the server as an error reply."""
+
+    def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        if liars is None or _node_number(message, context) in liars:
+            raise RuntimeError("this node has crashed")
+        return call_next(message, context)
+
+    return mod
+
+
+def late_mod(liars: Collection[int] | None = None) -> Mod:
+    """Return a mod that makes nodes one round late: each answers with its reply to the round before.
+
+    A reply after the deadline is never pulled under Flower. The nearest hostile thing is this: nothing in the first
+    round, and in each later one the previous round's reply, its content and its reference to the previous message
+    included. The replies are kept in this mod, by run and node: where several processes serve the nodes
+    (Ray), each process knows those that it made, and a node that moves is silent for a round.
+    """
+    kept: dict[tuple[int, int], Message] = {}
+
+    def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        reply = call_next(message, context)
+        if liars is not None and _node_number(message, context) not in liars:
+            return reply
+        node = (context.run_id, context.node_id)
+        late = kept.get(node)
+        kept[node] = reply
+        return late  # type: ignore[return-value]  # None in the first round: no reply
+
+    return mod
+
+
+def label_flip_mod(liars: Collection[int] | None = None) -> Mod:
+    """Return a mod that makes nodes poison their data: honest training on labels C - 1 - y.
+
+    It sets "flip-labels" in a copy of the node's config; the client does the rest by passing its labels through
+    `solon_fl.simulations.attacks.seen_labels`. A client that does not stays honest.
+    """
+
+    def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        if liars is None or _node_number(message, context) in liars:
+            context = copy.copy(context)
+            context.node_config = {**context.node_config, FLIP_LABELS: True}
         return call_next(message, context)
 
     return mod

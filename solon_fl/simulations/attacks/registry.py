@@ -1,0 +1,149 @@
+"""All attacks by name, ready to be put around a ClientApp."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from flwr.clientapp.typing import Mod
+from torch import Tensor
+
+from solon_fl.coding import LinearCode
+from solon_fl.errors import ConfigurationError
+
+from .base import Attack
+from .code_aware import BelowTolerance, NearCodeword, OtherGradient, PartialCollusion, ProjectionAware, SameLie
+from .mods import attack_mod, crash_mod, label_flip_mod, late_mod, malformed_mod, silent_mod
+from .omniscient import Alie, FallOfEmpires, InnerProduct, Mimic, MinMax, MinSum
+from .simple import BitFlip, Constant, NotFinite, RandomGaussian, Reverse, SignFlip
+from .tuning import Aggregate
+
+__all__ = ["ATTACKS", "AttackFactory", "NamedAttack", "make_attack_mod"]
+
+AttackFactory = Callable[[frozenset[int], int, Aggregate | None, LinearCode | None], Mod]
+"""From the numbers of the nodes that lie, a seed, the aggregator under attack, and Solon's code: a mod."""
+
+
+@dataclass(frozen=True)
+class NamedAttack:
+    """An attack with all it needs to be run.
+
+    Attributes
+    ----------
+    description : str
+        What the liars do, in one line.
+    factory : callable
+        See `AttackFactory`; `make_attack_mod` calls it.
+    needs_code : bool
+        Whether it is made against Solon's code, and against other strategies means nothing.
+    """
+
+    description: str
+    factory: AttackFactory
+    needs_code: bool = False
+
+
+def make_attack_mod(
+    name: str, liars: frozenset[int], seed: int, aggregate: Aggregate | None = None, code: LinearCode | None = None
+) -> Mod:
+    """Return the mod of an attack of `ATTACKS`.
+
+    Parameters
+    ----------
+    name : str
+        A key of `ATTACKS`.
+    liars : frozenset of int
+        Numbers of the nodes that lie; see `attack_mod`.
+    seed : int
+        Of the liars' randomness.
+    aggregate : callable, (n, m) -> (d,), optional
+        What the server makes of the vectors that the nodes send (of coded shares: the decode of one group's), for
+        the attacks that are tuned against it. Default: "foe" is tuned against the mean, "min-max" and "min-sum"
+        are not tuned.
+    code : LinearCode, optional
+        Solon's, where the vectors are its shares.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no such attack, or it is made against Solon's code and there is none.
+    """
+    if name not in ATTACKS:
+        raise ConfigurationError(f"attack must be one of {', '.join(ATTACKS)}; got attack={name!r}.")
+    attack = ATTACKS[name]
+    if attack.needs_code and code is None:
+        raise ConfigurationError(
+            f"attack={name!r} is made against Solon's code; got code=None; use it with strategy='solon'."
+        )
+    return attack.factory(liars, seed, aggregate, code)
+
+
+def _mean(vectors: Tensor) -> Tensor:
+    return vectors.mean(0)
+
+
+def _plain(attack: Attack) -> AttackFactory:
+    return lambda liars, seed, aggregate, code: attack_mod(attack, liars, seed)
+
+
+def _tuned(make: Callable[[Aggregate | None], Attack]) -> AttackFactory:
+    return lambda liars, seed, aggregate, code: attack_mod(make(aggregate), liars, seed)
+
+
+def _against_code(make: Callable[[LinearCode], Attack]) -> AttackFactory:
+    def factory(liars: frozenset[int], seed: int, aggregate: Aggregate | None, code: LinearCode | None) -> Mod:
+        if code is None:
+            raise ConfigurationError("this attack is made against Solon's code; got code=None; pass the code.")
+        return attack_mod(make(code), liars, seed)
+
+    return factory
+
+
+def _without_vectors(make: Callable[[frozenset[int]], Mod]) -> AttackFactory:
+    return lambda liars, seed, aggregate, code: make(liars)
+
+
+def _projection_aware(liars: frozenset[int], seed: int, aggregate: Aggregate | None, code: LinearCode | None) -> Mod:
+    # Another seed than the run's, from which a simulated server may draw: no node can know what is drawn later.
+    return attack_mod(ProjectionAware(seed=seed + 1), liars, seed)
+
+
+ATTACKS: dict[str, NamedAttack] = {
+    "reverse": NamedAttack("-100 times the own vector", _plain(Reverse())),
+    "constant": NamedAttack("-100 in every coordinate", _plain(Constant())),
+    "sign-flip": NamedAttack("minus the own vector", _plain(SignFlip())),
+    "random": NamedAttack("Gaussian noise of deviation 200", _plain(RandomGaussian())),
+    "alie": NamedAttack("mean minus z deviations, z from the supporters needed", _plain(Alie())),
+    "alie-fraction": NamedAttack(
+        "mean minus z deviations, z by the other convention", _plain(Alie(convention="fraction"))
+    ),
+    "ipm": NamedAttack("-0.1 times the honest mean", _plain(InnerProduct())),
+    "foe": NamedAttack(
+        "-eps times the honest mean, with the worst eps", _tuned(lambda aggregate: FallOfEmpires(aggregate or _mean))
+    ),
+    "min-max": NamedAttack(
+        "as far off as the honest are from each other", _tuned(lambda aggregate: MinMax(aggregate=aggregate))
+    ),
+    "min-sum": NamedAttack(
+        "as far off as the honest are in total", _tuned(lambda aggregate: MinSum(aggregate=aggregate))
+    ),
+    "mimic": NamedAttack("a copy of one honest node", _plain(Mimic())),
+    "label-flip": NamedAttack("honest training on labels C - 1 - y", _without_vectors(label_flip_mod)),
+    "bit-flip": NamedAttack("one random bit of the payload flips", _plain(BitFlip())),
+    "nan": NamedAttack("NaN in every coordinate", _plain(NotFinite())),
+    "inf": NamedAttack("infinity in every coordinate", _plain(NotFinite(float("inf")))),
+    "crash": NamedAttack("the node's program raises", _without_vectors(crash_mod)),
+    "late": NamedAttack("the reply to the round before", _without_vectors(late_mod)),
+    "silent": NamedAttack("no reply at all", _without_vectors(silent_mod)),
+    "malformed": NamedAttack("replies of wrong shape, dtype, names or bytes", _without_vectors(malformed_mod)),
+    "same-lie": NamedAttack("all liars add one common vector", _plain(SameLie())),
+    "near-codeword": NamedAttack(
+        "lies that other nodes' lies would nearly explain", _against_code(NearCodeword), needs_code=True
+    ),
+    "other-gradient": NamedAttack("the shares of one other gradient", _against_code(OtherGradient), needs_code=True),
+    "partial-collusion": NamedAttack(
+        "some liars whisper near the tolerance, the others shout", _against_code(PartialCollusion), needs_code=True
+    ),
+    "below-tolerance": NamedAttack(
+        "the largest lie that passes for float noise", _against_code(BelowTolerance), needs_code=True
+    ),
+    "projection-aware": NamedAttack("a lie hidden from a guessed projection", _projection_aware, needs_code=True),
+}
