@@ -2,10 +2,10 @@
 
 from .base import Attack
 from .code_aware import BelowTolerance, NearCodeword, OtherGradient, PartialCollusion, ProjectionAware, SameLie
-from .damage import Aggregate, damage
 from .labels import flips_labels, seen_labels
 from .omniscient import Alie, FallOfEmpires, InnerProduct, Mimic, MinMax, MinSum
 from .simple import BitFlip, Constant, NotFinite, RandomGaussian, Reverse, SignFlip
+from .tuning import Aggregate, damage
 
 __all__ = [
     "Aggregate",

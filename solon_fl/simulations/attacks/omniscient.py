@@ -15,7 +15,7 @@ from torch import Tensor
 from solon_fl.errors import ConfigurationError
 
 from .base import honest_rows
-from .damage import Aggregate, most_damaging
+from .tuning import Aggregate, most_damaging
 
 __all__ = ["Alie", "FallOfEmpires", "InnerProduct", "Mimic", "MinMax", "MinSum"]
 

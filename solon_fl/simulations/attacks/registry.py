@@ -11,10 +11,10 @@ from solon_fl.errors import ConfigurationError
 
 from .base import Attack
 from .code_aware import BelowTolerance, NearCodeword, OtherGradient, PartialCollusion, ProjectionAware, SameLie
-from .damage import Aggregate
 from .mods import attack_mod, crash_mod, label_flip_mod, late_mod, malformed_mod, silent_mod
 from .omniscient import Alie, FallOfEmpires, InnerProduct, Mimic, MinMax, MinSum
 from .simple import BitFlip, Constant, NotFinite, RandomGaussian, Reverse, SignFlip
+from .tuning import Aggregate
 
 __all__ = ["ATTACKS", "AttackFactory", "NamedAttack", "make_attack_mod"]
 
