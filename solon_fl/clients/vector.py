@@ -113,5 +113,9 @@ def deterministic(seed: int, device: torch.device) -> Iterator[None]:
     devices = [device] if device.type == "cuda" else []
     flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
     with torch.random.fork_rng(devices=devices), flags:
-        torch.manual_seed(seed)
+        # torch.manual_seed does both; but without CUDA it queues the call, with a formatted stack, for ever.
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield

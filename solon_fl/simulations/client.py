@@ -9,8 +9,10 @@ from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 from torch.nn import functional
 
-from solon_fl.clients import Batch, SolonClientMixin, SolonTask
+from solon_fl.clients import Batch, SolonClientMixin, SolonTask, draco_client_app, signum_mod
 from solon_fl.simulations.attacks import flips_labels, seen_labels
+from solon_fl.simulations.attacks.registry import ATTACKS
+from solon_fl.simulations.contenders import STRATEGIES
 from solon_fl.simulations.datasets import Dataset, load_dataset
 from solon_fl.simulations.models import build_model
 from solon_fl.simulations.scenario import Scenario
@@ -27,12 +29,14 @@ class ImageClient(SolonClientMixin):
     def __init__(self, scenario: Scenario, dataset: Dataset | None = None) -> None:
         self.scenario = scenario
         self._dataset = dataset
+        self._model: nn.Module | None = None
         self._computed_round = 0
         self._computed: dict[object, Tensor] = {}  # of that round, by what was computed
 
     def __getstate__(self) -> dict[str, object]:
         # A Ray actor gets the description and loads the data itself.
-        return {"scenario": self.scenario, "_dataset": None, "_computed_round": 0, "_computed": {}}
+        fresh = ImageClient(self.scenario)
+        return fresh.__dict__
 
     @property
     def dataset(self) -> Dataset:
@@ -42,8 +46,11 @@ class ImageClient(SolonClientMixin):
         return self._dataset
 
     def build_model(self, context: Context) -> nn.Module:
-        """See `SolonClientMixin.build_model`."""
-        return build_model(self.scenario.model, self.dataset.input_shape, self.dataset.num_classes, seed=0)
+        """See `SolonClientMixin.build_model`; one for all nodes, as the server's weights replace its own."""
+        if self._model is None:
+            shape, classes = self.dataset.input_shape, self.dataset.num_classes
+            self._model = build_model(self.scenario.model, shape, classes, seed=0)
+        return self._model
 
     def batch_loss(self, model: nn.Module, batch: Batch, context: Context) -> Tensor:
         """Return the cross-entropy of batch_size examples drawn for this batch."""
@@ -95,11 +102,21 @@ class ImageClient(SolonClientMixin):
 
 def make_client_app(client: ImageClient) -> ClientApp:
     """Return the ClientApp of a scenario's nodes, the liars among them included."""
-    mods = client.scenario.mods()
-    if client.scenario.strategy == "solon":
-        return client.client_app(mods)
+    scenario = client.scenario
+    attack = scenario.mods()
+    kind = STRATEGIES[scenario.strategy].client
+    if kind == "solon":
+        return client.client_app(attack)
+    if kind == "draco":
+        return draco_client_app(client, attack)
     app = ClientApp()
-    app.train(mods=mods)(client.train_alone)
+    if kind == "signum":
+        model = client.build_model(Context(run_id=0, node_id=0, node_config={}, state=RecordDict(), run_config={}))
+        signs = signum_mod(scenario.momentum, buffer_names(model))
+        # Liars lie about the gradient, and send the signs of that; but what spoils replies, spoils the signs.
+        spoils_replies = scenario.attack is not None and ATTACKS[scenario.attack].spoils_replies
+        attack = [*attack, signs] if spoils_replies else [signs, *attack]
+    app.train(mods=attack)(client.train_alone)
     return app
 
 

@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -14,15 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from rich.table import Table
 
+from solon_fl.simulations.contenders import STRATEGIES
 from solon_fl.simulations.run import Outcome
 
-__all__ = ["comparison_table", "offences_table", "plot_comparison", "plot_run", "write_jsonl"]
+__all__ = ["jsonable", "offences_table", "plot_run", "style_axes", "write_jsonl"]
 
-# Colours that the colour-blind can tell apart (Okabe & Ito), one per strategy wherever it appears.
-COLOURS = {"solon": "#0072B2", "multikrum": "#E69F00", "fedavg": "#D55E00"}
 KIND_COLOURS = {"lying": "#D55E00", "silent": "#999999", "malformed": "#CC79A7"}
 KIND_LABELS = {"lying": "lying", "silent": "silent or late", "malformed": "malformed"}
-TITLES = {"solon": "Solon", "multikrum": "MultiKrum", "fedavg": "FedAvg"}
 
 
 def write_jsonl(outcome: Outcome, path: Path) -> None:
@@ -34,6 +32,7 @@ def write_jsonl(outcome: Outcome, path: Path) -> None:
     scenario = outcome.scenario
     head = {
         "scenario": asdict(scenario),
+        "batches_per_node": STRATEGIES[scenario.strategy].batches_per_node(scenario),
         "liars": sorted(scenario.liars),
         "versions": {name: version(name) for name in ("solon-fl", "flwr", "torch", "numpy")},
         "python": platform.python_version(),
@@ -46,7 +45,9 @@ def write_jsonl(outcome: Outcome, path: Path) -> None:
     }
     lines = [head, *(_with_numbers(asdict(record)) for record in outcome.records), summary]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(_jsonable(line), allow_nan=False) + "\n" for line in lines))
+    unfinished = path.with_suffix(".part")  # a file of the right name is a whole one
+    unfinished.write_text("".join(json.dumps(jsonable(line), allow_nan=False) + "\n" for line in lines))
+    unfinished.replace(path)
 
 
 def offences_table(outcome: Outcome) -> Table:
@@ -71,31 +72,6 @@ def offences_table(outcome: Outcome) -> Table:
     return table
 
 
-def comparison_table(outcomes: Sequence[Outcome]) -> Table:
-    """Return a table with one row a run: final accuracy, and what became of the liars."""
-    table = Table(title="Accuracy on the test set", title_justify="left")
-    for heading in ("attack", "strategy", "accuracy", "liars named"):
-        table.add_column(heading, justify="right" if heading == "accuracy" else "left")
-    previous = outcomes[0].scenario.attack if outcomes else None
-    for outcome in outcomes:
-        scenario = outcome.scenario
-        if scenario.attack != previous:
-            table.add_section()
-            previous = scenario.attack
-        named = sorted(outcome.offences)
-        liars = "-"
-        if scenario.attack is not None and scenario.strategy == "solon":
-            exact = set(named) == scenario.liars
-            liars = f"{'all, and only they' if exact else 'not exactly'}: {', '.join(map(str, named))}"
-        table.add_row(
-            scenario.attack or "none",
-            TITLES[scenario.strategy],
-            "[red]aborted[/]" if outcome.error else f"{outcome.accuracy:.1%}",
-            liars,
-        )
-    return table
-
-
 def plot_run(outcome: Outcome, path: Path) -> None:
     """Draw one run: accuracy by round, and below it who was named in which round."""
     named = outcome.offences
@@ -107,9 +83,13 @@ def plot_run(outcome: Outcome, path: Path) -> None:
     else:
         top = figure.subplots()
     scenario = outcome.scenario
-    _draw_curves(top, [outcome])
+    contender = STRATEGIES[scenario.strategy]
+    accuracies = [record.accuracy for record in outcome.records]
+    top.plot([record.round for record in outcome.records], accuracies, color=contender.colour, linewidth=1.8)
+    style_axes(top)
+    top.xaxis.set_major_locator(MaxNLocator(integer=True))
     top.set_title(
-        f"{TITLES[scenario.strategy]}, {scenario.config.num_nodes} nodes, {len(scenario.liars)} liars, "
+        f"{contender.title}, {scenario.config.num_nodes} nodes, {len(scenario.liars)} liars, "
         f"attack: {scenario.attack or 'none'}",
         loc="left",
     )
@@ -117,38 +97,10 @@ def plot_run(outcome: Outcome, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def plot_comparison(outcomes: Sequence[Outcome], path: Path) -> None:
-    """Draw accuracy by round, one panel an attack, one line a strategy; an attack-free run appears in all."""
-    attacks = list(dict.fromkeys(o.scenario.attack for o in outcomes if o.scenario.attack is not None))
-    honest = [outcome for outcome in outcomes if outcome.scenario.attack is None]
-    figure = Figure(figsize=(5 * len(attacks), 4), layout="constrained")
-    panels = figure.subplots(1, len(attacks), sharey=True, squeeze=False)[0]
-    for axes, attack in zip(panels, attacks, strict=True):
-        _draw_curves(axes, [*honest, *(o for o in outcomes if o.scenario.attack == attack)])
-        liars = next(o.scenario for o in outcomes if o.scenario.attack == attack)
-        axes.set_title(f"{len(liars.liars)} of {liars.config.num_nodes} nodes: {attack}", loc="left")
-        axes.set_xlabel("round")
-        axes.legend(loc="best", frameon=False)
-    for axes in panels[1:]:
-        axes.set_ylabel("")
-    figure.savefig(path, dpi=150)
-
-
-def _draw_curves(axes: Axes, outcomes: Sequence[Outcome]) -> None:
-    for outcome in outcomes:
-        scenario = outcome.scenario
-        rounds = [record.round for record in outcome.records]
-        accuracies = [record.accuracy for record in outcome.records]
-        label = TITLES[scenario.strategy]
-        if scenario.attack is None and len(outcomes) > 1:
-            axes.plot(rounds, accuracies, color="0.75", linewidth=6, label="no attack", zorder=1)
-        else:
-            axes.plot(rounds, accuracies, color=COLOURS[scenario.strategy], linewidth=1.8, label=label, zorder=2)
-        if outcome.error and rounds:
-            axes.plot(rounds[-1:], accuracies[-1:], "x", color=COLOURS[scenario.strategy], markersize=9)
+def style_axes(axes: Axes) -> None:
+    """Make a panel of accuracy by whatever is on the horizontal axis."""
     axes.set_ylim(0, 1)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("test accuracy")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
@@ -178,12 +130,12 @@ def _with_numbers(record: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
-def _jsonable(value: Any) -> Any:
-    """Return what json can write: string keys, no NaN, paths as text."""
+def jsonable(value: Any) -> Any:
+    """Return what json can write: string keys, lists, no NaN, paths as text."""
     if isinstance(value, Mapping):
-        return {str(key): _jsonable(item) for key, item in value.items()}
+        return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_jsonable(item) for item in value]
+        return [jsonable(item) for item in value]
     if isinstance(value, float):
         return value if value - value == 0 else None
     return value if isinstance(value, (int, str, type(None))) else str(value)

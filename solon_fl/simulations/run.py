@@ -1,13 +1,17 @@
 """Running a scenario."""
 
+import gc
 import importlib.util
 import math
 import os
 import random
+import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
@@ -16,8 +20,10 @@ from flwr.serverapp import Grid, ServerApp
 from torch import nn
 from torch.nn import functional
 
+from solon_fl.clients import Batch
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.client import ImageClient, make_client_app
+from solon_fl.simulations.contenders import STRATEGIES
 from solon_fl.simulations.datasets import Dataset, load_dataset
 from solon_fl.simulations.grid import InProcessGrid
 from solon_fl.simulations.models import build_model
@@ -25,7 +31,7 @@ from solon_fl.simulations.scenario import Scenario
 from solon_fl.strategies import RoundReport, buffer_names
 from solon_fl.wire import to_array, trusted_tensor
 
-__all__ = ["Outcome", "RoundRecord", "simulate"]
+__all__ = ["Outcome", "RoundRecord", "measure_batch_seconds", "simulate"]
 
 
 @dataclass(kw_only=True)
@@ -41,7 +47,9 @@ class RoundRecord:
     seconds : float
         Since the run began.
     report : RoundReport or None
-        Of `SolonStrategy`.
+        The strategy's; None for round 0.
+    waited : bool
+        Whether the server would have waited for its deadline, as a node that it needed did not answer.
     """
 
     round: int
@@ -49,6 +57,7 @@ class RoundRecord:
     loss: float
     seconds: float
     report: RoundReport | None = None
+    waited: bool = False
 
     def named(self) -> list[tuple[int, str]]:
         """Return the number of each node named in this round, and what for: "lying", "silent" or "malformed"."""
@@ -119,7 +128,7 @@ def simulate(scenario: Scenario, on_round: Callable[[RoundRecord], None] | None 
         If the data can't be found, the model is not for such data, batch_size exceeds the data, or the engine is not
         installed.
     """
-    dataset = load_dataset(scenario.dataset, scenario.data_dir)
+    dataset = _dataset(scenario.dataset, scenario.data_dir)
     if scenario.batch_size > len(dataset.train_labels):
         raise ConfigurationError(
             f"batch_size must be at most the number of training examples; got batch_size={scenario.batch_size}, "
@@ -133,8 +142,36 @@ def simulate(scenario: Scenario, on_round: Callable[[RoundRecord], None] | None 
     else:
         grid = InProcessGrid(client_app, scenario.config.num_nodes)
         context = Context(run_id=grid.run.run_id, node_id=0, node_config={}, state=RecordDict(), run_config={})
-        server_app(grid, context)
+        # Flower's Bulyan collects garbage once a node, 0.1 s each with torch loaded: what is there already is left out,
+        # or the seconds measured would be those of the collector.
+        gc.collect()
+        gc.freeze()
+        try:
+            server_app(grid, context)
+        finally:
+            gc.unfreeze()
     return outcome
+
+
+@lru_cache(maxsize=1)
+def _dataset(name: str, data_dir: Path | None) -> Dataset:
+    """Load a data set, or keep that of the run before."""
+    return load_dataset(name, data_dir)
+
+
+def measure_batch_seconds(scenario: Scenario) -> float:
+    """Return how long one node takes for the gradient of one batch here, seconds (median of 5)."""
+    dataset = _dataset(scenario.dataset, scenario.data_dir)
+    client = ImageClient(replace(scenario, compute_once=False), dataset)
+    context = Context(run_id=0, node_id=0, node_config={}, state=RecordDict(), run_config={})
+    model = client.build_model(context)
+    arrays = ArrayRecord({name: to_array(value) for name, value in model.state_dict().items()})
+    seconds = []
+    for number in range(6):
+        started = time.monotonic()
+        client.mean_gradient(arrays, [Batch(0, 0, number)], buffer_names(model), context)
+        seconds.append(time.monotonic() - started)
+    return statistics.median(seconds[1:])  # the first warms up
 
 
 def _server_app(outcome: Outcome, dataset: Dataset, on_round: Callable[[RoundRecord], None] | None) -> ServerApp:
@@ -148,12 +185,14 @@ def _server_app(outcome: Outcome, dataset: Dataset, on_round: Callable[[RoundRec
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         model.load_state_dict({name: trusted_tensor(array) for name, array in arrays.items()})
         accuracy, loss = _test(model, dataset)
+        report = reports[-1] if reports and server_round else None
         record = RoundRecord(
             round=server_round,
             accuracy=accuracy,
             loss=loss,
             seconds=time.monotonic() - started,
-            report=reports[-1] if reports and server_round else None,
+            report=report,
+            waited=report is not None and STRATEGIES[scenario.strategy].waited(report),
         )
         outcome.arrays = arrays
         outcome.records.append(record)
@@ -173,7 +212,7 @@ def _server_app(outcome: Outcome, dataset: Dataset, on_round: Callable[[RoundRec
                 initial_arrays,
                 num_rounds=scenario.rounds,
                 # In this process all replies there will be are there after one look.
-                timeout=1.0 if scenario.engine == "in-process" else 600.0,
+                timeout=0.01 if scenario.engine == "in-process" else 600.0,
                 train_config=ConfigRecord({"lr": scenario.local_learning_rate}),
                 evaluate_fn=evaluate,
             )

@@ -4,25 +4,24 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from flwr.clientapp.typing import Mod
-from flwr.serverapp.strategy import FedAvg, MultiKrum, Strategy
 from torch import Tensor
 
 from solon_fl.config import SolonConfig
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.attacks.registry import ATTACKS, make_attack_mod
+from solon_fl.simulations.contenders import STRATEGIES
 from solon_fl.simulations.datasets import DATASETS
 from solon_fl.simulations.models import MODELS
-from solon_fl.strategies import GradientStrategy, RoundReport, SolonStrategy
+from solon_fl.strategies import RoundReport
+from solon_fl.strategies.loop import RoundStrategy
 
 __all__ = ["ATTACKS", "STRATEGIES", "Engine", "Scenario"]
 
 Engine = Literal["in-process", "ray"]
-
-STRATEGIES = ("solon", "fedavg", "multikrum")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +31,14 @@ class Scenario:
     Parameters
     ----------
     config : SolonConfig
-        Nodes, liars, code, seed. The other strategies take num_nodes and the number of liars from it.
+        Nodes, liars, code, seed. The other strategies take from it what they need.
     strategy : str
-        One of `STRATEGIES`: "solon", or Flower's "fedavg" or "multikrum" on gradients.
+        One of `STRATEGIES`.
     attack : str or None
         One of `ATTACKS`, or None: all nodes are honest.
+    num_liars : int, optional
+        Liars among all nodes, at most s in a group of Solon's. Default: s in every group. Strategies without
+        groups are made for this number.
     dataset, model : str
         One of `DATASETS` and `MODELS`; the model must be for the kind of data, images or texts.
     data_dir : Path, optional
@@ -45,6 +47,8 @@ class Scenario:
         Every round, each of the config's P batches (batches_per_group a group) has batch_size examples.
     learning_rate, momentum : float
         Of the server's SGD.
+    sign_learning_rate : float
+        Of the server's SGD with strategy "signum"; the momentum is then the nodes'.
     local_learning_rate : float
         Of the local steps, in mode "update".
     engine : "in-process" or "ray"
@@ -62,6 +66,7 @@ class Scenario:
     config: SolonConfig
     strategy: str = "solon"
     attack: str | None = None
+    num_liars: int | None = None
     dataset: str = "fashion-mnist-6k"
     model: str = "cnn"
     data_dir: Path | None = None
@@ -69,13 +74,14 @@ class Scenario:
     batch_size: int = 32
     learning_rate: float = 0.05
     momentum: float = 0.9
+    sign_learning_rate: float = 0.002
     local_learning_rate: float = 0.05
     engine: Engine = "in-process"
     compute_once: bool = True
 
     def __post_init__(self) -> None:
         for name, value, known in (
-            ("strategy", self.strategy, STRATEGIES),
+            ("strategy", self.strategy, tuple(STRATEGIES)),
             ("attack", self.attack, (None, *ATTACKS)),
             ("dataset", self.dataset, tuple(DATASETS)),
             ("model", self.model, tuple(MODELS)),
@@ -87,36 +93,55 @@ class Scenario:
         for name in ("rounds", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} must be at least 1; got {name}={getattr(self, name)}.")
-        for name in ("learning_rate", "local_learning_rate"):
+        for name in ("learning_rate", "sign_learning_rate", "local_learning_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigurationError(f"{name} must be positive; got {name}={getattr(self, name)}.")
         if not 0 <= self.momentum < 1:
             raise ConfigurationError(f"momentum must be in [0, 1); got momentum={self.momentum}.")
-        if self.strategy != "solon" and self.config.mode == "update":
+        contender = STRATEGIES[self.strategy]
+        if contender.client != "solon" and self.config.mode == "update":
             raise ConfigurationError(f"mode='update' is for strategy='solon'; got strategy={self.strategy!r}.")
-        if self.strategy == "multikrum" and self.config.num_nodes < 2 * len(self.liars) + 3:
+        most = self.config.byzantine * self.config.num_groups
+        if self.num_liars is not None and not 0 <= self.num_liars <= most:
             raise ConfigurationError(
-                "multikrum needs num_nodes >= 2 * liars + 3; "
-                f"got num_nodes={self.config.num_nodes}, liars={len(self.liars)}; add nodes or lower byzantine."
+                f"num_liars must be from 0 to {most}, byzantine={self.config.byzantine} in each of "
+                f"{self.config.num_groups} groups; got num_liars={self.num_liars}; raise byzantine, or lower it."
             )
-        self.mods()  # refuses an attack on Solon's code where there is none
+        if self.attack is not None and ATTACKS[self.attack].needs_code and contender.client != "solon":
+            raise ConfigurationError(
+                f"attack={self.attack!r} is made against Solon's code; got strategy={self.strategy!r}; use "
+                "strategy='solon', or another attack."
+            )
+        contender.check(self)
+
+    @property
+    def expected_liars(self) -> int:
+        """Liars among all nodes that a strategy without groups must be ready for, an attack or not."""
+        return self.config.byzantine * self.config.num_groups if self.num_liars is None else self.num_liars
 
     @property
     def liars(self) -> frozenset[int]:
-        """Numbers (group * group_size + slot) of the nodes that lie: s of each group, chosen by the seed."""
+        """Numbers (group * group_size + slot) of the nodes that lie, chosen by the seed; never more than s a group."""
         if self.attack is None:
             return frozenset()
-        size = self.config.group_size
+        size, most = self.config.group_size, self.config.byzantine
         rng = torch.Generator().manual_seed(self.config.seed)
-        chosen = [torch.randperm(size, generator=rng)[: self.config.byzantine] for _ in range(self.config.num_groups)]
-        return frozenset(int(slot) + group * size for group, slots in enumerate(chosen) for slot in slots)
+        if self.num_liars is None:
+            chosen = [torch.randperm(size, generator=rng)[:most] for _ in range(self.config.num_groups)]
+            return frozenset(int(slot) + group * size for group, slots in enumerate(chosen) for slot in slots)
+        liars: list[int] = []
+        for number in torch.randperm(self.config.num_nodes, generator=rng).tolist():
+            if len(liars) < self.num_liars and sum(n // size == number // size for n in liars) < most:
+                liars.append(number)
+        return frozenset(liars)
 
     def mods(self) -> list[Mod]:
         """Return the attack as a Flower mod, or nothing."""
         if self.attack is None:
             return []
-        code = self.config.make_code() if self.strategy == "solon" else None
-        return [make_attack_mod(self.attack, self.liars, self.config.seed, aggregate=None, code=code)]
+        contender = STRATEGIES[self.strategy]
+        code = self.config.make_code() if contender.client == "solon" else None
+        return [make_attack_mod(self.attack, self.liars, self.config.seed, contender.aggregate(self), code)]
 
     def make_optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
         """Return the server's optimizer."""
@@ -124,24 +149,10 @@ class Scenario:
         momentum = self.momentum if self.config.mode == "gradient" else 0.0
         return torch.optim.SGD(parameters, lr=rate, momentum=momentum)
 
-    def make_strategy(self, buffers: tuple[str, ...], on_round: Callable[[RoundReport], None]) -> Strategy:
+    def make_sign_optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+        """Return the server's optimizer for signs: momentum is the nodes'."""
+        return torch.optim.SGD(parameters, lr=self.sign_learning_rate)
+
+    def make_strategy(self, buffers: tuple[str, ...], on_round: Callable[[RoundReport], None]) -> RoundStrategy:
         """Return the Flower strategy."""
-        config = self.config
-        if self.strategy == "solon":
-            return SolonStrategy(
-                config, self.make_optimizer, buffers=buffers, on_round=on_round, projection_seed=config.seed
-            )
-        everybody: dict[str, Any] = {
-            "fraction_evaluate": 0.0,
-            "min_train_nodes": config.num_nodes,
-            "min_available_nodes": config.num_nodes,
-        }
-        inner: Strategy = FedAvg(**everybody)
-        if self.strategy == "multikrum":
-            expected_liars = config.byzantine * config.num_groups
-            inner = MultiKrum(
-                num_malicious_nodes=expected_liars,
-                num_nodes_to_select=config.num_nodes - expected_liars,
-                **everybody,
-            )
-        return GradientStrategy(inner, self.make_optimizer, buffers=buffers)
+        return STRATEGIES[self.strategy].make(self, buffers=buffers, on_round=on_round)

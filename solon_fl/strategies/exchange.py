@@ -47,7 +47,7 @@ def exchange(
     inside = 0.0
     key_of = reply_keys(messages, list(grid.push_messages(list(messages.values()))))
     pause = 0.005
-    while key_of and (timeout is None or time.monotonic() - started < timeout):
+    while key_of:
         replies = _pull(grid, list(key_of))
         answered = [reply.metadata.reply_to_message_id for reply in replies]
         batch = [(key_of.pop(i), reply) for i, reply in zip(answered, replies, strict=True) if i in key_of]
@@ -58,7 +58,9 @@ def exchange(
             if enough:
                 break
             pause = 0.005
-        elif key_of:
+        if timeout is not None and time.monotonic() - started >= timeout:
+            break
+        if key_of and not batch:
             time.sleep(pause)
             pause = min(1.5 * pause, LONGEST_PAUSE)
     return time.monotonic() - started - inside

@@ -91,7 +91,7 @@ class GradientStrategy(RoundStrategy):
         """Report who answered; whether what they sent is true, nobody knows here."""
         return GroupReport(
             group=0,
-            nodes=tuple(message.metadata.dst_node_id for message in self._messages.values()),
+            nodes=tuple(sorted(message.metadata.dst_node_id for message in self._messages.values())),
             status="clean",
             corrupt_nodes=(),
             silent_nodes=tuple(m.metadata.dst_node_id for key, m in self._messages.items() if key not in replies),

@@ -13,7 +13,7 @@ from torch import Tensor
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.attacks.base import Attack
 from solon_fl.simulations.attacks.labels import FLIP_LABELS
-from solon_fl.task import TASK
+from solon_fl.task import DRACO_TASK, TASK
 from solon_fl.wire import to_array, trusted_tensor
 
 __all__ = [
@@ -34,10 +34,10 @@ MALFORMATIONS: tuple[Malformation, ...] = ("shape", "dtype", "names", "garbage",
 def attack_mod(attack: Attack, liars: Collection[int] | None = None, seed: int = 0) -> Mod:
     """Return a mod that replaces what a lying node sends by what the attack makes of it.
 
-    Works on coded shares (messages of `SolonStrategy`; nodes are numbered group * group_size + slot) and on any
-    other reply with arrays (nodes are numbered by "partition-id"). An omniscient attack learns what the
-    others send by computing it: the mod calls the honest train function in their place, with their slot or
-    partition. All liars of a group (without groups: of the run) collude.
+    Works on coded shares (messages of `SolonStrategy`; nodes are numbered group * group_size + slot), on what Draco's
+    nodes send, and on any other reply with arrays (nodes are numbered by "partition-id"). An omniscient attack
+    learns what the others send by computing it: the mod calls the honest train function in their place, with their
+    slot, number or partition. All liars of a group (without groups: of the run) collude.
 
     Parameters
     ----------
@@ -173,6 +173,9 @@ def _node_number(message: Message, context: Context) -> int:
     task = message.content.config_records.get(TASK)
     if task is not None:
         return _integer(task, "group") * _integer(task, "group_size") + _integer(task, "slot")
+    draco_task = message.content.config_records.get(DRACO_TASK)
+    if draco_task is not None:
+        return _integer(draco_task, "number")
     number = context.node_config.get("partition-id", context.node_id)
     if not isinstance(number, int):
         raise ConfigurationError(f"partition-id must be a whole number; got partition-id={number!r}.")
@@ -194,6 +197,9 @@ def _colluding_numbers(message: Message, context: Context) -> list[int]:
         size = _integer(task, "group_size")
         first = _integer(task, "group") * size
         return list(range(first, first + size))
+    draco_task = message.content.config_records.get(DRACO_TASK)
+    if draco_task is not None:
+        return list(range(_integer(draco_task, "num_nodes")))
     count = context.node_config.get("num-partitions")
     if not isinstance(count, int):
         raise ConfigurationError(
@@ -209,6 +215,9 @@ def _honest_reply(number: int, message: Message, context: Context, call_next: Cl
     content = RecordDict(dict(message.content))
     if task is not None:
         content[TASK] = ConfigRecord({**task, "slot": number % _integer(task, "group_size")})
+    draco_task = message.content.config_records.get(DRACO_TASK)
+    if draco_task is not None:
+        content[DRACO_TASK] = ConfigRecord({**draco_task, "number": number})
     message.content = content
     context.node_config = {**context.node_config, "partition-id": number}
     return call_next(message, context)

@@ -34,6 +34,8 @@ class Alie:
     convention : "supporters" or "fraction"
         z = Phi^-1((n - m - h) / (n - m)) with h = floor(n / 2) + 1 - m, or Phi^-1((n - h) / n): both are
         published. n = 50, m = 12 gives 0.336 and 0.583.
+    fixed_shift : float, optional
+        z itself, in place of either convention: what codes that fix z to 1.0 or 1.5 do.
 
     Notes
     -----
@@ -43,10 +45,13 @@ class Alie:
 
     sign: Literal[-1, 1] = -1
     convention: Literal["supporters", "fraction"] = "supporters"
+    fixed_shift: float | None = None
     omniscient = True
 
     def shift(self, num_nodes: int, num_liars: int) -> float:
-        """Return z; 0 where the liars are a majority already (h <= 0 makes the quantile 1 or more)."""
+        """Return z; unless fixed, 0 where the liars are a majority already (h <= 0 makes the quantile 1 or more)."""
+        if self.fixed_shift is not None:
+            return self.fixed_shift
         supporters = num_nodes // 2 + 1 - num_liars
         honest = num_nodes - num_liars
         if self.convention == "supporters":

@@ -34,11 +34,14 @@ class NamedAttack:
         See `AttackFactory`; `make_attack_mod` calls it.
     needs_code : bool
         Whether it is made against Solon's code, and against other strategies means nothing.
+    spoils_replies : bool
+        Whether its mod works on replies as they are sent, whatever they hold, and so must be the outermost.
     """
 
     description: str
     factory: AttackFactory
     needs_code: bool = False
+    spoils_replies: bool = False
 
 
 def make_attack_mod(
@@ -115,6 +118,7 @@ ATTACKS: dict[str, NamedAttack] = {
     "alie-fraction": NamedAttack(
         "mean minus z deviations, z by the other convention", _plain(Alie(convention="fraction"))
     ),
+    "alie-1.5": NamedAttack("mean minus 1.5 deviations, whatever the number of liars", _plain(Alie(fixed_shift=1.5))),
     "ipm": NamedAttack("-0.1 times the honest mean", _plain(InnerProduct())),
     "foe": NamedAttack(
         "-eps times the honest mean, with the worst eps", _tuned(lambda aggregate: FallOfEmpires(aggregate or _mean))
@@ -130,10 +134,12 @@ ATTACKS: dict[str, NamedAttack] = {
     "bit-flip": NamedAttack("one random bit of the payload flips", _plain(BitFlip())),
     "nan": NamedAttack("NaN in every coordinate", _plain(NotFinite())),
     "inf": NamedAttack("infinity in every coordinate", _plain(NotFinite(float("inf")))),
-    "crash": NamedAttack("the node's program raises", _without_vectors(crash_mod)),
-    "late": NamedAttack("the reply to the round before", _without_vectors(late_mod)),
-    "silent": NamedAttack("no reply at all", _without_vectors(silent_mod)),
-    "malformed": NamedAttack("replies of wrong shape, dtype, names or bytes", _without_vectors(malformed_mod)),
+    "crash": NamedAttack("the node's program raises", _without_vectors(crash_mod), spoils_replies=True),
+    "late": NamedAttack("the reply to the round before", _without_vectors(late_mod), spoils_replies=True),
+    "silent": NamedAttack("no reply at all", _without_vectors(silent_mod), spoils_replies=True),
+    "malformed": NamedAttack(
+        "replies of wrong shape, dtype, names or bytes", _without_vectors(malformed_mod), spoils_replies=True
+    ),
     "same-lie": NamedAttack("all liars add one common vector", _plain(SameLie())),
     "near-codeword": NamedAttack(
         "lies that other nodes' lies would nearly explain", _against_code(NearCodeword), needs_code=True

@@ -6,6 +6,7 @@ import typer
 from rich.console import Console
 
 from solon_fl.errors import SolonError
+from solon_fl.simulations.cli.compare import compare_command
 from solon_fl.simulations.cli.demo import demo
 from solon_fl.simulations.cli.plan import plan_command
 from solon_fl.simulations.cli.simulate import simulate_command
@@ -23,6 +24,7 @@ app = typer.Typer(
 app.command("simulate")(simulate_command)
 app.command("plan")(plan_command)
 app.command("demo")(demo)
+app.command("compare")(compare_command)
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """What the commands share: the terminal, progress bars, and Flower's log."""
 
 import logging
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -8,22 +9,28 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from solon_fl.simulations.run import Outcome, RoundRecord, simulate
 from solon_fl.simulations.scenario import Scenario
 
-__all__ = ["console", "progress_bar", "run_scenario", "set_log_level"]
+__all__ = ["console", "progress_bar", "run_scenario", "set_log_level", "show_rounds"]
 
 console = Console()
 
 
 def run_scenario(scenario: Scenario, progress: Progress) -> Outcome:
     """Run a scenario with a progress bar of its own."""
-    attack = scenario.attack or "no attack"
-    task = progress.add_task(f"{scenario.strategy:9} {attack:9}", total=scenario.rounds, accuracy="")
+    return simulate(scenario, show_rounds(scenario, progress))
+
+
+def show_rounds(scenario: Scenario, progress: Progress) -> Callable[[RoundRecord], None]:
+    """Add a progress bar for a run, and return what to call after each of its rounds."""
+    task = progress.add_task(
+        f"{scenario.strategy:16} {scenario.attack or 'no attack':16}", total=scenario.rounds, accuracy=""
+    )
 
     def show(record: RoundRecord) -> None:
         named = len(record.report.corrupt_nodes + record.report.malformed_nodes) if record.report else 0
         caught = f", {named} caught" if named else ""
         progress.update(task, completed=record.round, accuracy=f"accuracy {record.accuracy:6.1%}{caught}")
 
-    return simulate(scenario, show)
+    return show
 
 
 def progress_bar() -> Progress:
