@@ -8,7 +8,8 @@ import random
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -31,7 +32,7 @@ from solon_fl.simulations.scenario import Scenario
 from solon_fl.strategies import RoundReport, buffer_names
 from solon_fl.wire import to_array, trusted_tensor
 
-__all__ = ["Outcome", "RoundRecord", "measure_batch_seconds", "simulate"]
+__all__ = ["Outcome", "RoundRecord", "cheap_garbage_collection", "measure_batch_seconds", "simulate"]
 
 
 @dataclass(kw_only=True)
@@ -142,15 +143,24 @@ def simulate(scenario: Scenario, on_round: Callable[[RoundRecord], None] | None 
     else:
         grid = InProcessGrid(client_app, scenario.config.num_nodes)
         context = Context(run_id=grid.run.run_id, node_id=0, node_config={}, state=RecordDict(), run_config={})
-        # Flower's Bulyan collects garbage once a node, 0.1 s each with torch loaded: what is there already is left out,
-        # or the seconds measured would be those of the collector.
-        gc.collect()
-        gc.freeze()
-        try:
+        with cheap_garbage_collection():
             server_app(grid, context)
-        finally:
-            gc.unfreeze()
     return outcome
+
+
+@contextmanager
+def cheap_garbage_collection() -> Iterator[None]:
+    """Let garbage collections look at nothing that is there already.
+
+    Flower's Krum and Bulyan collect garbage once a node, 0.1 s each with torch loaded: the seconds measured for them
+    would be those of the collector.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @lru_cache(maxsize=1)

@@ -46,6 +46,7 @@ def test_every_model_takes_every_shape_of_its_kind(name: str, input_shape: tuple
     ("name", "grey", "colour"),
     [
         ("logistic", 7_850, 30_730),
+        ("mlp", 1_047_210, 2_648_810),
         ("cnn", 20_746, 26_346),
         ("resnet18", 11_172_810, 11_173_962),
         ("vgg13", 9_411_914, 9_413_066),
@@ -79,7 +80,7 @@ def test_a_model_for_images_refuses_texts(name: str) -> None:
 
 
 def test_a_model_for_texts_refuses_images() -> None:
-    match = r"needs texts; .* images, input_shape=\(1, 28, 28\); choose logistic or cnn or resnet18 or vgg13"
+    match = r"needs texts; .* images, input_shape=\(1, 28, 28\); choose logistic or mlp or cnn or resnet18 or vgg13"
     with pytest.raises(ConfigurationError, match=match):
         build_model("textcnn", GREY, 10, seed=0)
 
@@ -141,13 +142,13 @@ def test_the_seed_alone_decides_the_weights(name: str) -> None:
 
 def test_a_failed_build_leaves_the_global_state() -> None:
     state = torch.get_rng_state()
-    with pytest.raises(ConfigurationError, match="model='mlp'"):
-        build_model("mlp", GREY, 10, seed=0)
+    with pytest.raises(ConfigurationError, match="model='net'"):
+        build_model("net", GREY, 10, seed=0)
     torch.testing.assert_close(torch.get_rng_state(), state, rtol=0, atol=0)
 
 
 def test_unknown_name_lists_those_that_exist() -> None:
-    with pytest.raises(ConfigurationError, match="logistic, cnn, resnet18, vgg13, textcnn; got model='vgg'"):
+    with pytest.raises(ConfigurationError, match="logistic, mlp, cnn, resnet18, vgg13, textcnn; got model='vgg'"):
         build_model("vgg", GREY, 10, seed=0)
 
 

@@ -1,0 +1,161 @@
+"""What a round of every strategy costs at full size: server seconds, bytes, memory, and seconds on real networks.
+
+Gradients are random numbers, so that models of any size can be had; all else is what a simulation runs: strategies,
+messages, attack. Each strategy has a process of its own, whose peak memory is shown: server and all nodes together.
+
+    python benchmarks/full_size.py --dim 1000000
+"""
+
+import argparse
+import json
+import logging
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import torch
+from flwr.app import ArrayRecord, Context
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from solon_fl.clients import Batch
+from solon_fl.config import SolonConfig
+from solon_fl.errors import ConfigurationError
+from solon_fl.simulations import InProcessGrid, Scenario
+from solon_fl.simulations.client import ImageClient, make_client_app
+from solon_fl.simulations.contenders import STRATEGIES
+from solon_fl.simulations.network import NETWORKS, round_seconds
+from solon_fl.simulations.run import cheap_garbage_collection
+from solon_fl.strategies import RoundReport
+from solon_fl.wire import to_array
+
+NOISE = 1_000_003  # numbers of which all gradients are made
+SPREAD = 0.3  # of the batches' gradients around the common one
+
+
+class RandomGradients(ImageClient):
+    """Has gradients that look like those of batches: a common vector, and noise of each batch's own."""
+
+    def __init__(self, scenario: Scenario, dim: int) -> None:
+        super().__init__(scenario)
+        self._dim = dim
+        rng = torch.Generator().manual_seed(scenario.config.seed)
+        self._noise = torch.randn(NOISE + dim, generator=rng)
+
+    def build_model(self, context: Context) -> nn.Module:
+        model = nn.Module()
+        model.weight = nn.Parameter(torch.zeros(self._dim))
+        return model
+
+    def mean_gradient(
+        self, arrays: ArrayRecord, batches: Sequence[Batch], buffers: Sequence[str], context: Context
+    ) -> Tensor:
+        key = tuple(batch.number for batch in batches)
+        return self._once(context, batches[0].round, key, lambda: self._mean(batches))
+
+    def _mean(self, batches: Sequence[Batch]) -> Tensor:
+        total = torch.zeros(self._dim)
+        for batch in batches:
+            start = (7919 * batch.number + 104729 * batch.round) % NOISE
+            total.add_(self._noise[start : start + self._dim], alpha=SPREAD / len(batches))
+        return total.add_(self._noise[: self._dim])
+
+
+def run_one(strategy: str, attack: str, dim: int, rounds: int) -> None:
+    """Run a strategy and print what its last round reported, and this process's peak memory, as JSON."""
+    logging.disable(logging.CRITICAL)
+    torch.set_num_threads(1)
+    config = SolonConfig(num_nodes=100, byzantine=5, compression=10, group_size=20)
+    scenario = Scenario(config=config, strategy=strategy, attack=None if attack == "none" else attack, num_liars=5)
+    client = RandomGradients(scenario, dim)
+    reports: list[RoundReport] = []
+    contender = STRATEGIES[strategy]
+    made = contender.make(scenario, buffers=(), on_round=reports.append)
+    arrays = ArrayRecord({"weight": to_array(torch.zeros(dim))})
+    grid = InProcessGrid(make_client_app(client), 100)
+    with cheap_garbage_collection():
+        result = made.start(grid, arrays, num_rounds=rounds, timeout=0.01)
+    if (strategy, attack) != ("fedavg", "reverse"):
+        step = torch.from_numpy(result.arrays["weight"].numpy()).double()
+        honest = client._mean([Batch(0, 1, number) for number in range(100)]).double()
+        assert float(torch.corrcoef(torch.stack([-step, honest]))[0, 1]) > 0.5, "the step is not along the gradient"
+    seconds = [report.seconds_aggregating + report.seconds_stepping for report in reports]
+    print(
+        json.dumps(
+            {
+                "seconds": min(seconds),
+                "bytes_in": reports[-1].bytes_in,
+                "bytes_out": reports[-1].bytes_out,
+                "batches": contender.batches_per_node(scenario),
+                "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+            }
+        )
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [name for name in STRATEGIES if not name.startswith("byzfl")]
+    parser.add_argument("--dim", type=int, default=1_000_000, help="d, numbers of a gradient (default: %(default)s)")
+    parser.add_argument("--strategies", default=",".join(names), help="comma-separated (default: all but byzfl's)")
+    parser.add_argument("--attack", default="reverse", help="or none, or another (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="the quickest counts (default: %(default)s)")
+    parser.add_argument("--batch-seconds", type=float, default=0.4, help="of one batch (default: %(default)s)")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    strategies = arguments.strategies.split(",")
+    if arguments.one:
+        run_one(strategies[0], arguments.attack, arguments.dim, arguments.rounds)
+        return
+    console = Console(width=110)
+    console.print(
+        f"P = 100, d = {arguments.dim:,}, attack {arguments.attack}, 5 liars; Solon with r = 20, s = 5, k = 10; "
+        f"{arguments.batch_seconds} s a batch; one thread, best of {arguments.rounds} rounds. "
+        f"torch {torch.__version__}, Python {platform.python_version()}, {platform.processor() or platform.machine()}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("strategy", "batches", "MB sent", "server s", "GiB", *(f"s on\n{name}" for name in NETWORKS)):
+        table.add_column(heading, justify="left" if heading == "strategy" else "right", no_wrap=True)
+    for strategy in strategies:
+        command = [sys.executable, __file__, "--one", "--strategies", strategy, "--dim", str(arguments.dim)]
+        command += ["--attack", arguments.attack, "--rounds", str(arguments.rounds)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            table.add_row(strategy, f"[red]failed: {done.stderr.strip().splitlines()[-1][:60]}[/]")
+            continue
+        found = json.loads(done.stdout.splitlines()[-1])
+        totals = [
+            round_seconds(
+                network,
+                num_nodes=100,
+                batches_per_node=found["batches"],
+                batch_seconds=arguments.batch_seconds,
+                bytes_out=found["bytes_out"],
+                bytes_in=found["bytes_in"],
+                server_seconds=found["seconds"],
+                waited=False,
+            ).total
+            for network in NETWORKS.values()
+        ]
+        table.add_row(
+            STRATEGIES[strategy].title,
+            str(found["batches"]),
+            f"{found['bytes_in'] / 1e6:,.0f}",
+            f"{found['seconds']:.3g}",
+            f"{found['gib']:.2f}",
+            *(f"{total:,.3g}" for total in totals),
+        )
+    console.print(table)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ConfigurationError as error:
+        sys.exit(f"error: {error}")
