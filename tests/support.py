@@ -1,5 +1,6 @@
 """A tiny regression task on tiny nodes, for tests of the strategy and the clients."""
 
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -101,3 +102,8 @@ def share_array(content: RecordDict) -> ArrayRecord:
     record = content["share"]
     assert isinstance(record, ArrayRecord)
     return record
+
+
+def without_address(thing: object) -> str:
+    """Return what a parametrised test is called: the same in every process, whatever functions are in it."""
+    return re.sub(r"<function ([\w.<>]+) at \w+>", r"\1", getattr(thing, "__name__", None) or repr(thing))

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -17,10 +18,15 @@ from solon_fl import (
     VandermondeCode,
 )
 from solon_fl.simulations import attacks as a
+from tests.support import without_address
 
 
 def mean(vectors: torch.Tensor) -> torch.Tensor:
     return vectors.mean(0)
+
+
+def encoded_constant(code: LinearCode) -> a.Encoded:
+    return a.Encoded(code, a.Constant())
 
 
 LOCATORS: dict[str, Locator | None] = {
@@ -53,6 +59,7 @@ ATTACKS = [
     a.SameLie(),
     a.ProjectionAware(),
     a.NearCodeword,
+    encoded_constant,
     a.OtherGradient,
     a.PartialCollusion,
     a.BelowTolerance,
@@ -61,7 +68,7 @@ HARMLESS = (a.BitFlip, a.PartialCollusion, a.BelowTolerance)  # some of their li
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: getattr(attack, "__name__", None) or repr(attack))
+@pytest.mark.parametrize("attack", ATTACKS, ids=without_address)
 @pytest.mark.parametrize("locator", LOCATORS)
 @pytest.mark.parametrize("kind", [FourierCode, VandermondeCode])
 @pytest.mark.parametrize(("byzantine", "compression"), [(1, 3), (3, 4)])
@@ -70,13 +77,13 @@ def test_the_result_is_within_its_bound(
     byzantine: int,
     compression: int,
     locator: str,
-    attack: a.Attack | type[a.NearCodeword],
+    attack: a.Attack | Callable[[LinearCode], a.Attack],
     dtype: torch.dtype,
 ) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CertificateWarning)
         code = kind(byzantine=byzantine, compression=compression, locator=LOCATORS[locator])
-    attack = attack(code) if isinstance(attack, type) else attack
+    attack = attack(code) if callable(attack) else attack
     rng = torch.Generator().manual_seed(5)
     gradient = torch.randn(200, generator=rng, dtype=torch.float64).to(dtype)
     honest = torch.stack([code.encode(gradient, slot) for slot in range(code.group_size)])

@@ -1,5 +1,5 @@
 import math
-import re
+from collections.abc import Callable
 from itertools import combinations
 from statistics import NormalDist
 
@@ -15,6 +15,7 @@ from solon_fl import FourierCode
 from solon_fl.coding.projection import project_rows
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations import attacks as a
+from tests.support import without_address
 
 CODE = FourierCode(byzantine=2, compression=3)
 
@@ -55,12 +56,8 @@ ALL: list[a.Attack] = [
     a.PartialCollusion(CODE),
     a.ProjectionAware(),
     a.BelowTolerance(CODE),
+    a.Encoded(CODE, a.Reverse()),
 ]
-
-
-def without_address(attack: a.Attack) -> str:
-    """Return a test's name that is the same in every process."""
-    return re.sub(r"<function (\w+) at \w+>", r"\1", repr(attack))
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -368,6 +365,24 @@ def test_same_lie_adds_one_vector() -> None:
     added = deviations(a.SameLie(size=0.5), [1, 4])
     torch.testing.assert_close(added[0], added[1])
     assert float(added[0].norm()) == pytest.approx(0.5 * typical_norm(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("attack", "malicious"),
+    [
+        (a.Constant(), lambda gradient: torch.full_like(gradient, -100)),
+        (a.Reverse(), lambda gradient: -100 * gradient),
+        (a.SignFlip(), lambda gradient: -gradient),
+    ],
+    ids=["constant", "reverse", "sign-flip"],
+)
+def test_encoded_sends_the_own_share_of_the_malicious_gradient(
+    attack: a.Attack, malicious: Callable[[Tensor], Tensor]
+) -> None:
+    gradient = torch.randn(60, generator=seeded(2), dtype=torch.float64)  # that of coded_shares
+    lies = a.Encoded(CODE, attack).lies(coded_shares(), [1, 4], seeded())
+    expected = torch.stack([CODE.encode(malicious(gradient), slot) for slot in (1, 4)])
+    torch.testing.assert_close(lies, expected)
 
 
 def test_near_codeword_is_nearly_explained_by_other_nodes() -> None:

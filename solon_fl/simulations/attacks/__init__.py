@@ -1,7 +1,7 @@
 """Attacks, each a small class that turns what honest nodes would send into what liars send."""
 
 from .base import Attack
-from .code_aware import BelowTolerance, NearCodeword, OtherGradient, PartialCollusion, ProjectionAware, SameLie
+from .code_aware import BelowTolerance, Encoded, NearCodeword, OtherGradient, PartialCollusion, ProjectionAware, SameLie
 from .labels import flips_labels, seen_labels
 from .omniscient import Alie, FallOfEmpires, InnerProduct, Mimic, MinMax, MinSum
 from .simple import BitFlip, Constant, NotFinite, RandomGaussian, Reverse, SignFlip
@@ -14,6 +14,7 @@ __all__ = [
     "BelowTolerance",
     "BitFlip",
     "Constant",
+    "Encoded",
     "FallOfEmpires",
     "InnerProduct",
     "Mimic",

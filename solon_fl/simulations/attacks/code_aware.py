@@ -13,7 +13,17 @@ from solon_fl.coding import LinearCode
 from solon_fl.coding._types import FloatArray
 from solon_fl.coding.projection import project_rows
 
-__all__ = ["BelowTolerance", "NearCodeword", "OtherGradient", "PartialCollusion", "ProjectionAware", "SameLie"]
+from .base import Attack
+
+__all__ = [
+    "BelowTolerance",
+    "Encoded",
+    "NearCodeword",
+    "OtherGradient",
+    "PartialCollusion",
+    "ProjectionAware",
+    "SameLie",
+]
 
 
 def _typical_norm(vectors: Tensor) -> float:
@@ -35,6 +45,34 @@ class SameLie:
         """See `Attack.lies`."""
         common = torch.randn(vectors.shape[1], generator=rng).to(vectors)
         return vectors[list(liars)] + self.size * _typical_norm(vectors) * _unit(common)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An attack on gradients, told in Solon's code: each liar sends its own share of the malicious gradient.
+
+    Not the share is spoilt, but the gradient that it is a share of: the liars' shares fit one another.
+
+    Parameters
+    ----------
+    code : LinearCode
+        The code under attack.
+    attack : Attack
+        Makes the malicious gradient of the true one, which all nodes of a group have in common: one that lives on
+        differences between honest nodes (ALIE, Min-Max) leaves it as it is.
+    """
+
+    code: LinearCode
+    attack: Attack
+    omniscient = True
+
+    def lies(self, vectors: Tensor, liars: Sequence[int], rng: torch.Generator) -> Tensor:
+        """See `Attack.lies`."""
+        chunks = torch.linalg.pinv(torch.from_numpy(self.code.generator)) @ vectors.cpu().to(torch.float64)
+        gradient = chunks.reshape(1, -1)
+        (malicious,) = self.attack.lies(gradient, [0], rng)
+        shares = [self.code.encode(malicious, liar) for liar in liars]
+        return torch.stack(shares).to(vectors) if shares else vectors[:0]
 
 
 @dataclass(frozen=True)

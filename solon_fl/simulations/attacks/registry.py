@@ -10,7 +10,7 @@ from solon_fl.coding import LinearCode
 from solon_fl.errors import ConfigurationError
 
 from .base import Attack
-from .code_aware import BelowTolerance, NearCodeword, OtherGradient, PartialCollusion, ProjectionAware, SameLie
+from .code_aware import BelowTolerance, Encoded, NearCodeword, OtherGradient, PartialCollusion, ProjectionAware, SameLie
 from .mods import attack_mod, crash_mod, label_flip_mod, late_mod, malformed_mod, silent_mod
 from .omniscient import Alie, FallOfEmpires, InnerProduct, Mimic, MinMax, MinSum
 from .simple import BitFlip, Constant, NotFinite, RandomGaussian, Reverse, SignFlip
@@ -141,6 +141,11 @@ ATTACKS: dict[str, NamedAttack] = {
         "replies of wrong shape, dtype, names or bytes", _without_vectors(malformed_mod), spoils_replies=True
     ),
     "same-lie": NamedAttack("all liars add one common vector", _plain(SameLie())),
+    "constant-encoded": NamedAttack(
+        "the shares of a gradient of -100 everywhere",
+        _against_code(lambda code: Encoded(code, Constant())),
+        needs_code=True,
+    ),
     "near-codeword": NamedAttack(
         "lies that other nodes' lies would nearly explain", _against_code(NearCodeword), needs_code=True
     ),
