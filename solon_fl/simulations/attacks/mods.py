@@ -49,9 +49,7 @@ def attack_mod(attack: Attack, liars: Collection[int] | None = None, seed: int =
         Of the liars' randomness.
     """
     liars = None if liars is None else frozenset(liars)
-    # What everybody sends, and what liars make of it, in the latest round: spares the next liar the work.
-    known: dict[object, Tensor] = {}
-    crafted: dict[object, Tensor] = {}
+    crafted: dict[object, Tensor] = {}  # all liars' lies of the latest round: spares the next liar the work
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         number = _node_number(message, context)
@@ -61,25 +59,23 @@ def attack_mod(attack: Attack, liars: Collection[int] | None = None, seed: int =
         if reply.has_error():
             return reply
         own = _vector(reply)
-        numbers = [number]
-        vectors = own[None]
-        if attack.omniscient:
-            numbers = _colluding_numbers(message, context)
-            key = (context.run_id, _round_number(message), numbers[0], len(numbers), own.numel())
-            if key not in known:
-                known.clear()
-                crafted.clear()
-                known[key] = torch.stack([_vector(_honest_reply(n, message, context, call_next)) for n in numbers])
-            vectors = known[key]
+        numbers = _colluding_numbers(message, context) if attack.omniscient else [number]
         lying = [row for row, n in enumerate(numbers) if n == number or (liars is not None and n in liars)]
-        if tuple(lying) in crafted:
-            return _with_vector(reply, crafted[tuple(lying)][lying.index(numbers.index(number))])
-        words = np.random.SeedSequence([seed, numbers[0], _round_number(message)]).generate_state(1, np.uint64)
-        rng = torch.Generator().manual_seed(int(words[0] >> np.uint64(1)))
-        lies = attack.lies(vectors, lying, rng)
-        if attack.omniscient:
-            crafted[tuple(lying)] = lies
-        return _with_vector(reply, lies[lying.index(numbers.index(number))])
+        key = (context.run_id, _round_number(message), numbers[0], len(numbers), own.numel(), tuple(lying))
+        if key not in crafted:
+            vectors = own[None]
+            if attack.omniscient:
+                crafted.clear()
+                vectors = own.new_empty(len(numbers), own.numel())
+                for row, n in zip(vectors, numbers, strict=True):
+                    row.copy_(_vector(_honest_reply(n, message, context, call_next)))
+            words = np.random.SeedSequence([seed, numbers[0], _round_number(message)]).generate_state(1, np.uint64)
+            rng = torch.Generator().manual_seed(int(words[0] >> np.uint64(1)))
+            crafted[key] = attack.lies(vectors, lying, rng)
+        lie = crafted[key][lying.index(numbers.index(number))]
+        if not attack.omniscient:
+            crafted.clear()
+        return _with_vector(reply, lie)
 
     return mod
 
