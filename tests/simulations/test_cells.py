@@ -188,11 +188,11 @@ def test_an_interrupted_comparison_goes_on_where_it_was(tmp_path: Path, runs: li
     def on_cell(cell: Cell | Scenario) -> Callable[[RoundRecord], None]:
         def on_round(record: RoundRecord) -> None:
             if len(runs) == 3 and record.round == 1:
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt("in the third run")
 
         return on_round
 
-    with pytest.raises(KeyboardInterrupt):  # noqa: PT012  # results before it count
+    with pytest.raises(KeyboardInterrupt, match="in the third run"):  # noqa: PT012  # results before it count
         for results in run_comparison(COMPARISON, tmp_path / "stopped", on_cell):
             finished.append(results)  # noqa: PERF402
     assert len(finished[-1].cells) == 2
@@ -214,6 +214,7 @@ def test_an_interrupted_comparison_goes_on_where_it_was(tmp_path: Path, runs: li
         lambda text: "3\n" + text,
         lambda text: "\xff",
     ],
+    ids=["empty", "half", "no end", "no beginning", "a number", "no text"],
 )
 def test_a_damaged_file_is_named(damage: Callable[[str], str], tmp_path: Path) -> None:
     run_all(tmp_path)
