@@ -157,7 +157,7 @@ def _draw_cells(axes: Axes, cells: Sequence[Cell], results: Results, network: Ne
         if cell.error:
             axes.plot(across[-1:], cell.accuracies[-1:], "x", color=contender.colour, markersize=9, label="_aborted")
     style_axes(axes)
-    if network:
+    if network and any(len(cell.accuracies) > 1 for cell in cells):
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
         axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))

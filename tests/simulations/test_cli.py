@@ -77,7 +77,8 @@ def test_compare_leaves_a_report_and_runs_nothing_twice(tmp_path: Path) -> None:
     second = solon_fl(*COMPARE, "--output", str(tmp_path / "[out]"))
     assert second.returncode == 0, second.stderr
     assert second.stdout.count("was run before") == 4
-    assert second.stdout[second.stdout.index("accuracy") :] == first.stdout[first.stdout.index("accuracy   verd") :]
+    title = "A quarter of 20 nodes lie"
+    assert second.stdout.partition(title)[2] == first.stdout.partition(title)[2] != ""
 
 
 @pytest.mark.slow

@@ -146,7 +146,6 @@ def test_tables_fit_a_terminal_and_cut_nothing(attacks: tuple[str | None, ...]) 
     text = rendered(times_table(results))
     if "alie-1.5" in attacks:
         assert all(name in text for name in NETWORKS)
-        assert "not possible" in rendered(comparison_table(results))
 
 
 def test_tables_show_what_the_cells_hold() -> None:
@@ -155,7 +154,7 @@ def test_tables_show_what_the_cells_hold() -> None:
     assert ["none", "Solon", "80.1%", "survived", "1", "250"] in rows
     assert ["alie", "Solon", "79.9%", "survived", "1", "250", "all", "2"] in rows
     assert ["alie", "FedAvg", "12.3%", "broken", "1", "250"] in rows
-    assert ["alie", "MultiKrum", "10.0%", "broken", "0", "0"] in rows
+    assert ["alie", "MultiKrum", "10.0%", "broken", "(aborted)", "0", "0"] in rows
     assert ["alie", "Bulyan", "-", "not", "possible"] in rows
     text = rendered(times_table(results))
     assert "Seconds to 76.0% accuracy" in text
