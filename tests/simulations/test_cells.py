@@ -164,15 +164,13 @@ def test_results_grow_cell_by_cell_and_are_not_made_twice(tmp_path: Path, runs: 
 def test_a_changed_setting_is_run_anew_and_the_old_files_stay(tmp_path: Path, runs: list[Scenario]) -> None:
     run_all(tmp_path)
     before = files(tmp_path)
-    for number, changes in enumerate(
-        (
-            {"rounds": 1},
-            {"learning_rate": 0.01},
-            {"config": replace(COMPARISON.scenario.config, seed=1)},
-            {"num_liars": 1},
-        ),
-        start=2,
-    ):
+    changed: list[dict[str, Any]] = [
+        {"rounds": 1},
+        {"learning_rate": 0.01},
+        {"config": replace(COMPARISON.scenario.config, seed=1)},
+        {"num_liars": 1},
+    ]
+    for number, changes in enumerate(changed, start=2):
         run_all(tmp_path, replace(COMPARISON, scenario=replace(COMPARISON.scenario, **changes)))
         assert len(runs) == len(files(tmp_path)) == 4 * number
     assert before.items() <= files(tmp_path).items()

@@ -1,4 +1,5 @@
 import sys
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -115,7 +116,7 @@ def mean_of_the_rest(vectors: Tensor, f: int) -> Tensor:
     return vectors.sort(0).values[f : len(vectors) - f].mean(0)
 
 
-RULES = {
+RULES: dict[str, Callable[[Tensor], Tensor]] = {
     "fedavg": lambda vectors: vectors.mean(0),
     "fedmedian": lambda vectors: vectors.quantile(0.5, dim=0),
     "fedtrimmedavg": lambda vectors: mean_of_the_rest(vectors, 2),
