@@ -163,17 +163,21 @@ class Results:
         """Return what became of a run: "survived", "harmed" or "broken"; None if there is nothing to judge by.
 
         Harmed: the final accuracy is more than 2 points below the reference's. Broken: more than half of what
-        training gains is lost, or the run broke off.
+        training gains is lost, and more than 2 points, or the run broke off.
         """
-        if self.reference is None or not cell.lines:
+        if not cell.lines:
             return None
         if cell.error is not None or not cell.accuracies:
             return "broken"
+        if self.reference is None:
+            return None
         start, end = self.reference.accuracies[0], self.reference.accuracies[-1]
-        lost = end - cell.accuracies[-1]
-        if lost > BROKEN_BELOW * (end - start):
-            return "broken"
-        return "harmed" if lost > HARMED_BELOW else "survived"
+        if end <= start:
+            return None  # nothing was learnt that could be lost
+        lost = round(end - cell.accuracies[-1], 9)  # two points are 0.02, not 0.02 and some float noise
+        if lost <= HARMED_BELOW:
+            return "survived"
+        return "broken" if lost > round(BROKEN_BELOW * (end - start), 9) else "harmed"
 
 
 def run_comparison(
@@ -220,11 +224,19 @@ def _cell(comparison: Comparison, strategy: str, attack: str | None, folder: Pat
 
 def _read(path: Path) -> tuple[dict[str, Any], ...]:
     try:
-        return tuple(json.loads(line) for line in path.read_text().splitlines())
+        lines = tuple(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
     except (OSError, ValueError) as error:
         raise ConfigurationError(
             f"{path} should hold a finished run; got {error}; delete it to run it again."
         ) from error
+    if not (
+        all(isinstance(line, dict) for line in lines) and lines and "scenario" in lines[0] and "error" in lines[-1]
+    ):
+        raise ConfigurationError(
+            f"{path} should hold a finished run; got {len(lines)} lines without its beginning or end; "
+            "delete it to run it again."
+        )
+    return lines
 
 
 def _digest(scenario: Scenario) -> str:
@@ -241,7 +253,12 @@ def _batch_seconds(comparison: Comparison, folder: Path) -> float:
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(measure_batch_seconds(comparison.scenario)))
-    return float(json.loads(path.read_text()))
+    try:
+        return float(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"{path} should hold the seconds of a batch; got {error}; delete it to measure them again."
+        ) from error
 
 
 def _server_seconds(report: dict[str, Any]) -> float:

@@ -2,7 +2,8 @@
 
 import difflib
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
@@ -20,6 +21,7 @@ __all__ = ["Comparison", "load_comparison", "parse_comparison", "shipped_compari
 
 NO_ATTACK = "none"  # what None is called in files and on the command line
 _CHOSEN_PER_CELL = ("strategy", "attack")
+_TABLES = ("config", "scenario", "network")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +71,13 @@ class Comparison:
                 if value not in known:
                     raise ConfigurationError(_unknown(name, value, [item or NO_ATTACK for item in known]))
             if len(set(values)) < len(values):
-                raise ConfigurationError(f"{name} must name each once; got {', '.join(map(str, values))}.")
+                got = ", ".join(value or NO_ATTACK for value in values)
+                raise ConfigurationError(f"{name} must name each once; got {got}.")
         if not self.networks:
             raise ConfigurationError("networks must name at least one; got none.")
+        names = [network.name for network in self.networks]
+        if len(set(names)) < len(names):
+            raise ConfigurationError(f"networks must name each once; got {', '.join(names)}.")
         if self.batch_seconds is not None and not 0 <= self.batch_seconds < float("inf"):
             raise ConfigurationError(f"batch_seconds must not be negative; got batch_seconds={self.batch_seconds}.")
         if self.target_accuracy is not None and not 0 < self.target_accuracy < 1:
@@ -119,9 +125,9 @@ def load_comparison(name: str, overrides: Mapping[str, Mapping[str, Any]] | None
             _unknown("comparison", name, _shipped_names()) + " A file of yours must have a name that ends in .toml."
         )
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path}: can't be read: {error}; check the path.") from error
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark of its encoding
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(_printable(f"{path}: can't be read: {error}; check the path.")) from error
     return parse_comparison(text, str(path), overrides)
 
 
@@ -129,30 +135,41 @@ def parse_comparison(text: str, source: str, overrides: Mapping[str, Mapping[str
     """Return the comparison that a TOML text describes; `source` is what error messages call it."""
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError(f"{source}: not valid TOML: {error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(_printable(f"{source}: not valid TOML: {error}.")) from error
     try:
         return _build(document, overrides or {})
     except ConfigurationError as error:
-        raise ConfigurationError(f"{source}: {error}") from error
+        raise ConfigurationError(_printable(f"{source}: {error}")) from error
+    except (ArithmeticError, ValueError, MemoryError) as error:
+        raise ConfigurationError(_printable(f"{source}: a number is too large: {error}; lower it.")) from error
 
 
 def _build(document: dict[str, Any], overrides: Mapping[str, Mapping[str, Any]]) -> Comparison:
-    tables = {name: document.pop(name, {}) for name in ("config", "scenario", "network")}
+    top_level = [field.name for field in fields(Comparison) if field.name not in _TABLES]
+    for name in document:
+        if name not in (*top_level, *_TABLES):
+            raise ConfigurationError(_unknown("key", name, [*top_level, *_TABLES]))
+    tables = {name: document.pop(name, {}) for name in _TABLES}
     for name, table in tables.items():
         if not isinstance(table, dict):
             raise ConfigurationError(f"{name} must be a table, [{name}]; got {name} = {table!r}.")
     document |= overrides.get("", {})
-    config = SolonConfig(
-        **_checked("config", SolonConfig, tables["config"] | dict(overrides.get("config", {})), required=True)
-    )
+    settings = tables["config"] | dict(overrides.get("config", {}))
+    settings = _checked("config", SolonConfig, settings, required=True)
+    with _in_table("config"):
+        config = SolonConfig(**settings)
     settings = tables["scenario"] | dict(overrides.get("scenario", {}))
-    scenario = Scenario(config=config, **_checked("scenario", Scenario, settings, ("config", *_CHOSEN_PER_CELL)))
+    settings = _checked("scenario", Scenario, settings, ("config", *_CHOSEN_PER_CELL))
+    with _in_table("scenario"):
+        scenario = Scenario(config=config, **settings)
     networks = dict(NETWORKS)
     for name, table in tables["network"].items():
         if not isinstance(table, dict):
             raise ConfigurationError(f"network must hold tables, [network.{name}]; got {name} = {table!r}.")
-        networks[name] = Network(name=name, **_checked(f"network.{name}", Network, table, ("name",), required=True))
+        rates = _checked(f"network.{name}", Network, table, ("name",), required=True)
+        with _in_table(f"network.{name}"):
+            networks[name] = Network(name=name, **rates)
     top = _checked("", Comparison, document, ("scenario",), required=True)
     if "attacks" in top:
         top["attacks"] = tuple(None if attack == NO_ATTACK else attack for attack in top["attacks"])
@@ -179,6 +196,20 @@ def _checked(
         if missing:
             raise ConfigurationError(f"{where}needs {', '.join(missing)}; add {missing[0]} = ....")
     return {name: _typed(where + name, value, hints[name]) for name, value in values.items()}
+
+
+@contextmanager
+def _in_table(table: str) -> Iterator[None]:
+    """Say in an error which table is wrong."""
+    try:
+        yield
+    except ConfigurationError as error:
+        raise ConfigurationError(f"[{table}] {error}") from error
+
+
+def _printable(message: str) -> str:
+    """Return a message as one line: files hold any characters."""
+    return "".join(character if character.isprintable() else " " for character in message)
 
 
 def _has_no_default(field: Any) -> bool:

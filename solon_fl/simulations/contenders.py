@@ -145,7 +145,7 @@ class _Flower(Contender):
 
 
 def _trimmed(nodes: int, liars: int, **everybody: Any) -> Strategy:
-    return FedTrimmedAvg(beta=(liars + 0.5) / nodes, **everybody)  # it cuts int(beta * nodes) at each end
+    return FedTrimmedAvg(beta=(liars + 0.25) / nodes, **everybody)  # it cuts int(beta * nodes) at each end
 
 
 def _multikrum(nodes: int, liars: int, **everybody: Any) -> Strategy:

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from solon_fl.simulations.attacks.registry import ATTACKS
@@ -31,14 +32,12 @@ VERDICT_STYLES = {"survived": "green", "harmed": "yellow", "broken": "bold red",
 
 def comparison_table(results: Results) -> Table:
     """Return a table with one row a run: what came of it, and what a round cost."""
-    table = Table(title=results.comparison.title, title_justify="left", box=box.SIMPLE_HEAD)
-    for heading in ("attack", "strategy"):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("accuracy", justify="right")
-    table.add_column("verdict")
-    table.add_column("MB sent\na round", justify="right")
-    table.add_column("server ms\na round", justify="right")
-    table.add_column("liars named")
+    table = _table(escape(results.comparison.title))
+    table.add_column("accuracy", justify="right", overflow="fold")
+    table.add_column("verdict", overflow="fold")
+    table.add_column("MB sent\na round", justify="right", overflow="fold")
+    table.add_column("ms of\nserver", justify="right", overflow="fold")
+    table.add_column("liars named", overflow="fold")
     for cell in results.cells:
         table.add_row(*_names(cell), *_outcome(results, cell), end_section=_ends_section(results, cell))
     return table
@@ -49,12 +48,9 @@ def times_table(results: Results) -> Table | None:
     target = results.target_accuracy
     if target is None:
         return None
-    title = f"Seconds to {target:.1%} accuracy (in brackets: in units of Solon's)"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for heading in ("attack", "strategy"):
-        table.add_column(heading, no_wrap=True)
+    table = _table(f"Seconds to {target:.1%} accuracy (in brackets: in units of Solon's)")
     for network in results.comparison.networks:
-        table.add_column(network.name, justify="right")
+        table.add_column(escape(network.name), justify="right", overflow="fold")
     for cell in results.cells:
         times = []
         for network in results.comparison.networks if cell.lines else ():
@@ -65,8 +61,26 @@ def times_table(results: Results) -> Table | None:
     return table
 
 
+def _table(title: str) -> Table:
+    """Return a table for attacks and strategies that leaves room, in 80 columns, for more."""
+    table = Table(
+        title=title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    for heading in ("attack", "strategy"):
+        table.add_column(heading, no_wrap=True)
+    return table
+
+
 def _names(cell: Cell) -> tuple[str, str]:
-    return cell.attack or NO_ATTACK, STRATEGIES[cell.strategy].title
+    attack = cell.attack or NO_ATTACK
+    if len(attack) > 10:
+        attack = attack.replace("-", "-\n", 1)
+    return attack, STRATEGIES[cell.strategy].title
 
 
 def _outcome(results: Results, cell: Cell) -> tuple[str, ...]:
@@ -115,7 +129,8 @@ def plot_accuracy(results: Results, network: Network | None = None) -> Figure:
         liars = len(cells[0].liars)
         nodes = results.comparison.scenario.config.num_nodes
         axes.set_title(f"{attack}: {liars} of {nodes} nodes lie" if attack else "no attack", loc="left", fontsize=10)
-        axes.set_xlabel(f"seconds on {network.name}" if network else "round", fontsize=9)
+        label = f"seconds on {network.name}" if network else "round"
+        axes.set_xlabel(label, fontsize=9, parse_math=False)
     for axes in panels[len(attacks) :]:
         axes.set_visible(False)
     for number, axes in enumerate(panels):
@@ -142,7 +157,7 @@ def _draw_cells(axes: Axes, cells: Sequence[Cell], results: Results, network: Ne
         if cell.error:
             axes.plot(across[-1:], cell.accuracies[-1:], "x", color=contender.colour, markersize=9, label="_aborted")
     style_axes(axes)
-    if network:
+    if network and any(len(cell.accuracies) > 1 for cell in cells):
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
         axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
@@ -216,11 +231,13 @@ def headlines(results: Results) -> list[str]:
             continue
         by: dict[str, list[str]] = {"broken": [], "harmed": [], "survived": []}
         for cell in cells:
-            by[results.verdict(cell) or "survived"].append(str(cell.attack))
+            verdict = results.verdict(cell)
+            if verdict is not None:
+                by[verdict].append(str(cell.attack))
         title = STRATEGIES[strategy].title
-        if not by["broken"] and not by["harmed"]:
-            sentences.append(f"{title} survived all {len(cells)} attacks.")
-        else:
+        if len(by["survived"]) == len(cells):
+            sentences.append(f"{title} survived {_all_of(by['survived'])}.")
+        elif by["broken"] or by["harmed"]:
             parts = [f"{verdict} by {', '.join(by[verdict])}" for verdict in ("broken", "harmed") if by[verdict]]
             sentences.append(f"{title} was {' and '.join(parts)}.")
     for network in comparison.networks:
@@ -236,6 +253,10 @@ def headlines(results: Results) -> list[str]:
                 f"On {network.name}, without an attack, to the same accuracy in units of Solon's time: {times}."
             )
     return sentences
+
+
+def _all_of(attacks: list[str]) -> str:
+    return f"all {len(attacks)} attacks" if len(attacks) > 1 else attacks[0]
 
 
 def speed(results: Results, cell: Cell | None, network: Network) -> float | None:
@@ -267,6 +288,6 @@ def _round_time(results: Results, strategy: str, network: Network) -> dict[str, 
 def _svg(figure: Figure) -> str:
     """Return a figure as an SVG element."""
     stream = io.StringIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None})
+    figure.savefig(stream, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = stream.getvalue()
     return text[text.index("<svg") :]

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from solon_fl.simulations.cli import main
+
 
 def solon_fl(*arguments: str) -> subprocess.CompletedProcess[str]:
     code = "from solon_fl.simulations.cli import main; main()"
@@ -57,3 +59,85 @@ def test_help_teaches() -> None:
     assert done.returncode == 0
     for word in ("--byzantine", "--compression", "alie", "resnet18", "fashion-mnist-6k"):
         assert word in done.stdout
+
+
+COMPARE = (
+    *("compare", "--strategies", "solon,fedavg", "--attacks", "none,reverse", "--nodes", "14", "--byzantine", "2"),
+    *("--compression", "3", "--model", "logistic", "--rounds", "2", "--networks", "cluster-1g,home-20m"),
+)
+
+
+@pytest.mark.slow
+def test_compare_leaves_a_report_and_runs_nothing_twice(tmp_path: Path) -> None:
+    first = solon_fl(*COMPARE, "--output", str(tmp_path / "[out]"))
+    assert first.returncode == 0, first.stderr
+    assert "was run before" not in first.stdout
+    assert "home-20m" in first.stdout
+    assert f"Report: {tmp_path / '[out]' / 'report.html'}" in first.stdout
+    assert {path.name for path in (tmp_path / "[out]").iterdir()} == {"report.html", "accuracy.png", "runs"}
+    assert len(list((tmp_path / "[out]" / "runs").glob("*.jsonl"))) == 4
+    second = solon_fl(*COMPARE, "--output", str(tmp_path / "[out]"))
+    assert second.returncode == 0, second.stderr
+    assert second.stdout.count("was run before") == 4
+    title = "A quarter of 20 nodes lie"
+    assert second.stdout.partition(title)[2] == first.stdout.partition(title)[2] != ""
+
+
+@pytest.mark.slow
+def test_compare_says_what_it_could_not_run(tmp_path: Path) -> None:
+    done = solon_fl(
+        *("compare", "--strategies", "bulyan,byzfl-caf", "--attacks", "none", "--nodes", "7", "--byzantine", "2"),
+        *("--compression", "3", "--model", "logistic", "--rounds", "1", "--output", str(tmp_path)),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Bulyan needs at least 11 nodes for 2 liars; got num_nodes=7" in done.stdout
+    assert "not possible" in done.stdout
+
+
+@pytest.mark.slow
+def test_compare_lists_what_comes_with_the_package() -> None:
+    done = solon_fl("compare", "--list")
+    assert done.returncode == 0
+    for words in ("demo", "A quarter of 20 nodes lie", "paper-cifar10-small", "paper-mr", "VGG13 on SVHN"):
+        assert words in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rounds", "0"], "demo: [scenario] rounds must be at least 1; got rounds=0"),
+        (["--strategies", "solon,nosuch"], "strategies: there is no 'nosuch'"),
+        (["--networks", "cluster-2g"], "did you mean cluster-1"),
+        (["--target-accuracy", "95"], "target_accuracy=95.0"),
+        (["--nodes", "23"], "demo: [config] num_nodes must be a multiple of group_size; got num_nodes=23"),
+        (["papper-mr"], "there is no 'papper-mr'; did you mean paper-mr?"),
+        (["[/red].toml"], "[/red].toml: can't be read"),
+    ],
+)
+def test_bad_settings_of_a_comparison_are_one_line(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["solon-fl", "compare", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    told = capsys.readouterr()
+    assert message in told.err
+    assert told.err.startswith("error: ")
+    assert told.err.count("\n") == 1
+    assert told.out == ""
+
+
+@pytest.mark.slow
+def test_bad_settings_of_a_comparison_are_one_line_in_a_process_of_its_own() -> None:
+    done = solon_fl("compare", "--threads", "0")
+    assert done.returncode == 2
+    assert done.stderr == "error: threads must be at least 1; got threads=0.\n"
+
+
+@pytest.mark.slow
+def test_the_demo_runs(tmp_path: Path) -> None:
+    done = solon_fl("demo", "--rounds", "1", "--output", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    for words in ("20 nodes, 5 of them liars", "MultiKrum", "reverse", "Report: "):
+        assert words in done.stdout
+    assert (tmp_path / "report.html").is_file()

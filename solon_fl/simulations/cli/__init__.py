@@ -4,6 +4,7 @@ import sys
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from solon_fl.errors import SolonError
 from solon_fl.simulations.cli.compare import compare_command
@@ -32,5 +33,5 @@ def main() -> None:
     try:
         app()
     except SolonError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from solon_fl.errors import ConfigurationError
@@ -132,11 +133,11 @@ def _show(results: Results, output: Path) -> None:
     if (times := times_table(results)) is not None:
         console.print(times)
     for refusal in dict.fromkeys(cell.refusal for cell in results.cells if cell.refusal):
-        console.print(f"[dim]Not possible: {refusal}[/]", highlight=False, soft_wrap=True)
+        console.print(f"[dim]Not possible: {escape(refusal)}[/]", highlight=False, soft_wrap=True)
     write_report(results, output / "report.html", [Path(sys.argv[0]).name, *sys.argv[1:]])
     plot_accuracy(results).savefig(output / "accuracy.png", dpi=120)
-    console.print(f"Report: {output / 'report.html'}", highlight=False, soft_wrap=True)
-    console.print(f"Plot:   {output / 'accuracy.png'}", highlight=False, soft_wrap=True)
+    console.print(f"Report: {output / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"Plot:   {output / 'accuracy.png'}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_list() -> None:
