@@ -5,22 +5,27 @@ delta / sigma_min(G[S]). The worst S decides what a code can promise.
 """
 
 import math
+from collections.abc import Iterator
 from functools import lru_cache
-from itertools import combinations
+from itertools import combinations, islice
 
 import numpy as np
 import torch
 
-from ._types import ComplexArray, FloatArray
+from ._types import ComplexArray, FloatArray, IntArray
+from .locating import parity_of
 
 __all__ = ["lagrange_bound", "worst_amplification"]
 
-MAX_SUBSETS = 120_000  # enumerated exactly up to here (a fraction of a second), bounded from above beyond
+MAX_COST = 1e9  # multiply-adds of an exact search, some 0.5 s; beyond, the answer is a bound
+COST_OF_A_SET = 2000  # multiply-adds in the time that one set takes whatever the size of its matrix
+BLOCK_BYTES = 2**21  # of the matrices looked at together
+RELIABLE = 1e6  # an inverse of that norm still has 4 digits, though it is that of a Gram matrix
 
 
 @lru_cache(maxsize=256)
 def worst_amplification(generator: bytes, group_size: int, num_rows: int, cyclic: bool) -> float:
-    """Return max over S, |S| = num_rows, of 1 / sigma_min(G[S]); inf where S are too many to look at all.
+    """Return max over S, |S| = num_rows, of 1 / sigma_min(G[S]); inf where that would take longer than MAX_COST.
 
     Parameters
     ----------
@@ -33,31 +38,95 @@ def worst_amplification(generator: bytes, group_size: int, num_rows: int, cyclic
     cyclic : bool
         Whether rotating the slots leaves every singular value as it is (true of the Fourier code): then
         only the sets that hold slot 0 need be looked at.
+
+    Notes
+    -----
+    If G has orthogonal columns of one norm g (the Fourier code), [G / g, H^T] is an orthogonal matrix, so that by
+    its CS decomposition sigma_min(G[S]) = g sigma_min(H[:, T]), T the r - num_rows rows left out: for k near r that
+    is a matrix of a few rows instead of k. The smaller of the two is searched.
+    Cost: one inverse of such a matrix for each set, at most MAX_COST in all. Memory: some 10 times BLOCK_BYTES.
     """
     rows = np.frombuffer(generator, dtype=np.float64).reshape(group_size, -1)
-    first = [0] if cyclic else []
-    if math.comb(group_size - len(first), num_rows - len(first)) > MAX_SUBSETS:
+    compression = rows.shape[1]
+    norm = _common_norm(rows)
+    if norm and num_rows == group_size:
+        return 1 / norm
+    if _search_cost(group_size, compression, num_rows, orthogonal=norm > 0, cyclic=cyclic) > MAX_COST:
         return math.inf
-    rest = combinations(range(len(first), group_size), num_rows - len(first))
-    subsets = np.array([first + list(other) for other in rest])
-    parts = np.array_split(subsets, max(1, len(subsets) // 20_000))
-    # |pinv|_F / sqrt(k) <= 1 / sigma_min <= |pinv|_F: the cheap Frobenius norm leaves few for the SVD.
-    frobenius = np.concatenate([_pinv_frobenius(rows[part]) for part in parts])
-    threshold = 0.5 * np.nanmax(frobenius) / math.sqrt(rows.shape[1])
-    candidates = subsets[~(frobenius < threshold)]  # written so that a NaN stays in
-    smallest = float(np.linalg.svd(rows[candidates], compute_uv=False)[:, -1].min())
+    by_rest = norm > 0 and _takes_rest(group_size, compression, num_rows)
+    vectors, scale = (np.ascontiguousarray(parity_of(rows).T), norm) if by_rest else (rows, 1.0)
+    worst = 0.0
+    for sets in _blocks_of_sets(group_size, group_size - num_rows if by_rest else num_rows, vectors.shape[1], cyclic):
+        matrices = vectors[sets]
+        bounds = _inverse_bounds(matrices if matrices.shape[1] >= matrices.shape[2] else matrices.transpose(0, 2, 1))
+        # The largest bound first: few others are then above what it really is. NaN counts as above.
+        worst = max(worst, _inverse_norm(matrices[np.nan_to_num(bounds, nan=math.inf).argmax()][None]))
+        threshold = np.where(bounds < RELIABLE, 0.99, 0.5) * worst
+        candidates = matrices[~(bounds < threshold)]
+        if len(candidates):
+            worst = max(worst, _inverse_norm(candidates))
+    return worst / scale
+
+
+def _search_cost(group_size: int, compression: int, num_rows: int, *, orthogonal: bool, cyclic: bool) -> float:
+    """Return the multiply-adds (about) that an exact search takes: those of one inverse for each set."""
+    rest = group_size - num_rows
+    by_rest = orthogonal and _takes_rest(group_size, compression, num_rows)
+    long, short = (group_size - compression, rest) if by_rest else (num_rows, compression)
+    fixed = int(cyclic and rest > 0)
+    num_sets = math.comb(group_size - fixed, min(num_rows, rest) - fixed)
+    return num_sets * (COST_OF_A_SET + float(long + 2 * short) * short**2)
+
+
+def _takes_rest(group_size: int, compression: int, num_rows: int) -> bool:
+    """Whether the matrices of the rows left out are smaller than those of the rows themselves."""
+    return (group_size - compression) * (group_size - num_rows) ** 2 < num_rows * compression**2
+
+
+def _common_norm(rows: FloatArray) -> float:
+    """Return the norm that all columns have, if they are orthogonal, else 0."""
+    gram = rows.T @ rows
+    square = float(gram[0, 0])
+    return math.sqrt(square) if np.abs(gram - square * np.eye(len(gram))).max() <= 1e-12 * square else 0.0
+
+
+def _blocks_of_sets(group_size: int, size: int, width: int, cyclic: bool) -> Iterator[IntArray]:
+    """Yield (N, size) sets of slots, of those that are rotations of each other at least one if `cyclic`.
+
+    The smaller of a set and its complement is enumerated, and holds slot 0 if `cyclic`: that leaves fewer.
+    """
+    least = min(size, group_size - size)
+    fixed = [0] if cyclic and least else []
+    rest = combinations(range(len(fixed), group_size), least - len(fixed))
+    length = max(1, BLOCK_BYTES // (8 * max(size * width, group_size)))
+    while block := list(islice(rest, length)):
+        sets = np.zeros((len(block), least), dtype=np.int64)
+        sets[:, len(fixed) :] = np.array(block, dtype=np.int64).reshape(len(block), -1)
+        if least < size:
+            outside = np.ones((len(sets), group_size), dtype=bool)
+            np.put_along_axis(outside, sets, False, axis=1)
+            sets = np.nonzero(outside)[1].reshape(len(sets), size)
+        yield sets
+
+
+def _inverse_norm(matrices: FloatArray) -> float:
+    """Return the largest 1 / sigma_min of (N, a, b) matrices."""
+    smallest = float(np.linalg.svd(matrices, compute_uv=False)[:, -1].min())
     return 1 / smallest if smallest > 0 else math.inf
 
 
-def _pinv_frobenius(matrices: FloatArray) -> FloatArray:
-    """Return the Frobenius norms of the pseudo-inverses of (N, a, k) matrices, a >= k."""
+def _inverse_bounds(matrices: FloatArray) -> FloatArray:
+    """Return an upper bound on 1 / sigma_min, at most k^(1/4) times it, for (N, a, k) matrices, a >= k.
+
+    The 4-norm of the singular values of the pseudo-inverse: that is |(A^T A)^-1|_F^(1/2).
+    """
     batch = torch.from_numpy(matrices)
     if batch.shape[1] == batch.shape[2]:
         inverse = torch.linalg.inv_ex(batch).inverse
-        return np.asarray(torch.linalg.matrix_norm(inverse).numpy(), dtype=np.float64)
-    gram_inverse = torch.linalg.inv_ex(batch.mT @ batch).inverse
-    trace = gram_inverse.diagonal(dim1=-2, dim2=-1).sum(-1)
-    return np.asarray(trace.abs().sqrt().numpy(), dtype=np.float64)
+        gram_inverse = inverse @ inverse.mT
+    else:
+        gram_inverse = torch.linalg.inv_ex(batch.mT @ batch).inverse
+    return np.asarray(torch.linalg.matrix_norm(gram_inverse).sqrt().numpy(), dtype=np.float64)
 
 
 def lagrange_bound(points: ComplexArray, multipliers: ComplexArray, num_rows: int) -> float:

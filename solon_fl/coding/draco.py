@@ -7,7 +7,7 @@ gradient's length; from all of them the server recovers the mean over the batche
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,7 +21,7 @@ from ._types import FloatArray
 from .decoder import LARGEST_NORM, SMALLEST_NUMBER
 from .projection import BLOCK, project_rows
 
-__all__ = ["FAILED", "DracoCode", "DracoDecoded", "Received", "weighted_sum"]
+__all__ = ["FAILED", "DracoCode", "DracoDecoded", "Received", "receive", "smallest_norm", "weighted_sum"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,30 +158,40 @@ class DracoCode(ABC):
             return FAILED
         commonest, _ = Counter(kinds.values()).most_common(1)[0]
         alike = {node: vectors[node].detach() for node in sorted(kinds) if kinds[node] == commonest}
-        return self._decode(_receive(alike, self.num_nodes, generator))
+        return self._decode(alike, generator)
 
     @abstractmethod
-    def _decode(self, received: Received) -> DracoDecoded: ...
+    def _decode(self, vectors: dict[int, Tensor], generator: torch.Generator | None) -> DracoDecoded:
+        """Decode vectors of one shape, dtype and device, one or more, which need not be finite."""
 
 
-def _receive(vectors: dict[int, Tensor], num_nodes: int, generator: torch.Generator | None) -> Received:
-    """Project the vectors, and drop those that are not finite."""
+def receive(
+    vectors: dict[int, Tensor],
+    num_nodes: int,
+    generator: torch.Generator | None,
+    observe: Callable[[int, Tensor], None] | None = None,
+) -> Received:
+    """Project the vectors, and drop those that are not finite; see `project_rows` for `observe`."""
     parts = [part for vector in vectors.values() for part in vector.reshape(-1, vector.shape[-1])]
-    projected, norms = project_rows(parts, generator)
+    projected, norms = project_rows(parts, generator, observe)
     rows = np.zeros((num_nodes, projected.size // len(vectors)))
     sizes = np.zeros(num_nodes)
     rows[list(vectors)] = projected.reshape(len(vectors), -1)
     sizes[list(vectors)] = np.hypot.reduce(norms.reshape(len(vectors), -1), axis=1)
     usable = sizes < LARGEST_NORM  # false for NaN
     rows[~usable], sizes[~usable] = 0, 0
-    smallest = max(torch.finfo(parts[0].dtype).smallest_normal, SMALLEST_NUMBER)
     return Received(
         vectors={node: vector for node, vector in vectors.items() if usable[node]},
         projected=rows,
         norms=sizes,
         rounding=torch.finfo(parts[0].dtype).eps,
-        floor=smallest * math.sqrt(parts[0].numel()),
+        floor=smallest_norm(parts[0]),
     )
+
+
+def smallest_norm(vector: Tensor) -> float:
+    """Return the norm up to which a vector of that dtype and length means nothing."""
+    return max(torch.finfo(vector.dtype).smallest_normal, SMALLEST_NUMBER) * math.sqrt(vector.shape[-1])
 
 
 def weighted_sum(weights: FloatArray, vectors: Sequence[Tensor]) -> Tensor:

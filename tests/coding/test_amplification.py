@@ -1,10 +1,14 @@
 import math
+import warnings
 
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from solon_fl import FourierCode, LinearCode, VandermondeCode
-from solon_fl.coding import amplification
+from solon_fl.coding import CertificateWarning, amplification
+from solon_fl.coding._types import FloatArray
 from solon_fl.coding.amplification import lagrange_bound, worst_amplification
 from tests.oracles import largest_amplification
 
@@ -45,10 +49,66 @@ def test_fewer_rows_amplify_no_less() -> None:
     assert values == sorted(values, reverse=True)
 
 
-def test_too_many_subsets_fall_back_to_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.filterwarnings("ignore::solon_fl.coding.CertificateWarning")
+@pytest.mark.parametrize("kind", CODES)
+@pytest.mark.parametrize(("group_size", "compression"), [(9, 8), (12, 9), (13, 11), (14, 12), (14, 14)])
+def test_rows_left_out_tell_as_much_as_those_kept(kind: type[LinearCode], group_size: int, compression: int) -> None:
+    code = kind(byzantine=0, compression=compression, group_size=group_size)
+    for num_rows in range(compression, group_size + 1):
+        expected = largest_amplification(code.generator, num_rows)
+        assert code.worst_amplification(num_rows) == pytest.approx(expected, rel=max(1e-9, 1e-14 * expected))
+
+
+@pytest.mark.parametrize("num_rows", [4, 5, 6])
+def test_the_scale_of_a_generator_counts(num_rows: int) -> None:
+    generator = FourierCode(byzantine=1, compression=4).generator
+    amplification_of_10 = worst_amplification((10 * generator).tobytes(), 6, num_rows, True)
+    assert amplification_of_10 == pytest.approx(largest_amplification(generator, num_rows) / 10, rel=1e-9)
+
+
+@pytest.mark.slow
+@given(
+    kind=st.sampled_from(CODES),
+    sizes=st.tuples(*[st.integers(1, 256)] * 3).map(sorted),
+)
+@settings(max_examples=20, deadline=None)
+@example(FourierCode, [118, 118, 120])
+@example(FourierCode, [248, 248, 250])
+@example(FourierCode, [10, 10, 20])
+@example(FourierCode, [31, 31, 37])
+@example(FourierCode, [3, 255, 256])
+@example(VandermondeCode, [17, 20, 21])
+def test_a_search_is_bounded_in_memory_and_in_work(kind: type[LinearCode], sizes: list[int]) -> None:
+    compression, num_rows, group_size = sizes
+    arrays: list[tuple[int, int, int]] = []
+    bounds = amplification._inverse_bounds
+
+    def record(matrices: FloatArray) -> FloatArray:
+        assert matrices.nbytes <= amplification.BLOCK_BYTES
+        arrays.append(matrices.shape)
+        return bounds(matrices)
+
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        warnings.simplefilter("ignore", CertificateWarning)
+        code = kind(byzantine=0, compression=compression, group_size=group_size)
+        patch.setattr(amplification, "_inverse_bounds", record)
+        worst_amplification.cache_clear()
+        assert code.worst_amplification(num_rows) >= largest_of_some(code.generator, num_rows) * (1 - 1e-9)
+    assert sum(number * (long + 2 * short) * short**2 for number, long, short in arrays) <= amplification.MAX_COST
+
+
+def largest_of_some(generator: FloatArray, num_rows: int) -> float:
+    """Return the largest 1 / sigma_min over windows of neighbours: a lower bound; 0 where float64 can't tell."""
+    starts = range(0, len(generator), 1 + len(generator) // 4)
+    rows = [generator.take(range(start, start + num_rows), axis=0, mode="wrap") for start in starts]
+    largest = max(1 / max(float(np.linalg.svd(part)[1][-1]), 1e-300) for part in rows)
+    return largest if largest < 1e6 else 0.0
+
+
+def test_a_search_that_costs_too_much_falls_back_to_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     code = FourierCode(byzantine=3, compression=5)
     exact = worst_amplification(code.generator.tobytes(), 11, 5, True)
-    monkeypatch.setattr(amplification, "MAX_SUBSETS", 10)
+    monkeypatch.setattr(amplification, "MAX_COST", 10)
     worst_amplification.cache_clear()
     assert worst_amplification(code.generator.tobytes(), 11, 5, True) == math.inf
     assert exact <= code.worst_amplification(5) < math.inf

@@ -54,7 +54,7 @@ def test_rtol_must_be_between_0_and_1(rtol: float) -> None:
 @pytest.mark.parametrize("kind", CODES)
 def test_a_void_certificate_warns_with_the_numbers(kind: type[LinearCode]) -> None:
     with pytest.warns(CertificateWarning, match=r"byzantine=8.*but should be below 1.*rtol=1e-06"):
-        kind(byzantine=8, compression=8)
+        kind(byzantine=8, compression=10)
 
 
 def test_a_smaller_rtol_makes_the_certificate_valid() -> None:

@@ -101,6 +101,57 @@ def test_long_gradients_are_worked_on_in_blocks(code: DracoCode) -> None:
 
 
 @pytest.mark.parametrize("code", SMALL, ids=repr)
+@pytest.mark.parametrize("liars", [(), (0,), (2,)])
+def test_a_lie_in_the_last_number_of_a_long_gradient(code: DracoCode, liars: tuple[int, ...]) -> None:
+    gradients = gradients_of(code, dim=70_000)
+    received = encode_all(code, gradients)
+    for liar in liars:
+        received[liar] = received[liar].clone()
+        received[liar][..., -1] += 100
+    for seed in range(3):
+        decoded = code.decode(received, generator=seeded(seed))
+        assert decoded.corrupt_nodes == liars
+        assert relative_error(decoded.gradient, gradients.double().mean(0)) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [0.3, 3.0])
+def test_votes_allow_for_float_noise(dtype: torch.dtype, size: float) -> None:
+    code = RepetitionCode(15, 2)
+    gradients = gradients_of(code, dim=20_000, dtype=dtype)
+    noise = size * code.rtol / 2**0.5  # two of them are sqrt(2) times that apart
+    received = {
+        node: vector * (1 + noise * torch.randn(vector.shape, generator=seeded(node), dtype=dtype))
+        for node, vector in encode_all(code, gradients).items()
+    }
+    received = lie_with(lie_with(received, (0, 1), "same", 1e-3, 0), (5,), "nan", 1.0, 0)
+    decoded = code.decode(received)
+    assert decoded.ok == (size < 1)
+    if decoded.ok:
+        assert decoded.corrupt_nodes == (0, 1, 5)
+        assert 0 < decoded.residual <= decoded.tolerance
+        assert relative_error(decoded.gradient, gradients.double().mean(0)) < 1e-6
+
+
+def test_identical_vectors_win_before_near_ones() -> None:
+    code = RepetitionCode(5, 2)
+    honest = encode_all(code, gradients_of(code))
+    near = {node: vector * (1 + 1e-7 * node) for node, vector in honest.items() if node < 2}
+    for seed in range(20):
+        decoded = code.decode(honest | near, generator=seeded(seed))
+        torch.testing.assert_close(decoded.gradient, honest[2], rtol=0, atol=0)
+        assert decoded.corrupt_nodes == ()
+
+
+def test_vectors_beyond_float64_are_lies_though_identical() -> None:
+    code = RepetitionCode(3, 1)
+    honest = encode_all(code, gradients_of(code, dtype=torch.float64))
+    huge = torch.full_like(honest[0], 1e200)
+    assert not code.decode(honest | {0: huge, 1: huge}).ok
+    assert code.decode(honest | {0: huge}).corrupt_nodes == (0,)
+
+
+@pytest.mark.parametrize("code", SMALL, ids=repr)
 def test_zero_gradients(code: DracoCode) -> None:
     honest = encode_all(code, torch.zeros(code.num_nodes, 5))
     for received in (honest, honest | {2: honest[2] + 1e-20}, honest | {2: honest[2] + 1e20}):

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from solon_fl.coding import CertificateWarning
+from solon_fl.coding import CertificateWarning, CyclicCode, RepetitionCode
 from solon_fl.config import SolonConfig
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations import Scenario, simulate
@@ -219,8 +219,12 @@ def test_the_measured_server_follows_its_laws_and_leaves_the_threads() -> None:
     average = server("no defence", 20, 1, 1, 10**6)
     assert average > 0
     assert server("no defence", 20, 1, 1, 2 * 10**6) == pytest.approx(2 * average)
-    assert server("draco-repetition", 20, 5, 1, 10**6) == pytest.approx(average)
-    assert server("draco-cyclic", 20, 20, 1, 10**6) == pytest.approx(2 * average)
+    votes = server("draco-repetition", 20, 5, 1, 10**6)
+    assert votes > 0
+    assert server("draco-repetition", 40, 5, 1, 10**6) == pytest.approx(2 * votes)
+    assert server("draco-cyclic", 20, 20, 1, 10**6) > votes
+    assert server("draco-cyclic", 20, 20, 1, 10**7) > server("draco-cyclic", 20, 20, 1, 10**6)
+    assert server("draco-cyclic", 512, 512, 1, 10**6) == pytest.approx(2 * server("draco-cyclic", 256, 256, 1, 10**6))
     # Groups of 128 are extrapolated from 64, and cost more a node.
     assert server("solon", 128, 128, 6, 10**6) > server("solon", 128, 64, 6, 10**6)
     assert torch.get_num_threads() == before
@@ -238,6 +242,21 @@ def test_the_measured_server_predicts_a_decode() -> None:
     code.decode(shares)
     real = (time.perf_counter() - started) / 2
     predicted = server("solon", 10, 10, 6, 1_200_000)
+    assert 0.1 * real < predicted < 10 * real  # machines of tests are busy
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "dim"), [("draco-repetition", 400_000), ("draco-cyclic", 200_000)])
+def test_the_measured_server_predicts_a_decode_of_draco(kind: Kind, dim: int) -> None:
+    server = MeasuredServer(byzantine=2)
+    code: RepetitionCode | CyclicCode = CyclicCode(20, 2) if kind == "draco-cyclic" else RepetitionCode(20, 2)
+    vectors = dict(enumerate(torch.zeros(20, 2, dim) if code.is_complex else torch.ones(20, dim)))
+    vectors[3] = torch.randn(vectors[3].shape, generator=torch.Generator().manual_seed(0))
+    started = time.perf_counter()
+    assert code.decode(vectors).ok
+    assert code.decode(vectors).corrupt_nodes == (3,)
+    real = (time.perf_counter() - started) / 2
+    predicted = server(kind, 20, 20 if code.is_complex else 5, 1, dim)
     assert 0.1 * real < predicted < 10 * real  # machines of tests are busy
 
 
