@@ -42,8 +42,8 @@ def project_rows(
         A CPU generator. Default: fresh entropy, drawn now, after the shares have arrived. Pass one only
         for reproducible simulation: a node that knows it can hide a lie.
     observe : callable, optional
-        (start, columns) -> None, given each block of columns, (n, 8192 or fewer) float64, for what else needs all of
-        them: reading and converting them a second time takes as long as projecting.
+        (start, columns) -> None, given each block of columns, (n, 8192 or fewer) float64, valid during the call, for
+        what else needs all of them: reading and converting them a second time takes as long as projecting.
 
     Returns
     -------
@@ -72,9 +72,10 @@ def project_rows(
     block = (draw(min(BLOCK, share_dim), q) / math.sqrt(q)).T.contiguous().to(device)
     projected = torch.zeros(q, len(rows), dtype=torch.float64, device=device)
     squares = torch.zeros(len(rows), dtype=torch.float64, device=device)
+    buffer = torch.empty(len(rows), min(BLOCK, share_dim), dtype=torch.float64, device=device)  # new memory is slow
     for start in range(0, share_dim, BLOCK):
         stop = min(start + BLOCK, share_dim)
-        columns = torch.stack([row[start:stop] for row in rows]).to(torch.float64)
+        columns = buffer[:, : stop - start].copy_(torch.stack([row[start:stop] for row in rows]))
         mixing = (draw(q, q) / math.sqrt(q)).to(device)
         projected += mixing.T @ (block[:, : stop - start] @ columns.T)
         squares += torch.linalg.vector_norm(columns, dim=1).square()
