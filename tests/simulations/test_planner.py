@@ -13,7 +13,8 @@ from solon_fl.config import SolonConfig
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations import Scenario, simulate
 from solon_fl.simulations.network import NETWORKS, round_seconds
-from solon_fl.simulations.planner import Baseline, Choice, Kind, MeasuredServer, Plan, plan
+from solon_fl.simulations.planner import Baseline, Choice, Plan, plan
+from solon_fl.simulations.server_time import Kind, MeasuredServer
 from solon_fl.wire import to_array
 
 HOME = NETWORKS["home-20m"]

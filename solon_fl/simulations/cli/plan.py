@@ -14,7 +14,8 @@ from solon_fl.config import CodeName, SolonConfig
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.cli.terminal import console
 from solon_fl.simulations.network import NETWORKS, Network
-from solon_fl.simulations.planner import Baseline, Choice, MeasuredServer, Plan, plan
+from solon_fl.simulations.planner import Baseline, Choice, Plan, plan
+from solon_fl.simulations.server_time import MeasuredServer
 
 __all__ = ["parse_quantity", "plan_command"]
 
