@@ -2,14 +2,13 @@
 
 import logging
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from solon_fl.strategies.model import OptimizerFactory, ServerModel
-from solon_fl.strategies.report import RoundReport
+from solon_fl.strategies.model import ServerModel
 from solon_fl.strategies.vectors import Layout, VectorStrategy, Verdict
 from solon_fl.task import SIGNS
 
@@ -48,16 +47,6 @@ class SignumStrategy(VectorStrategy):
     Bernstein, Zhao, Azizzadenesheli, Anandkumar, "signSGD with majority vote is communication efficient and fault
     tolerant", ICLR 2019, algorithm 1. DETOX's code votes sign(sum of gradients) instead, which is another method.
     """
-
-    def __init__(
-        self,
-        num_nodes: int,
-        optimizer: OptimizerFactory,
-        *,
-        buffers: Collection[str] = (),
-        on_round: Callable[[RoundReport], None] | None = None,
-    ) -> None:
-        super().__init__(num_nodes, optimizer, buffers=buffers, on_round=on_round)
 
     def summary(self) -> None:
         """Log the settings."""

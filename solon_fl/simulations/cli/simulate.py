@@ -5,6 +5,7 @@ from typing import Annotated, cast, get_args
 
 import torch
 import typer
+from rich.markup import escape
 
 from solon_fl.config import CodeName, Mode, SolonConfig
 from solon_fl.errors import ConfigurationError
@@ -25,6 +26,9 @@ def simulate_command(
     stragglers: Annotated[int, typer.Option(help="e: nodes of each group that may stay silent.")] = 0,
     group_size: Annotated[int, typer.Option(help="r: nodes of a group, at least 2s + e + k; 0 takes just that.")] = 0,
     attack: Annotated[str, typer.Option(help=f"What the liars do: none, {', '.join(ATTACKS)}.")] = "none",
+    num_liars: Annotated[
+        int | None, typer.Option(help="Liars among all nodes. Default: as many as Solon bears in every group.")
+    ] = None,
     strategy: Annotated[str, typer.Option(help=f"Who aggregates: {', '.join(STRATEGIES)}.")] = "solon",
     dataset: Annotated[str, typer.Option(help=f"Data: {', '.join(DATASETS)}.")] = "fashion-mnist-6k",
     data_dir: Annotated[
@@ -79,6 +83,7 @@ def simulate_command(
         ),
         strategy=strategy,
         attack=None if attack == "none" else attack,
+        num_liars=num_liars,
         dataset=dataset,
         model=model,
         data_dir=data_dir,
@@ -94,12 +99,12 @@ def simulate_command(
         outcome = run_scenario(scenario, progress)
     write_jsonl(outcome, output / "rounds.jsonl")
     plot_run(outcome, output / "plot.png")
-    if strategy == "solon":
+    if strategy == "solon" or outcome.offences:
         console.print(offences_table(outcome))
         _print_failures(outcome)
     console.print(f"Accuracy: [bold]{outcome.accuracy:.1%}[/] after {len(outcome.records) - 1} rounds.")
     if outcome.error:
-        console.print(f"[red]The run broke off:[/] {outcome.error}", highlight=False)
+        console.print(f"[red]The run broke off:[/] {escape(outcome.error)}", highlight=False)
     console.print(f"Written: {output / 'rounds.jsonl'}, {output / 'plot.png'}", highlight=False, soft_wrap=True)
     if outcome.error:
         raise typer.Exit(1)
