@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import typer
 from flwr.app import Context, RecordDict
 from torch import Tensor, nn
 
 from solon_fl.simulations import InProcessGrid
 from solon_fl.simulations.attacks import Reverse
 from solon_fl.simulations.attacks.mods import attack_mod
+from solon_fl.simulations.cli import app
+from solon_fl.simulations.comparison import parse_comparison, shipped_comparisons
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -49,3 +52,29 @@ def test_the_apps_of_the_readme_train_and_catch_a_liar(capsys: Any) -> None:
     exec(mod_code, names)
     names["app"](InProcessGrid(names["mod_app"], 20), context)
     assert capsys.readouterr().out == "1 lying: ()\n2 lying: ()\n"
+
+
+ROOT = Path(__file__).parent.parent
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+
+
+def test_every_comparison_file_shown_is_one_that_can_be_read() -> None:
+    shown = [(page.name, text) for page in PAGES for text in re.findall(r"```toml\n(.*?)```", page.read_text(), re.S)]
+    assert shown
+    for name, text in shown:
+        assert parse_comparison(text, name).strategies
+
+
+def test_every_command_shown_has_the_options_that_it_is_shown_with() -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # a click Group
+    shown = [line for page in PAGES for line in re.findall(r"^.*solon-fl (\w+ .*)$", page.read_text(), re.M)]
+    assert len(shown) > 5
+    for line in shown:
+        name, *words = line.split("#")[0].split()
+        options = {option for parameter in commands[name].params for option in parameter.opts} | {"--help"}
+        assert {word for word in words if word.startswith("--")} <= options, line
+
+
+def test_every_comparison_named_is_shipped() -> None:
+    shown = [name for page in PAGES for name in re.findall(r"solon-fl compare ([\w-]+)(?= |$)", page.read_text(), re.M)]
+    assert {name for name in shown if not name.startswith("-")} <= set(shipped_comparisons())
