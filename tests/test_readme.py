@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import typer
-from flwr.app import Context, RecordDict
+from flwr.app import ArrayRecord, Context, RecordDict
 from torch import Tensor, nn
 
 from solon_fl.simulations import InProcessGrid
@@ -14,6 +14,7 @@ from solon_fl.simulations.attacks import Reverse
 from solon_fl.simulations.attacks.mods import attack_mod
 from solon_fl.simulations.cli import app
 from solon_fl.simulations.comparison import parse_comparison, shipped_comparisons
+from solon_fl.strategies import buffer_names
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -52,6 +53,19 @@ def test_the_apps_of_the_readme_train_and_catch_a_liar(capsys: Any) -> None:
     exec(mod_code, names)
     names["app"](InProcessGrid(names["mod_app"], 20), context)
     assert capsys.readouterr().out == "1 lying: ()\n2 lying: ()\n"
+
+
+def test_the_baselines_of_the_how_to_train() -> None:
+    page = (Path(__file__).parent.parent / "docs/how-to/compare-strategies.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    client_code = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)[1]
+    model = MyModel()
+    names: dict[str, Any] = {"MyModel": MyModel, "my_data": my_data, "buffers": buffer_names(model)}
+    exec(client_code, names)
+    exec(code, names)
+    arrays = ArrayRecord(dict(model.state_dict()))
+    result = names["draco"].start(InProcessGrid(names["draco_nodes"], 20), arrays, num_rounds=1, timeout=1)
+    assert result.train_metrics_clientapp[1]["stepped"] == 1
 
 
 ROOT = Path(__file__).parent.parent
