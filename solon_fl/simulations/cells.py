@@ -160,18 +160,21 @@ class Results:
         return None if self.reference is None else 0.95 * self.reference.accuracies[-1]
 
     def verdict(self, cell: Cell) -> Verdict | None:
-        """Return what became of a run: "survived", "harmed" or "broken"; None if there is nothing to judge by.
+        """Return what an attack did: "survived", "harmed" or "broken"; None if there was none, or nothing to judge by.
 
-        Harmed: the final accuracy is more than 2 points below the reference's. Broken: more than half of what
-        training gains is lost, and more than 2 points, or the run broke off.
+        Judged by the attack-free run of the same strategy, or by the reference if there is no such run. Harmed: the
+        final accuracy is more than 2 points below its. Broken: more than half of what training gains is lost, and more
+        than 2 points, or the run broke off.
         """
         if not cell.lines:
             return None
         if cell.error is not None or not cell.accuracies:
             return "broken"
-        if self.reference is None:
+        own = self.cell(cell.strategy, None)
+        unharmed = own if own is not None and own.accuracies else self.reference
+        if unharmed is None or cell.attack is None:
             return None
-        start, end = self.reference.accuracies[0], self.reference.accuracies[-1]
+        start, end = unharmed.accuracies[0], unharmed.accuracies[-1]
         if end <= start:
             return None  # nothing was learnt that could be lost
         lost = round(end - cell.accuracies[-1], 9)  # two points are 0.02, not 0.02 and some float noise

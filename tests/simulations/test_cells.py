@@ -67,15 +67,29 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[Scenario]:
         (0.1, "broken"),
     ],
 )
-def test_a_verdict_compares_with_attack_free_averaging(final: float, verdict: str) -> None:
+def test_a_verdict_compares_with_the_same_strategy_without_attack(final: float, verdict: str) -> None:
     attacked = cell("solon", "alie", [0.1, final])
-    results = handmade.results(cell("fedavg", None, [0.1, 0.8]), cell("solon", None, [0.1, 0.2]), attacked)
+    results = handmade.results(cell("fedavg", None, [0.1, 0.99]), cell("solon", None, [0.1, 0.8]), attacked)
     assert results.verdict(attacked) == verdict
+
+
+def test_without_an_attack_there_is_no_verdict_unless_the_run_broke_off() -> None:
+    honest = cell("krum", None, [0.1, 0.3])
+    aborted = cell("bulyan", None, [0.1, 0.3], error="oh")
+    results = handmade.results(cell("fedavg", None, [0.1, 0.8]), honest, aborted)
+    assert results.verdict(honest) is None
+    assert results.verdict(aborted) == "broken"
+
+
+def test_a_strategy_that_was_not_run_without_attack_is_compared_with_averaging() -> None:
+    attacked = cell("multikrum", "alie", [0.1, 0.5])
+    results = handmade.results(cell("solon", None, [0.1, 0.5]), cell("fedavg", None, [0.1, 0.8]), attacked)
+    assert results.verdict(attacked) == "harmed"
 
 
 def test_without_averaging_the_first_strategy_is_what_is_compared_with() -> None:
     attacked = cell("multikrum", "alie", [0.1, 0.5])
-    results = handmade.results(cell("solon", None, [0.1, 0.51]), cell("multikrum", None, [0.1, 0.9]), attacked)
+    results = handmade.results(cell("solon", None, [0.1, 0.51]), cell("signum", None, [0.1, 0.9]), attacked)
     assert results.reference == results.cells[0]
     assert results.target_accuracy == pytest.approx(0.95 * 0.51)
     assert results.verdict(attacked) == "survived"
@@ -260,7 +274,7 @@ def test_what_is_impossible_or_breaks_off_leaves_the_others_alone(tmp_path: Path
 
     results = run_all(tmp_path, comparison, on_cell=on_cell)
     verdicts = [results.verdict(cell) for cell in results.cells]
-    assert verdicts == [None, "survived", "survived", None, "broken", "survived"]
+    assert verdicts == [None, None, None, None, "broken", "survived"]
     for number in (0, 3):
         assert "Bulyan needs at least 11 nodes for 2 liars; got num_nodes=7" in str(results.cells[number].refusal)
         assert told[number] is results.cells[number]
