@@ -12,9 +12,17 @@ from tests.support import train
 CODE = FourierCode(byzantine=2, compression=3)
 LIARS = frozenset({1, 4, 8, 13})
 NAMES = [
-    *("reverse", "constant", "sign-flip", "random", "alie", "alie-fraction", "ipm", "foe", "min-max", "min-sum"),
-    *("mimic", "label-flip", "bit-flip", "nan", "inf", "crash", "late", "silent", "malformed", "same-lie"),
-    *("near-codeword", "other-gradient", "partial-collusion", "below-tolerance", "projection-aware"),
+    *("reverse", "constant", "sign-flip", "random", "alie", "alie-fraction", "alie-1.5", "ipm", "foe", "min-max"),
+    *("min-sum", "mimic", "label-flip", "bit-flip", "nan", "inf", "crash", "late", "silent", "malformed"),
+    *(
+        "same-lie",
+        "constant-encoded",
+        "near-codeword",
+        "other-gradient",
+        "partial-collusion",
+        "below-tolerance",
+        "projection-aware",
+    ),
 ]
 
 
