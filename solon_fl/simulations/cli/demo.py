@@ -19,8 +19,8 @@ def demo(
 ) -> None:
     """Solon against FedAvg and MultiKrum while a quarter of 20 nodes lie.
 
-    Trains a small network on 5,000 Fashion-MNIST images seven times: without an attack, and under two attacks
-    with each of the three strategies. All see the same batches. The same as: solon-fl compare demo
+    Trains a small network on 5,000 Fashion-MNIST images nine times: with each of three strategies, without
+    an attack and under two. All see the same batches. The same as: solon-fl compare demo
     """
     comparison = load_comparison("demo", {"scenario": {"rounds": rounds}, "config": {"seed": seed}})
     config = comparison.scenario.config
