@@ -7,12 +7,13 @@ from typing import Literal, get_args
 from solon_fl.coding import FourierCode, LinearCode, VandermondeCode
 from solon_fl.errors import ConfigurationError
 
-__all__ = ["CodeName", "FailurePolicy", "Grouping", "Mode", "SolonConfig", "make_code"]
+__all__ = ["CodeName", "FailurePolicy", "Grouping", "Mode", "SolonConfig", "Strangers", "make_code"]
 
 CodeName = Literal["fourier", "vandermonde"]
 Mode = Literal["gradient", "update"]
 Grouping = Literal["server", "silo"]
 FailurePolicy = Literal["exclude", "skip", "stop"]
+Strangers = Literal["spare", "refuse"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,10 +45,16 @@ class SolonConfig:
     mode : "gradient" or "update"
         Whether nodes send the gradient, or the change of the model after local steps.
     grouping : "server" or "silo"
-        Whether the server forms the groups (by sorted node id), or nodes say which silo they belong to
-        and each silo is a group.
+        Whether the server forms the groups (by sorted registered name and node id), or each silo is a group. A node
+        registered under a name like "hospital-a/3" is in the silo before the "/"; others say which they are in.
     on_group_failure : "exclude", "skip" or "stop"
         If a group can't be decoded: average the other groups, skip the round, or stop the run.
+    strangers : "spare" or "refuse"
+        What becomes of nodes that connect after the run began: they may fill in for one that is away or
+        quarantined, or get nothing to do.
+    quarantine_after : int, optional
+        A node that has lied, or sent something else than a share, in this many rounds gets no more tasks. Default:
+        never; lies do no harm, and a quarantined node without a spare is missing for good.
     group_weights : tuple of float, optional
         Weight of each group in the average, for groups that hold different amounts of data. Default: equal.
 
@@ -80,6 +87,8 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
     mode: Mode = "gradient"
     grouping: Grouping = "server"
     on_group_failure: FailurePolicy = "exclude"
+    strangers: Strangers = "spare"
+    quarantine_after: int | None = None
     group_weights: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -88,6 +97,7 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
             ("mode", Mode),
             ("grouping", Grouping),
             ("on_group_failure", FailurePolicy),
+            ("strangers", Strangers),
         ):
             if getattr(self, name) not in get_args(allowed):
                 raise ConfigurationError(
@@ -97,6 +107,11 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
                 raise ConfigurationError(f"{name} must be a whole number >= {least}; got {name}={value!r}.")
+        after = self.quarantine_after
+        if after is not None and (not isinstance(after, int) or isinstance(after, bool) or after < 1):
+            raise ConfigurationError(
+                f"quarantine_after must be a whole number of offences >= 1, or None for never; got {after!r}."
+            )
         # The code checks s, k, e, r and rtol, and knows the smallest r.
         size = self.make_code().group_size
         object.__setattr__(self, "group_size", size)

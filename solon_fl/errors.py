@@ -5,7 +5,14 @@ A message states the rule, then the value that broke it, then the remedy.
 
 from typing import Any
 
-__all__ = ["ConfigurationError", "GroupFailedError", "InvalidReplyError", "NodesMissingError", "SolonError"]
+__all__ = [
+    "CheckpointError",
+    "ConfigurationError",
+    "GroupFailedError",
+    "InvalidReplyError",
+    "NodesMissingError",
+    "SolonError",
+]
 
 
 class SolonError(Exception):
@@ -22,6 +29,10 @@ class InvalidReplyError(SolonError, ValueError):
 
 class NodesMissingError(SolonError, TimeoutError):
     """Fewer nodes connected in time than the run needs."""
+
+
+class CheckpointError(SolonError, OSError):
+    """A checkpoint can't be written, is damaged, or belongs to another run."""
 
 
 class GroupFailedError(SolonError, RuntimeError):

@@ -8,7 +8,7 @@ from typing import TypeVar
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-__all__ = ["exchange", "reply_keys"]
+__all__ = ["exchange", "pull", "reply_keys"]
 
 Key = TypeVar("Key", bound=Hashable)
 LONGEST_PAUSE = 0.5  # seconds between two looks for replies
@@ -20,7 +20,7 @@ def exchange(
     messages: Mapping[Key, Message],
     timeout: float | None,
     receive: Callable[[list[tuple[Key, Message]]], bool],
-) -> float:
+) -> tuple[float, dict[str, Key]]:
     """Send messages and hand over the replies as they come, until all are there, `receive` says stop, or time is up.
 
     Parameters
@@ -35,8 +35,10 @@ def exchange(
 
     Returns
     -------
-    float
-        Seconds that passed outside `receive`.
+    seconds : float
+        That passed outside `receive`.
+    unanswered : dict
+        The keys of messages without a reply so far, by message id.
 
     Notes
     -----
@@ -48,7 +50,7 @@ def exchange(
     key_of = reply_keys(messages, list(grid.push_messages(list(messages.values()))))
     pause = 0.005
     while key_of:
-        replies = _pull(grid, list(key_of))
+        replies = pull(grid, list(key_of))
         answered = [reply.metadata.reply_to_message_id for reply in replies]
         batch = [(key_of.pop(i), reply) for i, reply in zip(answered, replies, strict=True) if i in key_of]
         if batch:
@@ -63,7 +65,7 @@ def exchange(
         if key_of and not batch:
             time.sleep(pause)
             pause = min(1.5 * pause, LONGEST_PAUSE)
-    return time.monotonic() - started - inside
+    return time.monotonic() - started - inside, key_of
 
 
 def reply_keys(messages: Mapping[Key, Message], message_ids: list[str] | None = None) -> dict[str, Key]:
@@ -78,7 +80,7 @@ def reply_keys(messages: Mapping[Key, Message], message_ids: list[str] | None = 
     return sent
 
 
-def _pull(grid: Grid, message_ids: list[str]) -> list[Message]:
+def pull(grid: Grid, message_ids: list[str]) -> list[Message]:
     """Pull replies; if one of them makes the Grid raise, pull the others without it."""
     try:
         return list(grid.pull_messages(message_ids))

@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -48,8 +49,8 @@ class GroupReport:
     ----------
     group : int
         Its number.
-    nodes : tuple of int
-        Ids of its nodes, by slot.
+    nodes : tuple of (int or None)
+        Ids of its nodes, by slot; None where there was none to ask.
     status : str
         A `DecodeStatus`.
     corrupt_nodes : tuple of int
@@ -64,7 +65,7 @@ class GroupReport:
     """
 
     group: int
-    nodes: tuple[int, ...]
+    nodes: tuple[int | None, ...]
     status: str
     corrupt_nodes: tuple[int, ...]
     silent_nodes: tuple[int, ...]
@@ -82,8 +83,8 @@ class GroupRound:
     ----------
     group : int
         Its number.
-    nodes : tuple of int
-        Node ids by slot.
+    nodes : tuple of (int or None)
+        Node ids by slot; None where there is none to ask.
     code : LinearCode
         The code of the run.
     dim : int
@@ -95,7 +96,7 @@ class GroupRound:
     """
 
     group: int
-    nodes: tuple[int, ...]
+    nodes: tuple[int | None, ...]
     code: LinearCode
     dim: int
     dtype: torch.dtype
@@ -114,9 +115,9 @@ class GroupRound:
 
     def receive(self, slot: int, reply: Message) -> None:
         """Take one reply; whatever is in it, nothing is raised. The first reply of a slot counts."""
-        if self.closed or slot in self._shares or self.nodes[slot] in self._malformed:
-            return
         node_id = self.nodes[slot]
+        if self.closed or node_id is None or slot in self._shares or node_id in self._malformed:
+            return
         try:
             share = read_share(reply, self.code.share_dim(self.dim), self.dtype)
         except Exception as error:  # InvalidReplyError, or whatever a hostile record makes Flower raise
@@ -135,7 +136,8 @@ class GroupRound:
         """
         if self.closed:
             return
-        all_here = len(self._shares) + len(self._malformed) == len(self.nodes)
+        asked = sum(node_id is not None for node_id in self.nodes)
+        all_here = len(self._shares) + len(self._malformed) == asked
         needed = self.code.compression + self.code.byzantine
         if not (last or all_here) and len(self._shares) < needed:
             return
@@ -159,19 +161,25 @@ class GroupRound:
 
     def _close(self, decoded: Decoded) -> None:
         malformed = dict(self._malformed)
-        for slot in sorted(set(decoded.erased_slots) & set(self._shares)):
-            malformed[self.nodes[slot]] = "the share holds NaN or inf"
-        answered = {self.nodes[slot] for slot in self._shares} | set(malformed)
+        malformed |= dict.fromkeys(
+            self._ids(set(decoded.erased_slots) & set(self._shares)), "the share holds NaN or inf"
+        )
+        answered = {*self._ids(self._shares), *malformed}
         self.gradient = decoded.gradient
         self.report = GroupReport(
             group=self.group,
             nodes=self.nodes,
             status=decoded.status.value,
-            corrupt_nodes=tuple(self.nodes[slot] for slot in decoded.corrupt_slots),
-            silent_nodes=tuple(node_id for node_id in self.nodes if node_id not in answered),
+            corrupt_nodes=self._ids(decoded.corrupt_slots),
+            silent_nodes=tuple(n for n in self.nodes if n is not None and n not in answered),
             malformed_nodes=malformed,
             residual=decoded.residual,
             tolerance=decoded.tolerance,
             error_bound=decoded.error_bound,
         )
         self._shares.clear()
+
+    def _ids(self, slots: Iterable[int]) -> tuple[int, ...]:
+        """Return the ids of the nodes in these slots."""
+        ids = (self.nodes[slot] for slot in sorted(slots))
+        return tuple(node_id for node_id in ids if node_id is not None)

@@ -3,8 +3,9 @@
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Hashable, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -13,8 +14,9 @@ from torch import Tensor
 
 from solon_fl.config import Mode
 from solon_fl.errors import GroupFailedError
+from solon_fl.strategies.checkpoint import Checkpoint, Checkpoints
 from solon_fl.strategies.evaluation import median_metrics
-from solon_fl.strategies.exchange import exchange, reply_keys
+from solon_fl.strategies.exchange import exchange, pull, reply_keys
 from solon_fl.strategies.group import GroupReport
 from solon_fl.strategies.model import OptimizerFactory, ServerModel
 from solon_fl.strategies.report import RoundReport
@@ -22,6 +24,8 @@ from solon_fl.task import ARRAYS, CONFIG
 
 __all__ = ["Aggregated", "RoundStrategy"]
 
+METRICS = ("train_metrics_clientapp", "evaluate_metrics_clientapp", "evaluate_metrics_serverapp")  # of a Result
+LATE_ROUNDS = 3  # for which answers to earlier rounds are looked for
 logger = logging.getLogger("flwr")
 
 
@@ -54,7 +58,7 @@ class RoundStrategy(Strategy, ABC):
 
     Parameters
     ----------
-    optimizer, buffers, on_round, client_evaluation
+    optimizer, buffers, on_round, client_evaluation, checkpoints
         See `SolonStrategy`.
     """
 
@@ -67,11 +71,13 @@ class RoundStrategy(Strategy, ABC):
         buffers: Collection[str] = (),
         on_round: Callable[[RoundReport], None] | None = None,
         client_evaluation: bool = False,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         self._optimizer = optimizer
         self._buffers = tuple(buffers)
         self._on_round = on_round
         self._client_evaluation = client_evaluation
+        self._checkpoints = checkpoints
         self._reset()
 
     def _reset(self) -> None:
@@ -79,6 +85,7 @@ class RoundStrategy(Strategy, ABC):
         self._model: ServerModel | None = None
         self._timeout: float | None = None  # of a round; None under Flower's own start
         self._messages: dict[Hashable, Message] = {}  # of the round under way, each with a key of the subclass's
+        self._unanswered: dict[str, tuple[int, int]] = {}  # round and node by message id, of the last few rounds
         self._bytes_out = 0
         self._seconds_receiving = 0.0
 
@@ -101,6 +108,20 @@ class RoundStrategy(Strategy, ABC):
     def _after_round(self, report: RoundReport) -> None:
         """Look at the report once it is out; raise to stop the run."""
 
+    def _receive_late(self, node_id: int) -> None:
+        """Learn that a node has answered after all, in a later round."""
+
+    def _run(self) -> dict[str, Any]:
+        """Return what must be the same in a run that goes on from a checkpoint; what json can write."""
+        return {}
+
+    def _notes(self) -> dict[str, Any]:
+        """Return what else a checkpoint must hold; what json can write."""
+        return {}
+
+    def _restore(self, notes: Mapping[str, Any]) -> None:
+        """Take over what `_notes` returned."""
+
     # The loop
 
     def start(
@@ -122,6 +143,8 @@ class RoundStrategy(Strategy, ABC):
         ------
         NodesMissingError
             If fewer nodes than needed connect within the timeout.
+        CheckpointError
+            If there are checkpoints of which none can be used, or one can't be written.
         GroupFailedError
             If a group can't be decoded and the strategy's policy is to stop (its `result` holds all so far), or no
             node at all sends anything in the first round.
@@ -132,11 +155,16 @@ class RoundStrategy(Strategy, ABC):
         result = Result(arrays=initial_arrays)
         train_config = train_config or ConfigRecord()
         evaluate_config = evaluate_config or ConfigRecord()
-        self._evaluate_centrally(0, result, evaluate_fn)
-        for server_round in range(1, num_rounds + 1):
+        rounds_done = self._resume(result)
+        if rounds_done == 0:
+            self._evaluate_centrally(0, result, evaluate_fn)
+        for server_round in range(rounds_done + 1, num_rounds + 1):
             logger.info("[ROUND %d/%d]", server_round, num_rounds)
+            self._collect_late(server_round, grid)
             self.configure_train(server_round, result.arrays, train_config, grid)
-            waited = exchange(grid, self._messages, timeout, self._receive_timed)
+            waited, unanswered = exchange(grid, self._messages, timeout, self._receive_timed)
+            for message_id, key in unanswered.items():
+                self._unanswered[message_id] = (server_round, self._messages[key].metadata.dst_node_id)
             try:
                 arrays, metrics = self._finish_round(server_round, waited)
             except GroupFailedError as error:
@@ -150,14 +178,15 @@ class RoundStrategy(Strategy, ABC):
                 if evaluated is not None:
                     result.evaluate_metrics_clientapp[server_round] = evaluated
             self._evaluate_centrally(server_round, result, evaluate_fn)
+            if self._checkpoints and (server_round % self._checkpoints.every == 0 or server_round == num_rounds):
+                self._checkpoints.save(self._checkpoint(server_round, result))
         return result
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Return the round's training messages."""
-        if self._model is None:
-            self._model = ServerModel(arrays, self._buffers, self._optimizer)
+        self._model = self._model or ServerModel(arrays, self._buffers, self._optimizer)
         self._seconds_receiving = 0.0
         self._messages = self._make_messages(server_round, arrays, config, grid)
         self._bytes_out = len(self._messages) * sum(len(array.data) for array in arrays.values())
@@ -204,6 +233,50 @@ class RoundStrategy(Strategy, ABC):
     def _evaluating_nodes(self) -> list[int]:
         """Return the ids of the nodes that evaluate."""
         return []
+
+    def _collect_late(self, server_round: int, grid: Grid) -> None:
+        """See who has answered an earlier round after all; without this, such answers would stay in the grid."""
+        self._unanswered = {i: v for i, v in self._unanswered.items() if server_round - v[0] <= LATE_ROUNDS}
+        for reply in pull(grid, list(self._unanswered)) if self._unanswered else ():
+            _, node_id = self._unanswered.pop(reply.metadata.reply_to_message_id, (0, None))
+            if node_id is not None and not reply.has_error():
+                self._receive_late(node_id)
+
+    def _describe_run(self, model: ServerModel) -> dict[str, Any]:
+        return {
+            "strategy": type(self).__name__,
+            **self._run(),
+            "model": {name: [list(shape), str(dtype)] for name, (shape, dtype) in model.layout.items()},
+            "buffers": list(model.buffers),
+            "optimizer": model.optimizer_name,
+        }
+
+    def _checkpoint(self, server_round: int, result: Result) -> Checkpoint:
+        model = cast(ServerModel, self._model)
+        metrics = {name: {number: dict(record) for number, record in getattr(result, name).items()} for name in METRICS}
+        return Checkpoint(
+            round=server_round,
+            run=self._describe_run(model),
+            notes={"metrics": metrics, **self._notes()},
+            tensors=model.state(),
+        )
+
+    def _resume(self, result: Result) -> int:
+        """Take over the newest checkpoint and return its round; 0 if there is none."""
+        if self._checkpoints is None:
+            return 0
+        model = ServerModel(result.arrays, self._buffers, self._optimizer)
+        checkpoint = self._checkpoints.load(self._describe_run(model))
+        if checkpoint is None:
+            return 0
+        logger.info("Resuming after round %d, from %s", checkpoint.round, self._checkpoints.folder)
+        model.restore(checkpoint.tensors)
+        self._model = model
+        result.arrays = model.to_record()
+        for name, records in checkpoint.notes["metrics"].items():
+            getattr(result, name).update({int(number): MetricRecord(record) for number, record in records.items()})
+        self._restore(checkpoint.notes)
+        return checkpoint.round
 
     def _receive_timed(self, batch: list[tuple[Hashable, Message]]) -> bool:
         started = time.monotonic()

@@ -1,8 +1,9 @@
 """The server's copy of the model: a flat vector, an optimizer, and Flower records made from it."""
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from flwr.app import Array, ArrayRecord
@@ -107,6 +108,26 @@ class ServerModel:
         for entry in self._entries:
             arrays[entry.name] = to_array(self.vector[entry.start : entry.stop].view(entry.shape).to(entry.dtype))
         return ArrayRecord({name: arrays[name] for name in self._order})
+
+    def state(self) -> dict[str, Any]:
+        """Return all that changes in training, and the static entries: what `restore` takes. Nothing is copied."""
+        return {
+            "vector": self.vector,
+            "static": {name: trusted_tensor(array) for name, array in self._static.items()},
+            "optimizer": None if self._optimizer is None else self._optimizer.state_dict(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` returned for a model of the same layout and an optimizer of the same kind."""
+        self.vector.copy_(state["vector"])
+        self._static = {name: to_array(value) for name, value in state["static"].items()}
+        if self._optimizer is not None:
+            self._optimizer.load_state_dict(state["optimizer"])
+
+    @property
+    def optimizer_name(self) -> str | None:
+        """The optimizer's class."""
+        return None if self._optimizer is None else type(self._optimizer).__name__
 
     def to_vector(self, arrays: ArrayRecord) -> Tensor:
         """Return another record of the same entries as a (dim,) vector."""

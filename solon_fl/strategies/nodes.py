@@ -1,25 +1,34 @@
-"""Which node is in which group and slot: fixed once, at the start of a run."""
+"""Which node is in which group and slot, in every round, and what each was caught at."""
 
+import hashlib
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from flwr.app import Message, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 
 from solon_fl.config import SolonConfig
 from solon_fl.errors import ConfigurationError, InvalidReplyError, NodesMissingError
 from solon_fl.strategies.exchange import exchange
+from solon_fl.strategies.group import one_line
+from solon_fl.strategies.report import RoundReport
 from solon_fl.task import SILO_QUERY
 
-__all__ = ["assign_groups", "wait_for_nodes"]
+__all__ = ["NodeRecord", "NodeState", "Roster", "wait_for_nodes"]
 
-Groups = tuple[tuple[int, ...], ...]  # node ids, by group and slot
+NodeState = Literal["member", "spare", "substitute", "away", "quarantined", "refused"]
+Place = tuple[int, int]  # group, slot
+Places = tuple[tuple[int | None, ...], ...]  # node ids by group and slot; None where nobody is
+STRANGERS_PATIENCE = 15.0  # seconds that nodes which come later have to say which silo they are in
 logger = logging.getLogger("flwr")
 
 
-def wait_for_nodes(grid: Grid, num_nodes: int, timeout: float | None) -> list[int]:
-    """Return the sorted ids of all connected nodes as soon as there are num_nodes of them.
+def wait_for_nodes(grid: Grid, num_nodes: int, timeout: float | None) -> list[NodeInfo]:
+    """Return all connected nodes, by ascending name and id, as soon as there are num_nodes of them.
 
     Parameters
     ----------
@@ -28,55 +37,348 @@ def wait_for_nodes(grid: Grid, num_nodes: int, timeout: float | None) -> list[in
     """
     started = time.monotonic()
     last_log = -60.0
-    while len(node_ids := sorted(set(grid.get_node_ids()))) < num_nodes:
+    while len(nodes := connected_nodes(grid)) < num_nodes:
         waited = time.monotonic() - started
         if timeout is not None and waited > timeout:
             raise NodesMissingError(
-                f"the run needs num_nodes={num_nodes} nodes; only {len(node_ids)} connected within {timeout:g} s; "
+                f"the run needs num_nodes={num_nodes} nodes; only {len(nodes)} connected within {timeout:g} s; "
                 "start more nodes, raise timeout, or lower num_nodes."
             )
         if waited - last_log > 10:
-            logger.info("Waiting for nodes: %d connected, %d needed.", len(node_ids), num_nodes)
+            logger.info("Waiting for nodes: %d connected, %d needed.", len(nodes), num_nodes)
             last_log = waited
         time.sleep(min(1.0, 0.05 + waited / 10))
-    return node_ids
+    return nodes
 
 
-def assign_groups(grid: Grid, config: SolonConfig, timeout: float | None) -> Groups:
-    """Return the node ids by group and slot, after waiting for the nodes needed.
+def connected_nodes(grid: Grid) -> list[NodeInfo]:
+    """Return the nodes that are connected now, by ascending registered name, then id."""
+    nodes = {node.node_id: node for node in grid.get_nodes()}
+    return sorted(nodes.values(), key=lambda node: (node.name, node.node_id))
 
-    With grouping "server" the first num_nodes ids in ascending order fill the groups one after the other. With
-    "silo" every node is asked for its silo's name; silos in alphabetical order are the groups.
+
+@dataclass(slots=True, kw_only=True)
+class NodeRecord:
+    """One node over a whole run: an entry of the suspicion ledger.
+
+    Attributes
+    ----------
+    identity : str
+        What the node can't choose: a digest of the public key that it has proved to hold ("key:..."), or Flower's
+        number for its connection where there are no keys, as in simulations ("id:...").
+    name : str
+        Under which it was registered with the SuperLink; "" if under none.
+    node_id : int
+        Flower's number for its connection, when last seen.
+    silo : str or None
+        With grouping "silo".
+    place : (int, int) or None
+        Group and slot that are its own; None for nodes that came later.
+    state : str
+        "member": it has its place. "away": it is not connected. "spare": it waits. "substitute": it fills in for a node
+        that is away or quarantined. "quarantined": it gets no more tasks. "refused": it came later, and
+        `SolonConfig.strangers` is "refuse".
+    rounds : int
+        In which it had a task.
+    lying, malformed, silent : int
+        Rounds in which its share was located as a lie, in which it sent something else than a share (or an error), and
+        in which it had not answered when its group was decoded.
+    late : int
+        Those of the silent ones in which its answer came after all.
+    last_offence : str
+        The latest lie or malformed reply, in words.
     """
-    node_ids = wait_for_nodes(grid, config.num_nodes, timeout)
-    size = config.group_size
-    if config.grouping == "server":
-        groups = tuple(tuple(node_ids[i : i + size]) for i in range(0, config.num_nodes, size))
-        unused = node_ids[config.num_nodes :]
-    else:
-        silo_of = _ask_silos(grid, node_ids, timeout)
-        groups, unused = _group_by_silo(silo_of, config)
-        unused += [node_id for node_id in node_ids if node_id not in silo_of]
-    if unused:
-        logger.warning("%d nodes are not needed and stay idle: %s", len(unused), unused)
-    return groups
+
+    identity: str
+    name: str = ""
+    node_id: int
+    silo: str | None = None
+    place: Place | None = None
+    state: NodeState = "spare"
+    rounds: int = 0
+    lying: int = 0
+    malformed: int = 0
+    silent: int = 0
+    late: int = 0
+    last_offence: str = ""
+
+    @property
+    def label(self) -> str:
+        """Its name, or else its id: what the log calls it."""
+        return repr(self.name) if self.name else str(self.node_id)
+
+    @property
+    def offences(self) -> int:
+        """What quarantine counts: lies and malformed replies. Silence may be the network's fault."""
+        return self.lying + self.malformed
 
 
-def _ask_silos(grid: Grid, node_ids: Iterable[int], timeout: float | None) -> dict[int, str]:
-    """Return the silo that each node declares; nodes that say nothing usable are left out."""
-    silo_of: dict[int, str] = {}
-    messages = {node_id: Message(RecordDict(), node_id, SILO_QUERY, ttl=timeout) for node_id in node_ids}
+class Roster:
+    """Gives every place, a slot of a group, to a node, and keeps the ledger of what the nodes did.
 
-    def receive(batch: list[tuple[int, Message]]) -> bool:
-        for node_id, reply in batch:
-            try:
-                silo_of[node_id] = _silo_name(reply)
-            except Exception as error:  # anything may come from a node
-                logger.warning("Node %d did not say which silo it is in: %s", node_id, str(error)[:200])
-        return False
+    A place belongs to one node for the whole run, known by its identity: when it comes back from a restart or from
+    behind a broken line, it has its place again. While it is away or in quarantine, a spare fills in, if there is
+    one. Nodes that connect after the run began are strangers: spares, or refused.
 
-    exchange(grid, messages, timeout, receive)
-    return silo_of
+    Parameters
+    ----------
+    config : SolonConfig
+        Of the run.
+    """
+
+    def __init__(self, config: SolonConfig) -> None:
+        self._config = config
+        self._nodes: dict[str, NodeRecord] = {}  # by identity
+        self._owners: dict[Place, str] = {}  # in the order of groups and slots
+        self._substitutes: dict[Place, str] = {}
+        self._connected: frozenset[str] = frozenset()
+
+    @property
+    def ledger(self) -> dict[str, NodeRecord]:
+        """Every node that was ever seen, by its identity."""
+        return self._nodes
+
+    @property
+    def places(self) -> Places:
+        """Node ids by group and slot; None where nobody is."""
+        size = self._config.group_size
+        holders = [self._holder(place) for place in self._owners]
+        node_ids = [None if holder is None else self._nodes[holder].node_id for holder in holders]
+        return tuple(tuple(node_ids[i : i + size]) for i in range(0, len(node_ids), size))
+
+    def label(self, node_id: int) -> str:
+        """Return what the log calls the node of this id."""
+        record = self._of(node_id)
+        return str(node_id) if record is None else record.label
+
+    def update(self, grid: Grid, timeout: float | None) -> None:
+        """See who is connected, and fill the places for the next round; the first call waits for num_nodes nodes.
+
+        After `restore` it waits too, but only until the timeout: some nodes may be gone for good.
+        """
+        config = self._config
+        began = not self._owners
+        try:
+            nodes = connected_nodes(grid) if self._connected else wait_for_nodes(grid, config.num_nodes, timeout)
+        except NodesMissingError as error:
+            if began:
+                raise
+            logger.warning("Going on all the same: %s", error)
+            nodes = connected_nodes(grid)
+        newcomers = self._meet(nodes)
+        if not began:
+            newcomers = self._admit(newcomers)
+            timeout = STRANGERS_PATIENCE if timeout is None else min(timeout, STRANGERS_PATIENCE)
+        if config.grouping == "silo":
+            self._learn_silos(grid, newcomers, timeout)
+        if began:
+            self._found(newcomers)
+        self._fill_places()
+
+    def record(self, report: RoundReport) -> None:
+        """Enter a round's report into the ledger, and quarantine those who have offended often enough."""
+        offenders = []
+        for group in report.groups:
+            for node_id in group.nodes:
+                record = None if node_id is None else self._of(node_id)
+                if record is None or node_id is None:
+                    continue
+                record.rounds += 1
+                record.silent += node_id in group.silent_nodes
+                if node_id in group.corrupt_nodes:
+                    record.lying += 1
+                    record.last_offence = f"round {report.round}: a lie"
+                if node_id in group.malformed_nodes:
+                    record.malformed += 1
+                    record.last_offence = f"round {report.round}: {group.malformed_nodes[node_id]}"
+                if node_id in (*group.corrupt_nodes, *group.malformed_nodes):
+                    offenders.append(record)
+        for record in offenders:
+            self._consider_quarantine(record)
+
+    def record_late(self, node_id: int) -> None:
+        """Enter that an answer to an earlier round came after all."""
+        record = self._of(node_id)
+        if record is not None:
+            record.late += 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the whole state, as json can write it."""
+        return {
+            "nodes": [asdict(record) for record in self._nodes.values()],
+            "substitutes": [[*place, identity] for place, identity in self._substitutes.items()],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `to_dict` returned."""
+        self._nodes = {}
+        for fields in state["nodes"]:
+            place = fields["place"]
+            record = NodeRecord(**{**fields, "place": None if place is None else (place[0], place[1])})
+            self._nodes[record.identity] = record
+        owned = {record.place: identity for identity, record in self._nodes.items() if record.place is not None}
+        self._owners = dict(sorted(owned.items()))
+        self._substitutes = {(group, slot): identity for group, slot, identity in state["substitutes"]}
+        self._connected = frozenset()
+
+    # Who is who
+
+    def _of(self, node_id: int) -> NodeRecord | None:
+        return next((record for record in self._nodes.values() if record.node_id == node_id), None)
+
+    def _meet(self, nodes: Iterable[NodeInfo]) -> list[NodeRecord]:
+        """Note who is connected; return those never seen before."""
+        newcomers = []
+        connected = set()
+        for node in nodes:
+            identity = _identity(node)
+            connected.add(identity)
+            record = self._nodes.get(identity)
+            if record is None:
+                record = self._nodes[identity] = NodeRecord(identity=identity, node_id=node.node_id)
+                newcomers.append(record)
+            record.node_id = node.node_id
+            record.name = one_line(node.name)
+        self._connected = frozenset(connected)
+        return newcomers
+
+    def _learn_silos(self, grid: Grid, nodes: Iterable[NodeRecord], timeout: float | None) -> None:
+        """Note each node's silo: what stands before the "/" in its registered name, or else what it declares."""
+        asked = {}
+        for record in nodes:
+            silo, slash, _ = record.name.partition("/")
+            if slash and silo:
+                record.silo = silo
+            else:
+                asked[record.node_id] = record
+        messages = {node_id: Message(RecordDict(), node_id, SILO_QUERY, ttl=timeout) for node_id in asked}
+
+        def receive(batch: list[tuple[int, Message]]) -> bool:
+            for node_id, reply in batch:
+                try:
+                    asked[node_id].silo = _silo_name(reply)
+                except Exception as error:  # anything may come from a node
+                    reason = one_line(str(error))
+                    logger.warning("Node %s did not say which silo it is in: %s", asked[node_id].label, reason)
+            return False
+
+        if messages:
+            exchange(grid, messages, timeout, receive)
+
+    # Who is where
+
+    def _found(self, nodes: list[NodeRecord]) -> None:
+        """Give the places to their owners, once and for all."""
+        config = self._config
+        if config.grouping == "server":
+            size = config.group_size
+            groups = [nodes[i : i + size] for i in range(0, config.num_nodes, size)]
+        else:
+            groups = self._groups_by_silo(nodes)
+        for group, members in enumerate(groups):
+            for slot, record in enumerate(members):
+                record.place = (group, slot)
+                self._owners[group, slot] = record.identity
+        spares = [record.label for record in nodes if record.place is None]
+        if spares:
+            logger.info("%d nodes wait as spares: %s", len(spares), ", ".join(spares))
+
+    def _groups_by_silo(self, nodes: Iterable[NodeRecord]) -> list[list[NodeRecord]]:
+        config = self._config
+        members: dict[str, list[NodeRecord]] = {}
+        for record in nodes:
+            if record.silo is not None:
+                members.setdefault(record.silo, []).append(record)
+        full = {silo: records for silo, records in sorted(members.items()) if len(records) >= config.group_size}
+        if len(full) != config.num_groups:
+            counts = {silo: len(records) for silo, records in sorted(members.items())}
+            raise ConfigurationError(
+                f"grouping='silo' needs {config.num_groups} silos of at least group_size={config.group_size} nodes; "
+                f"got {counts}; start more nodes in the small silos, or change num_nodes or group_size."
+            )
+        return [records[: config.group_size] for records in full.values()]
+
+    def _admit(self, strangers: list[NodeRecord]) -> list[NodeRecord]:
+        """Return those that may wait as spares."""
+        for record in strangers:
+            if self._config.strangers == "refuse":
+                record.state = "refused"
+                logger.warning("Node %s connected after the run began and is refused.", record.label)
+            else:
+                logger.info("Node %s connected after the run began and waits as a spare.", record.label)
+        return [record for record in strangers if record.state != "refused"]
+
+    def _fill_places(self) -> None:
+        """Let owners have their places, and spares those of owners who are away or in quarantine."""
+        for record in self._nodes.values():
+            if record.state not in ("quarantined", "refused"):
+                record.state = "spare" if record.identity in self._connected else "away"
+        for place, owner in self._owners.items():
+            if self._nodes[owner].state == "spare":
+                self._nodes[owner].state = "member"
+                if self._substitutes.pop(place, None) is not None:
+                    logger.info("Node %s is back in its place.", self._nodes[owner].label)
+            elif self._nodes[self._substitutes.get(place, owner)].state != "spare":
+                self._substitutes.pop(place, None)
+        for identity in self._substitutes.values():
+            self._nodes[identity].state = "substitute"
+        for place, owner in self._owners.items():
+            if self._nodes[owner].state == "member" or place in self._substitutes:
+                continue
+            substitute = self._best_spare(self._nodes[owner].silo)
+            if substitute is not None:
+                substitute.state = "substitute"
+                self._substitutes[place] = substitute.identity
+                logger.warning(
+                    "Node %s (group %d) is %s: node %s fills in.",
+                    *(self._nodes[owner].label, place[0], self._nodes[owner].state, substitute.label),
+                )
+
+    def _best_spare(self, silo: str | None) -> NodeRecord | None:
+        """Return the spare of that silo with the fewest offences."""
+        spares = [r for r in self._nodes.values() if r.state == "spare" and r.place is None and r.silo == silo]
+        return min(spares, key=lambda record: record.offences, default=None)
+
+    def _holder(self, place: Place) -> str | None:
+        """Return the identity of the node that has a place now.
+
+        An owner who is away keeps it if nobody fills in: it may be back within the round.
+        """
+        owner = self._owners[place]
+        if place in self._substitutes:
+            return self._substitutes[place]
+        return None if self._nodes[owner].state == "quarantined" else owner
+
+    def _consider_quarantine(self, record: NodeRecord) -> None:
+        limit = self._config.quarantine_after
+        if limit is None or record.offences < limit:
+            return
+        if record.place is not None and not self._can_do_without_another(record.place[0]):
+            logger.warning(
+                "Node %s has offended %d times, but its group needs %d nodes and has no more to spare: "
+                "it is not quarantined.",
+                *(record.label, record.offences, self._config.compression + self._config.byzantine),
+            )
+            return
+        record.state = "quarantined"
+        logger.warning(
+            "Node %s is quarantined after %d offences; the last was in %s",
+            *(record.label, record.offences, record.last_offence),
+        )
+
+    def _can_do_without_another(self, group: int) -> bool:
+        """Return whether a group could be decoded if one more of its owners were missing, with no substitute."""
+        config = self._config
+        missing = sum(
+            place[0] == group and self._nodes[owner].state == "quarantined" for place, owner in self._owners.items()
+        )
+        return config.group_size - missing - 1 >= config.compression + config.byzantine
+
+
+def _identity(node: NodeInfo) -> str:
+    if node.public_key:
+        return f"key:{hashlib.blake2b(node.public_key, digest_size=16).hexdigest()}"
+    return f"id:{node.node_id}"
 
 
 def _silo_name(reply: Message) -> str:
@@ -86,19 +388,3 @@ def _silo_name(reply: Message) -> str:
     if not isinstance(name, str) or not 0 < len(name) <= 200:
         raise InvalidReplyError("a silo's name has 1 to 200 characters")
     return name
-
-
-def _group_by_silo(silo_of: dict[int, str], config: SolonConfig) -> tuple[Groups, list[int]]:
-    members: dict[str, list[int]] = {}
-    for node_id in sorted(silo_of):
-        members.setdefault(silo_of[node_id], []).append(node_id)
-    full = {name: nodes for name, nodes in sorted(members.items()) if len(nodes) >= config.group_size}
-    if len(full) != config.num_groups:
-        counts = {name: len(nodes) for name, nodes in sorted(members.items())}
-        raise ConfigurationError(
-            f"grouping='silo' needs {config.num_groups} silos of at least group_size={config.group_size} nodes; "
-            f"got {counts}; start more nodes in the small silos, or change num_nodes or group_size."
-        )
-    groups = tuple(tuple(nodes[: config.group_size]) for nodes in full.values())
-    chosen = {node_id for group in groups for node_id in group}
-    return groups, [node_id for node_id in silo_of if node_id not in chosen]

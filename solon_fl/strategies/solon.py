@@ -1,8 +1,9 @@
 """The Flower strategy."""
 
 import logging
-from collections.abc import Callable, Collection, Hashable
-from typing import cast
+from collections.abc import Callable, Collection, Hashable, Mapping
+from dataclasses import asdict
+from typing import Any, cast
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
@@ -10,16 +11,18 @@ from flwr.serverapp import Grid
 
 from solon_fl.config import SolonConfig
 from solon_fl.errors import GroupFailedError
+from solon_fl.strategies.checkpoint import Checkpoints
 from solon_fl.strategies.group import GroupReport, GroupRound
 from solon_fl.strategies.loop import Aggregated, RoundStrategy
 from solon_fl.strategies.model import OptimizerFactory, ServerModel
-from solon_fl.strategies.nodes import Groups, assign_groups
+from solon_fl.strategies.nodes import NodeRecord, Roster
 from solon_fl.strategies.report import RoundReport
 from solon_fl.task import ARRAYS, CONFIG, TASK, SolonTask
 
 __all__ = ["SolonStrategy"]
 
 Place = tuple[int, int]  # group, slot: the key of a node's messages
+MAY_CHANGE = ("on_group_failure", "strangers", "quarantine_after")  # settings, when a run goes on from a checkpoint
 logger = logging.getLogger("flwr")
 
 
@@ -45,6 +48,9 @@ class SolonStrategy(RoundStrategy):
     projection_seed : int, optional
         Makes the decoder's random projection reproducible, for simulation only: a node that knew it
         could hide a lie. Default: fresh entropy in every decode.
+    checkpoints : Checkpoints, optional
+        Where to save the run, and to go on with it after the server was stopped or killed. Unused under Flower's
+        own `start`.
 
     Notes
     -----
@@ -70,16 +76,28 @@ class SolonStrategy(RoundStrategy):
         on_round: Callable[[RoundReport], None] | None = None,
         client_evaluation: bool = False,
         projection_seed: int | None = None,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         self.config = config
         self.mode = config.mode
         self._projection = None if projection_seed is None else torch.Generator().manual_seed(projection_seed)
-        super().__init__(optimizer, buffers=buffers, on_round=on_round, client_evaluation=client_evaluation)
+        super().__init__(
+            optimizer,
+            buffers=buffers,
+            on_round=on_round,
+            client_evaluation=client_evaluation,
+            checkpoints=checkpoints,
+        )
 
     def _reset(self) -> None:
         super()._reset()
-        self._groups: Groups = ()
+        self._roster = Roster(self.config)
         self._rounds: tuple[GroupRound, ...] = ()
+
+    @property
+    def ledger(self) -> dict[str, NodeRecord]:
+        """What is known of each node, by its identity: how often it lied, was silent, ..."""
+        return self._roster.ledger
 
     def summary(self) -> None:
         """Log the settings and the certificate."""
@@ -95,8 +113,8 @@ class SolonStrategy(RoundStrategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> dict[Hashable, Message]:
         """Return one message per node: the shared model, and a config and a task of its own."""
-        if not self._groups:
-            self._groups = assign_groups(grid, self.config, self._timeout)
+        self._roster.update(grid, self._timeout)
+        places = self._roster.places
         model = cast(ServerModel, self._model)
         self._rounds = tuple(
             GroupRound(
@@ -107,11 +125,13 @@ class SolonStrategy(RoundStrategy):
                 dtype=model.vector.dtype,
                 projection=self._projection,
             )
-            for group, nodes in enumerate(self._groups)
+            for group, nodes in enumerate(places)
         )
         messages: dict[Hashable, Message] = {}
-        for group, nodes in enumerate(self._groups):
+        for group, nodes in enumerate(places):
             for slot, node_id in enumerate(nodes):
+                if node_id is None:
+                    continue
                 content = RecordDict(
                     {
                         ARRAYS: arrays,
@@ -125,7 +145,7 @@ class SolonStrategy(RoundStrategy):
         return messages
 
     def _evaluating_nodes(self) -> list[int]:
-        return [node_id for nodes in self._groups for node_id in nodes]
+        return [node_id for nodes in self._roster.places for node_id in nodes if node_id is not None]
 
     def _task(self, server_round: int, group: int, slot: int, model: ServerModel) -> SolonTask:
         config = self.config
@@ -172,7 +192,24 @@ class SolonStrategy(RoundStrategy):
         self._rounds = ()
         return aggregated
 
+    def _receive_late(self, node_id: int) -> None:
+        self._roster.record_late(node_id)
+
+    def _run(self) -> dict[str, Any]:
+        settings = asdict(self.config)
+        return {name: value for name, value in settings.items() if name not in MAY_CHANGE}
+
+    def _notes(self) -> dict[str, Any]:
+        projection = None if self._projection is None else bytes(self._projection.get_state().tolist()).hex()
+        return {"roster": self._roster.to_dict(), "projection": projection}
+
+    def _restore(self, notes: Mapping[str, Any]) -> None:
+        self._roster.restore(notes["roster"])
+        if self._projection is not None and notes["projection"] is not None:
+            self._projection.set_state(torch.tensor(list(bytes.fromhex(notes["projection"])), dtype=torch.uint8))
+
     def _after_round(self, report: RoundReport) -> None:
+        self._roster.record(report)
         if report.failed_groups and self.config.on_group_failure == "stop":
             raise GroupFailedError(
                 f"round {report.round}: groups {list(report.failed_groups)} of {len(report.groups)} could not be "

@@ -28,9 +28,9 @@ logger = logging.getLogger("flwr")
 
 
 class VectorStrategy(RoundStrategy):
-    """Nodes numbered 0 to P - 1, by ascending Flower id, send arrays of a known layout; subclasses combine them.
+    """Nodes numbered 0 to P - 1 send arrays of a known layout; subclasses combine them.
 
-    Whatever else a node sends, it counts as having sent nothing, and is logged and reported.
+    Their order is that of registered names, then of Flower's ids. Whatever else a node sends, it counts as having sent nothing, and is logged and reported.
 
     Parameters
     ----------
@@ -79,7 +79,8 @@ class VectorStrategy(RoundStrategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> dict[Hashable, Message]:
         if not self._nodes:
-            self._nodes = wait_for_nodes(grid, self.num_nodes, self._timeout)[: self.num_nodes]
+            nodes = wait_for_nodes(grid, self.num_nodes, self._timeout)
+            self._nodes = [node.node_id for node in nodes[: self.num_nodes]]
         model = cast(ServerModel, self._model)
         self._sent, self._malformed = {}, {}
         messages: dict[Hashable, Message] = {}

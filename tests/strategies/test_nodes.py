@@ -5,10 +5,17 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from solon_fl.clients import answer_silo_queries
+from solon_fl.config import SolonConfig
 from solon_fl.errors import ConfigurationError, NodesMissingError
 from solon_fl.simulations import InProcessGrid
-from solon_fl.strategies.nodes import assign_groups, wait_for_nodes
+from solon_fl.strategies.nodes import Places, Roster, wait_for_nodes
 from tests.support import Regression, small_config
+
+
+def assign_groups(grid: InProcessGrid, config: SolonConfig, timeout: float) -> Places:
+    roster = Roster(config)
+    roster.update(grid, timeout)
+    return roster.places
 
 
 def silo_grid(names: dict[int, object]) -> InProcessGrid:
@@ -46,7 +53,8 @@ def test_nodes_that_connect_late_are_waited_for() -> None:
             self.looks += 1
             return list(self._contexts)[: 5 + self.looks]
 
-    assert wait_for_nodes(Slow(Regression().client_app(), 7), 7, timeout=10) == [1, 2, 3, 4, 5, 6, 7]
+    nodes = wait_for_nodes(Slow(Regression().client_app(), 7), 7, timeout=10)
+    assert [node.node_id for node in nodes] == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_each_silo_is_a_group_and_spare_or_mute_nodes_stay_idle() -> None:

@@ -1,0 +1,194 @@
+"""Checkpoints: a server that is killed at any moment goes on from the last one as if nothing had happened."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from solon_fl.errors import CheckpointError, ConfigurationError
+
+__all__ = ["Checkpoint", "Checkpoints"]
+
+FORMAT = "solon_fl checkpoint 1"
+logger = logging.getLogger("flwr")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """The state of a run after a round.
+
+    Attributes
+    ----------
+    round : int
+        The last that is in it.
+    run : dict
+        What must be the same in the run that goes on; what json can write.
+    notes : dict
+        All that is small: metrics, groups, the ledger; what json can write.
+    tensors : dict
+        All that is large: what `torch.save` writes and ``torch.load(weights_only=True)`` reads.
+    """
+
+    round: int
+    run: dict[str, Any]
+    notes: dict[str, Any]
+    tensors: dict[str, Any]
+
+
+class Checkpoints:
+    """A folder with the last checkpoints of one run.
+
+    Give it to a strategy: it saves there, and starts from the newest checkpoint that it finds there. So to resume,
+    start the same program again; to start anew, give it another folder. Rounds after the checkpoint are done again.
+
+    Parameters
+    ----------
+    folder : path
+        Made if it is not there. On a disk that survives the server, and that nobody else may write to.
+    every : int
+        Save after every so many rounds (and after the last).
+    keep : int
+        Keep so many checkpoints, at least 2: should the newest be damaged, the one before is used.
+
+    Notes
+    -----
+    A checkpoint is two files: ``round-000040.pt`` with the tensors, and then ``round-000040.json`` with everything
+    else, the digest of both among it. Both are written beside, forced to disk, and renamed, so that a kill at any
+    moment leaves whole checkpoints only. Its size: the model, and the optimizer's state.
+    """
+
+    def __init__(self, folder: str | Path, *, every: int = 1, keep: int = 2) -> None:
+        for name, value, least in (("every", every, 1), ("keep", keep, 2)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ConfigurationError(f"{name} must be a whole number >= {least}; got {name}={value!r}.")
+        self.folder = Path(folder)
+        self.every = every
+        self.keep = keep
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint, then delete those that are too many.
+
+        Raises
+        ------
+        CheckpointError
+            If the folder can't be written to.
+        """
+        name = f"round-{checkpoint.round:06d}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            tensors_digest = _write(self.folder / f"{name}.pt", checkpoint.tensors)
+            manifest = _as_json(
+                {
+                    "format": FORMAT,
+                    "round": checkpoint.round,
+                    "run": checkpoint.run,
+                    "tensors": tensors_digest,
+                    "notes": checkpoint.notes,
+                }
+            )
+            manifest["digest"] = _digest(manifest)
+            _write(self.folder / f"{name}.json", manifest)
+            for old in self._manifests()[self.keep :]:
+                old.unlink()  # first: a manifest without tensors is damaged, tensors without a manifest are nothing
+            kept = {path.stem for path in self._manifests()}
+            for leftover in [*self.folder.glob("round-*.pt"), *self.folder.glob("round-*.part")]:
+                if leftover.name.partition(".")[0] not in kept:
+                    leftover.unlink(missing_ok=True)
+        except OSError as error:
+            raise CheckpointError(
+                f"the checkpoint of round {checkpoint.round} can't be written: {error}; the run's state is lost if the "
+                "server stops; free some space or choose another folder."
+            ) from error
+
+    def load(self, run: Mapping[str, Any]) -> Checkpoint | None:
+        """Return the newest checkpoint that is whole and of the same run; None if there is none at all.
+
+        Raises
+        ------
+        CheckpointError
+            If there are checkpoints, and none can be used; the message says why not, of the newest.
+        """
+        reasons = []
+        for path in self._manifests():
+            try:
+                return self._read(path, run)
+            except CheckpointError as error:
+                logger.warning("Checkpoint %s is not used: %s", path, error)
+                reasons.append(f"{path.name}: {error}")
+        if reasons:
+            raise CheckpointError(
+                f"no checkpoint in {self.folder} can be used ({reasons[0]}); nothing was changed there: give the same "
+                "settings as the run that wrote them, or another folder to start anew."
+            )
+        return None
+
+    def _manifests(self) -> list[Path]:
+        """Return the manifests, newest first."""
+        return sorted(self.folder.glob("round-*.json"), reverse=True)
+
+    def _read(self, path: Path, run: Mapping[str, Any]) -> Checkpoint:
+        try:
+            manifest = json.loads(path.read_bytes())
+            claimed = manifest.pop("digest")
+            if manifest["format"] != FORMAT or _digest(manifest) != claimed:
+                raise ValueError("its digest does not fit")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise CheckpointError(f"damaged, or no checkpoint of this format ({error})") from error
+        _check_same_run(manifest["run"], _as_json(run))
+        tensors_path = path.with_suffix(".pt")
+        try:
+            if _digest_of_file(tensors_path) != manifest["tensors"]:
+                raise ValueError("its digest does not fit")
+            tensors = torch.load(tensors_path, weights_only=True)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{tensors_path.name} is damaged or missing ({error})") from error
+        return Checkpoint(round=manifest["round"], run=manifest["run"], notes=manifest["notes"], tensors=tensors)
+
+
+def _as_json(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return content as it will be when read again: keys are strings, tuples are lists."""
+    again: dict[str, Any] = json.loads(json.dumps(content))
+    return again
+
+
+def _check_same_run(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    for key in sorted({*theirs, *ours}):
+        if theirs.get(key) != ours.get(key):
+            raise CheckpointError(
+                f"it is of another run: {key} is {theirs.get(key)!r} there and {ours.get(key)!r} here"
+            )
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _digest_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> str:
+    """Write JSON or tensors so that the file is whole or not there, and return the digest of its bytes."""
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        if path.suffix == ".json":
+            file.write(json.dumps(content).encode())
+        else:
+            torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    digest = _digest_of_file(part)
+    part.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return digest
