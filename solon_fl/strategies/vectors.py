@@ -30,7 +30,8 @@ logger = logging.getLogger("flwr")
 class VectorStrategy(RoundStrategy):
     """Nodes numbered 0 to P - 1 send arrays of a known layout; subclasses combine them.
 
-    Their order is that of registered names, then of Flower's ids. Whatever else a node sends, it counts as having sent nothing, and is logged and reported.
+    Their order is that of registered names, then of Flower's ids. Whatever else a node sends, it counts as having sent
+    nothing, and is logged and reported.
 
     Parameters
     ----------
