@@ -69,7 +69,7 @@ class NodeRecord:
     name : str
         Under which it was registered with the SuperLink; "" if under none.
     node_id : int
-        Flower's number for its connection, when last seen.
+        Flower's number for its connection, when last seen; 0 if another node has that number now.
     silo : str or None
         With grouping "silo".
     place : (int, int) or None
@@ -143,7 +143,7 @@ class Roster:
         """Node ids by group and slot; None where nobody is."""
         size = self._config.group_size
         holders = [self._holder(place) for place in self._owners]
-        node_ids = [None if holder is None else self._nodes[holder].node_id for holder in holders]
+        node_ids = [None if holder is None else self._nodes[holder].node_id or None for holder in holders]
         return tuple(tuple(node_ids[i : i + size]) for i in range(0, len(node_ids), size))
 
     def label(self, node_id: int) -> str:
@@ -240,6 +240,10 @@ class Roster:
             record.node_id = node.node_id
             record.name = one_line(node.name)
         self._connected = frozenset(connected)
+        taken = {self._nodes[identity].node_id for identity in connected}
+        for identity in self._nodes.keys() - connected:
+            if self._nodes[identity].node_id in taken:  # tasks meant for it must not go to another
+                self._nodes[identity].node_id = 0
         return newcomers
 
     def _learn_silos(self, grid: Grid, nodes: Iterable[NodeRecord], timeout: float | None) -> None:

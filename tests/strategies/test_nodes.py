@@ -1,13 +1,19 @@
+import json
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.proto.node_pb2 import NodeInfo
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from solon_fl.clients import answer_silo_queries
 from solon_fl.config import SolonConfig
 from solon_fl.errors import ConfigurationError, NodesMissingError
 from solon_fl.simulations import InProcessGrid
+from solon_fl.strategies import GroupReport, RoundReport
 from solon_fl.strategies.nodes import Places, Roster, wait_for_nodes
 from tests.support import Regression, small_config
 
@@ -87,3 +93,196 @@ def test_silos_that_are_too_small_are_an_error_with_their_sizes() -> None:
         ConfigurationError, match=r"2 silos of at least group_size=7 nodes; got {'east': 4, 'west': 10}"
     ):
         assign_groups(silo_grid(names), small_config(grouping="silo"), timeout=1)
+
+
+class ChangingGrid(InProcessGrid):
+    """Nodes that come and go: `here` maps node id -> (name, public key)."""
+
+    def __init__(self, app: ClientApp, here: dict[int, tuple[str, bytes]], num_contexts: int = 30) -> None:
+        super().__init__(app, num_contexts)
+        self.here = here
+        self.asked: list[int] = []
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        return [NodeInfo(node_id=i, name=name, public_key=key) for i, (name, key) in self.here.items()]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        kept = list(messages)
+        self.asked = [message.metadata.dst_node_id for message in kept]
+        return super().push_messages(kept)
+
+
+def keyed(*node_ids: int) -> dict[int, tuple[str, bytes]]:
+    """Nodes with these ids, named n01, n02, ..., each with a key of its own."""
+    return {i: (f"n{i:02d}", bytes([i]) * 40) for i in node_ids}
+
+
+def follow(roster: Roster, grid: ChangingGrid) -> tuple[int | None, ...]:
+    roster.update(grid, timeout=1)
+    return tuple(node for nodes in roster.places for node in nodes)
+
+
+def states(roster: Roster) -> dict[str, str]:
+    return {record.name: record.state for record in roster.ledger.values()}
+
+
+def report(nodes: tuple[int | None, ...], server_round: int = 1, **offenders: Any) -> RoundReport:
+    """The report of one group of seven."""
+    group = GroupReport(
+        **{
+            **{"group": 0, "nodes": nodes, "status": "corrected", "residual": 0.0, "tolerance": 0.0},
+            **{"error_bound": 0.0, "corrupt_nodes": (), "silent_nodes": (), "malformed_nodes": {}},
+            **offenders,
+        }
+    )
+    return RoundReport(
+        round=server_round,
+        groups=(group,),
+        stepped=True,
+        bytes_out=0,
+        bytes_in=0,
+        seconds_waiting=0.0,
+        seconds_aggregating=0.0,
+        seconds_stepping=0.0,
+    )
+
+
+@pytest.fixture
+def app() -> ClientApp:
+    return Regression().client_app()
+
+
+def test_places_go_by_registered_name_whatever_the_ids(app: ClientApp) -> None:
+    grid = ChangingGrid(app, {30 - i: (f"n{i}", bytes([i])) for i in range(1, 8)})
+    assert follow(Roster(small_config(num_nodes=7)), grid) == (29, 28, 27, 26, 25, 24, 23)
+
+
+def test_a_node_that_returns_takes_its_old_place_even_under_another_id(app: ClientApp) -> None:
+    grid = ChangingGrid(app, keyed(*range(1, 8)))
+    roster = Roster(small_config(num_nodes=7))
+    assert follow(roster, grid) == (1, 2, 3, 4, 5, 6, 7)
+    third = grid.here.pop(3)
+    assert follow(roster, grid) == (1, 2, 3, 4, 5, 6, 7), "nobody fills in: it may be back within the round"
+    assert states(roster)["n03"] == "away"
+    grid.here[25] = third  # the same key, a new connection
+    assert follow(roster, grid) == (1, 2, 25, 4, 5, 6, 7)
+    assert states(roster)["n03"] == "member"
+    assert len(roster.ledger) == 7
+
+
+def test_a_stranger_with_the_name_of_a_node_is_still_a_stranger(app: ClientApp) -> None:
+    grid = ChangingGrid(app, keyed(*range(1, 8)))
+    roster = Roster(small_config(num_nodes=7, strangers="refuse"))
+    follow(roster, grid)
+    name, _ = grid.here.pop(3)
+    grid.here[3] = (name, b"another key")
+    assert follow(roster, grid) == (1, 2, None, 4, 5, 6, 7), "not even under the id that was the node's"
+    assert [r.state for r in roster.ledger.values() if r.name == "n03"] == ["away", "refused"]
+
+
+def test_a_spare_fills_in_and_steps_back(app: ClientApp) -> None:
+    grid = ChangingGrid(app, keyed(*range(1, 10)))
+    roster = Roster(small_config(num_nodes=7))
+    assert follow(roster, grid) == (1, 2, 3, 4, 5, 6, 7)
+    assert states(roster)["n08"] == states(roster)["n09"] == "spare"
+    gone = {i: grid.here.pop(i) for i in (2, 5)}
+    assert follow(roster, grid) == (1, 8, 3, 4, 9, 6, 7)
+    assert states(roster)["n08"] == "substitute"
+    grid.here[2] = gone[2]
+    assert follow(roster, grid) == (1, 2, 3, 4, 9, 6, 7)
+    assert states(roster)["n08"] == "spare"
+    del grid.here[9]  # the substitute goes too
+    assert follow(roster, grid) == (1, 2, 3, 4, 8, 6, 7)
+
+
+def test_strangers_wait_as_spares_or_are_refused(app: ClientApp) -> None:
+    for strangers, fills_in in (("spare", 12), ("refuse", 4)):
+        grid = ChangingGrid(app, keyed(*range(1, 8)))
+        roster = Roster(small_config(num_nodes=7, strangers=strangers))
+        follow(roster, grid)
+        grid.here |= keyed(12)
+        follow(roster, grid)
+        del grid.here[4]
+        assert follow(roster, grid) == (1, 2, 3, fills_in, 5, 6, 7)
+        assert states(roster)["n12"] == ("substitute" if strangers == "spare" else "refused")
+
+
+def test_a_spare_of_another_silo_does_not_fill_in(app: ClientApp) -> None:
+    names = {i: ("east/" if i < 8 or i == 15 else "west/") + f"{i:02d}" for i in range(1, 16)}
+    grid = ChangingGrid(app, {i: (name, bytes([i])) for i, name in names.items()})
+    roster = Roster(small_config(grouping="silo"))
+    assert follow(roster, grid) == tuple(range(1, 15)), "the registered names tell the silos; nobody is asked"
+    del grid.here[9]
+    assert follow(roster, grid) == tuple(range(1, 15))
+    del grid.here[3]
+    assert follow(roster, grid) == (1, 2, 15, *range(4, 15))
+
+
+def test_the_ledger_counts_and_offenders_are_quarantined_and_replaced(app: ClientApp) -> None:
+    grid = ChangingGrid(app, keyed(*range(1, 9)))
+    roster = Roster(small_config(num_nodes=7, quarantine_after=3))
+    nodes = follow(roster, grid)
+    roster.record(report(nodes, 1, corrupt_nodes=(2,), silent_nodes=(5,)))
+    roster.record(report(nodes, 2, malformed_nodes={2: "error 2: boom"}, silent_nodes=(5,)))
+    roster.record_late(5)
+    assert follow(roster, grid) == nodes
+    roster.record(report(nodes, 3, corrupt_nodes=(2,), silent_nodes=(5,)))
+    two, five = (next(r for r in roster.ledger.values() if r.node_id == i) for i in (2, 5))
+    assert (two.rounds, two.lying, two.malformed, two.offences) == (3, 2, 1, 3)
+    assert (five.rounds, five.silent, five.late, five.offences) == (3, 3, 1, 0)
+    assert two.last_offence == "round 3: a lie"
+    assert (two.state, five.state) == ("quarantined", "member")
+    assert follow(roster, grid) == (1, 8, 3, 4, 5, 6, 7)
+    del grid.here[8]
+    assert follow(roster, grid) == (1, None, 3, 4, 5, 6, 7)
+
+
+def test_quarantine_leaves_a_group_the_nodes_that_it_needs(app: ClientApp, caplog: pytest.LogCaptureFixture) -> None:
+    grid = ChangingGrid(app, keyed(*range(1, 8)))
+    roster = Roster(small_config(num_nodes=7, quarantine_after=1))  # k + s = 5 of 7 are needed
+    nodes = follow(roster, grid)
+    roster.record(report(nodes, corrupt_nodes=(1, 2, 3)))
+    assert follow(roster, grid) == (None, None, 3, 4, 5, 6, 7)
+    assert "its group needs 5 nodes and has no more to spare" in caplog.text
+
+
+def test_the_roster_is_the_same_after_a_restart(app: ClientApp) -> None:
+    grid = ChangingGrid(app, keyed(*range(1, 10)))
+    roster = Roster(small_config(num_nodes=7, quarantine_after=1))
+    nodes = follow(roster, grid)
+    roster.record(report(nodes, corrupt_nodes=(6,)))
+    del grid.here[1]
+    nodes = follow(roster, grid)
+    again = Roster(small_config(num_nodes=7, quarantine_after=1))
+    again.restore(json.loads(json.dumps(roster.to_dict())))
+    assert again.ledger == roster.ledger
+    assert follow(again, grid) == nodes == (8, 2, 3, 4, 5, 9, 7)
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_whatever_comes_and_goes_every_place_has_at_most_one_node_and_owners_come_first(data: st.DataObject) -> None:
+    app = ClientApp()
+    grid = ChangingGrid(app, keyed(*range(1, 16)), num_contexts=1)
+    roster = Roster(small_config(quarantine_after=2))
+    everyone = keyed(*range(1, 21))
+    nodes = follow(roster, grid)
+    owners = nodes
+    for server_round in range(1, data.draw(st.integers(1, 6)) + 1):
+        grid.here = {i: everyone[i] for i in data.draw(st.sets(st.integers(1, 20), min_size=1))}
+        liars = data.draw(st.sets(st.sampled_from([n for n in nodes if n is not None]), max_size=3))
+        halves = (nodes[:7], nodes[7:])
+        for half in halves:
+            roster.record(report(half, server_round, corrupt_nodes=tuple(liars & set(half))))
+        nodes = follow(roster, grid)
+        placed = [node for node in nodes if node is not None]
+        assert len(placed) == len(set(placed))
+        by_id = {record.node_id: record for record in roster.ledger.values()}
+        assert not any(by_id[node].state in ("quarantined", "refused") for node in placed)
+        for owner, node in zip(owners, nodes, strict=True):
+            assert owner is not None
+            if by_id[owner].state == "member":
+                assert node == owner
+        if any(record.state == "spare" for record in by_id.values()):
+            assert all(by_id[node].state in ("member", "substitute") for node in placed)
+            assert None not in nodes
