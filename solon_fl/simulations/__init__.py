@@ -3,7 +3,8 @@
 from solon_fl.simulations.datasets import DATASETS, Dataset, load_dataset
 from solon_fl.simulations.grid import InProcessGrid
 from solon_fl.simulations.models import MODELS, build_model
-from solon_fl.simulations.run import Outcome, RoundRecord, simulate
+from solon_fl.simulations.records import RoundRecord
+from solon_fl.simulations.run import Outcome, simulate
 from solon_fl.simulations.scenario import ATTACKS, STRATEGIES, Scenario
 
 __all__ = [

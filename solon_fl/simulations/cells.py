@@ -13,7 +13,8 @@ from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.comparison import NO_ATTACK, Comparison
 from solon_fl.simulations.network import Network, RoundSeconds, round_seconds
 from solon_fl.simulations.output import jsonable, write_jsonl
-from solon_fl.simulations.run import RoundRecord, measure_batch_seconds, simulate
+from solon_fl.simulations.records import RoundRecord
+from solon_fl.simulations.run import measure_batch_seconds, simulate
 from solon_fl.simulations.scenario import Scenario
 
 __all__ = ["Cell", "Results", "Verdict", "run_comparison"]

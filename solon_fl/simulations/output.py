@@ -42,6 +42,7 @@ def write_jsonl(outcome: Outcome, path: Path) -> None:
         "final_accuracy": outcome.accuracy,
         "error": outcome.error,
         "offences": {number: dict(kinds) for number, kinds in outcome.offences.items()},
+        "ledger": [asdict(record) for record in outcome.ledger],
     }
     lines = [head, *(_with_numbers(asdict(record)) for record in outcome.records), summary]
     path.parent.mkdir(parents=True, exist_ok=True)

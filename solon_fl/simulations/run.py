@@ -22,56 +22,18 @@ from torch import nn
 from torch.nn import functional
 
 from solon_fl.clients import Batch
-from solon_fl.errors import ConfigurationError
+from solon_fl.errors import CheckpointError, ConfigurationError
 from solon_fl.simulations.client import ImageClient, make_client_app
 from solon_fl.simulations.contenders import STRATEGIES
 from solon_fl.simulations.datasets import Dataset, load_dataset
 from solon_fl.simulations.grid import InProcessGrid
 from solon_fl.simulations.models import build_model
+from solon_fl.simulations.records import RecordsFile, RoundRecord
 from solon_fl.simulations.scenario import Scenario
-from solon_fl.strategies import RoundReport, buffer_names
+from solon_fl.strategies import Checkpoints, NodeRecord, RoundReport, SolonStrategy, buffer_names
 from solon_fl.wire import to_array, trusted_tensor
 
-__all__ = ["Outcome", "RoundRecord", "cheap_garbage_collection", "measure_batch_seconds", "simulate"]
-
-
-@dataclass(kw_only=True)
-class RoundRecord:
-    """What is known after one round.
-
-    Attributes
-    ----------
-    round : int
-        0 is the untrained model.
-    accuracy, loss : float
-        On the test set.
-    seconds : float
-        Since the run began.
-    report : RoundReport or None
-        The strategy's; None for round 0.
-    waited : bool
-        Whether the server would have waited for its deadline, as a node that it needed did not answer.
-    """
-
-    round: int
-    accuracy: float
-    loss: float
-    seconds: float
-    report: RoundReport | None = None
-    waited: bool = False
-
-    def named(self) -> list[tuple[int, str]]:
-        """Return the number of each node named in this round, and what for: "lying", "silent" or "malformed"."""
-        return [
-            (group.group * len(group.nodes) + group.nodes.index(node), kind)
-            for group in (self.report.groups if self.report is not None else ())
-            for kind, nodes in (
-                ("lying", group.corrupt_nodes),
-                ("silent", group.silent_nodes),
-                ("malformed", group.malformed_nodes),
-            )
-            for node in nodes
-        ]
+__all__ = ["Outcome", "cheap_garbage_collection", "measure_batch_seconds", "simulate"]
 
 
 @dataclass(kw_only=True)
@@ -88,12 +50,15 @@ class Outcome:
         The final model.
     error : str or None
         Why the run broke off, if it did.
+    ledger : tuple of NodeRecord
+        What strategy "solon" knows of each node.
     """
 
     scenario: Scenario
     records: list[RoundRecord] = field(default_factory=list)
     arrays: ArrayRecord = field(default_factory=ArrayRecord)
     error: str | None = None
+    ledger: tuple[NodeRecord, ...] = ()
 
     @property
     def accuracy(self) -> float:
@@ -113,7 +78,11 @@ class Outcome:
         return dict(sorted(counts.items()))
 
 
-def simulate(scenario: Scenario, on_round: Callable[[RoundRecord], None] | None = None) -> Outcome:
+def simulate(
+    scenario: Scenario,
+    on_round: Callable[[RoundRecord], None] | None = None,
+    checkpoints: Checkpoints | None = None,
+) -> Outcome:
     """Run a scenario and return its outcome.
 
     Parameters
@@ -122,13 +91,20 @@ def simulate(scenario: Scenario, on_round: Callable[[RoundRecord], None] | None 
         What to run. The same scenario gives the same accuracies on the same machine.
     on_round : callable, optional
         Called after every round, round 0 included.
+    checkpoints : Checkpoints, optional
+        Where to save the run, and to go on with it if it is there: then the outcome has the rounds before too, and
+        they are not given to `on_round` again. For strategy "solon" only.
 
     Raises
     ------
+    CheckpointError
+        If there are checkpoints of another scenario.
     ConfigurationError
-        If the data can't be found, the model is not for such data, batch_size exceeds the data, or the engine is not
-        installed.
+        If checkpoints are given for another strategy, the data can't be found, the model is not for such data,
+        batch_size exceeds the data, or the engine is not installed.
     """
+    if checkpoints is not None and scenario.strategy != "solon":
+        raise ConfigurationError(f"checkpoints are for strategy='solon'; got strategy={scenario.strategy!r}.")
     dataset = _dataset(scenario.dataset, scenario.data_dir)
     if scenario.batch_size > len(dataset.train_labels):
         raise ConfigurationError(
@@ -137,7 +113,7 @@ def simulate(scenario: Scenario, on_round: Callable[[RoundRecord], None] | None 
         )
     outcome = Outcome(scenario=scenario)
     client_app = make_client_app(ImageClient(scenario, dataset))
-    server_app = _server_app(outcome, dataset, on_round)
+    server_app = _server_app(outcome, dataset, on_round, checkpoints)
     if scenario.engine == "ray":
         _run_on_ray(server_app, client_app, scenario.config.num_nodes)
     else:
@@ -184,15 +160,27 @@ def measure_batch_seconds(scenario: Scenario) -> float:
     return statistics.median(seconds[1:])  # the first warms up
 
 
-def _server_app(outcome: Outcome, dataset: Dataset, on_round: Callable[[RoundRecord], None] | None) -> ServerApp:
+def _server_app(
+    outcome: Outcome,
+    dataset: Dataset,
+    on_round: Callable[[RoundRecord], None] | None,
+    checkpoints: Checkpoints | None,
+) -> ServerApp:
     """Return the ServerApp that runs the outcome's scenario and fills in the outcome."""
     scenario = outcome.scenario
     model = build_model(scenario.model, dataset.input_shape, dataset.num_classes, seed=scenario.config.seed)
     initial_arrays = ArrayRecord({name: to_array(value) for name, value in model.state_dict().items()})
     reports: list[RoundReport] = []
+    file = None if checkpoints is None else RecordsFile(checkpoints.folder / "records.jsonl", scenario)
     started = time.monotonic()
 
+    def take_up(before: int) -> None:
+        """Put the rounds of the run that goes on into the outcome."""
+        if file is not None and not outcome.records:
+            outcome.records += file.take_before(before)
+
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        take_up(server_round)
         model.load_state_dict({name: trusted_tensor(array) for name, array in arrays.items()})
         accuracy, loss = _test(model, dataset)
         report = reports[-1] if reports and server_round else None
@@ -206,6 +194,8 @@ def _server_app(outcome: Outcome, dataset: Dataset, on_round: Callable[[RoundRec
         )
         outcome.arrays = arrays
         outcome.records.append(record)
+        if file is not None:
+            file.add(record)
         if on_round is not None:
             on_round(record)
         return MetricRecord({"accuracy": accuracy, "loss": loss})
@@ -214,10 +204,11 @@ def _server_app(outcome: Outcome, dataset: Dataset, on_round: Callable[[RoundRec
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        strategy = scenario.make_strategy(buffer_names(model), reports.append)
+        arguments = {} if checkpoints is None else {"checkpoints": checkpoints}
+        strategy = scenario.make_strategy(buffer_names(model), reports.append, **arguments)
         random.seed(scenario.config.seed)  # Flower's own strategies sample, and thus order, nodes with it
         try:
-            strategy.start(
+            result = strategy.start(
                 grid,
                 initial_arrays,
                 num_rounds=scenario.rounds,
@@ -226,10 +217,14 @@ def _server_app(outcome: Outcome, dataset: Dataset, on_round: Callable[[RoundRec
                 train_config=ConfigRecord({"lr": scenario.local_learning_rate}),
                 evaluate_fn=evaluate,
             )
-        except ConfigurationError:
+            take_up(scenario.rounds + 1)  # nothing was left to do
+            outcome.arrays = result.arrays
+        except (ConfigurationError, CheckpointError):
             raise
         except Exception as error:  # an attack that aborts a strategy is a result, not a crash
             outcome.error = f"{type(error).__name__}: {str(error).strip()}"
+        if isinstance(strategy, SolonStrategy):
+            outcome.ledger = tuple(strategy.ledger.values())
 
     return app
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from flwr.clientapp.typing import Mod
@@ -153,6 +153,8 @@ class Scenario:
         """Return the server's optimizer for signs: momentum is the nodes'."""
         return torch.optim.SGD(parameters, lr=self.sign_learning_rate)
 
-    def make_strategy(self, buffers: tuple[str, ...], on_round: Callable[[RoundReport], None]) -> RoundStrategy:
-        """Return the Flower strategy."""
-        return STRATEGIES[self.strategy].make(self, buffers=buffers, on_round=on_round)
+    def make_strategy(
+        self, buffers: tuple[str, ...], on_round: Callable[[RoundReport], None], **arguments: Any
+    ) -> RoundStrategy:
+        """Return the Flower strategy; what it takes besides can be given."""
+        return STRATEGIES[self.strategy].make(self, buffers=buffers, on_round=on_round, **arguments)

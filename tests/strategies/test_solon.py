@@ -2,22 +2,23 @@ import copy
 import logging
 from collections.abc import Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
-from flwr.clientapp.typing import Mod
+from flwr.clientapp.typing import ClientAppCallable, Mod
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor, nn
 
 from solon_fl.clients import Batch
-from solon_fl.errors import ConfigurationError, GroupFailedError, NodesMissingError
+from solon_fl.errors import CheckpointError, ConfigurationError, GroupFailedError, NodesMissingError
 from solon_fl.simulations import InProcessGrid
 from solon_fl.simulations.attacks import Alie, Constant, NotFinite, RandomGaussian, Reverse, SameLie
 from solon_fl.simulations.attacks.mods import MALFORMATIONS, attack_mod, malformed_mod, silent_mod
-from solon_fl.strategies import RoundReport, SolonStrategy
+from solon_fl.strategies import Checkpoints, RoundReport, SolonStrategy
 from solon_fl.wire import to_array
 from tests.support import (
     SGD,
@@ -328,3 +329,71 @@ def test_unknown_buffers_are_refused_at_the_first_round() -> None:
     grid: Grid = InProcessGrid(Regression().client_app(), 14)
     with pytest.raises(ConfigurationError, match=r"bn\.running_mean"):
         strategy.start(grid, record_of(initial_model()), timeout=1)
+
+
+def test_an_answer_to_an_earlier_round_is_entered_as_late_and_disturbs_nothing() -> None:
+    """Node 3 answers every message one round too late."""
+    held: list[Message] = []
+
+    class Slow(InProcessGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            wanted = set(message_ids)
+            replies = list(super().pull_messages(wanted))
+            late = [reply for reply in replies if reply.metadata.src_node_id == 3]
+            due = [reply for reply in held if reply.metadata.reply_to_message_id in wanted]
+            held[:] = [reply for reply in held if reply not in due] + late
+            return [reply for reply in replies if reply not in late] + due
+
+    strategy = SolonStrategy(small_config(), SGD)
+    grid = Slow(Regression().client_app(), 14)
+    result = strategy.start(grid, record_of(initial_model()), num_rounds=4, timeout=0.05)
+    honest, _ = train(rounds=4)
+    torch.testing.assert_close(vector_of(result.arrays), vector_of(honest.arrays))
+    record = strategy.ledger["id:3"]
+    assert (record.rounds, record.silent, record.late, record.offences) == (4, 4, 3, 0)
+    assert all(other.silent == 0 for identity, other in strategy.ledger.items() if identity != "id:3")
+
+
+def test_a_quarantined_liar_gets_no_more_tasks_and_training_goes_on() -> None:
+    asked: list[int] = []
+
+    def count(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        asked.append(context.node_id)
+        return call_next(message, context)
+
+    honest, _ = train(rounds=5)
+    lies = attack_mod(Reverse(), {4, 9})  # nodes 5 and 10
+    result, reports = train(small_config(quarantine_after=2), mods=[count, lies], rounds=5)
+    torch.testing.assert_close(vector_of(result.arrays), vector_of(honest.arrays))
+    assert [report.corrupt_nodes for report in reports] == [(5, 10), (5, 10), (), (), ()]
+    assert asked.count(5) == asked.count(10) == 2
+    assert asked.count(1) == 5
+    assert reports[-1].groups[0].nodes == (1, 2, 3, 4, None, 6, 7)
+
+
+def test_a_run_resumed_by_another_strategy_object_is_the_same_run(tmp_path: Path) -> None:
+    adam = partial(torch.optim.Adam, lr=0.01)
+    mods = [attack_mod(Reverse(), {4, 9})]
+    whole, _ = train(rounds=6, optimizer=adam, mods=mods, projection_seed=1)
+    for rounds in (1, 4, 6):
+        checkpoints = Checkpoints(tmp_path, every=2)
+        part, reports = train(rounds=rounds, optimizer=adam, mods=mods, projection_seed=1, checkpoints=checkpoints)
+    assert [report.round for report in reports] == [5, 6]
+    assert vector_of(part.arrays).equal(vector_of(whole.arrays))
+    for now, then in zip(*(r.train_metrics_clientapp.items() for r in (part, whole)), strict=True):
+        assert now[0] == then[0]
+        assert {k: v for k, v in now[1].items() if "seconds" not in k} == {
+            k: v for k, v in then[1].items() if "seconds" not in k
+        }
+
+
+def test_checkpoints_of_another_run_are_refused_and_kept(tmp_path: Path) -> None:
+    train(rounds=2, checkpoints=Checkpoints(tmp_path))
+    kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(CheckpointError, match="byzantine is 2 there and 1 here"):
+        train(small_config(byzantine=1, group_size=7), rounds=3, checkpoints=Checkpoints(tmp_path))
+    with pytest.raises(CheckpointError, match="optimizer is 'SGD' there and 'Adam' here"):
+        train(rounds=3, optimizer=torch.optim.Adam, checkpoints=Checkpoints(tmp_path))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
+    _, reports = train(small_config(quarantine_after=9), rounds=3, checkpoints=Checkpoints(tmp_path))
+    assert [report.round for report in reports] == [3], "the policies may change"

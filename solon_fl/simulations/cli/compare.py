@@ -17,8 +17,8 @@ from solon_fl.simulations.cli.terminal import console, progress_bar, set_log_lev
 from solon_fl.simulations.comparison import Comparison, load_comparison, shipped_comparisons
 from solon_fl.simulations.contenders import STRATEGIES
 from solon_fl.simulations.network import NETWORKS
+from solon_fl.simulations.records import RoundRecord
 from solon_fl.simulations.report import comparison_table, plot_accuracy, times_table, write_report
-from solon_fl.simulations.run import RoundRecord
 from solon_fl.simulations.scenario import Scenario
 
 __all__ = ["compare", "compare_command"]

@@ -15,6 +15,7 @@ from solon_fl.simulations.models import MODELS
 from solon_fl.simulations.output import offences_table, plot_run, write_jsonl
 from solon_fl.simulations.run import Outcome
 from solon_fl.simulations.scenario import ATTACKS, STRATEGIES, Engine, Scenario
+from solon_fl.strategies import Checkpoints
 
 __all__ = ["simulate_command"]
 
@@ -56,6 +57,13 @@ def simulate_command(
     every_node_computes: Annotated[
         bool, typer.Option(help="Compute every node's gradient, not one per group (r times slower, same result).")
     ] = False,
+    checkpoint_every: Annotated[
+        int | None,
+        typer.Option(
+            help="Save the run after every so many rounds, in OUTPUT/checkpoints: the same command goes on from there "
+            "after a stop or a crash (and has nothing to do if the run was finished)."
+        ),
+    ] = None,
     output: Annotated[Path, typer.Option(help="Folder for rounds.jsonl and plot.png.")] = Path("solon-results"),
     verbose: Annotated[bool, typer.Option(help="Show Flower's log.")] = False,
 ) -> None:
@@ -95,8 +103,11 @@ def simulate_command(
         engine=cast(Engine, engine),
         compute_once=not every_node_computes,
     )
+    checkpoints = None
+    if checkpoint_every is not None:
+        checkpoints = Checkpoints(output / "checkpoints", every=checkpoint_every)
     with progress_bar() as progress:
-        outcome = run_scenario(scenario, progress)
+        outcome = run_scenario(scenario, progress, checkpoints)
     write_jsonl(outcome, output / "rounds.jsonl")
     plot_run(outcome, output / "plot.png")
     if strategy == "solon" or outcome.offences:

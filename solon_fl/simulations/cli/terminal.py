@@ -6,17 +6,19 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from solon_fl.simulations.run import Outcome, RoundRecord, simulate
+from solon_fl.simulations.records import RoundRecord
+from solon_fl.simulations.run import Outcome, simulate
 from solon_fl.simulations.scenario import Scenario
+from solon_fl.strategies import Checkpoints
 
 __all__ = ["console", "progress_bar", "run_scenario", "set_log_level", "show_rounds"]
 
 console = Console()
 
 
-def run_scenario(scenario: Scenario, progress: Progress) -> Outcome:
+def run_scenario(scenario: Scenario, progress: Progress, checkpoints: Checkpoints | None = None) -> Outcome:
     """Run a scenario with a progress bar of its own."""
-    return simulate(scenario, show_rounds(scenario, progress))
+    return simulate(scenario, show_rounds(scenario, progress), checkpoints)
 
 
 def show_rounds(scenario: Scenario, progress: Progress) -> Callable[[RoundRecord], None]:
