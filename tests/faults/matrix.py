@@ -1,0 +1,292 @@
+"""What can go wrong with a node or the server, as data: how it is brought about, and what must come of it.
+
+`docs/reference/faults.md` shows this table; a test keeps the two the same.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.clientapp.typing import ClientAppCallable, Mod
+
+from solon_fl.simulations.attacks.mods import MALFORMATIONS, malformed_mod
+from solon_fl.task import SHARE, TASK
+from solon_fl.wire import to_array, trusted_tensor
+
+Seen = Literal["lying", "malformed", "silent", "late", "not at all"]
+Call = Callable[[], Message]  # computes the honest reply
+
+
+@dataclass
+class Nodes:
+    """The faulty nodes of a run: which, what they did, and what they remember."""
+
+    faulty: frozenset[int]
+    fired: set[tuple[int, int]] = field(default_factory=set)  # node id, round
+    memory: dict[int, Message] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One row.
+
+    `act` gets the honest reply's computation, the message, the node's id and the nodes; what it returns, or raises,
+    is the faulty node's answer. `first_round` is the first in which the node is seen as `seen`.
+    """
+
+    name: str
+    happens: str
+    seen: Seen
+    act: Callable[[Call, Message, int, Nodes], Message | None]
+    first_round: int = 1
+
+    def mod(self, nodes: Nodes) -> Mod:
+        """Return the mod that makes those nodes faulty, and notes in which rounds they were."""
+
+        def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+            if context.node_id not in nodes.faulty:
+                return call_next(message, context)
+            nodes.fired.add((context.node_id, int(str(message.metadata.group_id))))
+            reply = self.act(lambda: call_next(message, context), message, context.node_id, nodes)
+            return reply  # type: ignore[return-value]  # None: a node that never answers
+
+        return mod
+
+
+@dataclass(frozen=True)
+class ProcessFault:
+    """A row that needs processes; `test` is the test that brings it about and checks what came of it."""
+
+    name: str
+    happens: str
+    outcome: str
+    test: str
+
+
+def _raise(call: Call, message: Message, node_id: int, nodes: Nodes) -> Message:
+    raise MemoryError("out of memory")
+
+
+def _raise_within(call: Call, message: Message, node_id: int, nodes: Nodes) -> Message:
+    """Raise while the gradient is computed: the forward pass meets a thread that has gone wrong."""
+    backward = torch.Tensor.backward
+
+    def failing(*arguments: object, **options: object) -> None:
+        raise RuntimeError("device-side assert triggered")
+
+    torch.Tensor.backward = failing  # type: ignore[method-assign]
+    try:
+        return call()
+    finally:
+        torch.Tensor.backward = backward  # type: ignore[method-assign]
+
+
+def _raise_after(call: Call, message: Message, node_id: int, nodes: Nodes) -> Message:
+    call()
+    raise OSError("disk full")
+
+
+def _error(call: Call, message: Message, node_id: int, nodes: Nodes) -> Message:
+    return Message(Error(code=0, reason="\x1b[2Jnot today\n" * 50), reply_to=message)
+
+
+def _nothing(call: Call, message: Message, node_id: int, nodes: Nodes) -> None:
+    call()
+
+
+def _with_share(reply: Message, share: torch.Tensor) -> Message:
+    reply.content = RecordDict({SHARE: ArrayRecord({SHARE: to_array(share)})})
+    return reply
+
+
+def _share(reply: Message) -> torch.Tensor:
+    return trusted_tensor(reply.content.array_records[SHARE][SHARE])
+
+
+def _filled(value: float) -> Callable[[Call, Message, int, Nodes], Message]:
+    def act(call: Call, message: Message, node_id: int, nodes: Nodes) -> Message:
+        reply = call()
+        return _with_share(reply, torch.full_like(_share(reply), value))
+
+    return act
+
+
+def _malformation(how: str) -> Callable[[Call, Message, int, Nodes], Message]:
+    def act(call: Call, message: Message, node_id: int, nodes: Nodes) -> Message:
+        context = Context(run_id=1, node_id=node_id, node_config={}, state=RecordDict(), run_config={})
+        mod = malformed_mod(None, how)  # type: ignore[arg-type]  # one of MALFORMATIONS
+        return mod(message, context, lambda message, context: call())
+
+    return act
+
+
+def _bytes(change: Callable[[bytes], bytes]) -> Callable[[Call, Message, int, Nodes], Message]:
+    def act(call: Call, message: Message, node_id: int, nodes: Nodes) -> Message:
+        reply = call()
+        old = reply.content.array_records[SHARE][SHARE]
+        new = Array(dtype=old.dtype, shape=tuple(old.shape), stype=old.stype, data=change(old.data))
+        reply.content = RecordDict({SHARE: ArrayRecord({SHARE: new})})
+        return reply
+
+    return act
+
+
+def _pickle(call: Call, message: Message, node_id: int, nodes: Nodes) -> Message:
+    reply = call()
+    data = np.array([{"os": "system"}], dtype=object).dumps()
+    reply.content = RecordDict({SHARE: ArrayRecord({SHARE: Array("object", (1,), "numpy.ndarray", data)})})
+    return reply
+
+
+def _wrong_record(call: Call, message: Message, node_id: int, nodes: Nodes) -> Message:
+    reply = call()
+    reply.content = RecordDict({SHARE: ConfigRecord({SHARE: 1.0})})
+    return reply
+
+
+def _replayed(call: Call, message: Message, node_id: int, nodes: Nodes) -> Message:
+    """Send the share of the round before, as the answer to this message."""
+    reply = call()
+    share = _share(reply).clone()
+    before = nodes.memory.get(node_id)
+    nodes.memory[node_id] = _with_share(Message(RecordDict(), reply_to=message), share)
+    return reply if before is None else _with_share(reply, _share(before))
+
+
+def _late(call: Call, message: Message, node_id: int, nodes: Nodes) -> Message | None:
+    """Answer with the reply to the round before, which names the message that it answers."""
+    before = nodes.memory.get(node_id)
+    nodes.memory[node_id] = call()
+    return before
+
+
+def _as_slot(call: Call, message: Message, slot: int) -> Message:
+    """Compute the share of another slot."""
+    task = message.content.config_records[TASK]
+    mine = task["slot"]
+    task["slot"] = slot
+    try:
+        return call()
+    finally:
+        task["slot"] = mine
+
+
+def _swapped(call: Call, message: Message, node_id: int, nodes: Nodes) -> Message:
+    """The faulty nodes of the group take each other's slots."""
+    mine = message.content.config_records[TASK]["slot"]
+    others = sorted(nodes.faulty)
+    return _as_slot(call, message, others[1] - 1 if mine == others[0] - 1 else others[0] - 1)
+
+
+def _copied(call: Call, message: Message, node_id: int, nodes: Nodes) -> Message:
+    """Every faulty node sends the share of an honest one, slot 0."""
+    return _as_slot(call, message, 0)
+
+
+def _random_noise(call: Call, message: Message, node_id: int, nodes: Nodes) -> Message:
+    reply = call()
+    noise = torch.randn(_share(reply).shape, generator=torch.Generator().manual_seed(node_id))
+    return _with_share(reply, noise)
+
+
+def _slow(call: Call, message: Message, node_id: int, nodes: Nodes) -> Message:
+    threading.Event().wait(0.02)  # beside the others, not after the deadline
+    return call()
+
+
+FAULTS = (
+    Fault("crash before computing", "the node's program raises at once", "malformed", _raise),
+    Fault("crash while computing", "the backward pass raises", "malformed", _raise_within),
+    Fault("crash after computing", "the node's program raises when all is done", "malformed", _raise_after),
+    Fault("error reply", "a reply that is an error, with control characters in its text", "malformed", _error),
+    Fault("None, or hanging", "the node never answers", "silent", _nothing),
+    Fault("slow", "the node answers later than the others, but in time", "not at all", _slow),
+    Fault("late", "the reply to a round comes in the next one", "silent", _late),
+    Fault("wrong names", "the share has another name", "malformed", _malformation("names")),
+    Fault("wrong record", "a ConfigRecord where the share should be", "malformed", _wrong_record),
+    Fault("wrong shape", "twice the share", "malformed", _malformation("shape")),
+    Fault("wrong dtype", "int64 for float32", "malformed", _malformation("dtype")),
+    Fault("forged header", "a header that promises 745 GiB", "malformed", _malformation("forged-header")),
+    Fault("garbage", "random bytes for an array", "malformed", _malformation("garbage")),
+    Fault("truncated bytes", "half of the share's bytes", "malformed", _bytes(lambda data: data[: len(data) // 2])),
+    Fault("2x payload", "the share's bytes twice", "malformed", _bytes(lambda data: data * 2)),
+    Fault("no bytes", "an array of no bytes at all", "malformed", _bytes(lambda data: b"")),
+    Fault("pickle", "a pickled object for an array", "malformed", _pickle),
+    Fault("NaN", "every number is NaN", "malformed", _filled(float("nan"))),
+    Fault("infinity", "every number is infinite", "malformed", _filled(float("inf"))),
+    Fault("zeros", "every number is zero", "lying", _filled(0.0)),
+    Fault("denormals", "every number is 1e-40", "lying", _filled(1e-40)),
+    Fault("huge", "every number is 3e38", "lying", _filled(3e38)),
+    Fault("noise", "random numbers", "lying", _random_noise),
+    Fault("replayed share", "the share of the round before", "lying", _replayed, first_round=2),
+    Fault("swapped slots", "two nodes send each other's share", "lying", _swapped),
+    Fault("copied share", "two nodes send the share of a third", "lying", _copied),
+)
+assert {"names", "shape", "dtype", "forged-header", "garbage"} == set(MALFORMATIONS)
+
+OUTCOMES = {
+    "malformed": "not a share: an erasure; logged and in the report with the reason; an offence",
+    "silent": "an erasure at the round's deadline, if the group was not decoded before; no offence",
+    "lying": "located and named in every round; an offence",
+    "not at all": "used, or not needed any more",
+}
+
+
+PROCESS_FAULTS = (
+    ProcessFault(
+        "node disconnects",
+        "it is no longer connected when a round begins",
+        "a spare fills in; without one its task is sent all the same, and it is silent",
+        "tests/strategies/test_nodes.py::test_a_spare_fills_in_and_steps_back",
+    ),
+    ProcessFault(
+        "node reconnects",
+        "it is back, under another id, with its key",
+        "it has its old place again",
+        "tests/strategies/test_nodes.py::test_a_node_that_returns_takes_its_old_place_even_under_another_id",
+    ),
+    ProcessFault(
+        "stranger under a known name",
+        "another key, the name of a node that is away",
+        "a stranger: a spare, or refused",
+        "tests/strategies/test_nodes.py::test_a_stranger_with_the_name_of_a_node_is_still_a_stranger",
+    ),
+    ProcessFault(
+        "answer after the round's deadline",
+        "the reply comes while the next round is under way",
+        "dropped, and counted as late in the ledger",
+        "tests/strategies/test_solon.py::test_an_answer_to_an_earlier_round_is_entered_as_late_and_disturbs_nothing",
+    ),
+    ProcessFault(
+        "second reply, reply to another message",
+        "a node answers twice, or what it was not asked",
+        "dropped",
+        "tests/strategies/test_exchange.py::test_a_second_reply_and_a_reply_to_something_else_are_dropped",
+    ),
+    ProcessFault(
+        "reply that Flower can't read",
+        "pulling the round's replies raises",
+        "a warning; the node counts as silent, the others do not suffer",
+        "tests/strategies/test_exchange.py::test_a_reply_that_cannot_be_inflated_costs_only_itself",
+    ),
+    ProcessFault(
+        "kill -9 of the server",
+        "at random moments, again and again",
+        "the same program goes on from the last checkpoint; the final model is equal bit by bit",
+        "tests/simulations/test_run.py::test_kill_9_at_random_moments_changes_nothing",
+    ),
+)
+
+
+def as_markdown() -> str:
+    """Return the rows that the page shows."""
+    return "\n".join(f"| {fault.name} | {fault.happens} | {OUTCOMES[fault.seen]} |" for fault in FAULTS)
+
+
+def processes_as_markdown() -> str:
+    """Return the rows of the page's second table."""
+    return "\n".join(f"| {fault.name} | {fault.happens} | {fault.outcome} |" for fault in PROCESS_FAULTS)
