@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -23,6 +24,7 @@ Verdict = Literal["survived", "harmed", "broken"]
 HARMED_BELOW = 0.02  # accuracy lost, of 1
 BROKEN_BELOW = 0.5  # part of what training gains that is lost
 REFERENCE = "fedavg"  # whose attack-free run tells what there is to lose
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -218,29 +220,29 @@ def _cell(comparison: Comparison, strategy: str, attack: str | None, folder: Pat
         on_cell(refused)
         return refused
     path = folder / f"{strategy}-{attack or NO_ATTACK}-{_digest(scenario)}.jsonl"
+    if (lines := _read(path)) is not None:
+        cell = Cell(strategy, attack, lines)
+        on_cell(cell)
+        return cell
+    write_jsonl(simulate(scenario, on_cell(scenario)), path)
+    return Cell(strategy, attack, _read(path) or ())
+
+
+def _read(path: Path) -> tuple[dict[str, Any], ...] | None:
+    """Return a finished run; None if there is none. A damaged file is put aside, so that the run is made again."""
     if not path.exists():
-        write_jsonl(simulate(scenario, on_cell(scenario)), path)
-        return Cell(strategy, attack, _read(path))
-    cell = Cell(strategy, attack, _read(path))
-    on_cell(cell)
-    return cell
-
-
-def _read(path: Path) -> tuple[dict[str, Any], ...]:
+        return None
     try:
         lines = tuple(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(
-            f"{path} should hold a finished run; got {error}; delete it to run it again."
-        ) from error
-    if not (
-        all(isinstance(line, dict) for line in lines) and lines and "scenario" in lines[0] and "error" in lines[-1]
-    ):
-        raise ConfigurationError(
-            f"{path} should hold a finished run; got {len(lines)} lines without its beginning or end; "
-            "delete it to run it again."
-        )
-    return lines
+        whole = all(isinstance(line, dict) for line in lines) and "scenario" in lines[0] and "error" in lines[-1]
+    except (OSError, ValueError, IndexError):
+        whole = False
+    if whole:
+        return lines
+    aside = path.with_suffix(".damaged")
+    path.replace(aside)
+    logger.warning("%s is no finished run: it is now %s, and is run again.", path, aside.name)
+    return None
 
 
 def _digest(scenario: Scenario) -> str:

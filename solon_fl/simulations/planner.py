@@ -14,6 +14,9 @@ from solon_fl.simulations.server_time import Kind, MeasuredServer, ServerSeconds
 
 __all__ = ["Baseline", "Choice", "Plan", "plan"]
 
+MOST_NODES = 1_000_000
+LARGEST_DIM = 10**13
+LONGEST_BATCH = 1e6  # seconds
 LARGEST_GROUP = 128  # nodes; beyond, computation is multiplied by more than anybody pays
 
 
@@ -341,6 +344,8 @@ def _admissible_sizes(num_nodes: int, byzantine: int, stragglers: int) -> list[i
     for name, value, least in (("num_nodes", num_nodes, 1), ("byzantine", byzantine, 0), ("stragglers", stragglers, 0)):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ConfigurationError(f"{name} must be a whole number >= {least}; got {name}={value!r}.")
+    if num_nodes > MOST_NODES:
+        raise ConfigurationError(f"num_nodes must be at most {MOST_NODES}; got num_nodes={num_nodes}.")
     smallest = 2 * byzantine + stragglers + 1
     divisors = [size for size in range(1, num_nodes + 1) if num_nodes % size == 0]
     sizes = [size for size in divisors if smallest <= size <= LARGEST_GROUP]
@@ -360,10 +365,12 @@ def _admissible_sizes(num_nodes: int, byzantine: int, stragglers: int) -> list[i
 def _check(
     dim: int, batch_seconds: float, code: CodeName, rtol: float, share_bytes: int, model_bytes: int | None
 ) -> None:
-    if not isinstance(dim, int) or dim < 1:
-        raise ConfigurationError(f"dim must be a whole number >= 1; got dim={dim!r}.")
-    if not 0 <= batch_seconds < math.inf:
-        raise ConfigurationError(f"batch_seconds must be a number >= 0; got batch_seconds={batch_seconds!r}.")
+    if not isinstance(dim, int) or not 1 <= dim <= LARGEST_DIM:
+        raise ConfigurationError(f"dim must be a whole number from 1 to {LARGEST_DIM:.0e}; got dim={dim!r}.")
+    if not 0 <= batch_seconds <= LONGEST_BATCH:
+        raise ConfigurationError(
+            f"batch_seconds must be from 0 to {LONGEST_BATCH:.0e}; got batch_seconds={batch_seconds!r}."
+        )
     if code not in get_args(CodeName):
         raise ConfigurationError(f"code must be one of {', '.join(get_args(CodeName))}; got code={code!r}.")
     if not 0 < rtol < 1:

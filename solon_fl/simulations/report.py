@@ -152,7 +152,7 @@ def _draw_cells(axes: Axes, cells: Sequence[Cell], results: Results, network: Ne
         first = 1 if network else 0  # a logarithm has no place for 0
         style: dict[str, Any] = {"color": contender.colour, "linewidth": 1.4}
         if cell.strategy == "solon":
-            style |= {"linewidth": 2.4, "zorder": 3}
+            style |= {"linewidth": 3.4, "zorder": 1.5}  # under the others, which often coincide with it
         axes.plot(across[first:], cell.accuracies[first:], label=contender.title, **style)
         if cell.error:
             axes.plot(across[-1:], cell.accuracies[-1:], "x", color=contender.colour, markersize=9, label="_aborted")

@@ -105,7 +105,7 @@ class Scenario:
         if self.num_liars is not None and not 0 <= self.num_liars <= most:
             raise ConfigurationError(
                 f"num_liars must be from 0 to {most}, byzantine={self.config.byzantine} in each of "
-                f"{self.config.num_groups} groups; got num_liars={self.num_liars}; raise byzantine, or lower it."
+                f"{self.config.num_groups} groups; got num_liars={self.num_liars}; raise byzantine, or lower num_liars."
             )
         if self.attack is not None and ATTACKS[self.attack].needs_code and contender.client != "solon":
             raise ConfigurationError(

@@ -1,5 +1,6 @@
 """How long the server decodes, measured here: what the planner reckons with."""
 
+import os
 import statistics
 import time
 import warnings
@@ -63,8 +64,7 @@ class MeasuredServer:
         share_bytes: int = 4,
         threads: int = 1,
     ) -> None:
-        if threads < 1:
-            raise ConfigurationError(f"threads must be at least 1; got threads={threads}.")
+        check_threads(threads)
         self.byzantine = byzantine
         self.code: CodeName = code
         self.rtol = rtol
@@ -138,6 +138,13 @@ class MeasuredServer:
             long = _median_seconds(lambda: decode(many))
         per_column = max(long - short, 0.0) / (many - few)
         return max(short - few * per_column, 0.0), per_column
+
+
+def check_threads(threads: int) -> None:
+    """Raise ConfigurationError if torch can't have so many threads."""
+    most = 4 * (os.cpu_count() or 1)
+    if not 1 <= threads <= most:
+        raise ConfigurationError(f"threads must be from 1 to {most} on this machine; got threads={threads}.")
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -131,7 +132,31 @@ def test_bad_settings_of_a_comparison_are_one_line(
 def test_bad_settings_of_a_comparison_are_one_line_in_a_process_of_its_own() -> None:
     done = solon_fl("compare", "--threads", "0")
     assert done.returncode == 2
-    assert done.stderr == "error: threads must be at least 1; got threads=0.\n"
+    assert done.stderr.startswith("error: threads must be from 1 to ")
+    assert done.stderr.endswith(" on this machine; got threads=0.\n")
+
+
+@pytest.mark.parametrize("command", ["simulate", "demo", "compare"])
+def test_an_output_that_is_no_folder_is_told_before_anything_is_run(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setattr("sys.argv", ["solon-fl", command, "--output", str(file)])
+    with pytest.raises(SystemExit) as exit_info:
+        main()
+    assert exit_info.value.code == 2
+    assert capsys.readouterr().err.startswith(
+        f"error: output must be a folder that can be written to; got output='{file}'"
+    )
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_the_version_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["solon-fl", "--version"])
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().out.strip() == version("solon-fl")
 
 
 @pytest.mark.slow

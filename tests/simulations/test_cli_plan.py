@@ -81,6 +81,10 @@ def test_json_has_every_number() -> None:
         (["--network", "moon"], f"network must be one of {', '.join(NETWORKS)}; got network='moon'"),
         (["--model-size", "1.5"], "got --model-size '1.5'"),
         (["--bandwidth", "fast"], "got --bandwidth 'fast'"),
+        (["--nodes", "9" * 20], "num_nodes must be at most 1000000"),
+        (["--model-size", "1e30"], "dim must be a whole number from 1 to 1e+13"),
+        (["--batch-seconds", "1e300"], "batch_seconds must be from 0 to 1e+06"),
+        (["--threads", "100000"], "threads must be from 1 to "),
     ],
 )
 def test_bad_settings_are_one_plain_message(arguments: list[str], message: str) -> None:

@@ -1,6 +1,8 @@
 """The command `solon-fl`, one module a subcommand."""
 
+import importlib.metadata
 import sys
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -15,13 +17,25 @@ from solon_fl.simulations.cli.simulate import simulate_command
 __all__ = ["main"]
 
 app = typer.Typer(
-    help="Train through lying machines: Solon for Flower.",
+    invoke_without_command=True,
     epilog="Start with:  solon-fl demo",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_show_locals=False,
 )
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    """Train through lying machines: Solon for Flower."""
+    if version:
+        print(importlib.metadata.version("solon-fl"))
+        raise typer.Exit
+
+
 app.command("simulate")(simulate_command)
 app.command("plan")(plan_command)
 app.command("demo")(demo)

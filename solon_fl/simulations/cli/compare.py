@@ -10,16 +10,16 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.attacks.registry import ATTACKS
 from solon_fl.simulations.cells import Cell, Results, run_comparison
-from solon_fl.simulations.cli.terminal import console, progress_bar, set_log_level, show_rounds
+from solon_fl.simulations.cli.terminal import check_output, console, progress_bar, set_log_level, show_rounds
 from solon_fl.simulations.comparison import Comparison, load_comparison, shipped_comparisons
 from solon_fl.simulations.contenders import STRATEGIES
 from solon_fl.simulations.network import NETWORKS
 from solon_fl.simulations.records import RoundRecord
 from solon_fl.simulations.report import comparison_table, plot_accuracy, times_table, write_report
 from solon_fl.simulations.scenario import Scenario
+from solon_fl.simulations.server_time import check_threads
 
 __all__ = ["compare", "compare_command"]
 
@@ -104,9 +104,9 @@ def compare_command(
 def compare(comparison: Comparison, output: Path, threads: int) -> None:
     """Run a comparison with progress bars, and leave table, plot and report, of what is finished if interrupted."""
     set_log_level(verbose=False)
-    if threads < 1:
-        raise ConfigurationError(f"threads must be at least 1; got threads={threads}.")
+    check_threads(threads)
     torch.set_num_threads(threads)
+    check_output(output)
     results: Results | None = None
     try:
         with progress_bar() as progress:

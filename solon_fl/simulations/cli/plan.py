@@ -161,7 +161,7 @@ def _baselines_table(planned: Plan) -> Table:
 
 
 def _add_cost_columns(table: Table) -> None:
-    for heading in ("batches\na node", "MB\nsent", "com-\npute", "trans-\nfer", "server", "total"):
+    for heading in ("batches\na node", "MB a\nnode", "com-\npute", "trans-\nfer", "server", "total"):
         table.add_column(heading, justify="right", no_wrap=True)
 
 
@@ -184,15 +184,17 @@ def _sentences(planned: Plan) -> list[str]:
     model = planned.network.transfer_seconds(num_nodes=planned.num_nodes, bytes_out=best.bytes_out, bytes_in=0)
     lines = [
         f"[bold]Best: r = {best.group_size}, k = {best.compression}[/], {_short(total)} s a round. "
-        f"Liars (s = {best.byzantine} in each of {best.num_groups} groups) can hide only lies as small as float noise, "
-        f"which change the gradient by at most {best.certificate:.1g} times its size.",
+        f"Whatever the liars do (s = {best.byzantine} in each of {best.num_groups} groups), the gradient is proved to "
+        f"be right to {best.certificate:.1g} of its size, the certificate: a bound for the worst lie that passes for "
+        "float noise. The attacks that were tried come nowhere near it.",
         f"A node pays {best.batches_per_node} times the computation of no defence and sends "
         f"1/{best.compression} of the gradient. Sending out the model takes {_short(model)} s in every row.",
     ]
     for baseline in planned.baselines:
         other = baseline.seconds.total
         least = "" if baseline.name == "no defence" else "at least "
-        ratio = f"{_short(other / total)} times as long" if other >= total else f"1/{_short(total / other)} of that"
+        longer, shorter = f"{_short(other / total)} times as long", f"Solon {_short(total / other)} times as long"
+        ratio = longer if other >= total else shorter
         lines.append(
             f"{baseline.name.capitalize()} (tolerates {baseline.tolerates}) takes {least}{_short(other)} s, {ratio}; "
             f"Solon {_break_even(planned.break_even(baseline))}."
@@ -202,9 +204,9 @@ def _sentences(planned: Plan) -> list[str]:
 
 def _break_even(factor: float) -> str:
     if factor == 0:
-        return "is faster on no links"
+        return "is never faster, whatever the links"
     if factor == math.inf:
-        return "is faster on any links"
+        return "is faster, whatever the links"
     return f"is faster on links below {_short(factor)} times these rates"
 
 

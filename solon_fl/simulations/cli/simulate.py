@@ -8,13 +8,13 @@ import typer
 from rich.markup import escape
 
 from solon_fl.config import CodeName, Mode, SolonConfig
-from solon_fl.errors import ConfigurationError
-from solon_fl.simulations.cli.terminal import console, progress_bar, run_scenario, set_log_level
+from solon_fl.simulations.cli.terminal import check_output, console, progress_bar, run_scenario, set_log_level
 from solon_fl.simulations.datasets import DATASETS
 from solon_fl.simulations.models import MODELS
 from solon_fl.simulations.output import offences_table, plot_run, write_jsonl
 from solon_fl.simulations.run import Outcome
 from solon_fl.simulations.scenario import ATTACKS, STRATEGIES, Engine, Scenario
+from solon_fl.simulations.server_time import check_threads
 from solon_fl.strategies import Checkpoints
 
 __all__ = ["simulate_command"]
@@ -74,8 +74,7 @@ def simulate_command(
         solon-fl simulate --nodes 20 --byzantine 2 --compression 6 --attack alie
     """
     set_log_level(verbose)
-    if threads < 1:
-        raise ConfigurationError(f"threads must be at least 1; got threads={threads}.")
+    check_threads(threads)
     torch.set_num_threads(threads)
     scenario = Scenario(
         config=SolonConfig(
@@ -103,6 +102,7 @@ def simulate_command(
         engine=cast(Engine, engine),
         compute_once=not every_node_computes,
     )
+    check_output(output)
     checkpoints = None
     if checkpoint_every is not None:
         checkpoints = Checkpoints(output / "checkpoints", every=checkpoint_every)

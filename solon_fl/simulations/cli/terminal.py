@@ -1,17 +1,20 @@
 """What the commands share: the terminal, progress bars, and Flower's log."""
 
 import logging
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.records import RoundRecord
 from solon_fl.simulations.run import Outcome, simulate
 from solon_fl.simulations.scenario import Scenario
 from solon_fl.strategies import Checkpoints
 
-__all__ = ["console", "progress_bar", "run_scenario", "set_log_level", "show_rounds"]
+__all__ = ["check_output", "console", "progress_bar", "run_scenario", "set_log_level", "show_rounds"]
 
 console = Console()
 
@@ -33,6 +36,19 @@ def show_rounds(scenario: Scenario, progress: Progress) -> Callable[[RoundRecord
         progress.update(task, completed=record.round, accuracy=f"accuracy {record.accuracy:6.1%}{caught}")
 
     return show
+
+
+def check_output(folder: Path) -> None:
+    """Make the output folder, and fail before anything is run if that can't be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigurationError(
+            f"output must be a folder that can be written to; got output={str(folder)!r} ({error.strerror}); "
+            "choose another with --output."
+        ) from error
 
 
 def progress_bar() -> Progress:
