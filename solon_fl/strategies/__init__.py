@@ -10,6 +10,7 @@ from solon_fl.strategies.nodes import NodeRecord
 from solon_fl.strategies.report import RoundReport
 from solon_fl.strategies.signum import SignumStrategy
 from solon_fl.strategies.solon import SolonStrategy
+from solon_fl.strategies.tensorboard import TensorBoardWriter
 
 __all__ = [
     "AggregatorStrategy",
@@ -21,5 +22,6 @@ __all__ = [
     "RoundReport",
     "SignumStrategy",
     "SolonStrategy",
+    "TensorBoardWriter",
     "buffer_names",
 ]

@@ -31,7 +31,7 @@ def exchange(
         Seconds; None waits for ever.
     receive : callable
         Gets the replies that came together, each with its message's key, once per message that was
-        answered; returns True when no more are needed.
+        answered; returns True when no more are needed. It may take them out of the list.
 
     Returns
     -------
@@ -53,7 +53,9 @@ def exchange(
         replies = pull(grid, list(key_of))
         answered = [reply.metadata.reply_to_message_id for reply in replies]
         batch = [(key_of.pop(i), reply) for i, reply in zip(answered, replies, strict=True) if i in key_of]
-        if batch:
+        anything = bool(batch)
+        del replies  # the receiver may empty the batch, so that what it has read is freed
+        if anything:
             entered = time.monotonic()
             enough = receive(batch)
             inside += time.monotonic() - entered
@@ -62,7 +64,7 @@ def exchange(
             pause = 0.005
         if timeout is not None and time.monotonic() - started >= timeout:
             break
-        if key_of and not batch:
+        if key_of and not anything:
             time.sleep(pause)
             pause = min(1.5 * pause, LONGEST_PAUSE)
     return time.monotonic() - started - inside, key_of

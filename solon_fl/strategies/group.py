@@ -74,6 +74,11 @@ class GroupReport:
     tolerance: float
     error_bound: float
 
+    @property
+    def decoded(self) -> bool:
+        """Whether there was a gradient."""
+        return self.status in (DecodeStatus.CLEAN, DecodeStatus.CORRECTED)
+
 
 @dataclass(kw_only=True)
 class GroupRound:

@@ -55,11 +55,11 @@ class RoundReport:
     @property
     def failed_groups(self) -> tuple[int, ...]:
         """Numbers of the groups that could not be decoded."""
-        return tuple(group.group for group in self.groups if group.status not in ("clean", "corrected"))
+        return tuple(group.group for group in self.groups if not group.decoded)
 
     def to_metrics(self) -> MetricRecord:
         """Return the report as Flower metrics (an empty list where there is nobody to name)."""
-        decoded = [group for group in self.groups if group.group not in self.failed_groups]
+        decoded = [group for group in self.groups if group.decoded]
         return MetricRecord(
             {
                 "corrupt-nodes": list(self.corrupt_nodes),

@@ -93,6 +93,8 @@ class SolonStrategy(RoundStrategy):
         super()._reset()
         self._roster = Roster(self.config)
         self._rounds: tuple[GroupRound, ...] = ()
+        self._sum: torch.Tensor | None = None  # of the round's gradients, weighted, and of their weights
+        self._sum_of_weights = 0.0
 
     @property
     def ledger(self) -> dict[str, NodeRecord]:
@@ -127,6 +129,7 @@ class SolonStrategy(RoundStrategy):
             )
             for group, nodes in enumerate(places)
         )
+        self._sum, self._sum_of_weights = None, 0.0
         messages: dict[Hashable, Message] = {}
         for group, nodes in enumerate(places):
             for slot, node_id in enumerate(nodes):
@@ -167,29 +170,28 @@ class SolonStrategy(RoundStrategy):
 
     def _receive(self, batch: list[tuple[Hashable, Message]]) -> bool:
         """Take replies that came together; return whether every group's outcome is certain."""
-        for place, reply in batch:
+        while batch:  # emptied, so that a group's shares are gone once it is decoded
+            place, reply = batch.pop(0)
             group, slot = cast(Place, place)
             self._rounds[group].receive(slot, reply)
-        for group_round in self._rounds:
-            group_round.decode(last=False)
+        self._decode(last=False)
         return all(group_round.closed for group_round in self._rounds)
 
     def _aggregate(self, server_round: int) -> Aggregated:
         """Decode what is open, and average the groups as the policy says."""
-        for group_round in self._rounds:
-            group_round.decode(last=True)
+        self._decode(last=True)
         groups = tuple(_closed_report(group_round) for group_round in self._rounds)
-        failed = [group for group in groups if self._rounds[group.group].gradient is None]
+        failed = [group for group in groups if not group.decoded]
         policy = self.config.on_group_failure
         for failure in failed:
             _log_failure(failure, policy)
         usable = len(failed) < len(groups) and (not failed or policy == "exclude")
         aggregated = Aggregated(
-            direction=self._average() if usable else None,
+            direction=cast(torch.Tensor, self._sum).div_(self._sum_of_weights) if usable else None,
             groups=groups,
             bytes_in=sum(group_round.bytes_in for group_round in self._rounds),
         )
-        self._rounds = ()
+        self._rounds, self._sum = (), None
         return aggregated
 
     def _receive_late(self, node_id: int) -> None:
@@ -216,22 +218,17 @@ class SolonStrategy(RoundStrategy):
                 "decoded and on_group_failure='stop'; the log says why."
             )
 
-    def _average(self) -> torch.Tensor:
-        """Return the weighted mean of the gradients of the groups that were decoded, summed in place."""
+    def _decode(self, *, last: bool) -> None:
+        """Decode the groups that can be, and add each gradient to the sum: no more than one is kept beside it."""
         weights = self.config.group_weights or (1.0,) * self.config.num_groups
-        total: torch.Tensor | None = None
-        sum_of_weights = 0.0
-        for group_round, weight in zip(self._rounds, weights, strict=True):
-            if group_round.gradient is None:
+        for group_round in self._rounds:
+            group_round.decode(last=last)
+            gradient, group_round.gradient = group_round.gradient, None
+            if gradient is None:
                 continue
-            sum_of_weights += weight
-            total = (
-                group_round.gradient.mul_(weight) if total is None else total.add_(group_round.gradient, alpha=weight)
-            )
-            group_round.gradient = None
-        if total is None:
-            raise RuntimeError("no group was decoded")
-        return total.div_(sum_of_weights)
+            weight = weights[group_round.group]
+            self._sum = gradient.mul_(weight) if self._sum is None else self._sum.add_(gradient, alpha=weight)
+            self._sum_of_weights += weight
 
 
 def _closed_report(group_round: GroupRound) -> GroupReport:
