@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
@@ -107,10 +108,9 @@ class Federation:
 
     def start_nodes(self, nodes: Mapping[str, Mapping[str, str | int]]) -> None:
         """Register a key under each name, start a SuperNode with it and its config, and wait until all are online."""
-        for name in nodes:
+        for name, config in nodes.items():
             self.make_key(name)
             self.register(name)
-        for name, config in nodes.items():
             self.start_node(name, config)
         self.wait_until_online(nodes)
 
@@ -306,6 +306,16 @@ class Run:
             yield line.rstrip("\n")
         self._process.wait()
 
+    def checked_lines(self) -> Iterator[str]:
+        """Yield what `lines` does, and raise at the end if the run has failed."""
+        tail: list[str] = []
+        for line in self.lines():
+            tail = [*tail[-15:], line]
+            yield line
+        status = self.facts()["status"]
+        if status != "finished:completed":
+            raise FederationError("\n    ".join([f"the run has failed ({status}). Its last words:", *tail]))
+
     def facts(self) -> dict[str, Any]:
         """Return what Flower knows of the run: its "status" ("finished:completed"), "network-traffic" and more."""
         self._federation.check_superlink()
@@ -352,10 +362,8 @@ def kill_all(tag: str) -> None:
     """Kill all processes with the tag, those included that one of them starts meanwhile."""
     while found := processes_with(tag):
         for process_id in found:
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(process_id, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         time.sleep(0.05)
 
 

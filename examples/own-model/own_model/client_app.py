@@ -32,7 +32,8 @@ def train(message: Message, context: Context) -> Message:
     net = Net()
     net.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
     samples = [
-        batch.sample(len(data.train_labels), int(run["batch-size"])) for batch in SolonTask.from_message(message).batches
+        batch.sample(len(data.train_labels), int(run["batch-size"]))
+        for batch in SolonTask.from_message(message).batches
     ]
     train_net(net, [(data.train_inputs[i], data.train_labels[i]) for i in samples], float(run["learning-rate"]))
     return Message(RecordDict({"arrays": ArrayRecord(net.state_dict())}), reply_to=message)
