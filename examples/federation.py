@@ -84,6 +84,7 @@ class Federation:
         self.port = 0
         self._environment = dict(environment or {})
         self._processes: dict[str, subprocess.Popen[bytes]] = {}  # by the name of what runs there
+        self._runs: list[Run] = []
         self._names: dict[str, str] = {}  # by Flower's id, the only thing of a node that Flower lists
 
     def __enter__(self) -> Self:
@@ -196,7 +197,9 @@ class Federation:
                 errors="replace",
                 start_new_session=True,
             )
-        return Run(self, process)
+        run = Run(self, process)
+        self._runs.append(run)
+        return run
 
     def flwr(self, *arguments: str) -> str:
         """Run a command of Flower's and return what it prints."""
@@ -226,6 +229,8 @@ class Federation:
         kill_all(self.tag)
         for process in self._processes.values():
             process.wait()
+        for run in self._runs:
+            run.close()
         if self.folder != Path():
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -324,6 +329,12 @@ class Run:
         listed = json.loads(self._federation.flwr("list", CONNECTION, "--run-id", self._id, "--format", "json"))
         facts: dict[str, Any] = listed["runs"][0]
         return facts
+
+    def close(self) -> None:
+        """Wait for the end of a run that was killed."""
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        self._process.wait()
 
 
 def free_ports(count: int) -> list[int]:
