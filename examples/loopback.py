@@ -3,6 +3,7 @@
 python examples/loopback.py --help says how.
 """
 
+import re
 import signal
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 from federation import Federation, FederationError
+from namespaces import NamespacedFederation
 
 EXAMPLES = Path(__file__).resolve().parent
 APPS = ("fashion-mnist", "own-model", "cross-silo")
@@ -35,6 +37,11 @@ def main(
         list[str] | None,
         typer.Option(help="KEY=VALUE: another setting of the app's pyproject.toml; may be given repeatedly."),
     ] = None,
+    namespaces: Annotated[
+        bool, typer.Option("--namespaces", help="Give each node an address and a link of its own (needs root).")
+    ] = False,
+    bandwidth: Annotated[str, typer.Option(help="Of each node's link, with --namespaces.")] = "20mbit",
+    latency: Annotated[str, typer.Option(help="One way, with --namespaces.")] = "10ms",
     verbose: Annotated[bool, typer.Option(help="Show all that the server logs.")] = False,
 ) -> None:
     """Run an example on a Flower deployment on this machine, with a lying node.
@@ -58,8 +65,9 @@ def main(
         if attack and liar not in names:
             raise FederationError(f"liar must be one of {', '.join(names)}; got liar={liar!r}.")
         nodes = {name: _node_config(name, attack if name == liar else "") for name in names}
-        with Federation() as federation:
-            run_example(federation, app, nodes, settings, verbose)
+        place = NamespacedFederation(bandwidth=bandwidth, latency=latency) if namespaces else Federation()
+        with place as federation:
+            run_example(federation, app, nodes, settings, spares, verbose)
     except FederationError as error:
         print(f"Error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
@@ -70,7 +78,8 @@ def run_example(
     app: str,
     nodes: dict[str, dict[str, str | int]],
     settings: dict[str, Any],
-    verbose: bool = False,
+    spares: int,
+    verbose: bool,
 ) -> None:
     """Start the nodes, run the app on them and print what its server says; raise if the run fails."""
     print(f"Starting {len(nodes)} SuperNodes: {', '.join(nodes)}", flush=True)
@@ -80,13 +89,22 @@ def run_example(
             print(f"{name} is going to lie: {config['attack']}")
     print(f"Running {app}", flush=True)
     ends: list[float] = []  # of rounds, in seconds
+    megabytes = re.compile(r"round \d+: ([\d.]+) MB sent, ([\d.]+) received")
+    sent = received = 0.0
     for line in federation.start_run(EXAMPLES / app, settings).checked_lines():
         if line.startswith("round ") and "accuracy" in line:
             ends.append(time.monotonic())
+        if traffic := megabytes.match(line):
+            sent, received = (1e6 * float(number) for number in traffic.groups())
         if verbose or not ("INFO" in line[:10] or line.startswith(("Using ", "Successfully "))):
             print(line, flush=True)
     if len(ends) > 1:
         print(f"{(ends[-1] - ends[0]) / (len(ends) - 1):.1f} s a round")
+    if isinstance(federation, NamespacedFederation):
+        transfer = federation.network.transfer_seconds(
+            num_nodes=len(nodes) - spares, bytes_out=round(sent), bytes_in=round(received)
+        )
+        print(f"{transfer:.1f} s of that is transfer, says the simulations' model of a network")
 
 
 def node_names(app: str, settings: dict[str, Any], spares: int) -> list[str]:

@@ -121,7 +121,7 @@ def test_the_liar_alone_is_caught_by_name_and_nothing_is_left(temporary_folder: 
     output = "\n".join(lines)
     assert program.returncode == 0, output + errors
     assert len(ports) == 8, ports  # the SuperLink's, and seven nodes'
-    caught = re.findall(r"caught lying: (.*)", output)
+    caught = re.findall(r"lying: (.*)", output)
     assert caught[0] == "'node-2'"
     assert caught[1] in ("'node-2'", "nobody")
     first, *_, last = (float(percent) for percent in re.findall(r"accuracy ([\d.]+)%", output))

@@ -21,9 +21,12 @@ def main(grid: Grid, context: Context) -> None:
     data = load_dataset("fashion-mnist-6k")
     model = build_model("cnn", (1, 28, 28), num_classes=10, seed=0)
 
-    def say_who_lied(report: RoundReport) -> None:
+    def tell(report: RoundReport) -> None:
         labels = [node.label for node in strategy.ledger.values() if node.node_id in report.corrupt_nodes]
-        print(f"round {report.round}: caught lying: {', '.join(labels) or 'nobody'}")
+        sent, received = report.bytes_out / 1e6, report.bytes_in / 1e6
+        print(
+            f"round {report.round}: {sent:.2f} MB sent, {received:.2f} received, lying: {', '.join(labels) or 'nobody'}"
+        )
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         model.load_state_dict(arrays.to_torch_state_dict())
@@ -42,7 +45,7 @@ def main(grid: Grid, context: Context) -> None:
             grouping="silo",  # from the registered names, such as "silo-a/1", or what the nodes' configs say
         ),
         optimizer=partial(torch.optim.Adam, lr=float(run["learning-rate"])),
-        on_round=say_who_lied,
+        on_round=tell,
         checkpoints=Checkpoints(str(run["checkpoints"])) if run["checkpoints"] else None,
     )
     strategy.start(

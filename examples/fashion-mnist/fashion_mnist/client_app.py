@@ -24,7 +24,7 @@ class FashionClient(SolonClientMixin):
 
     def build_model(self, context: Context) -> nn.Module:
         """Return the network that the server has too."""
-        return build_model("cnn", (1, 28, 28), num_classes=10, seed=0)
+        return build_model(str(context.run_config["model"]), (1, 28, 28), num_classes=10, seed=0)
 
     def batch_loss(self, model: nn.Module, batch: Batch, context: Context) -> Tensor:
         """Return the mean loss of the examples that this batch stands for: the same on every node of a group."""

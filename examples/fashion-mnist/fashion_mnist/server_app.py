@@ -19,11 +19,14 @@ def main(grid: Grid, context: Context) -> None:
     """Train, and say of every round how accurate the model is and who lied."""
     run = context.run_config
     data = load_dataset("fashion-mnist-6k")
-    model = build_model("cnn", (1, 28, 28), num_classes=10, seed=0)
+    model = build_model(str(run["model"]), (1, 28, 28), num_classes=10, seed=0)
 
-    def say_who_lied(report: RoundReport) -> None:
+    def tell(report: RoundReport) -> None:
         labels = [node.label for node in strategy.ledger.values() if node.node_id in report.corrupt_nodes]
-        print(f"round {report.round}: caught lying: {', '.join(labels) or 'nobody'}")
+        sent, received = report.bytes_out / 1e6, report.bytes_in / 1e6
+        print(
+            f"round {report.round}: {sent:.2f} MB sent, {received:.2f} received, lying: {', '.join(labels) or 'nobody'}"
+        )
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         model.load_state_dict(arrays.to_torch_state_dict())
@@ -38,7 +41,7 @@ def main(grid: Grid, context: Context) -> None:
             num_nodes=int(run["num-nodes"]), byzantine=int(run["byzantine"]), compression=int(run["compression"])
         ),
         optimizer=partial(torch.optim.Adam, lr=float(run["learning-rate"])),
-        on_round=say_who_lied,
+        on_round=tell,
         checkpoints=Checkpoints(str(run["checkpoints"])) if run["checkpoints"] else None,
     )
     strategy.start(

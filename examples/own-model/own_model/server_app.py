@@ -21,9 +21,12 @@ def main(grid: Grid, context: Context) -> None:
     torch.manual_seed(0)
     net = Net()
 
-    def say_who_lied(report: RoundReport) -> None:
+    def tell(report: RoundReport) -> None:
         labels = [node.label for node in strategy.ledger.values() if node.node_id in report.corrupt_nodes]
-        print(f"round {report.round}: caught lying: {', '.join(labels) or 'nobody'}")
+        sent, received = report.bytes_out / 1e6, report.bytes_in / 1e6
+        print(
+            f"round {report.round}: {sent:.2f} MB sent, {received:.2f} received, lying: {', '.join(labels) or 'nobody'}"
+        )
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         net.load_state_dict(arrays.to_torch_state_dict())
@@ -39,7 +42,7 @@ def main(grid: Grid, context: Context) -> None:
             mode="update",
         ),
         optimizer=partial(torch.optim.SGD, lr=1.0),  # adds the average change as it is
-        on_round=say_who_lied,
+        on_round=tell,
         checkpoints=Checkpoints(str(run["checkpoints"])) if run["checkpoints"] else None,
     )
     strategy.start(
