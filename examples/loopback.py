@@ -41,7 +41,7 @@ def main(
         bool, typer.Option("--namespaces", help="Give each node an address and a link of its own (needs root).")
     ] = False,
     bandwidth: Annotated[str, typer.Option(help="Of each node's link, with --namespaces.")] = "20mbit",
-    latency: Annotated[str, typer.Option(help="One way, with --namespaces.")] = "10ms",
+    latency: Annotated[str, typer.Option(help="One way, with --namespaces; needs netem.")] = "0ms",
     verbose: Annotated[bool, typer.Option(help="Show all that the server logs.")] = False,
 ) -> None:
     """Run an example on a Flower deployment on this machine, with a lying node.
