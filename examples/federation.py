@@ -203,15 +203,18 @@ class Federation:
 
     def flwr(self, *arguments: str) -> str:
         """Run a command of Flower's and return what it prints."""
-        done = subprocess.run(
-            ["flwr", *arguments],
-            env=self._variables("flwr"),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=STARTUP_SECONDS,
-            start_new_session=True,
-        )
+        try:
+            done = subprocess.run(
+                ["flwr", *arguments],
+                env=self._variables("flwr"),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=STARTUP_SECONDS,
+                start_new_session=True,
+            )
+        except subprocess.TimeoutExpired:
+            raise FederationError(f"flwr {' '.join(arguments)} did not end within {STARTUP_SECONDS:.0f} s.") from None
         if done.returncode:
             raise FederationError(f"flwr {' '.join(arguments)} failed: {(done.stderr or done.stdout).strip()}")
         return done.stdout
