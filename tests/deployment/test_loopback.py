@@ -12,17 +12,19 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import loopback
 import pytest
 import torch
 from federation import Federation, processes_with
 from torch.nn.functional import cross_entropy
+from typer.testing import CliRunner
 
 from solon_fl.clients import Batch
 from solon_fl.simulations.datasets import load_dataset
 from solon_fl.simulations.models import build_model
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-LOOPBACK = [sys.executable, str(EXAMPLES / "loopback.py")]
+LOOPBACK = [sys.executable, loopback.__file__]
 FASTER = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
 
 pytestmark = pytest.mark.slow
@@ -160,10 +162,10 @@ def test_a_mistake_is_told_in_plain_words() -> None:
         (["--setting", "rate=3"], "KEY one of num-nodes, "),
         (["--setting", "learning-rate=fast"], "learning-rate must be a number, as 0.005 is; got 'fast'."),
     ):
-        done = subprocess.run([*LOOPBACK, *arguments], capture_output=True, text=True)
-        assert done.returncode == 1
-        assert words in done.stderr
-        assert "Traceback" not in done.stderr
+        done = CliRunner().invoke(loopback.program, arguments)
+        assert done.exit_code == 1
+        assert words in done.output
+        assert "Traceback" not in done.output
 
 
 def accuracies_without_faults(num_rounds: int) -> list[float]:
