@@ -30,7 +30,7 @@ FASTER = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def one_at_a_time() -> Iterator[None]:
     """Wait until no other worker runs a deployment: each starts more processes than there are CPUs."""
     with Path(__file__).open() as file:
@@ -39,7 +39,7 @@ def one_at_a_time() -> Iterator[None]:
 
 
 @pytest.fixture
-def temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def temporary_folder(one_at_a_time: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in which the deployment makes its own; short-lived, and empty to begin with."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
