@@ -1,14 +1,19 @@
 # Two commands are all a fresh machine needs (CPython 3.11+, pip, make, git):
 #   make demo    watch a network train while a quarter of the nodes lie
 #   make test    lint, types, and every test
+# And, on Linux:
+#   make deployment    the same on a real Flower deployment on this machine: TLS, keys, eight processes and a liar
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test setup lint types clean
+.PHONY: demo deployment test setup lint types clean
 
 demo: $(VENV)/.installed
 	$(BIN)/solon-fl demo
+
+deployment: $(VENV)/.installed
+	$(BIN)/python examples/loopback.py
 
 test: $(VENV)/.installed-dev lint types
 	$(BIN)/python -m pytest -n auto

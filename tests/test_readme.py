@@ -31,7 +31,7 @@ def my_data(chosen: Tensor) -> tuple[Tensor, Tensor]:
 
 def test_every_link_leads_to_a_file() -> None:
     root = Path(__file__).parent.parent
-    for page in [*root.glob("*.md"), *root.glob("docs/**/*.md")]:
+    for page in [*root.glob("*.md"), *root.glob("docs/**/*.md"), *root.glob("examples/**/*.md")]:
         for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 

@@ -1,0 +1,1 @@
+"""A Flower app: Solon across silos."""

@@ -1,0 +1,63 @@
+"""The machines of the silos: a model, and the loss of one batch of the silo's own data."""
+
+from functools import cache
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from solon_fl.clients import Batch, SolonClientMixin, SolonTask, answer_silo_queries
+from solon_fl.simulations.attacks.registry import make_attack_mod
+from solon_fl.simulations.datasets import load_dataset
+from solon_fl.simulations.models import build_model
+
+
+@cache
+def silo_data(silo: int, num_silos: int) -> tuple[Tensor, Tensor]:
+    """Return a silo's images and labels: some of the classes each, so that none could learn them all alone."""
+    data = load_dataset("fashion-mnist-6k")
+    own = data.train_labels * num_silos // data.num_classes == silo
+    return data.train_inputs[own], data.train_labels[own]
+
+
+class SiloClient(SolonClientMixin):
+    """Classifies images of clothes with the data of its silo."""
+
+    def build_model(self, context: Context) -> nn.Module:
+        """Return the network that the server has too."""
+        return build_model("cnn", (1, 28, 28), num_classes=10, seed=0)
+
+    def batch_loss(self, model: nn.Module, batch: Batch, context: Context) -> Tensor:
+        """Return the mean loss of the examples that this batch stands for: the same on every machine of the silo."""
+        silos = str(context.run_config["silos"]).split(",")
+        all_images, all_labels = silo_data(silos.index(str(context.node_config["silo"])), len(silos))
+        chosen = batch.sample(len(all_labels), int(context.run_config["batch-size"]))
+        return cross_entropy(model(all_images[chosen].to(self.device())), all_labels[chosen].to(self.device()))
+
+
+def simulate_silos(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Give a simulated node its silo: it has only a partition id, where a real one is told at its start."""
+    if "silo" not in context.node_config:
+        silos = str(context.run_config["silos"]).split(",")
+        context.node_config["silo"] = silos[int(context.node_config["partition-id"]) % len(silos)]
+    return call_next(message, context)
+
+
+def lie_if_told(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Attack if the node's config says so, or in a simulation the run's. For trying out: your app has no such mod."""
+    node, run = context.node_config, context.run_config
+    simulated_liar = str(node.get("partition-id")) in str(run["liars"]).split(",")
+    attack = str(node.get("attack") or (run["attack"] if simulated_liar else ""))
+    if not attack:
+        return call_next(message, context)
+    task = SolonTask.from_message(message)
+    own_number = task.group * task.group_size + task.slot
+    mod = make_attack_mod(attack, frozenset({own_number}), seed=task.seed, code=task.make_code())
+    return mod(message, context, call_next)
+
+
+app = ClientApp(mods=[simulate_silos])
+app.train(mods=[lie_if_told])(SiloClient().train)
+answer_silo_queries(app)

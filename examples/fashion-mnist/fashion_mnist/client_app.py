@@ -1,0 +1,50 @@
+"""The nodes: a model, and the loss of one batch."""
+
+from functools import cache
+
+from flwr.app import Context, Message
+from flwr.clientapp.typing import ClientAppCallable
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from solon_fl.clients import Batch, SolonClientMixin, SolonTask
+from solon_fl.simulations.attacks.registry import make_attack_mod
+from solon_fl.simulations.datasets import Dataset, load_dataset
+from solon_fl.simulations.models import build_model
+
+
+@cache
+def fashion() -> Dataset:
+    """Return the 6,000 images that come with solon_fl, read once a process."""
+    return load_dataset("fashion-mnist-6k")
+
+
+class FashionClient(SolonClientMixin):
+    """Classifies images of clothes."""
+
+    def build_model(self, context: Context) -> nn.Module:
+        """Return the network that the server has too."""
+        return build_model(str(context.run_config["model"]), (1, 28, 28), num_classes=10, seed=0)
+
+    def batch_loss(self, model: nn.Module, batch: Batch, context: Context) -> Tensor:
+        """Return the mean loss of the examples that this batch stands for: the same on every node of a group."""
+        data = fashion()
+        chosen = batch.sample(len(data.train_labels), int(context.run_config["batch-size"]))
+        images, labels = data.train_inputs[chosen], data.train_labels[chosen]
+        return cross_entropy(model(images.to(self.device())), labels.to(self.device()))
+
+
+def lie_if_told(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Attack if the node's config says so, or in a simulation the run's. For trying out: your app has no such mod."""
+    node, run = context.node_config, context.run_config
+    simulated_liar = str(node.get("partition-id")) in str(run["liars"]).split(",")
+    attack = str(node.get("attack") or (run["attack"] if simulated_liar else ""))
+    if not attack:
+        return call_next(message, context)
+    task = SolonTask.from_message(message)
+    own_number = task.group * task.group_size + task.slot
+    mod = make_attack_mod(attack, frozenset({own_number}), seed=task.seed, code=task.make_code())
+    return mod(message, context, call_next)
+
+
+app = FashionClient().client_app(mods=[lie_if_told])

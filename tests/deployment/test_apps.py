@@ -1,0 +1,42 @@
+"""The examples' apps, in one process: they learn, and name the simulated liar."""
+
+import importlib
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Context, RecordDict
+
+from solon_fl.simulations import InProcessGrid
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("folder", "attack"), [("fashion-mnist", "reverse"), ("own-model", "alie"), ("cross-silo", "near-codeword")]
+)
+def test_the_app_learns_and_names_the_liar(
+    folder: str, attack: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES / folder))
+    package = folder.replace("-", "_")
+    client = importlib.import_module(f"{package}.client_app")
+    server = importlib.import_module(f"{package}.server_app")
+    project = tomllib.loads((EXAMPLES / folder / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
+    assert project["components"] == {
+        "serverapp": f"{package}.server_app:app",
+        "clientapp": f"{package}.client_app:app",
+    }
+    settings: dict[str, Any] = {**project["config"], "num-rounds": 2, "attack": attack}
+    grid = InProcessGrid(client.app, settings.get("num-nodes", 8))
+    for context in grid._contexts.values():
+        context.run_config = settings  # as Flower gives it to the nodes
+    server.app(grid, Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=settings))
+    output = capsys.readouterr().out
+    assert re.findall("lying: (.*)", output) == ["3", "3"]  # the node with partition id 2
+    accuracies = [float(percent) for percent in re.findall(r"accuracy ([\d.]+)%", output)]
+    assert accuracies[2] > accuracies[0] + 20
+    assert re.search(r"^3 +member +2 +2 +0 +0$", output, re.MULTILINE)
