@@ -236,6 +236,7 @@ OUTCOMES = {
 }
 
 
+DEPLOYMENT = "tests/deployment/test_loopback.py"
 PROCESS_FAULTS = (
     ProcessFault(
         "node disconnects",
@@ -278,6 +279,36 @@ PROCESS_FAULTS = (
         "at random moments, again and again",
         "the same program goes on from the last checkpoint; the final model is equal bit by bit",
         "tests/simulations/test_run.py::test_kill_9_at_random_moments_changes_nothing",
+    ),
+    ProcessFault(
+        "kill -9 of flwr-serverapp",
+        "in a deployment, in the middle of a round; then `flwr run` again",
+        "the run goes on after the last round saved, and has the accuracies of a run without faults",
+        f"{DEPLOYMENT}::test_a_killed_server_resumes_a_spare_fills_in_and_strangers_are_refused",
+    ),
+    ProcessFault(
+        "kill -9 of a SuperNode",
+        "in a deployment, in the middle of a round",
+        "missing at once, away when Flower notices (30 to 60 s), then a spare fills in",
+        f"{DEPLOYMENT}::test_a_killed_server_resumes_a_spare_fills_in_and_strangers_are_refused",
+    ),
+    ProcessFault(
+        "SuperNode with an unregistered key",
+        "in a deployment",
+        "refused by the SuperLink; it ends",
+        f"{DEPLOYMENT}::test_a_killed_server_resumes_a_spare_fills_in_and_strangers_are_refused",
+    ),
+    ProcessFault(
+        "SuperNode that lies",
+        "in a deployment: the reverse gradient",
+        "named by its registered name, and the model learns",
+        f"{DEPLOYMENT}::test_the_liar_alone_is_caught_by_name_and_nothing_is_left",
+    ),
+    ProcessFault(
+        "Ctrl-C, SIGTERM of a deployment on one machine",
+        "in a round, or while nodes start",
+        "no process, port or file is left",
+        f"{DEPLOYMENT}::test_an_interrupt_leaves_nothing",
     ),
 )
 
