@@ -85,9 +85,9 @@ def reply_keys(messages: Mapping[Key, Message], message_ids: list[str] | None = 
 def pull(grid: Grid, message_ids: list[str]) -> dict[str, Message]:
     """Return the replies that are there, by the id of the message that each answers.
 
-    Every reply is pulled by itself. Flower's SuperLink forgets what was pulled together as soon as it has handed it out,
-    so that one reply that can't be inflated would take all others with it; and what a reply says that it answers is
-    written by the node, while the SuperLink hands out under an id only what the node asked under that id has sent.
+    Every reply is pulled by itself. Flower's SuperLink forgets what was pulled together as soon as it has handed it
+    out, so that one reply that can't be inflated would take all others with it; and what a reply says that it answers
+    is written by the node, while the SuperLink hands out under an id only what the node asked under that id has sent.
     """
     replies: dict[str, Message] = {}
     failures = 0
