@@ -1,6 +1,8 @@
+import json
 from collections.abc import Callable, Iterable
 
-from flwr.app import Message, MessageType, RecordDict
+from flwr.app import Array, Message, MessageType, RecordDict
+from flwr.app.message.arraychunk import ArrayChunk
 
 from solon_fl.simulations import InProcessGrid
 from solon_fl.strategies.exchange import exchange
@@ -66,6 +68,22 @@ def test_a_reply_that_cannot_be_inflated_costs_only_itself() -> None:
         return [grid.reply(i) for i in asked]
 
     assert sorted(key for key, _ in ask(ScriptedGrid(script))) == [1, 3]
+
+
+def test_a_reply_too_large_for_the_memory_counts_as_missing() -> None:
+    """An array's object may name one chunk many times: Flower, inflating it, multiplies what a node has sent."""
+    chunk = ArrayChunk(memoryview(b"x" * 1000))
+    facts = json.dumps({"dtype": "u1", "shape": [1], "stype": "numpy.ndarray", "arraychunk_ids": [0] * 300}).encode()
+    content = f"Array {chunk.object_id} {len(facts)}".encode() + b"\0" + facts
+    assert len(content) < 1500
+    assert len(Array.inflate(content, {chunk.object_id: chunk}).data) == 300_000
+
+    def script(grid: ScriptedGrid, ids: list[str]) -> list[Message]:
+        if ids[0] == list(grid._waiting)[1]:
+            raise MemoryError
+        return [grid.reply(ids[0])]
+
+    assert sorted(key for key, _ in ask(ScriptedGrid(script), timeout=0.05)) == [1, 3]
 
 
 def test_a_reply_can_not_pass_for_that_of_another_node() -> None:
