@@ -1,17 +1,31 @@
 # Two commands are all a fresh machine needs (CPython 3.11+, pip, make, git):
 #   make demo    watch a network train while a quarter of the nodes lie
 #   make test    lint, types, and every test
+#   make fuzz    a million hostile replies (with atheris; FUZZ_RUNS=1000 for a quick look)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test setup lint types clean
+.PHONY: demo test fuzz setup lint types clean
 
 demo: $(VENV)/.installed
 	$(BIN)/solon-fl demo
 
 test: $(VENV)/.installed-dev lint types
 	$(BIN)/python -m pytest -n auto
+
+# One check after the other, in pieces: atheris' memory grows with the number of runs.
+FUZZ_PIECES ?= check_group check_exchange check_silo check_metrics check_group check_exchange check_silo check_metrics \
+	check_group check_exchange check_silo check_group check_exchange check_silo check_group check_silo check_group
+FUZZ_RUNS ?= 60000
+SLOW_RUNS ?= 3000
+FUZZ = -max_len=512 -len_control=20 -rss_limit_mb=4096 -artifact_prefix=.fuzz/
+fuzz: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[fuzz]"
+	set -e; for check in $(FUZZ_PIECES); do mkdir -p .fuzz/$$check; \
+		SOLON_FUZZ_CHECK=$$check $(BIN)/python -m fuzz.replies $(FUZZ) -runs=$(FUZZ_RUNS) .fuzz/$$check; done
+	set -e; for check in check_draco check_signum check_strategy; do mkdir -p .fuzz/$$check; \
+		SOLON_FUZZ_CHECK=$$check $(BIN)/python -m fuzz.replies $(FUZZ) -runs=$(SLOW_RUNS) .fuzz/$$check; done
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -33,4 +47,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .fuzz
