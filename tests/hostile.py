@@ -158,21 +158,21 @@ def hostile_shape(source: Source, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def hostile_data(source: Source, data: bytes, honest: Array) -> bytes:
-    """Return an array's bytes: a forged header, special numbers, or just broken."""
-    length = len(honest.data)
+    """Return an array's bytes: a forged header, special numbers, or just broken; never many more than are due."""
+    length = min(len(honest.data), 1000)
     how = source.whole(0, 6)
     if how == 0:  # a header that claims something else, in front of as many bytes as are due, or of others
         return (forged_header(source) + data)[: pick(source, (length, None))]
     if how == 1:  # the right header, in front of numbers of the node's choice
         header = npy_header(honest.shape, np.dtype(honest.dtype))
-        body = (source.binary(16) or b"\0") * length
-        return (header + body)[: pick(source, (length, length, length - 1, length + 1))]
-    if how == 2 and honest.dtype.startswith("float"):
-        values = np.resize(np.array([pick(source, REALS) for _ in range(3)]), honest.shape)
+        body = (source.binary(16) or b"\0") * (length + 1)
+        return (header + body)[: pick(source, (length, length, max(length - 1, 0), length + 1))]
+    if how == 2 and honest.dtype in ("float32", "float64") and all(0 <= size < 100 for size in honest.shape[:2]):
+        values = np.resize(np.array([pick(source, REALS) for _ in range(3)]), honest.shape[:2])
         with np.errstate(over="ignore"):
             return npy_header(honest.shape, np.dtype(honest.dtype)) + values.astype(honest.dtype).tobytes()
     if how == 3:
-        return data * pick(source, (0, 2, 10))
+        return data[:1000] * pick(source, (0, 2, 10))
     if how == 4:
         return source.binary(length + 10)
     return mutated(source, data)
