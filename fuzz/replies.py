@@ -2,14 +2,13 @@
 
 Run it with ``make fuzz``, or with libFuzzer's options: ``python -m fuzz.replies -runs=100000 -max_len=400``. What must
 hold is in tests/hostile_checks.py; a failure is a traceback and a file ``crash-...`` that reproduces it:
-``python -m fuzz.replies crash-...``. SOLON_FUZZ_CHECK=check_group runs one check alone (left to itself, the fuzzer
-prefers the slow ones, which have more code), and SOLON_FUZZ_MEMORY=1 measures what each call allocates, slowly.
+``python -m fuzz.replies crash-...``. SOLON_FUZZ_CHECK=check_group runs one check alone: left to itself, the
+fuzzer prefers the slow ones, which have more code.
 """
 
 import os
 import resource
 import sys
-import tracemalloc
 
 import atheris
 
@@ -47,8 +46,6 @@ def main() -> None:
             checks += [check] * (1 if check in hostile_checks.SLOW else 60)
             with hostile_checks.only_one_liners():
                 check(Bytes(b""))  # whatever is made once is made before memory is measured
-    if os.environ.get("SOLON_FUZZ_MEMORY"):
-        tracemalloc.start()
 
     def one_input(data: bytes) -> None:
         source = Bytes(data)

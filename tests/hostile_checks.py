@@ -60,15 +60,14 @@ def only_one_liners() -> Iterator[None]:
 
 @contextmanager
 def allocating_at_most(num_bytes: int) -> Iterator[None]:
-    """Fail if Python or numpy had more than that in addition at any moment, where tracemalloc is on."""
-    tracing = tracemalloc.is_tracing()
-    if tracing:
-        tracemalloc.reset_peak()
-        before = tracemalloc.get_traced_memory()[0]
-    yield
-    if tracing:
-        peak = tracemalloc.get_traced_memory()[1] - before
-        assert peak <= num_bytes, f"{peak} bytes were allocated; {num_bytes} are allowed"
+    """Fail if Python or numpy had more than that in addition at any moment."""
+    tracemalloc.start()
+    try:
+        yield
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak <= num_bytes, f"{peak} bytes were allocated; {num_bytes} are allowed"
 
 
 def hostile_or_none(source: Source, question: Message, honest: RecordDict) -> Message | None:

@@ -1,7 +1,6 @@
 """Whatever nodes send, nothing leaves the strategy; fuzz/replies.py runs the same checks a million times."""
 
-import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -28,31 +27,6 @@ class Drawn:
         return self._draw(st.text(st.characters(), max_size=most))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def traced() -> Iterator[None]:
-    """Measure what is allocated; what is made once is made before."""
-    from tests.hostile_checks import CHECKS
-
-    for check in CHECKS:
-        check(Least())
-    tracemalloc.start()
-    yield
-    tracemalloc.stop()
-
-
-class Least:
-    """Always the least choice."""
-
-    def whole(self, least: int, most: int) -> int:
-        return least
-
-    def binary(self, most: int) -> bytes:
-        return b""
-
-    def text(self, most: int) -> str:
-        return ""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("check", hostile_checks.CHECKS, ids=lambda check: check.__name__)
 def test_hostile_replies(check: Callable[[Source], None]) -> None:
@@ -63,3 +37,11 @@ def test_hostile_replies(check: Callable[[Source], None]) -> None:
             check(Drawn(data))
 
     run()
+
+
+def test_more_than_allowed_is_noticed() -> None:
+    with (
+        pytest.raises(AssertionError, match="bytes were allocated; 1000 are allowed"),
+        hostile_checks.allocating_at_most(1000),
+    ):
+        bytes(5000)
