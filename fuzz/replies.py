@@ -13,7 +13,7 @@ import sys
 import atheris
 
 READERS = [f"solon_fl.strategies.{name}" for name in ("group", "vectors", "evaluation", "nodes", "exchange")]
-with atheris.instrument_imports(include=[*READERS, "solon_fl.wire"]):
+with atheris.instrument_imports(include=[*READERS, "solon_fl.wire", "tests.hostile"]):
     from tests import hostile_checks
 
 ADDRESS_SPACE = 6 << 30  # bytes that the process may have in all; torch maps most of them at once
