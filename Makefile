@@ -3,11 +3,12 @@
 #   make test    lint, types, and every test
 # And, on Linux:
 #   make deployment    the same on a real Flower deployment on this machine: TLS, keys, eight processes and a liar
+#   make fuzz    a million hostile replies (with atheris; FUZZ_RUNS=1000 for a quick look)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo deployment test setup lint types clean
+.PHONY: demo deployment test fuzz setup lint types clean
 
 demo: $(VENV)/.installed
 	$(BIN)/solon-fl demo
@@ -17,6 +18,16 @@ deployment: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev lint types
 	$(BIN)/python -m pytest -n auto
+
+# One check after the other: left to itself, the fuzzer prefers the slow ones. The last three are whole rounds.
+FUZZ_RUNS ?= 250000
+FUZZ = $(BIN)/python -m fuzz.replies -max_len=512 -len_control=20 -rss_limit_mb=4096 -artifact_prefix=.fuzz/
+fuzz: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[fuzz]"
+	set -e; for check in check_group check_exchange check_silo check_metrics; do \
+		mkdir -p .fuzz/$$check; SOLON_FUZZ_CHECK=$$check $(FUZZ) -runs=$(FUZZ_RUNS) .fuzz/$$check; done
+	set -e; for check in check_draco check_signum check_strategy; do \
+		mkdir -p .fuzz/$$check; SOLON_FUZZ_CHECK=$$check $(FUZZ) -runs=$$(($(FUZZ_RUNS) / 100)) .fuzz/$$check; done
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -38,4 +49,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .fuzz

@@ -52,7 +52,7 @@ def untrusted_tensor(array: Array, shape: tuple[int, ...], dtype: torch.dtype) -
         ("size in bytes", len(array.data), expected),
     ):
         if got != wanted:
-            raise InvalidReplyError(f"{what} of the array should be {wanted}; got {str(got)[:80]}")
+            raise InvalidReplyError(f"{what} of the array should be {wanted}; got {_shown(got)}")
     if not array.data.startswith(header):
         raise InvalidReplyError("the array's npy header does not say what it should")
     with warnings.catch_warnings():
@@ -60,6 +60,16 @@ def untrusted_tensor(array: Array, shape: tuple[int, ...], dtype: torch.dtype) -
         if not math.prod(shape):
             return torch.empty(shape, dtype=dtype)
         return torch.frombuffer(array.data, dtype=dtype, offset=len(header)).view(shape)
+
+
+def _shown(claimed: object) -> str:
+    """Return what a node claims, cut before it is written out: Python refuses to write numbers of 4,300 digits."""
+    if isinstance(claimed, tuple):
+        shown = ", ".join(_shown(size) for size in claimed[:5])
+        return f"({shown}, ...)" if len(claimed) > 5 else f"({shown},)" if len(claimed) == 1 else f"({shown})"
+    if isinstance(claimed, int) and claimed.bit_length() > 64:
+        return "a huge number"
+    return str(claimed)[:80]
 
 
 def npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:

@@ -94,13 +94,15 @@ class Checkpoints:
             )
             manifest["digest"] = _digest(manifest)
             _write(self.folder / f"{name}.json", manifest)
-            for old in self._manifests()[self.keep :]:
+            # Newer ones are those that `load` could not use: they don't count, lest they push out the whole ones.
+            whole = [path for path in self._manifests() if _round_of(path) <= checkpoint.round]
+            for old in whole[self.keep :]:
                 old.unlink()  # first: a manifest without tensors is damaged, tensors without a manifest are nothing
             kept = {path.stem for path in self._manifests()}
             for leftover in [*self.folder.glob("round-*.pt"), *self.folder.glob("round-*.part")]:
                 if leftover.name.partition(".")[0] not in kept:
                     leftover.unlink(missing_ok=True)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeErrors too
             raise CheckpointError(
                 f"the checkpoint of round {checkpoint.round} can't be written: {error}; the run's state is lost if the "
                 "server stops; free some space or choose another folder."
@@ -130,7 +132,7 @@ class Checkpoints:
 
     def _manifests(self) -> list[Path]:
         """Return the manifests, newest first."""
-        return sorted(self.folder.glob("round-*.json"), reverse=True)
+        return sorted(self.folder.glob("round-*.json"), key=lambda path: (_round_of(path), path.name), reverse=True)
 
     def _read(self, path: Path, run: Mapping[str, Any]) -> Checkpoint:
         try:
@@ -138,17 +140,32 @@ class Checkpoints:
             claimed = manifest.pop("digest")
             if manifest["format"] != FORMAT or _digest(manifest) != claimed:
                 raise ValueError("its digest does not fit")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise CheckpointError(f"damaged, or no checkpoint of this format ({error})") from error
+            for key, kind in (("round", int), ("run", dict), ("tensors", str), ("notes", dict)):
+                if type(manifest[key]) is not kind:
+                    raise ValueError(f"its {key} is no {kind.__name__}")
+            if manifest["round"] != _round_of(path):
+                raise ValueError("its name says another round")
+        except Exception as error:  # the file may hold anything
+            raise CheckpointError(f"damaged, or no checkpoint of this format ({_kind_and_text(error)})") from error
         _check_same_run(manifest["run"], _as_json(run))
         tensors_path = path.with_suffix(".pt")
         try:
             if _digest_of_file(tensors_path) != manifest["tensors"]:
                 raise ValueError("its digest does not fit")
             tensors = torch.load(tensors_path, weights_only=True)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{tensors_path.name} is damaged or missing ({error})") from error
+        except Exception as error:  # torch raises errors of many kinds, UnpicklingError and RuntimeError among them
+            raise CheckpointError(f"{tensors_path.name} is damaged or missing ({_kind_and_text(error)})") from error
         return Checkpoint(round=manifest["round"], run=manifest["run"], notes=manifest["notes"], tensors=tensors)
+
+
+def _round_of(path: Path) -> int:
+    """Return the round in the name of a checkpoint's file; -1 if there is none: it is no checkpoint."""
+    number = path.name.partition(".")[0].removeprefix("round-")
+    return int(number) if number.isdecimal() and len(number) < 20 else -1
+
+
+def _kind_and_text(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _as_json(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,8 +4,11 @@ import logging
 import math
 import statistics
 from collections.abc import Iterable
+from itertools import islice
 
 from flwr.app import Message, MetricRecord
+
+from solon_fl.strategies.group import one_line
 
 __all__ = ["median_metrics"]
 
@@ -30,10 +33,11 @@ def _finite_metrics(reply: Message) -> dict[str, float]:
     found: dict[str, float] = {}
     try:
         if reply.has_content():
-            for record in reply.content.metric_records.values():
-                for name, value in list(record.items())[:MOST_METRICS]:
-                    if isinstance(value, (int, float)) and math.isfinite(value):
-                        found[name] = float(value)
+            records = reply.content.metric_records.values()
+            metrics = (item for record in records for item in record.items())
+            for name, value in islice(metrics, MOST_METRICS):
+                if isinstance(value, (int, float)) and math.isfinite(value):
+                    found[name] = float(value)
     except Exception as error:  # anything may come from a node
-        logger.warning("Node %d: metrics ignored: %s", reply.metadata.src_node_id, error)
+        logger.warning("Node %d: metrics ignored: %s", reply.metadata.src_node_id, one_line(str(error)))
     return found

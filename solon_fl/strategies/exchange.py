@@ -8,6 +8,8 @@ from typing import TypeVar
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from solon_fl.strategies.group import one_line
+
 __all__ = ["exchange", "pull", "reply_keys"]
 
 Key = TypeVar("Key", bound=Hashable)
@@ -43,18 +45,17 @@ def exchange(
     Notes
     -----
     Replies are matched by the id of the message that they answer, which the server made; a second
-    reply to the same message, or one to another message, is never handed over.
+    reply to the same message, or one that says that it answers another message, is never handed over.
     """
     started = time.monotonic()
     inside = 0.0
     key_of = reply_keys(messages, list(grid.push_messages(list(messages.values()))))
     pause = 0.005
     while key_of:
-        replies = pull(grid, list(key_of))
-        answered = [reply.metadata.reply_to_message_id for reply in replies]
-        batch = [(key_of.pop(i), reply) for i, reply in zip(answered, replies, strict=True) if i in key_of]
+        looked = time.monotonic()
+        batch = [(key_of.pop(message_id), reply) for message_id, reply in pull(grid, list(key_of)).items()]
+        looking = time.monotonic() - looked
         anything = bool(batch)
-        del replies  # the receiver may empty the batch, so that what it has read is freed
         if anything:
             entered = time.monotonic()
             enough = receive(batch)
@@ -65,7 +66,7 @@ def exchange(
         if timeout is not None and time.monotonic() - started >= timeout:
             break
         if key_of and not anything:
-            time.sleep(pause)
+            time.sleep(max(pause, looking))  # a Grid over a network is asked half of the time at most
             pause = min(1.5 * pause, LONGEST_PAUSE)
     return time.monotonic() - started - inside, key_of
 
@@ -82,20 +83,24 @@ def reply_keys(messages: Mapping[Key, Message], message_ids: list[str] | None = 
     return sent
 
 
-def pull(grid: Grid, message_ids: list[str]) -> list[Message]:
-    """Pull replies; if one of them makes the Grid raise, pull the others without it."""
-    try:
-        return list(grid.pull_messages(message_ids))
-    except Exception as error:  # a reply that Flower can't inflate must not end the run
-        logger.warning("Pulling replies failed (%s); pulling them one by one.", error)
-    replies: list[Message] = []
+def pull(grid: Grid, message_ids: list[str]) -> dict[str, Message]:
+    """Return the replies that are there, by the id of the message that each answers.
+
+    Every reply is pulled by itself. Flower's SuperLink forgets what was pulled together as soon as it has handed it
+    out, so that one reply that can't be inflated would take all others with it; and what a reply says that it answers
+    is written by the node, while the SuperLink hands out under an id only what the node asked under that id has sent.
+    """
+    replies: dict[str, Message] = {}
     failures = 0
     for message_id in message_ids:
         try:
-            replies += grid.pull_messages([message_id])
-        except Exception as error:
+            for reply in grid.pull_messages([message_id]):
+                if reply.metadata.reply_to_message_id == message_id:
+                    replies.setdefault(message_id, reply)
+        except Exception as error:  # a reply that Flower can't inflate must not end the run
             failures += 1
-            logger.warning("A reply can't be read and counts as missing: %s", error)
-    if failures == len(message_ids):
+            kind, reason = type(error).__name__, one_line(str(error))
+            logger.warning("A reply can't be read and counts as missing: %s: %s", kind, reason)
+    if message_ids and failures == len(message_ids):
         time.sleep(LONGEST_PAUSE)  # the connection, not a reply, may be at fault: try again, in peace
     return replies

@@ -237,9 +237,9 @@ class RoundStrategy(Strategy, ABC):
     def _collect_late(self, server_round: int, grid: Grid) -> None:
         """See who has answered an earlier round after all; without this, such answers would stay in the grid."""
         self._unanswered = {i: v for i, v in self._unanswered.items() if server_round - v[0] <= LATE_ROUNDS}
-        for reply in pull(grid, list(self._unanswered)) if self._unanswered else ():
-            _, node_id = self._unanswered.pop(reply.metadata.reply_to_message_id, (0, None))
-            if node_id is not None and not reply.has_error():
+        for message_id, reply in pull(grid, list(self._unanswered)).items():
+            _, node_id = self._unanswered.pop(message_id)
+            if not reply.has_error():
                 self._receive_late(node_id)
 
     def _describe_run(self, model: ServerModel) -> dict[str, Any]:

@@ -97,6 +97,8 @@ class VectorStrategy(RoundStrategy):
         name, layout = self._layout(cast(ServerModel, self._model))
         for key, reply in batch:
             number = cast(int, key)
+            if number in self._sent or number in self._malformed:
+                continue  # the first reply counts
             try:
                 self._sent[number] = read_arrays(reply, name, layout)
             except Exception as error:  # InvalidReplyError, or whatever a hostile record makes Flower raise

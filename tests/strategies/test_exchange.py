@@ -1,6 +1,8 @@
+import json
 from collections.abc import Callable, Iterable
 
-from flwr.app import Message, MessageType, RecordDict
+from flwr.app import Array, Message, MessageType, RecordDict
+from flwr.app.message.arraychunk import ArrayChunk
 
 from solon_fl.simulations import InProcessGrid
 from solon_fl.strategies.exchange import exchange
@@ -10,7 +12,12 @@ Received = list[tuple[int, Message]]
 
 
 class ScriptedGrid(InProcessGrid):
-    """Answers every message with an empty reply, as a script says."""
+    """Answers every message with an empty reply, as a script says.
+
+    Like the SuperLink, a script can note in `taken` what it has handed out, never to hand it out again.
+    """
+
+    taken: frozenset[str] | set[str] = frozenset()
 
     def __init__(self, script: Callable[["ScriptedGrid", list[str]], list[Message]]) -> None:
         super().__init__(Regression().client_app(), num_nodes=9)
@@ -55,18 +62,49 @@ def test_a_second_reply_and_a_reply_to_something_else_are_dropped() -> None:
 def test_a_reply_that_cannot_be_inflated_costs_only_itself() -> None:
     def script(grid: ScriptedGrid, ids: list[str]) -> list[Message]:
         poisoned = list(grid._waiting)[1]
-        if poisoned in ids:
+        asked, grid.taken = [i for i in ids if i not in grid.taken], grid.taken | set(ids)
+        if poisoned in asked:
             raise ValueError("unexpected object tree")
-        return [grid.reply(i) for i in ids]
+        return [grid.reply(i) for i in asked]
 
     assert sorted(key for key, _ in ask(ScriptedGrid(script))) == [1, 3]
+
+
+def test_a_reply_too_large_for_the_memory_counts_as_missing() -> None:
+    """An array's object may name one chunk many times: Flower, inflating it, multiplies what a node has sent."""
+    chunk = ArrayChunk(memoryview(b"x" * 1000))
+    facts = json.dumps({"dtype": "u1", "shape": [1], "stype": "numpy.ndarray", "arraychunk_ids": [0] * 300}).encode()
+    content = f"Array {chunk.object_id} {len(facts)}".encode() + b"\0" + facts
+    assert len(content) < 1500
+    assert len(Array.inflate(content, {chunk.object_id: chunk}).data) == 300_000
+
+    def script(grid: ScriptedGrid, ids: list[str]) -> list[Message]:
+        if ids[0] == list(grid._waiting)[1]:
+            raise MemoryError
+        return [grid.reply(ids[0])]
+
+    assert sorted(key for key, _ in ask(ScriptedGrid(script), timeout=0.05)) == [1, 3]
+
+
+def test_a_reply_can_not_pass_for_that_of_another_node() -> None:
+    """What it says that it answers is in the bytes that the node sent."""
+
+    def script(grid: ScriptedGrid, ids: list[str]) -> list[Message]:
+        first, second, _ = grid._waiting
+        reply = grid.reply(ids[0])
+        if ids[0] == first:
+            reply.metadata.__dict__["_reply_to_message_id"] = second
+        return [reply]
+
+    received = ask(ScriptedGrid(script), timeout=0.05)
+    assert [(key, reply.metadata.src_node_id) for key, reply in received] == [(2, 2), (3, 3)]
 
 
 def test_silence_ends_with_the_timeout_and_stopping_needs_no_more_replies() -> None:
     assert ask(ScriptedGrid(lambda grid, ids: []), timeout=0.05) == []
     grid = ScriptedGrid(lambda grid, ids: [grid.reply(ids[0])])
-    assert len(ask(grid, enough=2)) == 2
-    assert grid.pulls == 2
+    assert len(ask(grid, enough=2)) == 3  # all were looked for once, and no more
+    assert grid.pulls == 3
 
 
 def test_messages_that_a_grid_refuses_are_not_waited_for() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 from hypothesis import given
@@ -21,6 +21,7 @@ from solon_fl.simulations.attacks.mods import MALFORMATIONS, attack_mod, malform
 from solon_fl.strategies import AggregatorStrategy, RoundReport, SignumStrategy, buffer_names
 from solon_fl.strategies.signum import majority_of_signs
 from solon_fl.strategies.vectors import VectorStrategy
+from solon_fl.wire import to_array
 from tests.support import SGD, Regression, initial_model, record_of, spoil, vector_of
 
 NUM_NODES = 7
@@ -134,6 +135,25 @@ def test_an_aggregator_that_fails_skips_the_round(broken: Aggregate, caplog: pyt
     torch.testing.assert_close(final, vector_of(record_of(initial_model())), rtol=0, atol=0)
     assert not any(report.stepped for report in reports)
     assert "skipped" in caplog.text
+
+
+def test_of_two_replies_the_first_counts() -> None:
+    strategy = SignumStrategy(NUM_NODES, SGD)
+    messages = list(
+        strategy.configure_train(1, record_of(initial_model()), ConfigRecord(), InProcessGrid(plain_app([]), 7))
+    )
+    for number, message in enumerate(messages):
+        message.metadata.__dict__["_message_id"] = str(number)
+
+    def signs(message: Message, byte: int) -> Message:
+        arrays = ArrayRecord({"signs": to_array(torch.tensor([byte], dtype=torch.uint8))})
+        return Message(RecordDict({"signs": arrays}), reply_to=message)
+
+    empty = Message(RecordDict(), reply_to=messages[0])
+    replies = [signs(message, 255) for message in messages] + [signs(message, 0) for message in messages] + [empty]
+    strategy._receive([(number % NUM_NODES, reply) for number, reply in enumerate(replies)])
+    assert [int(arrays["signs"][0]) for arrays in strategy._sent.values()] == [255] * NUM_NODES
+    assert strategy._malformed == {}
 
 
 def test_nobody_sends_anything() -> None:

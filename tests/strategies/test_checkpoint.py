@@ -1,0 +1,256 @@
+"""Whatever became of the files: the newest whole checkpoint, or a CheckpointError that says why there is none."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from solon_fl.errors import CheckpointError, ConfigurationError
+from solon_fl.strategies.checkpoint import Checkpoint, Checkpoints
+from tests.support import train
+
+RUN = {"strategy": "SolonStrategy", "seed": 1, "model": {"w": [[2, 3], "torch.float32"]}}
+
+
+def checkpoint(number: int, **changes: Any) -> Checkpoint:
+    tensors = {"vector": torch.full((6,), float(number)), "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}}}
+    return Checkpoint(
+        **{"round": number, "run": RUN, "notes": {"lying": [1, 2], "x": "é"}, "tensors": tensors, **changes}
+    )
+
+
+def saved(folder: Path, *rounds: int, **settings: int) -> Checkpoints:
+    checkpoints = Checkpoints(folder, **settings)
+    for number in rounds:
+        checkpoints.save(checkpoint(number))
+    return checkpoints
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def loaded_round(folder: Path) -> int:
+    found = Checkpoints(folder).load(RUN)
+    assert found is not None
+    assert torch.equal(found.tensors["vector"], torch.full((6,), float(found.round)))
+    return found.round
+
+
+def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
+    found = saved(tmp_path / "new" / "folder", 7).load(RUN)
+    assert found is not None
+    assert (found.round, found.run, found.notes) == (7, RUN, {"lying": [1, 2], "x": "é"})
+    assert torch.equal(found.tensors["optimizer"]["state"][0]["step"], torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("folder", ["empty", "missing"])
+def test_without_checkpoints_there_is_nothing_to_load(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "empty").mkdir()
+    assert Checkpoints(tmp_path / folder).load(RUN) is None
+
+
+def test_as_many_are_kept_as_were_asked_for(tmp_path: Path) -> None:
+    saved(tmp_path, 1, 2, 3, 4, 5, keep=3)
+    assert names(tmp_path) == [f"round-00000{n}.{kind}" for n in (3, 4, 5) for kind in ("json", "pt")]
+
+
+def test_the_newest_is_that_of_the_highest_round_even_beyond_six_digits(tmp_path: Path) -> None:
+    saved(tmp_path, 999_999, 1_000_000, 1_000_001)
+    assert loaded_round(tmp_path) == 1_000_001
+    assert len(names(tmp_path)) == 4
+
+
+def test_leftovers_of_a_killed_save_are_removed_by_the_next(tmp_path: Path) -> None:
+    saved(tmp_path, 1, 2)
+    (tmp_path / "round-000003.pt.part").write_bytes(b"half")
+    (tmp_path / "round-000004.pt").write_bytes(b"killed before the manifest")
+    (tmp_path / "notes.txt").write_text("the user's")
+    saved(tmp_path, 3)
+    assert names(tmp_path) == ["notes.txt", *(f"round-00000{n}.{kind}" for n in (2, 3) for kind in ("json", "pt"))]
+
+
+def test_a_kill_between_the_two_files_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    saved(tmp_path, 1, 2)
+    (tmp_path / "round-000002.json").unlink()
+    assert loaded_round(tmp_path) == 1
+
+
+def test_damaged_newer_checkpoints_do_not_push_out_the_whole_ones(tmp_path: Path) -> None:
+    saved(tmp_path, 1, 2, 3, keep=3)
+    for number in (2, 3):
+        (tmp_path / f"round-00000{number}.pt").write_bytes(b"")
+    assert loaded_round(tmp_path) == 1
+    Checkpoints(tmp_path, every=1, keep=2).save(checkpoint(1))  # and dies again
+    assert loaded_round(tmp_path) == 1
+    saved(tmp_path, 2)
+    (tmp_path / "round-000002.pt").write_bytes(b"")
+    assert loaded_round(tmp_path) == 1
+
+
+# ---- damage --------------------------------------------------------------------------------------------------
+
+
+def damaged(tmp_path: Path, damage: Callable[[Path], None], kinds: tuple[str, ...] = ("json", "pt")) -> None:
+    for kind in kinds:
+        folder = tmp_path / "damaged"
+        shutil.rmtree(folder, ignore_errors=True)
+        saved(folder, 1, 2)
+        path = folder / f"round-000002.{kind}"
+        whole = path.read_bytes()
+        damage(path)
+        if path.is_dir() or not path.exists() or path.read_bytes() != whole:
+            assert loaded_round(folder) == 1
+
+
+def put_a_folder_there(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def put_a_link_there(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "empty": lambda path: path.write_bytes(b""),
+    "folder": put_a_folder_there,
+    "link-to-nowhere": put_a_link_there,
+    "text": lambda path: path.write_text("not a checkpoint"),
+    "deep": lambda path: path.write_text("[" * 200_000 + "]" * 200_000),
+    "deep-objects": lambda path: path.write_text('{"a":' * 100_000 + "1" + "}" * 100_000),
+    "long-number": lambda path: path.write_text('{"round": ' + "9" * 100_000 + "}"),
+    "list": lambda path: path.write_text('["digest"]'),
+    "null": lambda path: path.write_text("null"),
+    "nan": lambda path: path.write_text('{"digest": NaN, "format": Infinity}'),
+    "not-utf8": lambda path: path.write_bytes(b'{"digest": "\xff\xfe"}'),
+    "pickle": lambda path: path.write_bytes(b"cos\nsystem\n(S'true'\ntR."),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_the_checkpoint_before_is_used(tmp_path: Path, name: str) -> None:
+    damaged(tmp_path, DAMAGES[name])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    saved(folder, 1, 2)
+    return folder
+
+
+@given(st.sampled_from(["json", "pt"]), st.floats(0, 1, exclude_max=True), st.integers(0, 7), st.booleans())
+def test_cut_off_or_flipped_anywhere(whole: Path, kind: str, where: float, bit: int, cut: bool) -> None:
+    path = whole / f"round-000002.{kind}"
+    content = path.read_bytes()
+    position = int(where * len(content))
+    flipped = bytearray(content)
+    flipped[position] ^= 1 << bit
+    try:
+        path.write_bytes(content[:position] if cut else bytes(flipped))
+        assert loaded_round(whole) == 1
+    finally:
+        path.write_bytes(content)
+    assert loaded_round(whole) == 2
+
+
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+    )
+)
+def test_a_manifest_with_the_right_digest_and_anything_in_it(whole: Path, content: Any) -> None:
+    """Whoever can write to the folder can make a digest that fits: that must not crash the server either."""
+    path = whole / "round-000002.json"
+    before = path.read_bytes()
+    manifest = json.loads(before)
+    del manifest["digest"]
+    for key in ("round", "run", "tensors", "notes", None):
+        changed = {**manifest, key: content} if key else {"format": manifest["format"]}
+        changed["digest"] = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()
+        try:
+            path.write_text(json.dumps(changed))
+            assert loaded_round(whole) in (1, 2)
+        finally:
+            path.write_bytes(before)
+
+
+class NotATensor:
+    """What weights_only refuses to load."""
+
+
+def test_tensors_that_only_a_pickle_could_hold_are_not_loaded(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 1)
+    checkpoints.save(checkpoint(2, tensors={"vector": NotATensor()}))
+    assert loaded_round(tmp_path) == 1
+
+
+def test_if_none_is_whole_the_newests_fault_is_told(tmp_path: Path) -> None:
+    saved(tmp_path, 1, 2)
+    for path in tmp_path.glob("*.json"):
+        path.write_text("{}")
+    with pytest.raises(CheckpointError, match=r"round-000002\.json: damaged.*another folder to start anew"):
+        Checkpoints(tmp_path).load(RUN)
+
+
+# ---- other runs, other folders -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 2}, "seed is 1 there and 2 here"),
+        ({"strategy": "DracoStrategy"}, "strategy is 'SolonStrategy' there and 'DracoStrategy' here"),
+        ({"extra": None, "seed": 5}, "seed is 1 there and 5 here"),
+    ],
+)
+def test_a_foreign_run_is_refused_with_the_setting_that_differs(tmp_path: Path, changes: Any, message: str) -> None:
+    saved(tmp_path, 1)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(CheckpointError, match=message):
+        Checkpoints(tmp_path).load({**RUN, **changes})
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def test_a_folder_that_can_not_be_written_to(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=r"round 3 can't be written.*another folder"):
+        Checkpoints(tmp_path / "file" / "folder").save(checkpoint(3))
+    if os.geteuid():  # root may write everywhere
+        tmp_path.chmod(0o500)
+        with pytest.raises(CheckpointError, match="round 3 can't be written"):
+            Checkpoints(tmp_path).save(checkpoint(3))
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed")])
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    checkpoints = saved(tmp_path, 1)
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(CheckpointError, match=r"round 2 can't be written: .*(space|failed)"):
+        checkpoints.save(checkpoint(2))
+    assert loaded_round(tmp_path) == 1
+
+
+@pytest.mark.parametrize(("name", "value"), [("every", 0), ("keep", 1), ("every", True), ("keep", 2.0)])
+def test_impossible_settings_are_refused(tmp_path: Path, name: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=f"{name}={value}"):
+        Checkpoints(tmp_path, **{name: value})
+
+
+def test_a_strategy_saves_every_so_many_rounds_and_after_the_last(tmp_path: Path) -> None:
+    train(rounds=7, checkpoints=Checkpoints(tmp_path, every=3, keep=9))
+    assert [path.stem for path in sorted(tmp_path.glob("*.json"))] == ["round-000003", "round-000006", "round-000007"]
