@@ -1,7 +1,7 @@
 """A Flower Grid that runs the ClientApp in this process: no Ray, no start-up, the same messages."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -28,9 +28,13 @@ class InProcessGrid(Grid):
         reply, as in a deployment.
     num_nodes : int
         P.
+    run_config : mapping, optional
+        The run's settings, which apps find in ``context.run_config``.
     """
 
-    def __init__(self, client_app: ClientApp, num_nodes: int) -> None:
+    def __init__(
+        self, client_app: ClientApp, num_nodes: int, run_config: Mapping[str, bool | float | int | str] | None = None
+    ) -> None:
         if num_nodes < 1:
             raise ConfigurationError(f"num_nodes must be at least 1; got num_nodes={num_nodes}.")
         become_server()
@@ -42,7 +46,7 @@ class InProcessGrid(Grid):
                 node_id=node_id,
                 node_config={"partition-id": node_id - 1, "num-partitions": num_nodes},
                 state=RecordDict(),
-                run_config={},
+                run_config=dict(run_config or {}),
             )
             for node_id in range(1, num_nodes + 1)
         }

@@ -31,9 +31,7 @@ def test_the_app_learns_and_names_the_liar(
         "clientapp": f"{package}.client_app:app",
     }
     settings: dict[str, Any] = {**project["config"], "num-rounds": 2, "attack": attack}
-    grid = InProcessGrid(client.app, settings.get("num-nodes", 8))
-    for context in grid._contexts.values():
-        context.run_config = settings  # as Flower gives it to the nodes
+    grid = InProcessGrid(client.app, settings.get("num-nodes", 8), run_config=settings)
     server.app(grid, Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=settings))
     output = capsys.readouterr().out
     assert re.findall("lying: (.*)", output) == ["3", "3"]  # the node with partition id 2

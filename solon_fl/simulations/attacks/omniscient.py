@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from scipy import stats
+from scipy import special
 from torch import Tensor
 
 from solon_fl.errors import ConfigurationError
@@ -58,7 +58,7 @@ class Alie:
             share = (honest - supporters) / honest if honest else 1.0
         else:
             share = (num_nodes - supporters) / num_nodes
-        return float(stats.norm.ppf(share)) if 0 < share < 1 else 0.0
+        return float(special.ndtri(share)) if 0 < share < 1 else 0.0
 
     def lies(self, vectors: Tensor, liars: Sequence[int], rng: torch.Generator) -> Tensor:
         """See `Attack.lies`."""
