@@ -85,7 +85,7 @@ def check_group(source: Source) -> None:
     if reply is None:
         return
     group = GroupRound(group=0, nodes=NODES, code=CODE, dim=DIM, dtype=torch.float32)
-    with allocating_at_most(50_000 + 4 * size_of(reply)):
+    with allocating_at_most(100_000 + 4 * size_of(reply)):
         group.receive(slot, reply)
     share = group._shares.get(slot)
     if share is None:
@@ -205,7 +205,7 @@ def check_metrics(source: Source) -> None:
         reply = hostile_or_none(source, QUESTIONS[node], RecordDict({"metrics": MetricRecord({"accuracy": 1e9})}))
         if reply is not None:
             replies.append(reply)
-    with allocating_at_most(50_000 + 4 * sum(size_of(reply) for reply in replies)):
+    with allocating_at_most(100_000 + 4 * sum(size_of(reply) for reply in replies)):
         medians = median_metrics(replies, num_nodes=5)
     assert medians is not None
     assert list(medians) == ["accuracy"]

@@ -38,7 +38,7 @@ def read_share(reply: Message, length: int, dtype: torch.dtype) -> Tensor:
 
 def one_line(text: str) -> str:
     """Return what a node says as one short printable line: it goes into the server's log."""
-    return "".join(c if c.isprintable() else " " for c in " ".join(text[:2000].split()))[:300]
+    return "".join(c if c.isprintable() else " " for c in " ".join(text[:600].split()))[:300]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
