@@ -64,8 +64,9 @@ class NodeRecord:
     Attributes
     ----------
     identity : str
-        What the node can't choose: a digest of the public key that it has proved to hold ("key:..."), or Flower's
-        number for its connection where there are no keys, as in simulations ("id:...").
+        What the node can't choose: a digest of the public key that it has proved to hold ("key:..."; without
+        Flower's SuperNode authentication a SuperNode makes itself a new key at every start), or Flower's number for
+        its connection where there are no keys, as in simulations ("id:...").
     name : str
         Under which it was registered with the SuperLink; "" if under none.
     node_id : int
