@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
@@ -33,7 +33,9 @@ class SharesReady(InProcessGrid):
         self.liars = set(range(config.byzantine))
 
     def _handle(self, message: Message) -> Message:
-        slot = message.content.config_records[TASK]["slot"]
+        task = message.content[TASK]  # config_records would tie the message into a cycle, which lives on for a while
+        assert isinstance(task, ConfigRecord)
+        slot = task["slot"]
         assert isinstance(slot, int)
         share = self.lie if slot in self.liars else self.shares[slot]
         data = bytes(bytearray(share.data))  # as if it had just come over the network

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Hashable, Mapping
 from typing import TypeVar
 
-from flwr.app import Message
+from flwr.app import Message, Metadata
 from flwr.serverapp import Grid
 
 from solon_fl.strategies.group import one_line
@@ -19,7 +19,7 @@ logger = logging.getLogger("flwr")
 
 def exchange(
     grid: Grid,
-    messages: Mapping[Key, Message],
+    messages: dict[Key, Message],
     timeout: float | None,
     receive: Callable[[list[tuple[Key, Message]]], bool],
 ) -> tuple[float, dict[str, Key]]:
@@ -27,8 +27,9 @@ def exchange(
 
     Parameters
     ----------
-    messages : mapping
-        A key of the caller's to each message.
+    messages : dict
+        A key of the caller's to each message. It is emptied when they are sent: while the nodes work, nobody needs
+        the model that is in them.
     timeout : float or None
         Seconds; None waits for ever.
     receive : callable
@@ -49,7 +50,10 @@ def exchange(
     """
     started = time.monotonic()
     inside = 0.0
-    key_of = reply_keys(messages, list(grid.push_messages(list(messages.values()))))
+    metadata = {key: message.metadata for key, message in messages.items()}
+    message_ids = list(grid.push_messages(list(messages.values())))
+    messages.clear()
+    key_of = reply_keys(metadata, message_ids)
     pause = 0.005
     while key_of:
         looked = time.monotonic()
@@ -71,15 +75,15 @@ def exchange(
     return time.monotonic() - started - inside, key_of
 
 
-def reply_keys(messages: Mapping[Key, Message], message_ids: list[str] | None = None) -> dict[str, Key]:
-    """Return the caller's key by message id, for the messages that were really sent.
+def reply_keys(metadata: Mapping[Key, Metadata], message_ids: list[str] | None = None) -> dict[str, Key]:
+    """Return the caller's key by message id, for the messages that were really sent, given their metadata.
 
     Grids write the id into the message that they send; one that does not must return as many ids as it got
     messages (None for those that it refused).
     """
-    sent = {message.metadata.message_id: key for key, message in messages.items() if message.metadata.message_id}
-    if not sent and message_ids is not None and len(message_ids) == len(messages):
-        sent = {message_id: key for message_id, key in zip(message_ids, messages, strict=True) if message_id}
+    sent = {data.message_id: key for key, data in metadata.items() if data.message_id}
+    if not sent and message_ids is not None and len(message_ids) == len(metadata):
+        sent = {message_id: key for message_id, key in zip(message_ids, metadata, strict=True) if message_id}
     return sent
 
 

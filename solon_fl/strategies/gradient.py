@@ -75,7 +75,7 @@ class GradientStrategy(RoundStrategy):
 
     def _receive(self, batch: list[tuple[Hashable, Message]]) -> bool:
         self._replies.update(batch)
-        return len(self._replies) == len(self._messages)
+        return len(self._replies) == len(self._addressed)
 
     def _aggregate(self, server_round: int) -> Aggregated:
         """Let the inner strategy aggregate the gradients."""
@@ -91,12 +91,12 @@ class GradientStrategy(RoundStrategy):
         """Report who answered; whether what they sent is true, nobody knows here."""
         return GroupReport(
             group=0,
-            nodes=tuple(sorted(message.metadata.dst_node_id for message in self._messages.values())),
+            nodes=tuple(sorted(metadata.dst_node_id for metadata in self._addressed.values())),
             status="clean",
             corrupt_nodes=(),
-            silent_nodes=tuple(m.metadata.dst_node_id for key, m in self._messages.items() if key not in replies),
+            silent_nodes=tuple(m.dst_node_id for key, m in self._addressed.items() if key not in replies),
             malformed_nodes={
-                self._messages[key].metadata.dst_node_id: str(reply.error.reason)[:300]
+                self._addressed[key].dst_node_id: str(reply.error.reason)[:300]
                 for key, reply in replies.items()
                 if reply.has_error()
             },

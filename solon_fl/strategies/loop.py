@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, Metadata, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
@@ -84,7 +84,7 @@ class RoundStrategy(Strategy, ABC):
         """Forget the run."""
         self._model: ServerModel | None = None
         self._timeout: float | None = None  # of a round; None under Flower's own start
-        self._messages: dict[Hashable, Message] = {}  # of the round under way, each with a key of the subclass's
+        self._addressed: dict[Hashable, Metadata] = {}  # of the round's messages, each with a key of the subclass's
         self._unanswered: dict[str, tuple[int, int]] = {}  # round and node by message id, of the last few rounds
         self._bytes_out = 0
         self._seconds_receiving = 0.0
@@ -161,17 +161,20 @@ class RoundStrategy(Strategy, ABC):
         for server_round in range(rounds_done + 1, num_rounds + 1):
             logger.info("[ROUND %d/%d]", server_round, num_rounds)
             self._collect_late(server_round, grid)
-            self.configure_train(server_round, result.arrays, train_config, grid)
-            waited, unanswered = exchange(grid, self._messages, timeout, self._receive_timed)
+            messages = self._prepare(server_round, result.arrays, train_config, grid)
+            model = cast(ServerModel, self._model)
+            result.arrays = ArrayRecord()  # while the nodes work, the model is in memory once
+            waited, unanswered = exchange(grid, messages, timeout, self._receive_timed)
             for message_id, key in unanswered.items():
-                self._unanswered[message_id] = (server_round, self._messages[key].metadata.dst_node_id)
+                self._unanswered[message_id] = (server_round, self._addressed[key].dst_node_id)
             try:
                 arrays, metrics = self._finish_round(server_round, waited)
             except GroupFailedError as error:
+                result.arrays = model.to_record()
                 error.result = result
                 raise
-            if arrays is not None:
-                result.arrays = arrays
+            result.arrays = model.to_record() if arrays is None else arrays
+            del arrays  # or it would be here twice in the next round
             result.train_metrics_clientapp[server_round] = metrics
             if self._client_evaluation:
                 evaluated = self._evaluate_on_nodes(server_round, result.arrays, evaluate_config, grid)
@@ -186,18 +189,24 @@ class RoundStrategy(Strategy, ABC):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Return the round's training messages."""
+        return list(self._prepare(server_round, arrays, config, grid).values())
+
+    def _prepare(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> dict[Hashable, Message]:
         self._model = self._model or ServerModel(arrays, self._buffers, self._optimizer)
         self._seconds_receiving = 0.0
-        self._messages = self._make_messages(server_round, arrays, config, grid)
-        self._bytes_out = len(self._messages) * sum(len(array.data) for array in arrays.values())
-        return list(self._messages.values())
+        messages = self._make_messages(server_round, arrays, config, grid)
+        self._addressed = {key: message.metadata for key, message in messages.items()}
+        self._bytes_out = len(messages) * sum(len(array.data) for array in arrays.values())
+        return messages
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Step with what the replies given amount to; None if no step was made."""
-        key_of = reply_keys(self._messages)
-        by_node = {message.metadata.dst_node_id: key for key, message in self._messages.items()}
+        key_of = reply_keys(self._addressed)
+        by_node = {metadata.dst_node_id: key for key, metadata in self._addressed.items()}
         batch = []
         for reply in replies:
             key = key_of.get(reply.metadata.reply_to_message_id)
@@ -291,7 +300,7 @@ class RoundStrategy(Strategy, ABC):
             raise RuntimeError("aggregate_train was called before configure_train")
         started = time.monotonic()
         aggregated = self._aggregate(server_round)
-        self._messages = {}
+        self._addressed = {}
         aggregated_at = time.monotonic()
         arrays = None
         if aggregated.direction is not None:

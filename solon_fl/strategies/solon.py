@@ -58,8 +58,8 @@ class SolonStrategy(RoundStrategy):
     are those of a run without any, up to the rounding error that `GroupReport.error_bound` bounds; a group
     for which that can't be had is reported and left to `config.on_group_failure`. Nothing that a node
     reports, but its share, has any influence.
-    Memory of the server: the shares of the round, three models (its own, the one sent out, the gradient), and the
-    optimizer's state; flat over the rounds (`benchmarks/server_memory.py`).
+    Memory of the server: the shares of the round, two models (its own, and the gradient), and the optimizer's
+    state; flat over the rounds (`benchmarks/server_memory.py`).
     Differs from the paper: shares are real-Fourier coded, projections are drawn afresh, and a group is decoded as
     soon as k + s of its shares agree.
 
