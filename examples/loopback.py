@@ -16,7 +16,12 @@ import typer
 from federation import Federation, FederationError
 from namespaces import NamespacedFederation
 
+from solon_fl import SolonConfig
+from solon_fl.errors import ConfigurationError
+from solon_fl.simulations.attacks.registry import ATTACKS
+
 EXAMPLES = Path(__file__).resolve().parent
+BANDWIDTH = "20mbit"
 APPS = ("fashion-mnist", "own-model", "cross-silo")
 
 program = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
@@ -40,7 +45,7 @@ def main(
     namespaces: Annotated[
         bool, typer.Option("--namespaces", help="Give each node an address and a link of its own (needs root).")
     ] = False,
-    bandwidth: Annotated[str, typer.Option(help="Of each node's link, with --namespaces.")] = "20mbit",
+    bandwidth: Annotated[str, typer.Option(help="Of each node's link, with --namespaces.")] = BANDWIDTH,
     latency: Annotated[str, typer.Option(help="One way, with --namespaces; needs netem.")] = "0ms",
     verbose: Annotated[bool, typer.Option(help="Show all that the server logs.")] = False,
 ) -> None:
@@ -64,11 +69,16 @@ def main(
         liar = liar or names[2]
         if attack and liar not in names:
             raise FederationError(f"liar must be one of {', '.join(names)}; got liar={liar!r}.")
+        if attack and attack not in ATTACKS:
+            raise FederationError(f"attack must be one of {', '.join(ATTACKS)}; got attack={attack!r}.")
+        if bandwidth != BANDWIDTH and not namespaces:
+            raise FederationError(f"--bandwidth {bandwidth} limits the links of --namespaces; give that too.")
+        SolonConfig(num_nodes=len(names) - spares, byzantine=settings["byzantine"], compression=settings["compression"])
         nodes = {name: _node_config(name, attack if name == liar else "") for name in names}
         place = NamespacedFederation(bandwidth=bandwidth, latency=latency) if namespaces else Federation()
         with place as federation:
             run_example(federation, app, nodes, settings, spares, verbose)
-    except FederationError as error:
+    except (FederationError, ConfigurationError) as error:
         print(f"Error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
 

@@ -1,15 +1,14 @@
-"""What is known after each round of a simulation, and the file that keeps it beside the checkpoints."""
+"""What is known after each round of a simulation, and checkpoints that hold it too."""
 
-import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from solon_fl.errors import CheckpointError
 from solon_fl.simulations.scenario import Scenario
 from solon_fl.strategies import GroupReport, RoundReport
+from solon_fl.strategies.checkpoint import Checkpoint, Checkpoints
 
-__all__ = ["RecordsFile", "RoundRecord"]
+__all__ = ["RecordedCheckpoints", "RoundRecord"]
 
 
 @dataclass(kw_only=True)
@@ -51,71 +50,36 @@ class RoundRecord:
         ]
 
 
-class RecordsFile:
-    """The records of a run, one line each, in a file that is added to after every round.
+class RecordedCheckpoints(Checkpoints):
+    """Checkpoints that hold the curve so far too, and that only the same scenario can go on from.
 
     Parameters
     ----------
-    path : Path
-        The file; made, with its folder, if it is not there.
+    checkpoints : Checkpoints
+        Where and how often.
     scenario : Scenario
-        What is run. All of it but `rounds` must be what it was when the file was begun.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is of another scenario; the message names a setting that differs.
+        What is run. All of it but `rounds` must be the same when it goes on.
+    records : list of RoundRecord
+        The run's, which is saved, and filled when there is a checkpoint to go on from.
     """
 
-    def __init__(self, path: Path, scenario: Scenario) -> None:
-        self._path = path
-        settings = json.loads(json.dumps({**asdict(scenario), "rounds": None}, default=str))
-        self._lines = [json.dumps(settings)]
-        if path.exists():
-            self._lines = path.read_text().splitlines() or self._lines
-            _check_same(_parse(self._lines[0]), settings, path)
-        self._rewrite()
+    def __init__(self, checkpoints: Checkpoints, scenario: Scenario, records: list[RoundRecord]) -> None:
+        super().__init__(checkpoints.folder, every=checkpoints.every, keep=checkpoints.keep)
+        settings = {name: value for name, value in asdict(scenario).items() if name not in ("config", "rounds")}
+        self._run = {f"scenario.{name}": None if value is None else str(value) for name, value in settings.items()}
+        self._records = records
 
-    def take_before(self, server_round: int) -> list[RoundRecord]:
-        """Return the records before a round, and forget the others."""
-        records = []
-        kept = self._lines[:1]
-        for line in self._lines[1:]:
-            fields = _parse(line)  # the last line may be half written
-            if "round" in fields and fields["round"] < server_round:
-                records.append(_record(fields))
-                kept.append(line)
-        self._lines = kept
-        self._rewrite()
-        return records
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint with the records."""
+        notes = {**checkpoint.notes, "records": [asdict(record) for record in self._records]}
+        super().save(replace(checkpoint, run={**self._run, **checkpoint.run}, notes=notes))
 
-    def add(self, record: RoundRecord) -> None:
-        """Add the record of the next round."""
-        with self._path.open("a") as file:
-            file.write(json.dumps(asdict(record)) + "\n")
-
-    def _rewrite(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        part = self._path.with_name(self._path.name + ".part")
-        part.write_text("".join(line + "\n" for line in self._lines))
-        part.replace(self._path)
-
-
-def _parse(line: str) -> dict[str, Any]:
-    try:
-        fields = json.loads(line)
-    except ValueError:
-        return {}
-    return fields if isinstance(fields, dict) else {}
-
-
-def _check_same(theirs: dict[str, Any], ours: dict[str, Any], path: Path) -> None:
-    for name in ours:
-        if theirs.get(name) != ours[name]:
-            raise CheckpointError(
-                f"{path} is of another run: {name} is {theirs.get(name)!r} there and {ours[name]!r} here; give the "
-                "same settings to go on with it, or another folder to start anew."
-            )
+    def load(self, run: Mapping[str, Any]) -> Checkpoint | None:
+        """Return the newest checkpoint that can be used, and take its records."""
+        checkpoint = super().load({**self._run, **run})
+        if checkpoint is not None:
+            self._records[:] = map(_record, checkpoint.notes["records"])
+        return checkpoint
 
 
 def _record(fields: dict[str, Any]) -> RoundRecord:

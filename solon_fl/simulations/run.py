@@ -28,7 +28,7 @@ from solon_fl.simulations.contenders import STRATEGIES
 from solon_fl.simulations.datasets import Dataset, load_dataset
 from solon_fl.simulations.grid import InProcessGrid
 from solon_fl.simulations.models import build_model
-from solon_fl.simulations.records import RecordsFile, RoundRecord
+from solon_fl.simulations.records import RecordedCheckpoints, RoundRecord
 from solon_fl.simulations.scenario import Scenario
 from solon_fl.strategies import Checkpoints, NodeRecord, RoundReport, SolonStrategy, buffer_names
 from solon_fl.wire import to_array, trusted_tensor
@@ -171,16 +171,10 @@ def _server_app(
     model = build_model(scenario.model, dataset.input_shape, dataset.num_classes, seed=scenario.config.seed)
     initial_arrays = ArrayRecord({name: to_array(value) for name, value in model.state_dict().items()})
     reports: list[RoundReport] = []
-    file = None if checkpoints is None else RecordsFile(checkpoints.folder / "records.jsonl", scenario)
+    saved = None if checkpoints is None else RecordedCheckpoints(checkpoints, scenario, outcome.records)
     started = time.monotonic()
 
-    def take_up(before: int) -> None:
-        """Put the rounds of the run that goes on into the outcome."""
-        if file is not None and not outcome.records:
-            outcome.records += file.take_before(before)
-
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        take_up(server_round)
         model.load_state_dict({name: trusted_tensor(array) for name, array in arrays.items()})
         accuracy, loss = _test(model, dataset)
         report = reports[-1] if reports and server_round else None
@@ -194,8 +188,6 @@ def _server_app(
         )
         outcome.arrays = arrays
         outcome.records.append(record)
-        if file is not None:
-            file.add(record)
         if on_round is not None:
             on_round(record)
         return MetricRecord({"accuracy": accuracy, "loss": loss})
@@ -204,7 +196,7 @@ def _server_app(
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        arguments = {} if checkpoints is None else {"checkpoints": checkpoints}
+        arguments = {} if saved is None else {"checkpoints": saved}
         strategy = scenario.make_strategy(buffer_names(model), reports.append, **arguments)
         random.seed(scenario.config.seed)  # Flower's own strategies sample, and thus order, nodes with it
         try:
@@ -217,7 +209,6 @@ def _server_app(
                 train_config=ConfigRecord({"lr": scenario.local_learning_rate}),
                 evaluate_fn=evaluate,
             )
-            take_up(scenario.rounds + 1)  # nothing was left to do
             outcome.arrays = result.arrays
         except (ConfigurationError, CheckpointError):
             raise

@@ -16,7 +16,7 @@ from solon_fl.errors import CheckpointError, ConfigurationError
 __all__ = ["Checkpoint", "Checkpoints"]
 
 FORMAT = "solon_fl checkpoint 1"
-logger = logging.getLogger("flwr")
+logger = logging.getLogger("flwr.checkpoints")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,10 +119,13 @@ class Checkpoints:
         reasons = []
         for path in self._manifests():
             try:
-                return self._read(path, run)
+                checkpoint = self._read(path, run)
             except CheckpointError as error:
                 logger.warning("Checkpoint %s is not used: %s", path, error)
                 reasons.append(f"{path.name}: {error}")
+                continue
+            logger.info("Resuming after round %d, from %s", checkpoint.round, self.folder)
+            return checkpoint
         if reasons:
             raise CheckpointError(
                 f"no checkpoint in {self.folder} can be used ({reasons[0]}); nothing was changed there: give the same "
@@ -175,7 +178,7 @@ def _as_json(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_same_run(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    for key in sorted({*theirs, *ours}):
+    for key in {**ours, **theirs}:  # ours first: they go from the general to the particular
         if theirs.get(key) != ours.get(key):
             raise CheckpointError(
                 f"it is of another run: {key} is {theirs.get(key)!r} there and {ours.get(key)!r} here"

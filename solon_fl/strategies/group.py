@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -98,6 +98,8 @@ class GroupRound:
         Of the shares.
     projection : torch.Generator or None
         For reproducible simulation; None draws fresh entropy.
+    label : callable
+        What the log calls a node, by its id.
     """
 
     group: int
@@ -106,6 +108,7 @@ class GroupRound:
     dim: int
     dtype: torch.dtype
     projection: torch.Generator | None = None
+    label: Callable[[int], str] = str
     gradient: Tensor | None = None
     report: GroupReport | None = None
     bytes_in: int = 0
@@ -127,7 +130,8 @@ class GroupRound:
             share = read_share(reply, self.code.share_dim(self.dim), self.dtype)
         except Exception as error:  # InvalidReplyError, or whatever a hostile record makes Flower raise
             self._malformed[node_id] = one_line(str(error)) or type(error).__name__
-            logger.warning("Node %d (group %d): not a share: %s", node_id, self.group, self._malformed[node_id])
+            reason = self._malformed[node_id]
+            logger.warning("Node %s (group %d): not a share: %s", self.label(node_id), self.group, reason)
             return
         self._shares[slot] = share
         self.bytes_in += share.numel() * share.element_size()

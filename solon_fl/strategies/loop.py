@@ -13,7 +13,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
 from solon_fl.config import Mode
-from solon_fl.errors import GroupFailedError
+from solon_fl.errors import CheckpointError, GroupFailedError
 from solon_fl.strategies.checkpoint import Checkpoint, Checkpoints
 from solon_fl.strategies.evaluation import median_metrics
 from solon_fl.strategies.exchange import exchange, pull, reply_keys
@@ -108,6 +108,10 @@ class RoundStrategy(Strategy, ABC):
     def _after_round(self, report: RoundReport) -> None:
         """Look at the report once it is out; raise to stop the run."""
 
+    def _label(self, node_id: int) -> str:
+        """Return what the log calls a node."""
+        return str(node_id)
+
     def _receive_late(self, node_id: int) -> None:
         """Learn that a node has answered after all, in a later round."""
 
@@ -144,7 +148,7 @@ class RoundStrategy(Strategy, ABC):
         NodesMissingError
             If fewer nodes than needed connect within the timeout.
         CheckpointError
-            If there are checkpoints of which none can be used, or one can't be written.
+            If there are checkpoints of which none can be used, of a round beyond num_rounds, or one can't be written.
         GroupFailedError
             If a group can't be decoded and the strategy's policy is to stop (its `result` holds all so far), or no
             node at all sends anything in the first round.
@@ -155,7 +159,8 @@ class RoundStrategy(Strategy, ABC):
         result = Result(arrays=initial_arrays)
         train_config = train_config or ConfigRecord()
         evaluate_config = evaluate_config or ConfigRecord()
-        rounds_done = self._resume(result)
+        stepped = 0
+        rounds_done = self._resume(result, num_rounds)
         if rounds_done == 0:
             self._evaluate_centrally(0, result, evaluate_fn)
         for server_round in range(rounds_done + 1, num_rounds + 1):
@@ -173,6 +178,7 @@ class RoundStrategy(Strategy, ABC):
                 result.arrays = model.to_record()
                 error.result = result
                 raise
+            stepped += arrays is not None
             result.arrays = model.to_record() if arrays is None else arrays
             del arrays  # or it would be here twice in the next round
             result.train_metrics_clientapp[server_round] = metrics
@@ -183,6 +189,9 @@ class RoundStrategy(Strategy, ABC):
             self._evaluate_centrally(server_round, result, evaluate_fn)
             if self._checkpoints and (server_round % self._checkpoints.every == 0 or server_round == num_rounds):
                 self._checkpoints.save(self._checkpoint(server_round, result))
+        if stepped < num_rounds - rounds_done:
+            failed = num_rounds - rounds_done - stepped
+            logger.error("%d of %d rounds made no step: the log above says why.", failed, num_rounds - rounds_done)
         return result
 
     def configure_train(
@@ -257,7 +266,7 @@ class RoundStrategy(Strategy, ABC):
             **self._run(),
             "model": {name: [list(shape), str(dtype)] for name, (shape, dtype) in model.layout.items()},
             "buffers": list(model.buffers),
-            "optimizer": model.optimizer_name,
+            **{f"optimizer.{name}": value for name, value in model.optimizer_settings.items()},
         }
 
     def _checkpoint(self, server_round: int, result: Result) -> Checkpoint:
@@ -270,7 +279,7 @@ class RoundStrategy(Strategy, ABC):
             tensors=model.state(),
         )
 
-    def _resume(self, result: Result) -> int:
+    def _resume(self, result: Result, num_rounds: int) -> int:
         """Take over the newest checkpoint and return its round; 0 if there is none."""
         if self._checkpoints is None:
             return 0
@@ -278,7 +287,11 @@ class RoundStrategy(Strategy, ABC):
         checkpoint = self._checkpoints.load(self._describe_run(model))
         if checkpoint is None:
             return 0
-        logger.info("Resuming after round %d, from %s", checkpoint.round, self._checkpoints.folder)
+        if checkpoint.round > num_rounds:
+            raise CheckpointError(
+                f"the run in {self._checkpoints.folder} has come to round {checkpoint.round}, beyond "
+                f"num_rounds={num_rounds}; give more rounds, or another folder to start anew."
+            )
         model.restore(checkpoint.tensors)
         self._model = model
         result.arrays = model.to_record()
@@ -323,7 +336,8 @@ class RoundStrategy(Strategy, ABC):
                 f"the first node's reason: {reasons[0] if reasons else 'none answered within the timeout'}"
             )
         if report.corrupt_nodes:
-            logger.info("\tround %d: nodes caught lying: %s", server_round, list(report.corrupt_nodes))
+            labels = ", ".join(map(self._label, report.corrupt_nodes))
+            logger.info("\tround %d: nodes caught lying: %s", server_round, labels)
         if self._on_round is not None:
             self._on_round(report)
         self._after_round(report)

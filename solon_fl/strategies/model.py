@@ -125,9 +125,12 @@ class ServerModel:
             self._optimizer.load_state_dict(state["optimizer"])
 
     @property
-    def optimizer_name(self) -> str | None:
-        """The optimizer's class."""
-        return None if self._optimizer is None else type(self._optimizer).__name__
+    def optimizer_settings(self) -> dict[str, str]:
+        """The optimizer's class and the settings that it was made with, in words."""
+        if self._optimizer is None:
+            return {}
+        settings = {name: str(value) for name, value in sorted(self._optimizer.defaults.items())}
+        return {"class": type(self._optimizer).__name__, **settings}
 
     def to_vector(self, arrays: ArrayRecord) -> Tensor:
         """Return another record of the same entries as a (dim,) vector."""

@@ -127,6 +127,7 @@ class SolonStrategy(RoundStrategy):
                 dim=model.dim,
                 dtype=model.vector.dtype,
                 projection=self._projection,
+                label=self._label,
             )
             for group, nodes in enumerate(places)
         )
@@ -185,7 +186,7 @@ class SolonStrategy(RoundStrategy):
         failed = [group for group in groups if not group.decoded]
         policy = self.config.on_group_failure
         for failure in failed:
-            _log_failure(failure, policy)
+            self._log_failure(failure)
         usable = len(failed) < len(groups) and (not failed or policy == "exclude")
         aggregated = Aggregated(
             direction=cast(torch.Tensor, self._sum).div_(self._sum_of_weights) if usable else None,
@@ -194,6 +195,9 @@ class SolonStrategy(RoundStrategy):
         )
         self._rounds, self._sum = (), None
         return aggregated
+
+    def _label(self, node_id: int) -> str:
+        return self._roster.label(node_id)
 
     def _receive_late(self, node_id: int) -> None:
         self._roster.record_late(node_id)
@@ -231,23 +235,23 @@ class SolonStrategy(RoundStrategy):
             self._sum = gradient.mul_(weight) if self._sum is None else self._sum.add_(gradient, alpha=weight)
             self._sum_of_weights += weight
 
+    def _log_failure(self, report: GroupReport) -> None:
+        malformed = list(report.malformed_nodes.items())
+        reasons = "; ".join(f"node {self._label(node)}: {reason}" for node, reason in malformed[:3])
+        logger.error(
+            "Group %d failed (%s): %d silent, %d malformed%s. Either more nodes lie or are missing than configured, or "
+            "the nodes of the group do not compute the same (batches must come from the task alone, not from a data "
+            "loader or the global random state), or they differ by float noise above rtol. Policy: %s.",
+            report.group,
+            report.status,
+            len(report.silent_nodes),
+            len(report.malformed_nodes),
+            f" ({reasons})" if reasons else "",
+            self.config.on_group_failure,
+        )
+
 
 def _closed_report(group_round: GroupRound) -> GroupReport:
     if group_round.report is None:
         raise RuntimeError("the group is still open")
     return group_round.report
-
-
-def _log_failure(report: GroupReport, policy: str) -> None:
-    reasons = "; ".join(f"node {node}: {reason}" for node, reason in list(report.malformed_nodes.items())[:3])
-    logger.error(
-        "Group %d failed (%s): %d silent, %d malformed%s. Either more nodes lie or are missing than configured, or "
-        "the nodes of the group do not compute the same (batches must come from the task alone, not from a data "
-        "loader or the global random state), or they differ by float noise above rtol. Policy: %s.",
-        report.group,
-        report.status,
-        len(report.silent_nodes),
-        len(report.malformed_nodes),
-        f" ({reasons})" if reasons else "",
-        policy,
-    )

@@ -159,6 +159,9 @@ def test_a_mistake_is_told_in_plain_words() -> None:
     for arguments, words in (
         (["fashion"], "app must be one of fashion-mnist, own-model, cross-silo; got app='fashion'."),
         (["--liar", "node-9"], "liar must be one of node-1, "),
+        (["--attack", "nosuch"], "got attack='nosuch'."),
+        (["--bandwidth", "5mbit"], "--bandwidth 5mbit limits the links of --namespaces; give that too."),
+        (["--setting", "num-nodes=6"], "num_nodes must be a multiple of group_size; got num_nodes=6"),
         (["--setting", "rate=3"], "KEY one of num-nodes, "),
         (["--setting", "learning-rate=fast"], "learning-rate must be a number, as 0.005 is; got 'fast'."),
     ):

@@ -231,7 +231,7 @@ assert {"names", "shape", "dtype", "forged-header", "garbage"} == set(MALFORMATI
 OUTCOMES = {
     "malformed": "not a share: an erasure; logged and in the report with the reason; an offence",
     "silent": "an erasure at the round's deadline, if the group was not decoded before; no offence",
-    "lying": "located and named in every round; an offence",
+    "lying": "located and named whenever it happens; an offence",
     "not at all": "used, or not needed any more",
 }
 
@@ -283,7 +283,7 @@ PROCESS_FAULTS = (
     ProcessFault(
         "kill -9 of flwr-serverapp",
         "in a deployment, in the middle of a round; then `flwr run` again",
-        "the run goes on after the last round saved, and has the accuracies of a run without faults",
+        "the run goes on after the last round saved, and has the accuracies of a run without faults, to 0.3 points",
         f"{DEPLOYMENT}::test_a_killed_server_resumes_a_spare_fills_in_and_strangers_are_refused",
     ),
     ProcessFault(

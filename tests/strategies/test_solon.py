@@ -392,8 +392,12 @@ def test_checkpoints_of_another_run_are_refused_and_kept(tmp_path: Path) -> None
     kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(CheckpointError, match="byzantine is 2 there and 1 here"):
         train(small_config(byzantine=1, group_size=7), rounds=3, checkpoints=Checkpoints(tmp_path))
-    with pytest.raises(CheckpointError, match="optimizer is 'SGD' there and 'Adam' here"):
+    with pytest.raises(CheckpointError, match=r"optimizer\.class is 'SGD' there and 'Adam' here"):
         train(rounds=3, optimizer=torch.optim.Adam, checkpoints=Checkpoints(tmp_path))
+    with pytest.raises(CheckpointError, match=r"optimizer\.lr is '0\.1' there and '5\.0' here"):
+        train(rounds=3, optimizer=partial(torch.optim.SGD, lr=5.0, momentum=0.9), checkpoints=Checkpoints(tmp_path))
+    with pytest.raises(CheckpointError, match="has come to round 2, beyond num_rounds=1"):
+        train(rounds=1, checkpoints=Checkpoints(tmp_path))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
     _, reports = train(small_config(quarantine_after=9), rounds=3, checkpoints=Checkpoints(tmp_path))
     assert [report.round for report in reports] == [3], "the policies may change"

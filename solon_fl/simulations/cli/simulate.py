@@ -8,6 +8,7 @@ import typer
 from rich.markup import escape
 
 from solon_fl.config import CodeName, Mode, SolonConfig
+from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.cli.terminal import check_output, console, progress_bar, run_scenario, set_log_level
 from solon_fl.simulations.datasets import DATASETS
 from solon_fl.simulations.models import MODELS
@@ -105,6 +106,11 @@ def simulate_command(
     check_output(output)
     checkpoints = None
     if checkpoint_every is not None:
+        if checkpoint_every < 1:
+            raise ConfigurationError(
+                f"--checkpoint-every must be a number of rounds >= 1; got --checkpoint-every {checkpoint_every}."
+            )
+        check_output(output / "checkpoints")
         checkpoints = Checkpoints(output / "checkpoints", every=checkpoint_every)
     with progress_bar() as progress:
         outcome = run_scenario(scenario, progress, checkpoints)

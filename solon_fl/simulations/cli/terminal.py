@@ -64,5 +64,6 @@ def progress_bar() -> Progress:
 
 
 def set_log_level(verbose: bool) -> None:
-    """Show Flower's log, or nothing of it."""
+    """Show Flower's log, or nothing of it but what is said of checkpoints."""
     logging.getLogger("flwr").setLevel(logging.INFO if verbose else logging.CRITICAL)
+    logging.getLogger("flwr.checkpoints").setLevel(logging.INFO)
