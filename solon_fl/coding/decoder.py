@@ -16,8 +16,9 @@ from torch import Tensor
 
 from ._types import FloatArray
 from .exhaustive import ExhaustiveLocator
-from .locating import LocatingProblem, Locator, Support, parity_of
-from .projection import BLOCK, UNDERESTIMATE, project_rows
+from .locating import LocatingProblem, Locator, Support
+from .projection import UNDERESTIMATE, project_rows
+from .solving import Interpolation, Solution, interpolate, least_squares
 from .subspace import SubspaceLocator
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["DecodeStatus", "Decoded", "decode_shares", "locate_rows", "worst_relative_error"]
 
 NOISE_MARGIN = 3.0  # projected noise is larger than 3 times the noise with a probability of about 1e-8
+LOUD = 100.0  # times the noise: lies that `_decode_fast` takes on; the value costs time only
+MAX_GUESSES = 4  # of it
 MAX_LOOKS = 4  # at the shares of one group, each closer than the one before
 LARGEST_NORM = 1e150  # of a usable share; its square must not overflow
 SMALLEST_NUMBER = 1e-150  # its square must not underflow
@@ -85,44 +88,143 @@ def decode_shares(
     code: "LinearCode", rows: Mapping[int, Tensor], dim: int, generator: torch.Generator | None
 ) -> Decoded:
     """Decode validated shares: `rows` maps slots to tensors of one length, dtype and device."""
-    arrived = sorted(rows)
-    if len(arrived) < code.compression:
-        return _failed(code, DecodeStatus.TOO_FEW_SHARES, arrived)
-    projected, norms = project_rows([rows[slot] for slot in arrived], generator)
-    usable = norms < LARGEST_NORM  # false for NaN
-    slots = [slot for slot, use in zip(arrived, usable, strict=True) if use]
+    if len(rows) < code.compression:
+        return _failed(code, DecodeStatus.TOO_FEW_SHARES, sorted(rows))
+    if (decoded := _decode_fast(code, rows, dim, generator)) is not None:
+        return decoded
+    slots, projected, norms = _project(rows, generator)
     if len(slots) < code.compression:
         return _failed(code, DecodeStatus.TOO_FEW_SHARES, slots)
-
-    floor = _smallest_noise(code, rows[slots[0]])
-    alive, scale = _without_absurd_rows(code, norms[usable], floor)
-    noise = math.sqrt(len(alive)) * (code.rtol * scale + floor)
-    alive_slots = [slots[row] for row in alive]
-    max_errors = (len(alive) - code.compression) // 2  # 2 * lies + erasures <= r - k, dropped rows being erasures
-    liars = code.byzantine - (len(slots) - len(alive))  # of s, that may be left
-    problem = LocatingProblem(
-        generator=code.generator[alive_slots],
-        projected=projected[usable][alive],
-        points=code.points[alive_slots],
-        multipliers=code.multipliers[alive_slots],
-        max_errors=max_errors,
-        tolerance=NOISE_MARGIN * noise,
-    )
-    solution = _look(code.locator, problem, noise, [rows[slot] for slot in alive_slots], dim)
-    tolerance = UNDERESTIMATE * problem.tolerance
-    if solution is None or not solution.residual <= tolerance:
+    screened = _screen(code, slots, norms, _smallest_noise(code, rows[slots[0]]))
+    problem = _problem(code, screened, projected, NOISE_MARGIN)
+    solution = _look(code.locator, problem, screened.noise, [rows[slot] for slot in screened.alive], dim)
+    if solution is None or not solution.residual <= screened.tolerance:
         return _failed(code, DecodeStatus.UNDECODABLE, slots)
-    kept = {slot for row, slot in enumerate(alive_slots) if row not in solution.support}
-    corrupt = tuple(slot for slot in slots if slot not in kept)
-    rounding = torch.finfo(solution.gradient.dtype).eps * solution.norm
+    return _decoded(code, screened, solution)
+
+
+def _decode_fast(
+    code: "LinearCode", rows: Mapping[int, Tensor], dim: int, generator: torch.Generator | None
+) -> Decoded | None:
+    """Decode in a pass or two if all shares agree, or if those that don't do so loudly; None if that is in doubt.
+
+    Whom to leave out is guessed from the first columns where the shares disagree. No guess is trusted: all columns
+    of the others are then compared with each other, and rows count as lies only if without them the guess would
+    have left a residual as large as step 4 asks for.
+    """
+    slots, accused, seen = sorted(rows), set[int](), math.inf
+    for _ in range(MAX_GUESSES):
+        if len(slots) - len(accused) < code.compression:
+            return None
+        support = tuple(row for row, slot in enumerate(slots) if slot in accused)
+        found = interpolate(code.generator[slots], support, [rows[slot] for slot in slots], dim, LOUD * code.rtol)
+        if not isinstance(found, slice):
+            break
+        finite, projected, norms = _project({slot: rows[slot][found] for slot in slots}, generator)
+        if len(finite) < code.compression:
+            return None
+        screened = _screen(code, finite, norms, _smallest_noise(code, rows[slots[0]]))
+        problem = _problem(code, screened, projected, LOUD)
+        located = locate_rows(code.locator, problem)
+        if located is None:
+            return None
+        loud = (set(finite) - set(screened.alive)) | {screened.alive[row] for row in located}
+        if finite == slots and loud <= accused:
+            return None
+        slots, accused, seen = finite, (accused | loud) & set(finite), min(seen, problem.tolerance)
+    if not isinstance(found, Interpolation):
+        return None
+    screened = _screen(code, slots, found.row_norms, _smallest_noise(code, rows[slots[0]]))
+    small = [row for row, slot in enumerate(found.support) if slots[slot] in screened.alive]
+    solution = replace(
+        found,
+        support=tuple(screened.alive.index(slots[found.support[row]]) for row in small),
+        lies=found.lies[small],
+        lies_rounding=found.lies_rounding[small],
+    )
+    certain = (
+        len(screened.alive) - len(small) == len(slots) - len(accused)  # only accused rows are absurd
+        and len(small) <= screened.max_errors
+        and (not accused or seen >= NOISE_MARGIN * screened.noise)
+        and found.residual <= screened.noise < LARGEST_NORM * code.rtol
+        and found.residual + found.residual_rounding <= screened.tolerance
+    )
+    return _decoded(code, screened, solution) if certain else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Screened:
+    """The shares left after step 3.
+
+    Attributes
+    ----------
+    slots : list of int
+        Slots of the finite shares.
+    alive : list of int
+        Those that are not absurd.
+    noise : float
+        Norm of what honest shares may disagree by.
+    max_errors : int
+        Lies among the alive that can be located.
+    liars : int
+        Lies that there may be among the alive: `max_errors`, or what is left of s, if that is more.
+    """
+
+    slots: list[int]
+    alive: list[int]
+    noise: float
+    max_errors: int
+    liars: int
+
+    @property
+    def tolerance(self) -> float:
+        """The residual up to which a projected one may have been within 3 `noise`."""
+        return UNDERESTIMATE * NOISE_MARGIN * self.noise
+
+
+def _project(rows: Mapping[int, Tensor], generator: torch.Generator | None) -> tuple[list[int], FloatArray, FloatArray]:
+    """Return the slots of finite shares, their projections and their norms."""
+    slots = sorted(rows)
+    projected, norms = project_rows([rows[slot] for slot in slots], generator)
+    usable = norms < LARGEST_NORM  # false for NaN
+    return [slot for slot, use in zip(slots, usable, strict=True) if use], projected[usable], norms[usable]
+
+
+def _screen(code: "LinearCode", slots: list[int], norms: FloatArray, floor: float) -> _Screened:
+    alive, scale = _without_absurd_rows(code, norms, floor)
+    max_errors = (len(alive) - code.compression) // 2  # 2 * lies + erasures <= r - k, dropped rows being erasures
+    return _Screened(
+        slots=slots,
+        alive=[slots[row] for row in alive],
+        noise=math.sqrt(len(alive)) * (code.rtol * scale + floor),
+        max_errors=max_errors,
+        liars=max(max_errors, code.byzantine - (len(slots) - len(alive))),
+    )
+
+
+def _problem(code: "LinearCode", screened: _Screened, projected: FloatArray, margin: float) -> LocatingProblem:
+    """Return the problem of locating lies of more than `margin` times the noise."""
+    return LocatingProblem(
+        generator=code.generator[screened.alive],
+        projected=projected[[screened.slots.index(slot) for slot in screened.alive]],
+        points=code.points[screened.alive],
+        multipliers=code.multipliers[screened.alive],
+        max_errors=screened.max_errors,
+        tolerance=margin * screened.noise,
+    )
+
+
+def _decoded(code: "LinearCode", screened: _Screened, solution: Solution) -> Decoded:
+    kept = {slot for row, slot in enumerate(screened.alive) if row not in solution.support}
+    corrupt = tuple(slot for slot in screened.slots if slot not in kept)
     return Decoded(
         gradient=solution.gradient,
         status=DecodeStatus.CORRECTED if corrupt else DecodeStatus.CLEAN,
         corrupt_slots=corrupt,
-        erased_slots=_absent(code, slots),
+        erased_slots=_absent(code, screened.slots),
         residual=solution.residual,
-        tolerance=tolerance,
-        error_bound=_error_bound(code, solution, noise, len(alive), max(max_errors, liars)) + rounding,
+        tolerance=screened.tolerance,
+        error_bound=_error_bound(code, screened, solution),
         num_agreeing=len(kept),
     )
 
@@ -184,27 +286,16 @@ def _without_absurd_rows(code: "LinearCode", norms: FloatArray, floor: float) ->
         order = order[:-absurd]
 
 
-@dataclass(frozen=True, slots=True)
-class _Solution:
-    """A gradient without the rows of the support, and norms over all columns."""
-
-    support: Support
-    gradient: Tensor
-    norm: float  # of the gradient
-    residual: float  # of the rows kept
-    lies: FloatArray  # of what each row of the support deviates by
-
-
 def _look(
     locator: Locator | None, problem: LocatingProblem, noise: float, rows: list[Tensor], dim: int
-) -> _Solution | None:
+) -> Solution | None:
     """Locate and solve; look closer as long as the rows kept disagree by more than noise, for then one is a lie."""
     solution = None
     for _ in range(MAX_LOOKS):
         support = locate_rows(locator, problem)
         if support is None:
             break
-        solution = _solve(problem.generator, support, rows, dim)
+        solution = least_squares(problem.generator, support, rows, dim)
         if solution.residual <= noise:
             break
         problem = replace(problem, tolerance=problem.residual(support) / 2)
@@ -237,49 +328,19 @@ def _without_needless_rows(problem: LocatingProblem, support: Support) -> Suppor
     return support
 
 
-def _solve(generator: FloatArray, support: Support, rows: list[Tensor], dim: int) -> _Solution:
-    """Return the least-squares gradient over the rows not in the support: X = pinv(G[kept]) Z[kept], cut to dim.
-
-    The residual Z[kept] - G[kept] X has the norm of H Z[kept], H the orthonormal parity of these rows; lie j is
-    Z[j] - G[j] X. In float64, because matrix products of a smaller dtype may silently be of a still smaller one
-    (TF32).
-    """
-    num_rows, compression = generator.shape
-    accused = list(support)
-    kept = np.delete(np.arange(num_rows), accused)
-    weights = np.zeros((num_rows, num_rows))
-    solver, checks, lies = np.split(weights, [compression, len(kept)])
-    solver[:, kept] = np.linalg.pinv(generator[kept])
-    checks[:, kept] = parity_of(generator[kept])
-    lies[:] = np.eye(num_rows)[accused] - generator[accused] @ solver
-    share_dim, device = rows[0].numel(), rows[0].device
-    factor = torch.from_numpy(weights).to(device)
-    chunks = torch.empty(compression, share_dim, dtype=rows[0].dtype, device=device)
-    squares = torch.zeros(num_rows, dtype=torch.float64, device=device)
-    for start in range(0, share_dim, BLOCK):
-        product = factor @ torch.stack([row[start : start + BLOCK] for row in rows]).to(torch.float64)
-        chunks[:, start : start + BLOCK] = product[:compression]
-        squares += torch.linalg.vector_norm(product, dim=1).square()
-    norms = np.split(squares.sqrt().cpu().numpy(), [compression, len(kept)])
-    return _Solution(
-        support=support,
-        gradient=chunks.view(-1)[:dim],
-        norm=float(np.linalg.norm(norms[0])),
-        residual=float(np.linalg.norm(norms[1])),
-        lies=norms[2],
-    )
-
-
-def _error_bound(code: "LinearCode", solution: _Solution, noise: float, num_rows: int, liars: int) -> float:
+def _error_bound(code: "LinearCode", screened: _Screened, solution: Solution) -> float:
     """Bound |gradient - truth| given what was seen; see docs/explanation/the-code.md for the proof.
 
     All but `liars` of the rows kept are honest and agree with the result up to `delta`: the first bound. A
     row that is accused but honest deviates from the result by no more than `threshold`; so those that deviate by
     more are lies, and if the others (doubtful) are added to the rows kept, the lies are fewer: the second.
     """
-    delta = solution.residual + noise
-    honest_kept = max(num_rows - len(solution.lies) - liars, code.compression)
-    honest = max(num_rows - liars, code.compression)
+    num_rows, compression = len(screened.alive), code.compression
+    delta = solution.residual + solution.residual_rounding + screened.noise
+    honest_kept = max(num_rows - len(solution.lies) - screened.liars, compression)
+    honest = max(num_rows - screened.liars, compression)
     bound = code.worst_amplification(honest_kept) * delta
-    doubtful = solution.lies[solution.lies <= bound + noise]
-    return min(bound, code.worst_amplification(honest) * (delta + float(np.linalg.norm(doubtful))))
+    smallest, largest = solution.lies - solution.lies_rounding, solution.lies + solution.lies_rounding
+    doubtful = largest[smallest <= bound + screened.noise]
+    second = code.worst_amplification(honest) * (delta + float(np.linalg.norm(doubtful)))
+    return min(bound, second) + solution.rounding

@@ -1,5 +1,6 @@
 """The real Fourier code: the default."""
 
+import math
 from functools import cached_property
 
 import numpy as np
@@ -15,7 +16,8 @@ class FourierCode(LinearCode):
 
     Its coefficients are the k chunks of the gradient: with t_j = 2 pi j / r, G has the columns
     1, cos(l t), sin(l t) for l = 1..(k-1)/2 if k is odd, and cos(w t), sin(w t) for w = 1/2, 3/2, ..(k-1)/2
-    if k is even, scaled so that G's columns are orthonormal. Shares are real.
+    if k is even. Shares are real. Where k divides r, the coefficients are rotated such that slots 0, r/k, 2r/k, ..
+    send a chunk as it is (a systematic code): what they send is not solved for, only verified.
 
     See `LinearCode` for parameters, errors and guarantee.
 
@@ -53,8 +55,15 @@ class FourierCode(LinearCode):
 
     @cached_property
     def generator(self) -> FloatArray:
-        """G, (r, k) float64, orthonormal columns, rows of norm sqrt(k / r)."""
-        return trigonometric_columns(self.group_size, self.compression)
+        """G, (r, k) float64, rows of norm 1, orthogonal columns of norm sqrt(r / k)."""
+        columns = math.sqrt(self.group_size / self.compression) * trigonometric_columns(
+            self.group_size, self.compression
+        )
+        step, rest = divmod(self.group_size, self.compression)
+        if rest == 0:
+            columns @= columns[::step].T  # an orthogonal matrix
+            columns[::step] = np.eye(self.compression)  # which it is but for rounding
+        return columns
 
     @cached_property
     def points(self) -> ComplexArray:
@@ -63,8 +72,8 @@ class FourierCode(LinearCode):
 
     @cached_property
     def multipliers(self) -> ComplexArray:
-        """v_j = sqrt(r) exp(i f0 t_j), f0 = (k - 1) / 2: shifts the lowest frequency to zero."""
-        return np.asarray(np.sqrt(self.group_size) * np.exp(0.5j * (self.compression - 1) * self._angles))
+        """v_j = sqrt(k) exp(i f0 t_j), f0 = (k - 1) / 2: shifts the lowest frequency to zero."""
+        return np.asarray(math.sqrt(self.compression) * np.exp(0.5j * (self.compression - 1) * self._angles))
 
     @property
     def _angles(self) -> FloatArray:
