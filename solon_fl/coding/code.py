@@ -226,8 +226,9 @@ class LinearCode(ABC):
 
         Notes
         -----
-        Guarantee: see the class. Cost: r m (q + 1) multiply-adds in float64 to project and r m r to solve and to
-        check; beside the result, a few MB for any m. Locating looks at an r x q matrix only.
+        Guarantee: see the class. Cost, if all lies are loud: (r - k) k m multiply-adds in the shares' dtype, twice as
+        many unless k divides r. Else r m (q + 1) in float64 to project and r m r to solve and to check. Beside the
+        result, a few MB for any m. Locating looks at an r x q matrix only.
 
         References
         ----------

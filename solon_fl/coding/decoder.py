@@ -1,7 +1,7 @@
 """Decoding one group: from shares, of which some are lies and some are missing, to the exact gradient.
 
-Steps (the numbers are those of docs/explanation/the-code.md): 1 validate, 2 project, 3 screen the scale and
-check the syndromes, 4 locate, 5 solve and check all columns, 6 report.
+Steps (the numbers are those of docs/explanation/the-code.md): 1 validate, 2 compare, and if that is not enough
+3 project, 4 screen the scale and check the syndromes, 5 locate, 6 solve and check all columns; 7 report.
 """
 
 import enum
@@ -106,11 +106,11 @@ def decode_shares(
 def _decode_fast(
     code: "LinearCode", rows: Mapping[int, Tensor], dim: int, generator: torch.Generator | None
 ) -> Decoded | None:
-    """Decode in a pass or two if all shares agree, or if those that don't do so loudly; None if that is in doubt.
+    """Step 2: decode in a pass or two if all shares agree, or if all lies are loud; None if that is in doubt.
 
     Whom to leave out is guessed from the first columns where the shares disagree. No guess is trusted: all columns
     of the others are then compared with each other, and rows count as lies only if without them the guess would
-    have left a residual as large as step 4 asks for.
+    have left a residual larger than 3 `noise`.
     """
     slots, accused, seen = sorted(rows), set[int](), math.inf
     for _ in range(MAX_GUESSES):
@@ -154,7 +154,7 @@ def _decode_fast(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Screened:
-    """The shares left after step 3.
+    """The shares left after step 4.
 
     Attributes
     ----------

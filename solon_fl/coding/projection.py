@@ -1,7 +1,7 @@
 """Random projection: from r shares of length m to an (r, q) matrix that still tells who lied.
 
 Lies are per node, the same rows in every column, so the q random combinations of the columns that
-`project_rows` draws are all that the locator has to look at (Solon's step 2). What they could hide, the
+`project_rows` draws are all that the locator has to look at. What they could hide, the
 decoder sees when it checks all columns at the end.
 """
 
