@@ -296,7 +296,7 @@ def main() -> None:
     lines = ["", *markdown, "", *(f"* {note}" for note in notes(cells, tallies)), "", f"{about}"]
     print("\n".join(lines))
     if arguments.output:
-        results = [asdict(cell) | asdict(tally) for cell, tally in zip(cells, tallies, strict=True)]
+        results = [asdict(cell) | vars(tally) for cell, tally in zip(cells, tallies, strict=True)]
         arguments.output.write_text(json.dumps({"about": about, "results": results}, indent=1))
         console.print(f"wrote {arguments.output}")
 

@@ -43,7 +43,7 @@ class SharesReady(InProcessGrid):
         return Message(RecordDict({SHARE: ArrayRecord({SHARE: array})}), reply_to=message)
 
 
-def _status(field: str) -> int:
+def status(field: str) -> int:
     """Return a field of /proc/self/status in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
@@ -66,13 +66,13 @@ def measure(config: SolonConfig, dim: int, rounds: int, momentum: float = 0.0) -
     def note(report: RoundReport) -> None:
         assert len(report.corrupt_nodes) == config.byzantine * config.num_groups
         assert report.failed_groups == ()
-        peaks.append(_status("VmHWM") - baseline)
+        peaks.append(status("VmHWM") - baseline)
         reset.write_text("5")  # the high-water mark falls to the present
 
     optimizer = partial(torch.optim.SGD, lr=0.01, momentum=momentum)
     strategy = SolonStrategy(config, optimizer, on_round=note)
     reset.write_text("5")
-    baseline = _status("VmRSS")
+    baseline = status("VmRSS")
     strategy.start(grid, initial, num_rounds=rounds, timeout=60)
     return peaks
 

@@ -1,0 +1,450 @@
+"""What encoding and decoding cost beside a copy, an average and the robust aggregators, measured in one run.
+
+Times of one machine mean little on another, and on a busy one not even much there: so operations take turns, the
+quickest run of each counts, and beside it stands its ratio to a plain copy of the same shares. What a timed operation
+returned is checked after it.
+
+    python benchmarks/speed.py                              all of it, about ten minutes and 12 GB
+    python benchmarks/speed.py --dims 1e5,1e6 --codes 10,6,2 --seconds 1
+    python benchmarks/speed.py --check benchmarks/baseline.json
+"""
+
+import argparse
+import contextlib
+import gc
+import json
+import logging
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy import Bulyan, FedAvg, MultiKrum, Strategy
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from torch import Tensor
+
+from benchmarks.full_size import RandomGradients
+from benchmarks.server_memory import status
+from solon_fl import FourierCode, SolonConfig
+from solon_fl.coding import CyclicCode, Decoded, RepetitionCode
+from solon_fl.coding.draco import DracoDecoded
+from solon_fl.simulations import InProcessGrid, Scenario
+from solon_fl.simulations.client import ImageClient, make_client_app
+from solon_fl.simulations.contenders import STRATEGIES
+from solon_fl.simulations.run import cheap_garbage_collection
+from solon_fl.strategies.group import GroupRound
+from solon_fl.task import SHARE
+from solon_fl.wire import to_array
+
+CODES = "5,3,1 10,6,2 20,10,5"
+DIMS = "1e5,1e6,1.1e7,1e8"
+COPY = "copy of the shares"
+OURS = ("encode", "decode, nobody lies", "decode, s lie", "decode, s missing", "a group's replies")
+SLACK = 1.5  # times the baseline's ratio: what `--check` takes for noise
+ATTEMPTS = 3  # of `--check`, for what seems too slow
+
+
+@dataclass(frozen=True)
+class Row:
+    """One operation at one size: seconds of its quickest run, and how often it ran."""
+
+    r: int
+    k: int
+    s: int
+    dim: int
+    operation: str
+    seconds: float
+    runs: int
+
+
+@dataclass(frozen=True)
+class Operation:
+    """Something to time; `check` raises if what it returned is wrong."""
+
+    run: Callable[[], Any]
+    check: Callable[[Any], None] = lambda _: None
+
+
+class Case:
+    """A group of r nodes with a gradient of `dim` numbers, on a device."""
+
+    def __init__(self, r: int, k: int, s: int, dim: int, device: str) -> None:
+        self.r, self.k, self.s, self.dim = r, k, s, dim
+        self.code = FourierCode(byzantine=s, compression=k, group_size=r)
+        self.rng = torch.Generator().manual_seed(0)
+        self.gradient = torch.randn(dim, generator=self.rng).to(device)
+        # Each in memory of its own, as replies come.
+        self.shares = {slot: self.code.encode(self.gradient, slot) for slot in range(r)}
+        self.liars = sorted(torch.randperm(r, generator=self.rng)[:s].tolist())
+
+    def lying(self) -> dict[int, Tensor]:
+        """Return the shares, those of s nodes being random numbers of the right size."""
+        share = self.shares[0]
+        lies = {slot: torch.randn(share.shape, generator=self.rng).to(share) * share.std() for slot in self.liars}
+        return self.shares | lies
+
+    def coding(self) -> dict[str, Operation]:
+        """Return what Solon does, and what it is measured against."""
+        code, shares, rows = self.code, self.shares, list(self.shares.values())
+        target = torch.empty(self.r, code.share_dim(self.dim), device=self.gradient.device).fill_(0)
+        lying = self.lying()
+        present = {slot: share for slot, share in shares.items() if slot not in self.liars}
+
+        def copy() -> None:
+            for row, share in zip(target, rows, strict=True):
+                row.copy_(share)
+
+        def decode(received: dict[int, Tensor]) -> Decoded:
+            return code.decode(received, dim=self.dim)
+
+        def is_right(decoded: Decoded, corrupt: list[int]) -> None:
+            assert decoded.gradient is not None, decoded
+            assert decoded.corrupt_slots == tuple(corrupt), decoded
+            error = float((decoded.gradient - self.gradient).norm())
+            assert error <= min(decoded.error_bound, 1e-5 * float(self.gradient.norm())), (error, decoded)
+
+        operations = {
+            "read the gradient": Operation(self.gradient.sum),
+            COPY: Operation(copy),
+            "copy to new memory": Operation(lambda: [share.clone() for share in rows]),
+            "encode": Operation(lambda: code.encode(self.gradient, 1)),
+            "decode, nobody lies": Operation(lambda: decode(shares), lambda found: is_right(found, [])),
+            "decode, s lie": Operation(lambda: decode(lying), lambda found: is_right(found, self.liars)),
+            "decode, s missing": Operation(lambda: decode(present), lambda found: is_right(found, [])),
+        }
+        if self.gradient.device.type == "cpu":
+            replies = [self._reply({SHARE: ArrayRecord({SHARE: to_array(share)})}) for share in rows]
+            operations["a group's replies"] = Operation(lambda: self._collect(replies), self._is_average)
+        return operations
+
+    def averaging(self) -> Iterator[tuple[str, Operation]]:
+        """Yield what is done with r whole gradients of the same length, one after the other for want of memory."""
+        yield "np.mean of r gradients", self._mean()
+        yield "Draco, repetition", self._repetition()
+        yield "Draco, cyclic", self._cyclic()
+        krum, bulyan = max(0, min(self.s, (self.r - 3) // 2)), max(0, min(self.s, (self.r - 3) // 4))  # what they allow
+        for name, strategy in {
+            "Flower's FedAvg": FedAvg(),
+            "Flower's MultiKrum": MultiKrum(num_malicious_nodes=krum, num_nodes_to_select=self.r - self.s),
+            "Flower's Bulyan": Bulyan(num_malicious_nodes=bulyan),
+        }.items():
+            yield name, self._flower(strategy)
+        with contextlib.suppress(ImportError):
+            yield "byzfl's geometric median", self._median()
+
+    def _mean(self) -> Operation:
+        full = np.repeat(self.gradient.numpy()[None], self.r, axis=0)
+        return Operation(lambda: full.mean(0), self._is_average)
+
+    def _repetition(self) -> Operation:
+        vectors = {node: self.gradient.clone() for node in range(2 * self.s + 1)}  # a group, for s liars
+        code = RepetitionCode(len(vectors), self.s)
+        return Operation(lambda: code.decode(vectors), self._is_average)
+
+    def _cyclic(self) -> Operation:
+        code = CyclicCode(self.r, self.s)
+        vectors = {node: self._combination(code, node) for node in range(self.r)}
+        return Operation(lambda: code.decode(vectors), self._is_average)
+
+    def _flower(self, strategy: Strategy) -> Operation:
+        record = ArrayRecord({"gradient": to_array(self.gradient)})
+        replies = [
+            self._reply({"arrays": ArrayRecord(dict(record)), "metrics": MetricRecord({"num-examples": 1})})
+            for _ in range(self.r)
+        ]
+        return Operation(lambda: self._aggregate(strategy, replies), self._is_average)
+
+    def _median(self) -> Operation:
+        import byzfl  # type: ignore[import-not-found, import-untyped, unused-ignore]
+
+        vectors, median = self.gradient.expand(self.r, -1).contiguous(), byzfl.GeometricMedian(T=3)
+        return Operation(lambda: median(vectors), self._is_average)
+
+    def _combination(self, code: CyclicCode, node: int) -> Tensor:
+        """Return what a Draco node sends if all batches have the same gradient."""
+        weight = code.weights(node).sum()
+        return torch.stack([self.gradient * float(weight.real), self.gradient * float(weight.imag)])
+
+    def _reply(self, records: dict[str, Any]) -> Message:
+        task = Message(RecordDict({}), dst_node_id=1, message_type="train")
+        return Message(RecordDict(records), reply_to=task)
+
+    def _collect(self, replies: list[Message]) -> Tensor | None:
+        """Do with a group's replies what the server does: check, read, decode, report."""
+        group = GroupRound(
+            group=0, nodes=tuple(range(1, self.r + 1)), code=self.code, dim=self.dim, dtype=self.gradient.dtype
+        )
+        for slot, reply in enumerate(replies):
+            group.receive(slot, reply)
+        group.decode(last=True)
+        return group.gradient
+
+    @staticmethod
+    def _aggregate(strategy: Strategy, replies: list[Message]) -> np.ndarray[Any, Any]:
+        arrays, _ = strategy.aggregate_train(1, replies)
+        assert arrays is not None
+        return arrays["gradient"].numpy()
+
+    def _is_average(self, found: Tensor | np.ndarray[Any, Any] | DracoDecoded | None) -> None:
+        """All gradients are the same, so that they are their average, and every aggregator must find it."""
+        result = found.gradient if isinstance(found, DracoDecoded) else found
+        assert result is not None
+        error = float((torch.as_tensor(result) - self.gradient).norm() / self.gradient.norm())
+        assert error < 1e-5, error
+
+
+def measure(operations: dict[str, Operation], seconds: float, device: str) -> dict[str, tuple[float, int]]:
+    """Run the operations in turns, each for `seconds` or once, and return each's least seconds and number of runs."""
+    taken: dict[str, list[float]] = {name: [] for name in operations}
+    while waiting := [name for name in operations if sum(taken[name]) < seconds]:
+        for name in waiting:
+            synchronize(device)
+            started = time.perf_counter()
+            result = operations[name].run()
+            synchronize(device)
+            taken[name].append(time.perf_counter() - started)
+            operations[name].check(result)
+            del result
+    return {name: (min(times), len(times)) for name, times in taken.items()}
+
+
+def synchronize(device: str) -> None:
+    """Wait for the GPU."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def measure_case(case: Case, seconds: float) -> list[Row]:
+    """Return a row for every operation that there is memory for."""
+    device = case.gradient.device.type
+
+    def rows(found: dict[str, tuple[float, int]]) -> list[Row]:
+        return [Row(case.r, case.k, case.s, case.dim, name, best, runs) for name, (best, runs) in found.items()]
+
+    result = rows(measure(case.coding(), seconds, device))
+    if device == "cpu" and 5 * 4 * case.r * case.dim < available_memory():  # Flower's aggregators hold several copies
+        for name, operation in case.averaging():
+            result += rows(measure({name: operation}, seconds, device))
+            del operation
+            gc.collect()
+    return result
+
+
+def available_memory() -> int:
+    """Return the bytes that are free."""
+    for line in Path("/proc/meminfo").read_text().splitlines() if sys.platform == "linux" else []:
+        if line.startswith("MemAvailable"):
+            return 1024 * int(line.split()[1])
+    return 8 * 2**30
+
+
+def peak_memory_of_a_decode(case: Case) -> float:
+    """Return by how many MB of 1e6 bytes the process grows at most while it decodes with s lies. Linux only."""
+    received = case.lying()
+    case.code.decode(received, dim=case.dim)
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to the present
+    before = status("VmRSS")
+    decoded = case.code.decode(received, dim=case.dim)
+    assert decoded.corrupt_slots == tuple(case.liars)
+    return (status("VmHWM") - before) / 1e6
+
+
+def measure_rounds(rounds: int = 5) -> dict[str, dict[str, float]]:
+    """Return seconds of a round of 100 simulated nodes, in all and outside the computing of gradients."""
+    config = SolonConfig(num_nodes=100, byzantine=5, compression=10, group_size=20)
+    scenario = Scenario(config=config, strategy="solon", attack="reverse", num_liars=5, model="cnn", rounds=rounds)
+    images = ImageClient(scenario)
+    model = images.build_model(Context(run_id=0, node_id=0, node_config={}, state=RecordDict(), run_config={}))
+    million = ArrayRecord({"weight": to_array(torch.zeros(1_000_000))})
+    found = {}
+    for name, client, arrays in (
+        ("random gradients, d = 1e6", RandomGradients(scenario, 1_000_000), million),
+        (f"{scenario.dataset}, cnn", images, ArrayRecord(model.state_dict())),
+    ):
+        inside: list[float] = []
+        compute = client.mean_gradient
+
+        def timed(*arguments: Any, compute: Any = compute, inside: list[float] = inside) -> Tensor:
+            started = time.perf_counter()
+            gradient: Tensor = compute(*arguments)
+            inside.append(time.perf_counter() - started)
+            return gradient
+
+        client.mean_gradient = timed  # type: ignore[method-assign, assignment]
+        made = STRATEGIES["solon"].make(scenario, buffers=(), on_round=lambda _: None)
+        grid = InProcessGrid(make_client_app(client), 100)
+        with cheap_garbage_collection():
+            started = time.perf_counter()
+            made.start(grid, arrays, num_rounds=rounds, timeout=60)
+            seconds = (time.perf_counter() - started) / rounds
+        found[name] = {"seconds": seconds, "outside_gradients": seconds - sum(inside) / rounds}
+    return found
+
+
+def show(console: Console, rows: list[Row]) -> None:
+    """Print milliseconds and, in units of the copy, a column for every length of the gradient."""
+    for r, k, s in dict.fromkeys((row.r, row.k, row.s) for row in rows):
+        group = [row for row in rows if (row.r, row.k, row.s) == (r, k, s)]
+        dims = sorted({row.dim for row in group})
+        table = Table(title=f"r = {r}, k = {k}, s = {s}: ms (and times a copy of the shares)", title_justify="left")
+        table.add_column("operation")
+        for dim in dims:
+            table.add_column(f"d = {dim:.2g}", justify="right", no_wrap=True)
+        copies = {row.dim: row.seconds for row in group if row.operation == COPY}
+        for name in dict.fromkeys(row.operation for row in group):
+            cells = {
+                row.dim: f"{1e3 * row.seconds:,.3g} ({row.seconds / copies[row.dim]:,.2g})"
+                for row in group
+                if row.operation == name
+            }
+            table.add_row(name, *(cells.get(dim, "-") for dim in dims))
+        console.print(table)
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    """Draw seconds against d for the largest group, and against r for the d that all groups have, log-log."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    largest = max(row.r for row in rows)
+    common = set.intersection(*({row.dim for row in rows if row.r == r} for r in {row.r for row in rows}))
+    dim = max(d for d in common if any(row.operation.startswith("Flower") and row.dim == d for row in rows) or True)
+    figure, axes = plt.subplots(1, 2, figsize=(12, 5.5), sharey=True, layout="constrained")
+    names = list(dict.fromkeys(row.operation for row in rows))
+    for number, name in enumerate(names):
+        style = {"color": f"C{number % 10}", "marker": "os^Dv"[number // 10], "linestyle": "-" if name in OURS else ":"}
+        lengths = sorted((row.dim, row.seconds) for row in rows if (row.r, row.operation) == (largest, name))
+        groups = sorted((row.r, row.seconds) for row in rows if (row.dim, row.operation) == (dim, name))
+        for axis, points in zip(axes, (lengths, groups), strict=True):
+            axis.loglog(*zip(*points, strict=True), label=name, **style) if points else None
+    sizes = sorted({(row.r, row.k, row.s) for row in rows})
+    axes[0].set(xlabel="d, numbers of the gradient", ylabel="seconds", title=f"a group of r = {largest}")
+    axes[1].set(xlabel="r, nodes of the group", title=f"d = {dim:.2g}")
+    axes[1].set_xticks([r for r, _, _ in sizes], [f"r={r}\nk={k}\ns={s}" for r, k, s in sizes], minor=False)
+    axes[1].minorticks_off()
+    axes[0].legend(fontsize=8)
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
+def ratios(rows: list[Row]) -> dict[str, float]:
+    """Return what `--check` compares: our operations in units of the quickest copy."""
+    copies = {(row.r, row.dim): row.seconds for row in rows if row.operation == COPY}
+    return {
+        f"{row.operation}, r = {row.r}, d = {row.dim:.2g}": row.seconds / copies[row.r, row.dim]
+        for row in rows
+        if row.operation in OURS
+    }
+
+
+def check(console: Console, baseline: Path, seconds: float) -> bool:
+    """Measure the baseline's sizes again and say what became slower, in units of a copy."""
+    before = json.loads(baseline.read_text())
+    expected = ratios([Row(**row) for row in before["rows"]])
+    sizes = dict.fromkeys((row["r"], row["k"], row["s"], row["dim"]) for row in before["rows"])
+    found: dict[str, float] = {}
+    for attempt in range(ATTEMPTS):
+        for r, k, s, dim in sizes:
+            case = Case(r, k, s, dim, "cpu")
+            rows = [Row(r, k, s, dim, name, *best) for name, best in measure(case.coding(), seconds, "cpu").items()]
+            for name, ratio in ratios(rows).items():
+                found[name] = min(ratio, found.get(name, float("inf")))
+        slow = [name for name, ratio in found.items() if ratio > SLACK * expected[name]]
+        if not slow:
+            break
+        console.print(f"[dim]attempt {attempt + 1} of {ATTEMPTS}: {len(slow)} seem slower[/]")
+    table = Table(title="times a copy of the shares", title_justify="left")
+    for heading in ("operation", "baseline", "now", ""):
+        table.add_column(heading, justify="left" if heading in ("operation", "") else "right")
+    for name, ratio in found.items():
+        table.add_row(name, f"{expected[name]:.2f}", f"{ratio:.2f}", "[red]slower[/]" if name in slow else "")
+    console.print(table)
+    return not slow
+
+
+def parse() -> argparse.Namespace:
+    """Return the options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--codes", default=CODES, help='groups, each as "r,k,s" (default: "%(default)s")')
+    parser.add_argument("--dims", default=DIMS, help="lengths of the gradient, d (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="for every operation (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="of torch (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help='"cuda" times encode and decode there (default: %(default)s)')
+    parser.add_argument("--output", type=Path, default=Path("benchmark-results"), help="folder for JSON and plot")
+    parser.add_argument("--check", type=Path, help="compare with this result instead; exit status 1 if slower")
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse()
+    torch.set_num_threads(arguments.threads)
+    logging.disable(logging.CRITICAL)
+    console = Console(width=110, highlight=False)
+    if arguments.check:
+        return 0 if check(console, arguments.check, arguments.seconds) else 1
+    device = arguments.device
+    sizes = [
+        (*(int(number) for number in code.split(",")), int(float(dim)))
+        for code in arguments.codes.split()
+        for dim in arguments.dims.split(",")
+    ]
+    rows: list[Row] = []
+    peaks: dict[str, float] = {}
+    left_out = []
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        for r, k, s, dim in progress.track(sizes, description="measuring"):
+            if 4 * 4 * dim * (1 + r / k) > available_memory():
+                left_out.append(f"r = {r}, d = {dim:.2g}")
+                continue
+            case = Case(r, k, s, dim, device)
+            if device == "cpu" and sys.platform == "linux":
+                peaks[f"r = {r}, d = {dim:.2g}"] = peak_memory_of_a_decode(case)
+            rows += measure_case(case, arguments.seconds)
+            del case
+            gc.collect()
+    rounds = measure_rounds() if device == "cpu" else {}
+    name = torch.cuda.get_device_name() if device != "cpu" else f"{cpu_name()}, {arguments.threads} thread(s)"
+    console.print(f"{name}; torch {torch.__version__}, NumPy {np.__version__}, Python {platform.python_version()}\n")
+    show(console, rows)
+    for size, peak in peaks.items():
+        output = 4 * float(size.split("= ")[-1]) / 1e6
+        console.print(f"memory of a decode with s lies, {size}: {peak:,.0f} MB, of which the result is {output:,.0f}")
+    for what, seconds in rounds.items():
+        share = seconds["outside_gradients"] / seconds["seconds"]
+        console.print(
+            f"a round of 100 simulated nodes, {what}: {seconds['seconds']:.3f} s, "
+            f"{seconds['outside_gradients']:.3f} s ({share:.0%}) of it outside computing gradients"
+        )
+    if left_out:
+        console.print(f"[yellow]left out, for want of memory: {'; '.join(left_out)}[/]")
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    machine = {"name": name, "threads": arguments.threads, "seed": 0, "torch": torch.__version__}
+    machine |= {"numpy": np.__version__, "python": platform.python_version(), "platform": platform.platform()}
+    result = {"machine": machine, "rows": [asdict(row) for row in rows], "peak_mb": peaks, "rounds": rounds}
+    (arguments.output / "speed.json").write_text(json.dumps(result, indent=1) + "\n")
+    plot(rows, arguments.output / "speed.png")
+    console.print(f"\nwritten: {arguments.output / 'speed.json'}, {arguments.output / 'speed.png'}")
+    return 0
+
+
+def cpu_name() -> str:
+    """Return the processor's name."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []:
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
