@@ -4,11 +4,13 @@
 # And, on Linux:
 #   make deployment    the same on a real Flower deployment on this machine: TLS, keys, eight processes and a liar
 #   make fuzz    a million hostile replies (with atheris; FUZZ_RUNS=1000 for a quick look)
+#   make bench   what encoding and decoding cost beside a copy and other aggregators (ten minutes, 12 GB)
+#   make bench-check   whether that became slower than benchmarks/baseline.json says
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo deployment test fuzz setup lint types clean
+.PHONY: demo deployment test fuzz bench bench-check setup lint types clean
 
 demo: $(VENV)/.installed
 	$(BIN)/solon-fl demo
@@ -28,6 +30,13 @@ fuzz: $(VENV)/.installed-dev
 		mkdir -p .fuzz/$$check; SOLON_FUZZ_CHECK=$$check $(FUZZ) -runs=$(FUZZ_RUNS) .fuzz/$$check; done
 	set -e; for check in check_draco check_signum check_strategy; do \
 		mkdir -p .fuzz/$$check; SOLON_FUZZ_CHECK=$$check $(FUZZ) -runs=$$(($(FUZZ_RUNS) / 100)) .fuzz/$$check; done
+
+# Single-threaded, as servers of many groups are; alone on the machine, or the numbers are noise.
+bench: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed
+
+bench-check: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed --check benchmarks/baseline.json
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

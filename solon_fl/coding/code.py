@@ -190,7 +190,7 @@ class LinearCode(ABC):
         gradient = gradient.detach()
         share = row[:whole] @ gradient[: whole * share_dim].view(whole, share_dim).to(dtype)
         if rest:
-            share[:rest] += row[whole] * gradient[whole * share_dim :].to(dtype)
+            share[:rest].add_(gradient[whole * share_dim :].to(dtype), alpha=float(self.generator[slot, whole]))
         return share
 
     def decode(

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from solon_fl.coding import CertificateWarning, CyclicCode, RepetitionCode
-from solon_fl.coding.projection import NUM_PROJECTIONS
 from solon_fl.config import CodeName, make_code
 from solon_fl.errors import ConfigurationError
 
@@ -48,7 +47,8 @@ class MeasuredServer:
     Solon: a decode is timed (median of three, after a first one that fills caches) at 1,000 and 250,000 columns (fewer
     in groups of more than 16 nodes), once for every group size, with k = 10 or the largest that fits: a decode takes a
     part that does not depend on m (locating) and one that is linear in m and hardly depends on k. Groups of
-    more than 64 nodes are not decoded but extrapolated by r (q + r). Averaging the groups is added.
+    more than 64 nodes are not decoded but extrapolated: the columns by r, locating by r^4. Averaging the groups is
+    added.
     Draco: the same with one group of its repetition code, or all nodes of its cyclic code (more than 128 are
     extrapolated by their number). Honest vectors of a group are identical, as on equal machines: the repetition
     code's votes take several times as long where they differ by float noise.
@@ -84,9 +84,10 @@ class MeasuredServer:
         fixed, per_column = self._decoding[kind, measured]
         if kind != "solon":
             return num_nodes / measured * (fixed + per_column * dim)
-        growth = group_size * (NUM_PROJECTIONS + group_size) / (measured * (NUM_PROJECTIONS + measured))
+        growth = group_size / measured
         num_groups = num_nodes // group_size
-        return num_groups * growth * (fixed + per_column * -(-dim // compression)) + self._average(num_groups * dim)
+        decode = growth**4 * fixed + growth * per_column * -(-dim // compression)
+        return num_groups * decode + self._average(num_groups * dim)
 
     def _average(self, numbers: int) -> float:
         if self._averaging is None:
