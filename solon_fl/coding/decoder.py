@@ -143,8 +143,7 @@ def _decode_fast(
         lies_rounding=found.lies_rounding[small],
     )
     certain = (
-        len(screened.alive) - len(small) == len(slots) - len(accused)  # only accused rows are absurd
-        and len(small) <= screened.max_errors
+        len(small) <= screened.max_errors  # then no row is absurd that is not accused
         and (not accused or seen >= NOISE_MARGIN * screened.noise)
         and found.residual <= screened.noise < LARGEST_NORM * code.rtol
         and found.residual + found.residual_rounding <= screened.tolerance

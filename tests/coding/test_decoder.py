@@ -4,17 +4,18 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import cast
 from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from solon_fl import Decoded, DecodeStatus, FourierCode, LinearCode, LocatingProblem, VandermondeCode
-from solon_fl.coding import decoder
+from solon_fl.coding import decoder, solving
 from solon_fl.coding.decoder import _without_absurd_rows
 from solon_fl.coding.locating import Support
 from solon_fl.simulations.attacks import (
@@ -651,6 +652,103 @@ def test_more_huge_lies_than_the_budget_are_reported() -> None:
     for num_liars in range(3, code.group_size + 1):
         case = receive(code, "random", 1e20, 1, num_liars)
         assert code.decode(case.received, dim=40).status is DecodeStatus.UNDECODABLE
+
+
+# Guessing from the first columns that disagree
+
+
+def test_an_honest_round_of_a_systematic_code_returns_the_received_bits() -> None:
+    code = FourierCode(byzantine=5, compression=10)
+    gradient = torch.randn(997, generator=seeded(3))
+    assert torch.equal(cast(Tensor, code.decode(shares_of(code, gradient), dim=997).gradient), gradient)
+
+
+@pytest.fixture
+def blocks_of_8(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(solving, "CPU_COLUMNS", 8)
+
+
+@pytest.mark.usefixtures("blocks_of_8")
+@pytest.mark.parametrize("value", [5.0, 1e-3, 1e30, math.nan, math.inf])
+@pytest.mark.parametrize("byzantine", [1, 2, 5])
+def test_liars_who_lie_in_different_columns_are_all_named(byzantine: int, value: float) -> None:
+    """With s = 5 there are more of them than guesses: then all columns are projected."""
+    code = FourierCode(byzantine=byzantine, compression=10)
+    gradient = torch.randn(1000, generator=seeded(byzantine))
+    shares = shares_of(code, gradient)
+    liars = tuple(range(1, 2 * byzantine, 2)) if value < 1e20 else tuple(range(byzantine))
+    for number, slot in enumerate(liars):
+        shares[slot] = shares[slot].clone()
+        shares[slot][8 * number + 50 + number] = value
+    decoded = code.decode(shares, dim=1000)
+    assert_within_bound(decoded, gradient)
+    assert (decoded.corrupt_slots + decoded.erased_slots) == liars
+    assert error_of(decoded, gradient) < 1e-5 * float(gradient.norm())
+
+
+@pytest.mark.usefixtures("blocks_of_8")
+@pytest.mark.parametrize("num_liars", [3, 4])
+def test_too_many_liars_are_too_many_though_they_take_turns(num_liars: int) -> None:
+    code = FourierCode(byzantine=2, compression=3)
+    shares = shares_of(code, torch.randn(300, generator=seeded(1)))
+    for slot in range(num_liars):
+        shares[slot] = shares[slot].clone()
+        shares[slot][20 * slot] = 9.0
+    assert code.decode(shares).status is DecodeStatus.UNDECODABLE
+
+
+def test_rounding_that_may_hide_a_residual_is_in_the_bound() -> None:
+    code = FourierCode(byzantine=5, compression=10)
+    shares = shares_of(code, torch.randn(1000, generator=seeded(1)))
+    fast, exact = (decode(code, shares, looking=looking) for looking in (False, True))
+    assert 1.5 * exact.error_bound < fast.error_bound < 5 * exact.error_bound
+
+
+@pytest.mark.usefixtures("blocks_of_8")
+@given(code=codes, kind=code_kinds, size=sizes, seed=seeds, dtype=dtypes, first=st.integers(0, 12))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_lies_that_start_late_stay_in_the_bound(
+    code: FourierCode, kind: str, size: float, seed: int, dtype: torch.dtype, first: int
+) -> None:
+    dim = 100 * code.compression
+    case = receive(code, kind, size, seed, code.byzantine, dim=dim, dtype=dtype)
+    honest = shares_of(code, case.gradient)
+    for slot in case.liars:
+        case.received[slot] = torch.cat([honest[slot][: 8 * first], case.received[slot][8 * first :]])
+    assert_within_bound(code.decode(case.received, dim=dim), case.gradient)
+
+
+def test_a_device_that_multiplies_in_less_than_float32_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = FourierCode(byzantine=2, compression=3)
+    gradient = torch.randn(300, generator=seeded(0))
+    shares = shares_of(code, gradient)
+    multiply = Tensor.addmm_
+
+    def rounding(self: Tensor, a: Tensor, b: Tensor, *, alpha: float) -> Tensor:
+        return multiply(self, a.bfloat16().to(a.dtype), b.bfloat16().to(b.dtype), alpha=alpha)
+
+    assert isinstance(solving.interpolate(code.generator, (), list(shares.values()), 300, 1e-4), solving.Solution)
+    monkeypatch.setattr(Tensor, "addmm_", rounding)
+    assert solving.interpolate(code.generator, (), list(shares.values()), 300, 1e-4) is None
+    shares[2], shares[5] = -shares[2], 2 * shares[5]
+    decoded = code.decode(shares)
+    assert decoded.corrupt_slots == (2, 5)
+    assert_within_bound(decoded, gradient)
+    assert error_of(decoded, gradient) < 1e-6 * float(gradient.norm())
+
+
+def test_an_accused_row_that_is_honest_makes_the_guess_void() -> None:
+    """A gradient that hardly is in the first columns: there, noise looks loud, but it is not over all columns."""
+    code = FourierCode(byzantine=2, compression=3)
+    gradient = torch.randn(3, 1000, generator=seeded(0))
+    gradient[:, :10] *= 1e-6
+    shares = shares_of(code, gradient.reshape(-1))
+    shares[3][:10] *= 1.01
+    with pytest.MonkeyPatch.context() as patch_columns:
+        patch_columns.setattr(solving, "CPU_COLUMNS", 10)
+        decoded = code.decode(shares)
+    assert decoded.status is DecodeStatus.CLEAN
+    assert_within_bound(decoded, gradient.reshape(-1))
 
 
 # The projection
