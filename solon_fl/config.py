@@ -14,6 +14,7 @@ Mode = Literal["gradient", "update"]
 Grouping = Literal["server", "silo"]
 FailurePolicy = Literal["exclude", "skip", "stop"]
 Strangers = Literal["spare", "refuse"]
+Redundancy = Literal["full", "reactive"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +55,15 @@ class SolonConfig:
         quarantined, or get nothing to do.
     quarantine_after : int, optional
         A node that has lied, or sent something else than a share, in this many rounds gets no more tasks. Default:
-        never; lies do no harm, and a quarantined node without a spare is missing for good.
+        never, and with redundancy "reactive" 1; lies do no harm, and a quarantined node without a spare is missing for
+        good.
+    redundancy : "full" or "reactive"
+        Whether all nodes of a group compute in every round, or only s + k + e of them, drawn anew in each round, and
+        the others only in rounds in which k + s of those do not agree. See docs/explanation/reactive-redundancy.md.
+    least_byzantine : int, optional
+        With redundancy "reactive", a group of which located liars are in quarantine, with nobody filling in for them,
+        is taken to have as many fewer left, but never fewer than this. That is right if the same s nodes are faulty for
+        the whole run, and wrong if faults wander from node to node. Default: byzantine, so that it never happens.
     group_weights : tuple of float, optional
         Weight of each group in the average, for groups that hold different amounts of data. Default: equal.
 
@@ -89,6 +98,8 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
     on_group_failure: FailurePolicy = "exclude"
     strangers: Strangers = "spare"
     quarantine_after: int | None = None
+    redundancy: Redundancy = "full"
+    least_byzantine: int | None = None
     group_weights: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -98,12 +109,16 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
             ("grouping", Grouping),
             ("on_group_failure", FailurePolicy),
             ("strangers", Strangers),
+            ("redundancy", Redundancy),
         ):
             if getattr(self, name) not in get_args(allowed):
                 raise ConfigurationError(
                     f"{name} must be one of {', '.join(get_args(allowed))}; got {name}={getattr(self, name)!r}."
                 )
-        for name, least in (("num_nodes", 1), ("group_size", 0), ("seed", 0), ("batches_per_group", 0)):
+        if self.least_byzantine is None:
+            object.__setattr__(self, "least_byzantine", self.byzantine)
+        counts = {"num_nodes": 1, "group_size": 0, "seed": 0, "batches_per_group": 0, "least_byzantine": 0}
+        for name, least in counts.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
                 raise ConfigurationError(f"{name} must be a whole number >= {least}; got {name}={value!r}.")
@@ -112,6 +127,8 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
             raise ConfigurationError(
                 f"quarantine_after must be a whole number of offences >= 1, or None for never; got {after!r}."
             )
+        if self.redundancy == "reactive" and after is None:
+            object.__setattr__(self, "quarantine_after", 1)
         # The code checks s, k, e, r and rtol, and knows the smallest r.
         size = self.make_code().group_size
         object.__setattr__(self, "group_size", size)

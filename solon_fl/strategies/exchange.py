@@ -22,6 +22,7 @@ def exchange(
     messages: dict[Key, Message],
     timeout: float | None,
     receive: Callable[[list[tuple[Key, Message]]], bool],
+    follow_up: Callable[[bool], dict[Key, Message]] | None = None,
 ) -> tuple[float, dict[str, Key]]:
     """Send messages and hand over the replies as they come, until all are there, `receive` says stop, or time is up.
 
@@ -35,6 +36,9 @@ def exchange(
     receive : callable
         Gets the replies that came together, each with its message's key, once per message that was
         answered; returns True when no more are needed. It may take them out of the list.
+    follow_up : callable, optional
+        Returns further messages to send in the same exchange. Called after every `receive` that did not say stop, with
+        False, and once with True when half of the timeout has passed.
 
     Returns
     -------
@@ -50,11 +54,9 @@ def exchange(
     """
     started = time.monotonic()
     inside = 0.0
-    metadata = {key: message.metadata for key, message in messages.items()}
-    message_ids = list(grid.push_messages(list(messages.values())))
-    messages.clear()
-    key_of = reply_keys(metadata, message_ids)
+    key_of = push(grid, messages)
     pause = 0.005
+    late = False
     while key_of:
         looked = time.monotonic()
         batch = [(key_of.pop(message_id), reply) for message_id, reply in pull(grid, list(key_of)).items()]
@@ -67,12 +69,28 @@ def exchange(
             if enough:
                 break
             pause = 0.005
-        if timeout is not None and time.monotonic() - started >= timeout:
+        elapsed = time.monotonic() - started
+        if timeout is not None and elapsed >= timeout:
             break
+        if follow_up is not None:
+            turns_late = not late and timeout is not None and 2 * elapsed >= timeout
+            if anything or turns_late:
+                late = late or turns_late
+                key_of |= push(grid, follow_up(turns_late))
         if key_of and not anything:
             time.sleep(max(pause, looking))  # a Grid over a network is asked half of the time at most
             pause = min(1.5 * pause, LONGEST_PAUSE)
     return time.monotonic() - started - inside, key_of
+
+
+def push(grid: Grid, messages: dict[Key, Message]) -> dict[str, Key]:
+    """Send messages, empty the dict, and return the caller's key to each message id."""
+    if not messages:
+        return {}
+    metadata = {key: message.metadata for key, message in messages.items()}
+    message_ids = list(grid.push_messages(list(messages.values())))
+    messages.clear()
+    return reply_keys(metadata, message_ids)
 
 
 def reply_keys(metadata: Mapping[Key, Metadata], message_ids: list[str] | None = None) -> dict[str, Key]:

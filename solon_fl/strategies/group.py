@@ -50,9 +50,11 @@ class GroupReport:
     group : int
         Its number.
     nodes : tuple of (int or None)
-        Ids of its nodes, by slot; None where there was none to ask.
+        Ids of its nodes, by slot; None where there was none to ask, or it was left to rest.
     status : str
         A `DecodeStatus`.
+    escalated : bool
+        Whether nodes that were to rest had to be asked after all (redundancy "reactive").
     corrupt_nodes : tuple of int
         Ids of the nodes whose shares were located as lies.
     silent_nodes : tuple of int
@@ -73,6 +75,7 @@ class GroupReport:
     residual: float
     tolerance: float
     error_bound: float
+    escalated: bool = False
 
     @property
     def decoded(self) -> bool:
@@ -100,6 +103,10 @@ class GroupRound:
         For reproducible simulation; None draws fresh entropy.
     label : callable
         What the log calls a node, by its id.
+    resting : set of int
+        Slots of nodes that have no task unless the others turn out not to be enough.
+    byzantine : int, optional
+        Liars that there may be among the nodes. Default: the code's.
     """
 
     group: int
@@ -109,10 +116,14 @@ class GroupRound:
     dtype: torch.dtype
     projection: torch.Generator | None = None
     label: Callable[[int], str] = str
+    resting: set[int] = field(default_factory=set)
+    byzantine: int | None = None
     gradient: Tensor | None = None
     report: GroupReport | None = None
     bytes_in: int = 0
     seconds: float = 0.0
+    escalated: bool = False
+    _exhausted: bool = False  # whether all who were asked have answered, and it was not enough
     _shares: dict[int, Tensor] = field(default_factory=dict)
     _malformed: dict[int, str] = field(default_factory=dict)
 
@@ -120,6 +131,24 @@ class GroupRound:
     def closed(self) -> bool:
         """Whether the outcome is fixed."""
         return self.report is not None
+
+    def wake(self, late: bool) -> list[int]:
+        """Return the slots of resting nodes that have to be asked now, if any; `late` if there is no time to wait."""
+        if self.closed or not self.resting or not (self._exhausted or late):
+            return []
+        logger.warning(
+            "Group %d: what %d of %d nodes sent is not enough, or does not agree; its other %d nodes are asked too.",
+            *(self.group, len(self._shares), len(self.asked), len(self.resting)),
+        )
+        woken = sorted(self.resting)
+        self.resting = set()
+        self.escalated = True
+        return woken
+
+    @property
+    def asked(self) -> list[int]:
+        """Slots of the nodes that have a task."""
+        return [slot for slot, node in enumerate(self.nodes) if node is not None and slot not in self.resting]
 
     def receive(self, slot: int, reply: Message) -> None:
         """Take one reply; whatever is in it, nothing is raised. The first reply of a slot counts."""
@@ -145,9 +174,8 @@ class GroupRound:
         """
         if self.closed:
             return
-        asked = sum(node_id is not None for node_id in self.nodes)
-        all_here = len(self._shares) + len(self._malformed) == asked
-        needed = self.code.compression + self.code.byzantine
+        all_here = len(self._shares) + len(self._malformed) == len(self.asked)
+        needed = self.code.compression + (self.code.byzantine if self.byzantine is None else self.byzantine)
         if not (last or all_here) and len(self._shares) < needed:
             return
         started = time.monotonic()
@@ -165,8 +193,9 @@ class GroupRound:
                 tolerance=math.nan,
                 error_bound=math.inf,
             )
-        if last or all_here or trusted:
+        if last or (all_here and not self.resting) or trusted:
             self._close(decoded)
+        self._exhausted = all_here
 
     def _close(self, decoded: Decoded) -> None:
         malformed = dict(self._malformed)
@@ -177,10 +206,11 @@ class GroupRound:
         self.gradient = decoded.gradient
         self.report = GroupReport(
             group=self.group,
-            nodes=self.nodes,
+            nodes=tuple(None if slot in self.resting else node_id for slot, node_id in enumerate(self.nodes)),
+            escalated=self.escalated,
             status=decoded.status.value,
             corrupt_nodes=self._ids(decoded.corrupt_slots),
-            silent_nodes=tuple(n for n in self.nodes if n is not None and n not in answered),
+            silent_nodes=tuple(n for n in self._ids(self.asked) if n not in answered),
             malformed_nodes=malformed,
             residual=decoded.residual,
             tolerance=decoded.tolerance,

@@ -83,6 +83,7 @@ class RoundStrategy(Strategy, ABC):
     def _reset(self) -> None:
         """Forget the run."""
         self._model: ServerModel | None = None
+        self._own_loop = False  # in `start`; Flower's own has no follow-ups
         self._timeout: float | None = None  # of a round; None under Flower's own start
         self._addressed: dict[Hashable, Metadata] = {}  # of the round's messages, each with a key of the subclass's
         self._unanswered: dict[str, tuple[int, int]] = {}  # round and node by message id, of the last few rounds
@@ -104,6 +105,10 @@ class RoundStrategy(Strategy, ABC):
     @abstractmethod
     def _aggregate(self, server_round: int) -> Aggregated:
         """Aggregate what was received; no more will come."""
+
+    def _follow_up(self, late: bool) -> dict[Hashable, Message]:
+        """Return further messages of the same round; `late` if half of the timeout has passed."""
+        return {}
 
     def _after_round(self, report: RoundReport) -> None:
         """Look at the report once it is out; raise to stop the run."""
@@ -154,6 +159,7 @@ class RoundStrategy(Strategy, ABC):
             node at all sends anything in the first round.
         """
         self._reset()
+        self._own_loop = True
         self._timeout = timeout
         self.summary()
         result = Result(arrays=initial_arrays)
@@ -169,7 +175,7 @@ class RoundStrategy(Strategy, ABC):
             messages = self._prepare(server_round, result.arrays, train_config, grid)
             model = cast(ServerModel, self._model)
             result.arrays = ArrayRecord()  # while the nodes work, the model is in memory once
-            waited, unanswered = exchange(grid, messages, timeout, self._receive_timed)
+            waited, unanswered = exchange(grid, messages, timeout, self._receive_timed, self._address_follow_up)
             for message_id, key in unanswered.items():
                 self._unanswered[message_id] = (server_round, self._addressed[key].dst_node_id)
             try:
@@ -206,8 +212,8 @@ class RoundStrategy(Strategy, ABC):
         self._model = self._model or ServerModel(arrays, self._buffers, self._optimizer)
         self._seconds_receiving = 0.0
         messages = self._make_messages(server_round, arrays, config, grid)
-        self._addressed = {key: message.metadata for key, message in messages.items()}
-        self._bytes_out = len(messages) * sum(len(array.data) for array in arrays.values())
+        self._addressed, self._bytes_out = {}, 0
+        self._address(messages)
         return messages
 
     def aggregate_train(
@@ -299,6 +305,18 @@ class RoundStrategy(Strategy, ABC):
             getattr(result, name).update({int(number): MetricRecord(record) for number, record in records.items()})
         self._restore(checkpoint.notes)
         return checkpoint.round
+
+    def _address_follow_up(self, late: bool) -> dict[Hashable, Message]:
+        messages = self._follow_up(late)
+        self._address(messages)
+        return messages
+
+    def _address(self, messages: Mapping[Hashable, Message]) -> None:
+        """Note who gets what, and how many bytes of model that makes."""
+        self._addressed |= {key: message.metadata for key, message in messages.items()}
+        for message in messages.values():
+            models = [record for record in message.content.values() if isinstance(record, ArrayRecord)]
+            self._bytes_out += sum(len(array.data) for model in models for array in model.values())
 
     def _receive_timed(self, batch: list[tuple[Hashable, Message]]) -> bool:
         started = time.monotonic()

@@ -176,6 +176,19 @@ class Roster:
             self._found(newcomers)
         self._fill_places()
 
+    def troubles(self, node_id: int) -> int:
+        """Return in how many rounds the node of this id lied, sent something else than a share, or was silent."""
+        record = self._of(node_id)
+        return 0 if record is None else record.offences + record.silent
+
+    def liars_gone(self, group: int) -> int:
+        """Return how many places of a group are empty because their owners were caught lying and are in quarantine."""
+        owners = [self._nodes[owner] for place, owner in self._owners.items() if place[0] == group]
+        return sum(
+            owner.state == "quarantined" and owner.lying > 0 and owner.place not in self._substitutes
+            for owner in owners
+        )
+
     def record(self, report: RoundReport) -> None:
         """Enter a round's report into the ledger, and quarantine those who have offended often enough."""
         offenders = []

@@ -22,7 +22,7 @@ class RoundReport:
     stepped : bool
         Whether the optimizer made a step.
     bytes_out, bytes_in : int
-        Bytes of model sent to all nodes, and of shares (or whatever else the strategy asks for) received.
+        Bytes of model sent to all nodes asked, and of shares (or whatever else the strategy asks for) received.
     seconds_waiting, seconds_aggregating, seconds_stepping : float
         Server's time for: sending and waiting for replies (0 under Flower's own `start`, which waits
         itself); checking, decoding and averaging them; the step, and writing the new model for the nodes.
@@ -53,6 +53,16 @@ class RoundReport:
         return tuple(sorted(node for group in self.groups for node in group.malformed_nodes))
 
     @property
+    def escalated_groups(self) -> tuple[int, ...]:
+        """Numbers of the groups of which nodes that were to rest had to be asked after all."""
+        return tuple(group.group for group in self.groups if group.escalated)
+
+    @property
+    def nodes_asked(self) -> int:
+        """Nodes that had a task: as many computed what their group computes."""
+        return sum(node is not None for group in self.groups for node in group.nodes)
+
+    @property
     def failed_groups(self) -> tuple[int, ...]:
         """Numbers of the groups that could not be decoded."""
         return tuple(group.group for group in self.groups if not group.decoded)
@@ -68,6 +78,8 @@ class RoundReport:
                 "failed-groups": list(self.failed_groups),
                 "largest-residual": max((group.residual for group in decoded), default=0.0),
                 "largest-error-bound": max((group.error_bound for group in decoded), default=0.0),
+                "escalated-groups": list(self.escalated_groups),
+                "nodes-asked": self.nodes_asked,
                 "stepped": int(self.stepped),
                 "bytes-out": self.bytes_out,
                 "bytes-in": self.bytes_in,

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import asdict
 from typing import Any, cast
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
@@ -93,6 +94,7 @@ class SolonStrategy(RoundStrategy):
     def _reset(self) -> None:
         super()._reset()
         self._roster = Roster(self.config)
+        self._round, self._train_config = 0, ConfigRecord()
         self._rounds: tuple[GroupRound, ...] = ()
         self._sum: torch.Tensor | None = None  # of the round's gradients, weighted, and of their weights
         self._sum_of_weights = 0.0
@@ -117,37 +119,64 @@ class SolonStrategy(RoundStrategy):
     ) -> dict[Hashable, Message]:
         """Return one message per node: the shared model, and a config and a task of its own."""
         self._roster.update(grid, self._timeout)
-        places = self._roster.places
+        self._round, self._train_config = server_round, config
         model = cast(ServerModel, self._model)
         self._rounds = tuple(
             GroupRound(
                 group=group,
                 nodes=nodes,
+                resting=self._resting(group, nodes),
+                byzantine=self._liars_left(group),
                 code=self.config.make_code(),
                 dim=model.dim,
                 dtype=model.vector.dtype,
                 projection=self._projection,
                 label=self._label,
             )
-            for group, nodes in enumerate(places)
+            for group, nodes in enumerate(self._roster.places)
         )
         self._sum, self._sum_of_weights = None, 0.0
+        return self._messages({(group.group, slot) for group in self._rounds for slot in group.asked}, arrays)
+
+    def _messages(self, places: Collection[Place], arrays: ArrayRecord) -> dict[Hashable, Message]:
         messages: dict[Hashable, Message] = {}
-        for group, nodes in enumerate(places):
-            for slot, node_id in enumerate(nodes):
-                if node_id is None:
-                    continue
-                content = RecordDict(
-                    {
-                        ARRAYS: arrays,
-                        CONFIG: ConfigRecord({**config, "server-round": server_round}),
-                        TASK: self._task(server_round, group, slot, model).to_record(),
-                    }
-                )
-                messages[group, slot] = Message(
-                    content, node_id, MessageType.TRAIN, ttl=self._timeout, group_id=str(server_round)
-                )
+        for group, slot in sorted(places):
+            content = RecordDict(
+                {
+                    ARRAYS: arrays,
+                    CONFIG: ConfigRecord({**self._train_config, "server-round": self._round}),
+                    TASK: self._task(self._round, group, slot, cast(ServerModel, self._model)).to_record(),
+                }
+            )
+            node_id = cast(int, self._rounds[group].nodes[slot])
+            messages[group, slot] = Message(
+                content, node_id, MessageType.TRAIN, ttl=self._timeout, group_id=str(self._round)
+            )
         return messages
+
+    def _follow_up(self, late: bool) -> dict[Hashable, Message]:
+        """Wake the nodes at rest of groups that need them."""
+        places = [(group.group, slot) for group in self._rounds for slot in group.wake(late)]
+        return self._messages(places, cast(ServerModel, self._model).to_record()) if places else {}
+
+    def _resting(self, group: int, nodes: tuple[int | None, ...]) -> set[int]:
+        """Return the slots of the nodes that rest at first: drawn, but those that gave most trouble before the others."""
+        slots = [slot for slot, node_id in enumerate(nodes) if node_id is not None]
+        if self.config.redundancy == "full" or not self._own_loop:
+            return set()
+        if self._projection is None:  # fresh entropy, so that nobody knows who will be watched
+            order = np.random.default_rng().permutation(len(slots)).tolist()
+        else:
+            order = torch.randperm(len(slots), generator=self._projection).tolist()
+        drawn = sorted((slots[i] for i in order), key=lambda slot: self._roster.troubles(cast(int, nodes[slot])))
+        return set(drawn[self.config.compression + self._liars_left(group) + self.config.stragglers :])
+
+    def _liars_left(self, group: int) -> int:
+        """Return how many of a group may still lie: s, less those in quarantine if the user agrees."""
+        s, least = self.config.byzantine, cast(int, self.config.least_byzantine)
+        if self.config.redundancy == "full" or least >= s:
+            return s
+        return max(s - self._roster.liars_gone(group), least)
 
     def _evaluating_nodes(self) -> list[int]:
         return [node_id for nodes in self._roster.places for node_id in nodes if node_id is not None]
