@@ -98,8 +98,8 @@ class Cell:
         return [
             round_seconds(
                 network,
-                num_nodes=self.lines[0]["scenario"]["config"]["num_nodes"],
-                batches_per_node=self.batches_per_node,
+                num_nodes=max(1, _nodes_asked(record["report"])),
+                batches_per_node=self.batches_per_node * (1 + _escalated(record["report"])),
                 batch_seconds=batch_seconds,
                 bytes_out=record["report"]["bytes_out"],
                 bytes_in=record["report"]["bytes_in"],
@@ -269,3 +269,13 @@ def _batch_seconds(comparison: Comparison, folder: Path) -> float:
 
 def _server_seconds(report: dict[str, Any]) -> float:
     return float(report["seconds_aggregating"]) + float(report["seconds_stepping"])
+
+
+def _nodes_asked(report: dict[str, Any]) -> int:
+    """Return how many nodes had a task in a round."""
+    return sum(node is not None for group in report["groups"] for node in group["nodes"])
+
+
+def _escalated(report: dict[str, Any]) -> bool:
+    """Whether some group's nodes computed one after the other."""
+    return any(group.get("escalated", False) for group in report["groups"])

@@ -3,6 +3,7 @@
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -71,10 +72,14 @@ class Contender(ABC):
 
 
 class _Solon(Contender):
-    title, colour, client = "Solon", "#0072B2", "solon"
+    client = "solon"
+
+    def __init__(self, title: str, colour: str, **settings: Any) -> None:
+        self.title, self.colour = title, colour
+        self._settings = settings
 
     def make(self, scenario: "Scenario", **arguments: Any) -> RoundStrategy:
-        config = scenario.config
+        config = replace(scenario.config, **self._settings)
         return SolonStrategy(config, scenario.make_optimizer, projection_seed=config.seed, **arguments)
 
     def aggregate(self, scenario: "Scenario") -> Aggregate:
@@ -247,7 +252,8 @@ def _mixed_then_trimmed(byzfl: Any, liars: int) -> Aggregate:
 
 
 STRATEGIES: dict[str, Contender] = {
-    "solon": _Solon(),
+    "solon": _Solon("Solon", "#0072B2"),
+    "solon-reactive": _Solon("Solon, reactive", "#004488", redundancy="reactive"),
     "fedavg": _Flower("FedAvg", "#D55E00", lambda nodes, liars, **everybody: FedAvg(**everybody), lambda f: 1),
     "fedmedian": _Flower(
         "FedMedian", "#999933", lambda nodes, liars, **everybody: FedMedian(**everybody), lambda f: 2 * f + 1

@@ -103,8 +103,8 @@ def simulate(
         If checkpoints are given for another strategy, the data can't be found, the model is not for such data,
         batch_size exceeds the data, or the engine is not installed.
     """
-    if checkpoints is not None and scenario.strategy != "solon":
-        raise ConfigurationError(f"checkpoints are for strategy='solon'; got strategy={scenario.strategy!r}.")
+    if checkpoints is not None and STRATEGIES[scenario.strategy].client != "solon":
+        raise ConfigurationError(f"checkpoints are for strategy='solon' only; got strategy={scenario.strategy!r}.")
     dataset = _dataset(scenario.dataset, scenario.data_dir)
     if scenario.batch_size > len(dataset.train_labels):
         raise ConfigurationError(

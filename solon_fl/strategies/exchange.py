@@ -70,13 +70,15 @@ def exchange(
                 break
             pause = 0.005
         elapsed = time.monotonic() - started
+        turns_late = not late and timeout is not None and 2 * elapsed >= timeout
+        if follow_up is not None and (anything or turns_late):
+            late = late or turns_late
+            more = push(grid, follow_up(turns_late))
+            key_of |= more
+            if more:
+                continue
         if timeout is not None and elapsed >= timeout:
             break
-        if follow_up is not None:
-            turns_late = not late and timeout is not None and 2 * elapsed >= timeout
-            if anything or turns_late:
-                late = late or turns_late
-                key_of |= push(grid, follow_up(turns_late))
         if key_of and not anything:
             time.sleep(max(pause, looking))  # a Grid over a network is asked half of the time at most
             pause = min(1.5 * pause, LONGEST_PAUSE)

@@ -160,7 +160,7 @@ class SolonStrategy(RoundStrategy):
         return self._messages(places, cast(ServerModel, self._model).to_record()) if places else {}
 
     def _resting(self, group: int, nodes: tuple[int | None, ...]) -> set[int]:
-        """Return the slots of the nodes that rest at first: drawn, but those that gave most trouble before the others."""
+        """Return the slots of nodes that rest at first: drawn, but those that gave most trouble before all others."""
         slots = [slot for slot, node_id in enumerate(nodes) if node_id is not None]
         if self.config.redundancy == "full" or not self._own_loop:
             return set()

@@ -116,7 +116,7 @@ def simulate_command(
         outcome = run_scenario(scenario, progress, checkpoints)
     write_jsonl(outcome, output / "rounds.jsonl")
     plot_run(outcome, output / "plot.png")
-    if strategy == "solon" or outcome.offences:
+    if STRATEGIES[strategy].client == "solon" or outcome.offences:
         console.print(offences_table(outcome))
         _print_failures(outcome)
     console.print(f"Accuracy: [bold]{outcome.accuracy:.1%}[/] after {len(outcome.records) - 1} rounds.")
