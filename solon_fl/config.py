@@ -15,6 +15,7 @@ Grouping = Literal["server", "silo"]
 FailurePolicy = Literal["exclude", "skip", "stop"]
 Strangers = Literal["spare", "refuse"]
 Redundancy = Literal["full", "reactive"]
+Verification = Literal["algebra", "digest"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,9 +58,15 @@ class SolonConfig:
         A node that has lied, or sent something else than a share, in this many rounds gets no more tasks. Default:
         never, and with redundancy "reactive" 1; lies do no harm, and a quarantined node without a spare is missing for
         good.
+    verification : "algebra" or "digest"
+        How lies are told from the truth. "digest": every node sends digests of the shares of all its group too; s + 1
+        equal votes fix them, and shares that don't match are erasures, so that r = max(2 s + 1, s + k) + e is
+        enough. For nodes that compute the same bits; where they don't, a group is decoded by algebra if r is large
+        enough for that, and fails if not. See docs/explanation/digests.md.
     redundancy : "full" or "reactive"
-        Whether all nodes of a group compute in every round, or only s + k + e of them, drawn anew in each round, and
-        the others only in rounds in which k + s of those do not agree. See docs/explanation/reactive-redundancy.md.
+        Whether all nodes of a group compute in every round, or only s + k + e of them (with digests max(s + 1, k) + e),
+        drawn anew in each round, and the others only in rounds in which those do not agree. See
+        docs/explanation/reactive-redundancy.md.
     least_byzantine : int, optional
         With redundancy "reactive", a group of which located liars are in quarantine, with nobody filling in for them,
         is taken to have as many fewer left, but never fewer than this. That is right if the same s nodes are faulty for
@@ -98,6 +105,7 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
     on_group_failure: FailurePolicy = "exclude"
     strangers: Strangers = "spare"
     quarantine_after: int | None = None
+    verification: Verification = "algebra"
     redundancy: Redundancy = "full"
     least_byzantine: int | None = None
     group_weights: tuple[float, ...] | None = None
@@ -110,6 +118,7 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
             ("on_group_failure", FailurePolicy),
             ("strangers", Strangers),
             ("redundancy", Redundancy),
+            ("verification", Verification),
         ):
             if getattr(self, name) not in get_args(allowed):
                 raise ConfigurationError(
@@ -130,7 +139,7 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
         if self.redundancy == "reactive" and after is None:
             object.__setattr__(self, "quarantine_after", 1)
         # The code checks s, k, e, r and rtol, and knows the smallest r.
-        size = self.make_code().group_size
+        size = self._group_size_with_digests() if self.verification == "digest" else self.make_code().group_size
         object.__setattr__(self, "group_size", size)
         if self.num_nodes % size:
             below = self.num_nodes // size * size
@@ -138,7 +147,7 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
             raise ConfigurationError(
                 f"num_nodes must be a multiple of group_size; got num_nodes={self.num_nodes}, group_size={size}; "
                 f"use {nodes} nodes, or set group_size to a divisor of {self.num_nodes} that is at least "
-                f"{2 * self.byzantine + self.stragglers + self.compression}."
+                f"{self._smallest_group}."
             )
         object.__setattr__(self, "batches_per_group", self.batches_per_group or size)
         if self.group_weights is not None:
@@ -154,11 +163,35 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
         """P / r."""
         return self.num_nodes // self.group_size
 
+    @property
+    def can_decode_by_algebra(self) -> bool:
+        """Whether r is large enough to find s liars without digests."""
+        return self.group_size >= 2 * self.byzantine + self.stragglers + self.compression
+
     def make_code(self) -> LinearCode:
-        """Return the code (one object per set of parameters and process)."""
-        return make_code(
-            self.code, self.byzantine, self.compression, self.stragglers, self.group_size or None, self.rtol
-        )
+        """Return the code (one object per set of parameters and process); one without liars if r asks for digests."""
+        size = self.group_size or None
+        if self.verification == "digest" and not self.can_decode_by_algebra:
+            missing = self.byzantine + self.stragglers
+            return make_code(self.code, 0, self.compression, missing, size, self.rtol)
+        return make_code(self.code, self.byzantine, self.compression, self.stragglers, size, self.rtol)
+
+    @property
+    def _smallest_group(self) -> int:
+        s, e, k = self.byzantine, self.stragglers, self.compression
+        return (max(2 * s + 1, s + k) if self.verification == "digest" else 2 * s + k) + e
+
+    def _group_size_with_digests(self) -> int:
+        """Check s, k, e and r, and return r."""
+        make_code(self.code, self.byzantine, self.compression, self.stragglers, None, self.rtol)
+        size = self.group_size or self._smallest_group
+        if size < self._smallest_group:
+            raise ConfigurationError(
+                "with verification='digest' group_size must be at least max(2*byzantine + 1, byzantine + compression) "
+                f"+ stragglers; got group_size={size}, byzantine={self.byzantine}, compression={self.compression}, "
+                f"stragglers={self.stragglers}; raise group_size to {self._smallest_group}, or lower one of the others."
+            )
+        return size
 
 
 @lru_cache(maxsize=32)

@@ -11,12 +11,13 @@ from flwr.app import ConfigRecord, Message
 from torch import Tensor
 
 from solon_fl.coding import CyclicCode, DracoCode, LinearCode, RepetitionCode
-from solon_fl.config import CodeName, Mode, make_code
+from solon_fl.config import CodeName, Mode, Verification, make_code
 from solon_fl.errors import ConfigurationError
 
 __all__ = [
     "ARRAYS",
     "CONFIG",
+    "DIGESTS",
     "DRACO_TASK",
     "SHARE",
     "SIGNS",
@@ -26,6 +27,7 @@ __all__ = [
     "DracoCodeName",
     "DracoTask",
     "SolonTask",
+    "digest_key",
     "make_draco_code",
 ]
 
@@ -36,6 +38,7 @@ TASK = "solon"  # server -> node: a SolonTask
 DRACO_TASK = "draco"  # server -> node: a DracoTask
 SHARE = "share"  # node -> server: an ArrayRecord with the one array "share"
 SIGNS = "signs"  # node -> server: an ArrayRecord with "signs" and, if the model has any, "buffers"
+DIGESTS = "digests"  # node -> server: a ConfigRecord with the one entry "digests", bytes
 SILO_QUERY = "query.solon_silo"
 
 
@@ -90,8 +93,10 @@ class SolonTask:
         d, length of the vector to encode: all floating-point entries of the model, in its order.
     buffers : tuple of str
         Entries of the model that no gradient moves (statistics, frozen weights): their change is encoded.
-    mode, code, byzantine, compression, stragglers, group_size
+    verification
         See `solon_fl.SolonConfig`.
+    mode, code, byzantine, compression, stragglers, group_size
+        Of the mode and the code: see there.
     """
 
     round: int
@@ -107,6 +112,12 @@ class SolonTask:
     stragglers: int
     group_size: int
     buffers: tuple[str, ...] = ()
+    verification: Verification = "algebra"
+
+    @property
+    def digest_key(self) -> bytes:
+        """What digests of shares are keyed by: run, round and group."""
+        return digest_key(self.seed, self.round, self.group)
 
     @property
     def batches(self) -> tuple[Batch, ...]:
@@ -134,8 +145,14 @@ class SolonTask:
             If there is none, or it is not one that this version understands.
         """
         values = _values(message, TASK, "SolonStrategy", cls.__slots__)
-        _check_values(values, {"mode": get_args(Mode), "code": get_args(CodeName)})
+        texts = {"mode": get_args(Mode), "code": get_args(CodeName), "verification": get_args(Verification)}
+        _check_values(values, texts)
         return cls(**values)
+
+
+def digest_key(seed: int, server_round: int, group: int) -> bytes:
+    """Return the key of the digests of one group in one round, 24 bytes."""
+    return b"".join(number.to_bytes(8, "big") for number in (seed, server_round, group))
 
 
 DracoCodeName = Literal["repetition", "cyclic"]

@@ -4,15 +4,16 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
+from solon_fl.coding.digests import share_digests
 from solon_fl.errors import ConfigurationError
-from solon_fl.task import SHARE, SILO_QUERY, SolonTask
+from solon_fl.task import DIGESTS, SHARE, SILO_QUERY, SolonTask
 from solon_fl.wire import to_array
 
 __all__ = ["answer_silo_queries", "share_reply"]
 
 
 def share_reply(message: Message, task: SolonTask, vector: Tensor) -> Message:
-    """Return the reply that carries this node's share of the group's vector.
+    """Return the reply that carries this node's share of the group's vector, and digests of all if the task says so.
 
     Parameters
     ----------
@@ -33,8 +34,11 @@ def share_reply(message: Message, task: SolonTask, vector: Tensor) -> Message:
             f"the server's model has dim={task.dim} floating-point entries; got a vector of {vector.numel()}; "
             "server and nodes must build the same model."
         )
-    share = task.make_code().encode(vector.reshape(-1), task.slot)
-    return Message(RecordDict({SHARE: ArrayRecord({SHARE: to_array(share)})}), reply_to=message)
+    code, vector = task.make_code(), vector.reshape(-1)
+    content = RecordDict({SHARE: ArrayRecord({SHARE: to_array(code.encode(vector, task.slot))})})
+    if task.verification == "digest":
+        content[DIGESTS] = ConfigRecord({DIGESTS: share_digests(code, vector, task.digest_key)})
+    return Message(content, reply_to=message)
 
 
 def answer_silo_queries(app: ClientApp, node_config_key: str = "silo") -> None:

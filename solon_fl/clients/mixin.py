@@ -9,7 +9,7 @@ from flwr.clientapp.typing import Mod
 from torch import Tensor, nn
 
 from solon_fl.clients.core import answer_silo_queries, share_reply
-from solon_fl.clients.vector import GradientVector, deterministic, flatten, load_model
+from solon_fl.clients.vector import GradientVector, deterministic, flatten, load_model, strictly_deterministic
 from solon_fl.errors import ConfigurationError
 from solon_fl.task import ARRAYS, CONFIG, Batch, SolonTask
 from solon_fl.wire import trusted_tensor
@@ -109,7 +109,8 @@ class SolonClientMixin:
         arrays = message.content.array_records[ARRAYS]
         config: dict[str, object] = dict(message.content.config_records.get(CONFIG, {}))
         compute = self.gradient if task.mode == "gradient" else self.update
-        return share_reply(message, task, compute(arrays, task, context, config))
+        with strictly_deterministic(task.verification == "digest"):
+            return share_reply(message, task, compute(arrays, task, context, config))
 
     def client_app(self, mods: list[Mod] | None = None) -> ClientApp:
         """Return the Flower ClientApp that serves this object.

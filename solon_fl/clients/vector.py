@@ -1,5 +1,6 @@
 """Between a torch model and the flat vector that is encoded."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from solon_fl.errors import ConfigurationError
 from solon_fl.wire import trusted_tensor
 
-__all__ = ["GradientVector", "deterministic", "flatten", "load_model"]
+__all__ = ["GradientVector", "deterministic", "flatten", "load_model", "strictly_deterministic"]
 
 
 def load_model(model: nn.Module, arrays: ArrayRecord, buffers: Sequence[str], device: torch.device) -> None:
@@ -119,3 +120,19 @@ def deterministic(seed: int, device: torch.device) -> Iterator[None]:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
         yield
+
+
+@contextmanager
+def strictly_deterministic(wanted: bool) -> Iterator[None]:
+    """Let torch take deterministic kernels everywhere, and warn where it has none, if wanted."""
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS is not deterministic
+    before = torch.are_deterministic_algorithms_enabled()
+    warned_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warned_only)

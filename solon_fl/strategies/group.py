@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 import torch
-from flwr.app import ArrayRecord, Message
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from torch import Tensor
 
 from solon_fl.coding import Decoded, DecodeStatus, LinearCode
+from solon_fl.coding.digests import DIGEST_SIZE, elect, share_digest
 from solon_fl.errors import InvalidReplyError
-from solon_fl.task import SHARE
+from solon_fl.task import DIGESTS, SHARE
 from solon_fl.wire import untrusted_tensor
 
 __all__ = ["GroupReport", "GroupRound", "one_line", "read_share"]
@@ -36,6 +37,21 @@ def read_share(reply: Message, length: int, dtype: torch.dtype) -> Tensor:
     return untrusted_tensor(record[SHARE], (length,), dtype)
 
 
+def read_digests(reply: Message, group_size: int) -> bytes:
+    """Return the digests that a reply carries, 32 bytes for each of r shares.
+
+    Raises
+    ------
+    InvalidReplyError
+        If there are none, or not so many.
+    """
+    record = reply.content.get(DIGESTS)
+    digests = record.get(DIGESTS) if isinstance(record, ConfigRecord) and list(record) == [DIGESTS] else None
+    if not isinstance(digests, bytes) or len(digests) != DIGEST_SIZE * group_size:
+        raise InvalidReplyError(f"expected one ConfigRecord {DIGESTS!r} with {DIGEST_SIZE * group_size} bytes")
+    return digests
+
+
 def one_line(text: str) -> str:
     """Return what a node says as one short printable line: it goes into the server's log."""
     return "".join(c if c.isprintable() else " " for c in " ".join(text[:600].split()))[:300]
@@ -53,6 +69,9 @@ class GroupReport:
         Ids of its nodes, by slot; None where there was none to ask, or it was left to rest.
     status : str
         A `DecodeStatus`.
+    different_bits : tuple of int
+        Ids of the nodes that sent other digests than those elected (verification "digest"), though their share is no
+        lie: other hardware or software, or a vote that failed.
     escalated : bool
         Whether nodes that were to rest had to be asked after all (redundancy "reactive").
     corrupt_nodes : tuple of int
@@ -76,6 +95,7 @@ class GroupReport:
     tolerance: float
     error_bound: float
     escalated: bool = False
+    different_bits: tuple[int, ...] = ()
 
     @property
     def decoded(self) -> bool:
@@ -107,6 +127,8 @@ class GroupRound:
         Slots of nodes that have no task unless the others turn out not to be enough.
     byzantine : int, optional
         Liars that there may be among the nodes. Default: the code's.
+    digest_key : bytes, optional
+        With verification "digest".
     """
 
     group: int
@@ -118,13 +140,17 @@ class GroupRound:
     label: Callable[[int], str] = str
     resting: set[int] = field(default_factory=set)
     byzantine: int | None = None
+    digest_key: bytes | None = None
     gradient: Tensor | None = None
     report: GroupReport | None = None
     bytes_in: int = 0
     seconds: float = 0.0
     escalated: bool = False
+    _different: list[int] = field(default_factory=list)
     _exhausted: bool = False  # whether all who were asked have answered, and it was not enough
     _shares: dict[int, Tensor] = field(default_factory=dict)
+    _digests: dict[int, bytes] = field(default_factory=dict)  # of the shares
+    _votes: dict[int, bytes] = field(default_factory=dict)  # lists of digests, by the slot of who sent them
     _malformed: dict[int, str] = field(default_factory=dict)
 
     @property
@@ -157,6 +183,9 @@ class GroupRound:
             return
         try:
             share = read_share(reply, self.code.share_dim(self.dim), self.dtype)
+            if self.digest_key is not None:
+                self._votes[slot] = read_digests(reply, self.code.group_size)
+                self._digests[slot] = share_digest(share, self.digest_key)
         except Exception as error:  # InvalidReplyError, or whatever a hostile record makes Flower raise
             self._malformed[node_id] = one_line(str(error)) or type(error).__name__
             reason = self._malformed[node_id]
@@ -174,13 +203,33 @@ class GroupRound:
         """
         if self.closed:
             return
+        started = time.monotonic()
+        self._try_to_decode(last)
+        self.seconds += time.monotonic() - started
+
+    def _try_to_decode(self, last: bool) -> None:
+        liars = self.code.byzantine if self.byzantine is None else self.byzantine
         all_here = len(self._shares) + len(self._malformed) == len(self.asked)
-        needed = self.code.compression + (self.code.byzantine if self.byzantine is None else self.byzantine)
+        if self.digest_key is not None:
+            self._decode_by_digests(liars)
+            if self.closed:
+                return
+            if not last and (self.resting or not all_here):
+                self._exhausted = all_here
+                return
+            if self.code.byzantine < liars:  # too few nodes for algebra
+                nothing = self.code.decode({}, dim=self.dim)
+                self._close(replace(nothing, status=DecodeStatus.UNDECODABLE, erased_slots=()))
+                return
+            logger.warning(
+                "Group %d: fewer than %d nodes sent the same digests, or fewer than %d shares match them; "
+                "it is decoded by algebra.",
+                *(self.group, liars + 1, self.code.compression),
+            )
+        needed = self.code.compression + liars
         if not (last or all_here) and len(self._shares) < needed:
             return
-        started = time.monotonic()
         decoded = self.code.decode(self._shares, dim=self.dim, generator=self.projection)
-        self.seconds += time.monotonic() - started
         trusted = decoded.num_agreeing >= needed
         if decoded.ok and not trusted:
             # Within the code's budget, but with this many nodes missing, s liars could have made it up.
@@ -197,6 +246,47 @@ class GroupRound:
             self._close(decoded)
         self._exhausted = all_here
 
+    def _decode_by_digests(self, liars: int) -> None:
+        """Close the group if s + 1 nodes sent the same digests, and k shares match them.
+
+        One of the s + 1 is honest, so that those k shares are the true ones, bit by bit. Who sent another share is a
+        liar only if it is far from the true one, not if just its bits differ.
+        """
+        elected = elect(self._votes.values(), liars + 1)
+        if elected is None:
+            return
+        size = DIGEST_SIZE
+        matching = {
+            slot: share
+            for slot, share in self._shares.items()
+            if self._digests[slot] == elected[size * slot : size * (slot + 1)]
+        }
+        if len(matching) < self.code.compression:
+            return
+        decoded = self.code.decode(matching, dim=self.dim, generator=self.projection)
+        if decoded.gradient is None or decoded.corrupt_slots:
+            return  # honest shares that do not agree: there was no honest voter
+        distances = {slot: self._distance(slot, decoded.gradient) for slot in self._shares.keys() - matching.keys()}
+        lies = [slot for slot, distance in sorted(distances.items()) if distance > decoded.tolerance]
+        not_finite = [slot for slot, distance in sorted(distances.items()) if math.isnan(distance)]
+        honest = self._shares.keys() - set(lies) - set(not_finite)
+        self._different = [slot for slot in sorted(honest) if self._votes[slot] != elected]
+        self._close(
+            replace(
+                decoded,
+                status=DecodeStatus.CORRECTED if lies else DecodeStatus.CLEAN,
+                corrupt_slots=tuple(lies),
+                erased_slots=tuple(not_finite),
+            )
+        )
+
+    def _distance(self, slot: int, gradient: Tensor) -> float:
+        """Return how far a share is from what it should be; NaN if it holds NaN or inf."""
+        share = self._shares[slot].to(torch.float64)
+        if not bool(share.isfinite().all()):
+            return math.nan
+        return float((share - self.code.encode(gradient, slot).to(torch.float64)).norm())
+
     def _close(self, decoded: Decoded) -> None:
         malformed = dict(self._malformed)
         malformed |= dict.fromkeys(
@@ -208,6 +298,7 @@ class GroupRound:
             group=self.group,
             nodes=tuple(None if slot in self.resting else node_id for slot, node_id in enumerate(self.nodes)),
             escalated=self.escalated,
+            different_bits=self._ids(self._different),
             status=decoded.status.value,
             corrupt_nodes=self._ids(decoded.corrupt_slots),
             silent_nodes=tuple(n for n in self._ids(self.asked) if n not in answered),
@@ -216,7 +307,8 @@ class GroupRound:
             tolerance=decoded.tolerance,
             error_bound=decoded.error_bound,
         )
-        self._shares.clear()
+        for received in (self._shares, self._digests, self._votes):
+            received.clear()
 
     def _ids(self, slots: Iterable[int]) -> tuple[int, ...]:
         """Return the ids of the nodes in these slots."""

@@ -18,7 +18,7 @@ from solon_fl.strategies.loop import Aggregated, RoundStrategy
 from solon_fl.strategies.model import OptimizerFactory, ServerModel
 from solon_fl.strategies.nodes import NodeRecord, Roster
 from solon_fl.strategies.report import RoundReport
-from solon_fl.task import ARRAYS, CONFIG, TASK, SolonTask
+from solon_fl.task import ARRAYS, CONFIG, TASK, SolonTask, digest_key
 
 __all__ = ["SolonStrategy"]
 
@@ -95,6 +95,7 @@ class SolonStrategy(RoundStrategy):
         super()._reset()
         self._roster = Roster(self.config)
         self._round, self._train_config = 0, ConfigRecord()
+        self._told: set[int] = set()  # of nodes with different bits
         self._rounds: tuple[GroupRound, ...] = ()
         self._sum: torch.Tensor | None = None  # of the round's gradients, weighted, and of their weights
         self._sum_of_weights = 0.0
@@ -120,6 +121,7 @@ class SolonStrategy(RoundStrategy):
         """Return one message per node: the shared model, and a config and a task of its own."""
         self._roster.update(grid, self._timeout)
         self._round, self._train_config = server_round, config
+        digests = self.config.verification == "digest"
         model = cast(ServerModel, self._model)
         self._rounds = tuple(
             GroupRound(
@@ -127,6 +129,7 @@ class SolonStrategy(RoundStrategy):
                 nodes=nodes,
                 resting=self._resting(group, nodes),
                 byzantine=self._liars_left(group),
+                digest_key=digest_key(self.config.seed, server_round, group) if digests else None,
                 code=self.config.make_code(),
                 dim=model.dim,
                 dtype=model.vector.dtype,
@@ -169,7 +172,9 @@ class SolonStrategy(RoundStrategy):
         else:
             order = torch.randperm(len(slots), generator=self._projection).tolist()
         drawn = sorted((slots[i] for i in order), key=lambda slot: self._roster.troubles(cast(int, nodes[slot])))
-        return set(drawn[self.config.compression + self._liars_left(group) + self.config.stragglers :])
+        liars, k = self._liars_left(group), self.config.compression
+        enough = max(liars + 1, k) if self.config.verification == "digest" else liars + k
+        return set(drawn[enough + self.config.stragglers :])
 
     def _liars_left(self, group: int) -> int:
         """Return how many of a group may still lie: s, less those in quarantine if the user agrees."""
@@ -182,7 +187,7 @@ class SolonStrategy(RoundStrategy):
         return [node_id for nodes in self._roster.places for node_id in nodes if node_id is not None]
 
     def _task(self, server_round: int, group: int, slot: int, model: ServerModel) -> SolonTask:
-        config = self.config
+        config, code = self.config, self.config.make_code()
         return SolonTask(
             round=server_round,
             group=group,
@@ -192,11 +197,12 @@ class SolonStrategy(RoundStrategy):
             dim=model.dim,
             mode=config.mode,
             code=config.code,
-            byzantine=config.byzantine,
-            compression=config.compression,
-            stragglers=config.stragglers,
-            group_size=config.group_size,
+            byzantine=code.byzantine,
+            compression=code.compression,
+            stragglers=code.stragglers,
+            group_size=code.group_size,
             buffers=model.buffers,
+            verification=config.verification,
         )
 
     def _receive(self, batch: list[tuple[Hashable, Message]]) -> bool:
@@ -246,6 +252,14 @@ class SolonStrategy(RoundStrategy):
 
     def _after_round(self, report: RoundReport) -> None:
         self._roster.record(report)
+        different = {node for group in report.groups for node in group.different_bits} - self._told
+        if different:
+            self._told |= different
+            logger.warning(
+                "Nodes %s compute other bits than their groups (other hardware or software, or they vote wrongly). As "
+                "long as s + 1 nodes of each group agree, that does no harm.",
+                ", ".join(self._label(node) for node in sorted(different)),
+            )
         if report.failed_groups and self.config.on_group_failure == "stop":
             raise GroupFailedError(
                 f"round {report.round}: groups {list(report.failed_groups)} of {len(report.groups)} could not be "
@@ -270,7 +284,8 @@ class SolonStrategy(RoundStrategy):
         logger.error(
             "Group %d failed (%s): %d silent, %d malformed%s. Either more nodes lie or are missing than configured, or "
             "the nodes of the group do not compute the same (batches must come from the task alone, not from a data "
-            "loader or the global random state), or they differ by float noise above rtol. Policy: %s.",
+            "loader or the global random state), or they differ by float noise above rtol (with verification='digest' "
+            "and r < 2 s + e + k: by a single bit). Policy: %s.",
             report.group,
             report.status,
             len(report.silent_nodes),
