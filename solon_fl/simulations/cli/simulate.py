@@ -7,6 +7,7 @@ import torch
 import typer
 from rich.markup import escape
 
+from solon_fl.coding.code import BeyondBound
 from solon_fl.config import CodeName, Mode, SolonConfig
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.cli.terminal import check_output, console, progress_bar, run_scenario, set_log_level
@@ -31,6 +32,10 @@ def simulate_command(
     num_liars: Annotated[
         int | None, typer.Option(help="Liars among all nodes. Default: as many as Solon bears in every group.")
     ] = None,
+    beyond_bound: Annotated[
+        str,
+        typer.Option(help="A group with more faults than Solon bears for certain: reject it, or accept what is likely."),
+    ] = "reject",
     strategy: Annotated[str, typer.Option(help=f"Who aggregates: {', '.join(STRATEGIES)}.")] = "solon",
     dataset: Annotated[str, typer.Option(help=f"Data: {', '.join(DATASETS)}.")] = "fashion-mnist-6k",
     data_dir: Annotated[
@@ -88,6 +93,7 @@ def simulate_command(
             rtol=rtol,
             seed=seed,
             mode=cast(Mode, mode),
+            beyond_bound=cast(BeyondBound, beyond_bound),
         ),
         strategy=strategy,
         attack=None if attack == "none" else attack,
