@@ -51,9 +51,9 @@ class SolonConfig:
     on_group_failure : "exclude", "skip" or "stop"
         If a group can't be decoded: average the other groups, skip the round, or stop the run.
     beyond_bound : "reject" or "accept"
-        If more nodes of a group lie, or are missing, than the guarantee covers: fail the group, or take its gradient if it
-        is the only one that k + 1 or more of its nodes agree with. That is right for up to n - k - 1 lies among n
-        shares, but beyond s lies it is no worst-case guarantee: reported as status "beyond-bound".
+        If more nodes of a group lie, or are missing, than the guarantee covers: fail the group, or take its gradient
+        if it is the only one that k + 1 or more of its nodes agree with. That is right for up to n - k - 1 lies among
+        n shares, but beyond s lies it is no worst-case guarantee: reported as status "beyond-bound".
     strangers : "spare" or "refuse"
         What becomes of nodes that connect after the run began: they may fill in for one that is away or
         quarantined, or get nothing to do.

@@ -34,7 +34,9 @@ def simulate_command(
     ] = None,
     beyond_bound: Annotated[
         str,
-        typer.Option(help="A group with more faults than Solon bears for certain: reject it, or accept what is likely."),
+        typer.Option(
+            help="A group with more faults than Solon bears for certain: reject it, or accept what is likely."
+        ),
     ] = "reject",
     strategy: Annotated[str, typer.Option(help=f"Who aggregates: {', '.join(STRATEGIES)}.")] = "solon",
     dataset: Annotated[str, typer.Option(help=f"Data: {', '.join(DATASETS)}.")] = "fashion-mnist-6k",
