@@ -68,9 +68,9 @@ def _checks(points: ComplexArray, multipliers: ComplexArray, sets: IntArray) -> 
     differences = points[:, None] - points[None, :]
     np.fill_diagonal(differences, 1)
     logs = np.log(differences.astype(np.complex128))
-    sizes = np.log(np.abs(multipliers)) - members @ logs.real.T
-    phases = np.angle(multipliers) - members @ logs.imag.T
-    phases -= np.take_along_axis(phases, sets[:, :1], axis=1)
-    sizes -= np.take_along_axis(sizes, sets, axis=1).max(axis=1, keepdims=True)
-    checks: FloatArray = np.where(members > 0, np.exp(np.minimum(sizes, 0)) * np.sign(np.cos(phases)), 0.0)
-    return checks / np.linalg.norm(checks, axis=1, keepdims=True)
+    sizes = np.take_along_axis(np.log(np.abs(multipliers)) - members @ logs.real.T, sets, axis=1)
+    phases = np.take_along_axis(np.angle(multipliers) - members @ logs.imag.T, sets, axis=1)
+    weights = np.exp(sizes - sizes.max(axis=1, keepdims=True)) * np.sign(np.cos(phases - phases[:, :1]))
+    checks: FloatArray = np.zeros_like(members)
+    np.put_along_axis(checks, sets, weights / np.linalg.norm(weights, axis=1, keepdims=True), axis=1)
+    return checks

@@ -16,7 +16,7 @@ from solon_fl.coding import beyond, decoder
 from solon_fl.coding._types import IntArray
 from solon_fl.coding.beyond import _checks, supporting_rows
 from solon_fl.coding.locating import parity_of
-from solon_fl.simulations.attacks import NearCodeword, OtherGradient, SameLie
+from solon_fl.simulations.attacks import Attack, NearCodeword, OtherGradient, SameLie
 
 SMALL = FourierCode(byzantine=2, compression=3, beyond_bound="accept")
 SPARE = FourierCode(byzantine=2, compression=3, stragglers=1, beyond_bound="accept")
@@ -61,13 +61,13 @@ def lies(code: LinearCode, kind: str, size: float, shares: Tensor, liars: list[i
         return torch.zeros_like(honest)
     if kind == "as-another":
         return shares[[(slot + 1) % len(shares) for slot in liars]].double()
-    if kind in ("same", "other-gradient", "near-codeword"):
-        attack = {
-            "same": SameLie(size),
-            "other-gradient": OtherGradient(code, size),
-            "near-codeword": NearCodeword(code, size),
-        }
-        return attack[kind].lies(shares.double(), liars, rng)
+    attacks: dict[str, Attack] = {
+        "same": SameLie(size),
+        "other-gradient": OtherGradient(code, size),
+        "near-codeword": NearCodeword(code, size),
+    }
+    if kind in attacks:
+        return attacks[kind].lies(shares.double(), liars, rng)
     added = random_lies(count, length, rng)
     if kind == "mixed-sizes":
         added *= 10 ** (30 * torch.rand(count, 1, generator=rng, dtype=torch.float64) - 5) / size

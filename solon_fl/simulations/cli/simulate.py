@@ -7,6 +7,7 @@ import torch
 import typer
 from rich.markup import escape
 
+from solon_fl.coding import DecodeStatus
 from solon_fl.coding.code import BeyondBound
 from solon_fl.config import CodeName, Mode, SolonConfig
 from solon_fl.errors import ConfigurationError
@@ -140,4 +141,10 @@ def _print_failures(outcome: Outcome) -> None:
     if failures:
         console.print(
             f"[yellow]{failures} times a group could not be decoded[/] (left out, and reported: never guessed)."
+        )
+    groups = [group for record in outcome.records if record.report for group in record.report.groups]
+    if beyond := sum(group.status == DecodeStatus.BEYOND_BOUND for group in groups):
+        console.print(
+            f"[yellow]{beyond} times a group had more faults than s and e[/] (beyond the guarantee: the only gradient "
+            "that k + 1 or more of its nodes agree on was taken)."
         )
