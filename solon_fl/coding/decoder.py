@@ -69,7 +69,7 @@ class Decoded:
         Bound on the norm of gradient - truth, whatever the liars know and do, as long as honest shares are within
         rtol of the truth and either 2 * lies + erasures <= r - k, or at most s shares are lies and
         num_agreeing >= k + s (then however many are missing). If the status is BEYOND_BOUND: as long as k + 1 of the
-        shares that arrived are honest. inf if the decode failed.
+        shares that are not erased are honest. inf if the decode failed.
     num_agreeing : int
         Shares that the gradient was solved from, and that agree with it; 0 if the decode failed.
     """

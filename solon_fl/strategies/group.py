@@ -177,8 +177,8 @@ class GroupRound:
         """Log whom a result beyond the bound accuses, and what it rests on."""
         logger.warning(
             "Group %d: beyond the guarantee (byzantine=%d, stragglers=%d): %d nodes are held to lie: %s. The other %d "
-            "agree, and on the only gradient that %d or more agree on; that is taken for the truth, as "
-            "beyond_bound='accept' says. It is, if at most %d of the nodes that answered lied.",
+            "agree, and on the only gradient that %d or more agree on; it is taken for the true one, as "
+            "beyond_bound='accept' says. That is right if no more than %d of all these nodes lied.",
             self.group,
             self.code.byzantine,
             self.code.stragglers,
