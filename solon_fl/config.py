@@ -5,6 +5,7 @@ from functools import lru_cache
 from typing import Literal, get_args
 
 from solon_fl.coding import FourierCode, LinearCode, VandermondeCode
+from solon_fl.coding.code import BeyondBound
 from solon_fl.errors import ConfigurationError
 
 __all__ = ["CodeName", "FailurePolicy", "Grouping", "Mode", "SolonConfig", "Strangers", "make_code"]
@@ -51,6 +52,10 @@ class SolonConfig:
         registered under a name like "hospital-a/3" is in the silo before the "/"; others say which they are in.
     on_group_failure : "exclude", "skip" or "stop"
         If a group can't be decoded: average the other groups, skip the round, or stop the run.
+    beyond_bound : "reject" or "accept"
+        If more nodes of a group lie, or are missing, than the guarantee covers: fail the group, or take its gradient
+        if it is the only one that k + 1 or more of its nodes agree with. That is right for up to n - k - 1 lies among
+        n shares, but beyond s lies it is no worst-case guarantee: reported as status "beyond-bound".
     strangers : "spare" or "refuse"
         What becomes of nodes that connect after the run began: they may fill in for one that is away or
         quarantined, or get nothing to do.
@@ -103,6 +108,7 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
     mode: Mode = "gradient"
     grouping: Grouping = "server"
     on_group_failure: FailurePolicy = "exclude"
+    beyond_bound: BeyondBound = "reject"
     strangers: Strangers = "spare"
     quarantine_after: int | None = None
     verification: Verification = "algebra"
@@ -116,6 +122,7 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
             ("mode", Mode),
             ("grouping", Grouping),
             ("on_group_failure", FailurePolicy),
+            ("beyond_bound", BeyondBound),
             ("strangers", Strangers),
             ("redundancy", Redundancy),
             ("verification", Verification),
@@ -173,8 +180,10 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
         size = self.group_size or None
         if self.verification == "digest" and not self.can_decode_by_algebra:
             missing = self.byzantine + self.stragglers
-            return make_code(self.code, 0, self.compression, missing, size, self.rtol)
-        return make_code(self.code, self.byzantine, self.compression, self.stragglers, size, self.rtol)
+            return make_code(self.code, 0, self.compression, missing, size, self.rtol, self.beyond_bound)
+        return make_code(
+            self.code, self.byzantine, self.compression, self.stragglers, size, self.rtol, self.beyond_bound
+        )
 
     @property
     def _smallest_group(self) -> int:
@@ -196,8 +205,21 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
 
 @lru_cache(maxsize=32)
 def make_code(
-    name: CodeName, byzantine: int, compression: int, stragglers: int, group_size: int | None, rtol: float
+    name: CodeName,
+    byzantine: int,
+    compression: int,
+    stragglers: int,
+    group_size: int | None,
+    rtol: float,
+    beyond_bound: BeyondBound = "reject",
 ) -> LinearCode:
     """Return the code of that name and those parameters; see `SolonConfig` for what they mean."""
     kind: type[FourierCode] | type[VandermondeCode] = FourierCode if name == "fourier" else VandermondeCode
-    return kind(byzantine=byzantine, compression=compression, stragglers=stragglers, group_size=group_size, rtol=rtol)
+    return kind(
+        byzantine=byzantine,
+        compression=compression,
+        stragglers=stragglers,
+        group_size=group_size,
+        rtol=rtol,
+        beyond_bound=beyond_bound,
+    )

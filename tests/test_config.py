@@ -1,8 +1,9 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from solon_fl.config import SolonConfig
+from solon_fl.config import CodeName, SolonConfig
 from solon_fl.errors import ConfigurationError
 
 
@@ -29,6 +30,7 @@ def test_group_size_and_batches_default_to_the_theorems_minimum() -> None:
         ({"mode": "delta"}, "mode must be one of gradient, update; got mode='delta'"),
         ({"grouping": "random"}, "grouping='random'"),
         ({"on_group_failure": "guess"}, "on_group_failure='guess'"),
+        ({"beyond_bound": True}, "beyond_bound must be one of reject, accept; got beyond_bound=True"),
         ({"group_weights": (1.0,)}, r"group_weights must be 2 positive numbers, one a group; got \(1.0,\)"),
         ({"group_weights": (1.0, float("nan"))}, "nan"),
     ],
@@ -41,3 +43,11 @@ def test_bad_settings_are_refused_with_value_and_remedy(changes: dict[str, Any],
 def test_a_misspelt_setting_fails() -> None:
     with pytest.raises(TypeError, match="compresion"):
         SolonConfig(num_nodes=20, byzantine=2, compresion=6)  # type: ignore[call-arg]  # the point of the test
+
+
+@pytest.mark.parametrize("code", ["fourier", "vandermonde"])
+def test_the_code_is_told_what_to_do_beyond_the_bound(code: CodeName) -> None:
+    config = SolonConfig(num_nodes=7, byzantine=2, compression=3, code=code)
+    assert config.make_code().beyond_bound == "reject"
+    accepting = replace(config, beyond_bound="accept")
+    assert accepting.make_code().beyond_bound == "accept"

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -17,7 +18,9 @@ from .amplification import lagrange_bound, worst_amplification
 from .decoder import Decoded, decode_shares, worst_relative_error
 from .locating import Locator, parity_of
 
-__all__ = ["CertificateWarning", "LinearCode"]
+__all__ = ["BeyondBound", "CertificateWarning", "LinearCode"]
+
+BeyondBound = Literal["reject", "accept"]
 
 
 class CertificateWarning(UserWarning):
@@ -43,6 +46,11 @@ class LinearCode(ABC):
     locator : Locator, optional
         Used alone, whatever it misses. Default: in each decode `ExhaustiveLocator` where it can try all supports
         (up to about r = 20 at s = 5, r = 66 at s = 3), else `SubspaceLocator`.
+    beyond_bound : "reject" or "accept"
+        What becomes of more lies than the guarantee covers, where otherwise the decode would fail or fewer than k + s
+        shares agree with its result. "accept" takes a gradient if it is the only one that k + 1 or more shares agree
+        with: right if k + 1 of those that arrived are honest, that is, for up to n - k - 1 lies among n shares. The
+        status is then BEYOND_BOUND. Needs k + s + 1 shares, and at most 3 million sets of k + 1 of them.
 
     Raises
     ------
@@ -72,14 +80,20 @@ class LinearCode(ABC):
         group_size: int | None = None,
         rtol: float = 1e-6,
         locator: Locator | None = None,
+        beyond_bound: BeyondBound = "reject",
     ) -> None:
         smallest = _check_parameters(byzantine, compression, stragglers, group_size, rtol)
+        if beyond_bound not in get_args(BeyondBound):
+            raise ConfigurationError(
+                f"beyond_bound must be one of {', '.join(get_args(BeyondBound))}; got beyond_bound={beyond_bound!r}."
+            )
         self.byzantine = byzantine
         self.compression = compression
         self.stragglers = stragglers
         self.group_size = smallest if group_size is None else group_size
         self.rtol = rtol
         self.locator = locator
+        self.beyond_bound = beyond_bound
         if self.certificate >= 1:
             warnings.warn(
                 f"the certificate of {self!r} is {self.certificate:.1e}, but should be below 1: "
@@ -111,6 +125,7 @@ class LinearCode(ABC):
         """v, (r,); the polynomial's coefficients have the norm of X."""
 
     locator: Locator | None
+    beyond_bound: BeyondBound
     _cyclic = False  # whether rotating the slots leaves the singular values as they are
 
     @cached_property
@@ -199,6 +214,7 @@ class LinearCode(ABC):
         *,
         dim: int | None = None,
         generator: torch.Generator | None = None,
+        last: bool = True,
     ) -> Decoded:
         """Recover the group's gradient from its shares, naming the slots that lied.
 
@@ -213,6 +229,8 @@ class LinearCode(ABC):
         generator : torch.Generator, optional
             Draws the projection. Only for reproducible simulation: by default fresh entropy that no node
             can know is drawn after the shares have arrived.
+        last : bool
+            False if more shares may come: `beyond_bound` then counts as "reject".
 
         Returns
         -------
@@ -254,7 +272,7 @@ class LinearCode(ABC):
         rows = _alike(shares, None if dim is None else self.share_dim(dim))
         if dim is None:
             dim = self.compression * next((share.numel() for share in rows.values()), 0)
-        return decode_shares(self, rows, dim, generator)
+        return decode_shares(self, rows, dim, generator, last=last)
 
 
 def _check_parameters(byzantine: int, compression: int, stragglers: int, group_size: int | None, rtol: float) -> int:

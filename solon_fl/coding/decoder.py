@@ -1,7 +1,8 @@
 """Decoding one group: from shares, of which some are lies and some are missing, to the exact gradient.
 
 Steps (the numbers are those of docs/explanation/the-code.md): 1 validate, 2 compare, and if that is not enough
-3 project, 4 screen the scale and check the syndromes, 5 locate, 6 solve and check all columns; 7 report.
+3 project, 4 screen the scale and check the syndromes, 5 locate, 6 solve and check all columns; 7 report. If that
+fails, and the code is told to go on: docs/explanation/beyond-the-bound.md.
 """
 
 import enum
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 from ._types import FloatArray
+from .amplification import worst_amplification
+from .beyond import can_try_all_sets, supporting_rows
 from .exhaustive import ExhaustiveLocator
 from .locating import LocatingProblem, Locator, Support
 from .projection import UNDERESTIMATE, project_rows
@@ -39,6 +42,7 @@ class DecodeStatus(enum.StrEnum):
 
     CLEAN = "clean"  # all shares that arrived agree
     CORRECTED = "corrected"  # some shares were lies; without them the others agree
+    BEYOND_BOUND = "beyond-bound"  # more lies than that; one gradient only is left that k + 1 or more shares agree with
     UNDECODABLE = "undecodable"  # no set of shares small enough explains the disagreement
     TOO_FEW_SHARES = "too-few-shares"  # fewer than k usable shares
 
@@ -52,7 +56,7 @@ class Decoded:
     gradient : Tensor or None
         The group's gradient, (dim,), dtype and device of the shares; None if the decode failed.
     status : DecodeStatus
-        `ok` is true for CLEAN and CORRECTED.
+        `ok` is true for CLEAN, CORRECTED and BEYOND_BOUND.
     corrupt_slots : tuple of int
         Slots whose shares were located as lies, ascending.
     erased_slots : tuple of int
@@ -64,7 +68,8 @@ class Decoded:
     error_bound : float
         Bound on the norm of gradient - truth, whatever the liars know and do, as long as honest shares are within
         rtol of the truth and either 2 * lies + erasures <= r - k, or at most s shares are lies and
-        num_agreeing >= k + s (then however many are missing). inf if the decode failed.
+        num_agreeing >= k + s (then however many are missing). If the status is BEYOND_BOUND: as long as k + 1 of the
+        shares that are not erased are honest. inf if the decode failed.
     num_agreeing : int
         Shares that the gradient was solved from, and that agree with it; 0 if the decode failed.
     """
@@ -85,9 +90,19 @@ class Decoded:
 
 
 def decode_shares(
-    code: "LinearCode", rows: Mapping[int, Tensor], dim: int, generator: torch.Generator | None
+    code: "LinearCode", rows: Mapping[int, Tensor], dim: int, generator: torch.Generator | None, *, last: bool = True
 ) -> Decoded:
     """Decode validated shares: `rows` maps slots to tensors of one length, dtype and device."""
+    decoded = _decode_within_bound(code, rows, dim, generator)
+    certain = decoded.num_agreeing >= code.compression + code.byzantine
+    if code.beyond_bound == "reject" or certain or not last or len(rows) < code.compression:
+        return decoded
+    return _decode_beyond_bound(code, rows, dim, generator) or decoded
+
+
+def _decode_within_bound(
+    code: "LinearCode", rows: Mapping[int, Tensor], dim: int, generator: torch.Generator | None
+) -> Decoded:
     if len(rows) < code.compression:
         return _failed(code, DecodeStatus.TOO_FEW_SHARES, sorted(rows))
     if (decoded := _decode_fast(code, rows, dim, generator)) is not None:
@@ -149,6 +164,51 @@ def _decode_fast(
         and found.residual + found.residual_rounding <= screened.tolerance
     )
     return _decoded(code, screened, solution) if certain else None
+
+
+def _decode_beyond_bound(
+    code: "LinearCode", rows: Mapping[int, Tensor], dim: int, generator: torch.Generator | None
+) -> Decoded | None:
+    """Return the only gradient that k + 1 or more shares agree with; None if there is none, or more than one.
+
+    Right if k + 1 shares are honest, for these agree with the truth. So that s liars can't make anything up,
+    k + s + 1 shares must be there.
+    """
+    slots, projected, norms = _project(rows, generator)
+    compression = code.compression
+    if len(slots) <= compression + max(code.byzantine, 1) or not can_try_all_sets(len(slots), compression):
+        return None
+    order = np.argsort(norms)  # honest noise is relative to the k-th smallest norm: of k + 1 rows, the second largest
+    noise_of_row = code.rtol * norms[order] + _smallest_noise(code, rows[slots[0]])
+    supporting = supporting_rows(
+        code.points[slots][order],
+        code.multipliers[slots][order],
+        projected[order],
+        compression,
+        NOISE_MARGIN * math.sqrt(compression + 1) * noise_of_row,
+    )
+    if not supporting or len(supporting) == len(slots):
+        return None
+    kept = sorted(int(row) for row in order[supporting])
+    noise = math.sqrt(len(kept)) * float(noise_of_row[supporting[-2]])
+    support = tuple(row for row in range(len(slots)) if row not in kept)
+    solution = least_squares(code.generator[slots], support, [rows[slot] for slot in slots], dim)
+    if not solution.residual <= noise:  # not one gradient but several
+        return None
+    kept_slots = [slots[row] for row in kept]
+    amplification = worst_amplification(code.generator[kept_slots].tobytes(), len(kept), compression + 1, False)
+    if not amplification < math.inf:
+        amplification = code.worst_amplification(compression + 1)
+    return Decoded(
+        gradient=solution.gradient,
+        status=DecodeStatus.BEYOND_BOUND,
+        corrupt_slots=tuple(slots[row] for row in support),
+        erased_slots=_absent(code, slots),
+        residual=solution.residual,
+        tolerance=noise,
+        error_bound=amplification * (solution.residual + noise) + solution.rounding,
+        num_agreeing=len(kept),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ import numpy as np
 from solon_fl.errors import ConfigurationError
 
 from ._types import ComplexArray, FloatArray
-from .code import LinearCode
+from .code import BeyondBound, LinearCode
 from .locating import Locator
 
 __all__ = ["VandermondeCode"]
@@ -55,6 +55,7 @@ class VandermondeCode(LinearCode):
         group_size: int | None = None,
         rtol: float = 1e-6,
         locator: Locator | None = None,
+        beyond_bound: BeyondBound = "reject",
         nodes: Sequence[float] | None = None,
     ) -> None:
         self._nodes = None if nodes is None else np.array(nodes, dtype=np.float64)
@@ -71,6 +72,7 @@ class VandermondeCode(LinearCode):
             group_size=group_size,
             rtol=rtol,
             locator=locator,
+            beyond_bound=beyond_bound,
         )
 
     @cached_property

@@ -37,8 +37,8 @@ class Scenario:
     attack : str or None
         One of `ATTACKS`, or None: all nodes are honest.
     num_liars : int, optional
-        Liars among all nodes, at most s in a group of Solon's. Default: s in every group. Strategies without
-        groups are made for this number.
+        Liars among all nodes, at most s in a group of Solon's, or r - k - 1 if the config accepts results beyond the
+        bound. Default: s in every group. Strategies without groups are made for this number.
     dataset, model : str
         One of `DATASETS` and `MODELS`; the model must be for the kind of data, images or texts.
     data_dir : Path, optional
@@ -101,11 +101,14 @@ class Scenario:
         contender = STRATEGIES[self.strategy]
         if contender.client != "solon" and self.config.mode == "update":
             raise ConfigurationError(f"mode='update' is for strategy='solon'; got strategy={self.strategy!r}.")
-        most = self.config.byzantine * self.config.num_groups
+        most = self._most_liars_in_group * self.config.num_groups
         if self.num_liars is not None and not 0 <= self.num_liars <= most:
             raise ConfigurationError(
                 f"num_liars must be from 0 to {most}, byzantine={self.config.byzantine} in each of "
                 f"{self.config.num_groups} groups; got num_liars={self.num_liars}; raise byzantine, or lower num_liars."
+                if self.config.beyond_bound == "reject"
+                else f"num_liars must be from 0 to {most}, {self._most_liars_in_group} in each of "
+                f"{self.config.num_groups} groups (beyond_bound='accept'); got num_liars={self.num_liars}; lower it."
             )
         if self.attack is not None and ATTACKS[self.attack].needs_code and contender.client != "solon":
             raise ConfigurationError(
@@ -120,14 +123,22 @@ class Scenario:
         return self.config.byzantine * self.config.num_groups if self.num_liars is None else self.num_liars
 
     @property
+    def _most_liars_in_group(self) -> int:
+        """s, or what may be located beyond the bound: r - k - 1, if that is more."""
+        config = self.config
+        beyond = config.group_size - config.compression - 1 if config.beyond_bound == "accept" else 0
+        return max(config.byzantine, beyond)
+
+    @property
     def liars(self) -> frozenset[int]:
-        """Numbers (group * group_size + slot) of the nodes that lie, chosen by the seed; never more than s a group."""
+        """Numbers (group * group_size + slot) of the nodes that lie, chosen by the seed; see `num_liars`."""
         if self.attack is None:
             return frozenset()
-        size, most = self.config.group_size, self.config.byzantine
+        size, most = self.config.group_size, self._most_liars_in_group
         rng = torch.Generator().manual_seed(self.config.seed)
         if self.num_liars is None:
-            chosen = [torch.randperm(size, generator=rng)[:most] for _ in range(self.config.num_groups)]
+            each = self.config.byzantine
+            chosen = [torch.randperm(size, generator=rng)[:each] for _ in range(self.config.num_groups)]
             return frozenset(int(slot) + group * size for group, slots in enumerate(chosen) for slot in slots)
         liars: list[int] = []
         for number in torch.randperm(self.config.num_nodes, generator=rng).tolist():

@@ -100,7 +100,7 @@ class GroupReport:
     @property
     def decoded(self) -> bool:
         """Whether there was a gradient."""
-        return self.status in (DecodeStatus.CLEAN, DecodeStatus.CORRECTED)
+        return self.status in (DecodeStatus.CLEAN, DecodeStatus.CORRECTED, DecodeStatus.BEYOND_BOUND)
 
 
 @dataclass(kw_only=True)
@@ -199,7 +199,8 @@ class GroupRound:
 
         It can't change any more once k + s shares agree: k of them at least are honest, and fix the gradient. With
         fewer that agree, s liars could have made it up if more than e honest nodes are missing: such a result
-        is not taken, and the group fails.
+        is not taken, and the group fails, unless the code accepts results beyond the bound: these are looked for
+        when nothing more will come.
         """
         if self.closed:
             return
@@ -229,8 +230,10 @@ class GroupRound:
         needed = self.code.compression + liars
         if not (last or all_here) and len(self._shares) < needed:
             return
-        decoded = self.code.decode(self._shares, dim=self.dim, generator=self.projection)
-        trusted = decoded.num_agreeing >= needed
+        last = last or (all_here and not self.resting)
+        decoded = self.code.decode(self._shares, dim=self.dim, generator=self.projection, last=last)
+        beyond_bound = decoded.status is DecodeStatus.BEYOND_BOUND
+        trusted = beyond_bound or decoded.num_agreeing >= needed
         if decoded.ok and not trusted:
             # Within the code's budget, but with this many nodes missing, s liars could have made it up.
             decoded = replace(
@@ -242,7 +245,9 @@ class GroupRound:
                 tolerance=math.nan,
                 error_bound=math.inf,
             )
-        if last or (all_here and not self.resting) or trusted:
+        if beyond_bound:
+            self._warn_of(decoded)
+        if last or trusted:
             self._close(decoded)
         self._exhausted = all_here
 
@@ -286,6 +291,22 @@ class GroupRound:
         if not bool(share.isfinite().all()):
             return math.nan
         return float((share - self.code.encode(gradient, slot).to(torch.float64)).norm())
+
+    def _warn_of(self, decoded: Decoded) -> None:
+        """Log whom a result beyond the bound accuses, and what it rests on."""
+        logger.warning(
+            "Group %d: beyond the guarantee (byzantine=%d, stragglers=%d): %d nodes are held to lie: %s. The other %d "
+            "agree, and on the only gradient that %d or more agree on; it is taken for the true one, as "
+            "beyond_bound='accept' says. That is right if no more than %d of all these nodes lied.",
+            self.group,
+            self.code.byzantine,
+            self.code.stragglers,
+            len(decoded.corrupt_slots),
+            ", ".join(self.label(node_id) for node_id in self._ids(decoded.corrupt_slots)),
+            decoded.num_agreeing,
+            self.code.compression + 1,
+            decoded.num_agreeing + len(decoded.corrupt_slots) - self.code.compression - 1,
+        )
 
     def _close(self, decoded: Decoded) -> None:
         malformed = dict(self._malformed)

@@ -28,6 +28,18 @@ def test_simulate_names_the_liars_and_leaves_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_simulate_goes_beyond_the_bound_if_told_to(tmp_path: Path) -> None:
+    done = solon_fl(
+        *("simulate", "--nodes", "14", "--compression", "3", "--model", "logistic", "--attack", "random"),
+        *("--num-liars", "6", "--beyond-bound", "accept", "--rounds", "2", "--batch-size", "8"),
+        *("--output", str(tmp_path / "out")),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "4 times a group had more faults than s and e" in done.stdout
+    assert "could not be decoded" not in done.stdout
+
+
+@pytest.mark.slow
 def test_a_strategy_that_breaks_off_is_told_and_fails(tmp_path: Path) -> None:
     done = solon_fl(
         *("simulate", "--strategy", "fedavg", "--model", "logistic", "--attack", "malformed"),
@@ -43,6 +55,7 @@ def test_a_strategy_that_breaks_off_is_told_and_fails(tmp_path: Path) -> None:
     [
         (["--nodes", "23"], "num_nodes=23"),
         (["--attack", "alien"], "attack='alien'"),
+        (["--beyond-bound", "perhaps"], "beyond_bound='perhaps'"),
         (["--byzantine", "4", "--group-size", "10"], "raise group_size to 14"),
         (["--dataset", "cifar10"], "--data-dir"),
     ],

@@ -1,5 +1,6 @@
 """One group of seven nodes (s = 2, k = 3): certain once five shares agree."""
 
+import logging
 import math
 
 import pytest
@@ -14,11 +15,12 @@ from solon_fl.wire import to_array
 
 CODE = FourierCode(byzantine=2, compression=3)
 GRADIENT = torch.linspace(-1, 2, 20)
+ACCEPTING = FourierCode(byzantine=2, compression=3, beyond_bound="accept")
 NODES = (70, 71, 72, 73, 74, 75, 76)
 
 
-def new_round() -> GroupRound:
-    return GroupRound(group=1, nodes=NODES, code=CODE, dim=20, dtype=torch.float32)
+def new_round(code: FourierCode = CODE) -> GroupRound:
+    return GroupRound(group=1, nodes=NODES, code=code, dim=20, dtype=torch.float32)
 
 
 def reply(content: RecordDict | Error) -> Message:
@@ -170,4 +172,48 @@ def test_more_liars_than_s_fail_loudly() -> None:
     group.decode(last=False)
     assert group.report is not None
     assert group.report.status == "undecodable"
+    assert group.gradient is None
+
+
+def test_more_liars_than_s_are_named_if_results_beyond_the_bound_are_accepted(caplog: pytest.LogCaptureFixture) -> None:
+    group = new_round(ACCEPTING)
+    with caplog.at_level(logging.WARNING, logger="flwr"):
+        for slot in range(7):
+            assert not group.closed
+            assert not caplog.text
+            group.receive(slot, reply_with(torch.full((7,), float(slot**2))) if 2 < slot < 6 else honest(slot))
+            group.decode(last=False)
+    assert group.report is not None
+    assert group.report.status == "beyond-bound"
+    assert group.report.decoded
+    assert group.report.corrupt_nodes == (73, 74, 75)
+    assert 0 < group.report.error_bound < 1e-4
+    assert (
+        "Group 1: beyond the guarantee (byzantine=2, stragglers=0): 3 nodes are held to lie: 73, 74, 75." in caplog.text
+    )
+    assert "That is right if no more than 3 of all these nodes lied." in caplog.text
+    assert group.gradient is not None
+    torch.testing.assert_close(group.gradient, GRADIENT, rtol=1e-5, atol=1e-6)
+
+
+def test_a_result_beyond_the_bound_waits_for_the_deadline() -> None:
+    group = new_round(ACCEPTING)
+    for slot in range(6):
+        group.receive(slot, reply_with(torch.full((7,), float(slot**2))) if slot in (2, 3) else honest(slot))
+        group.decode(last=False)
+        assert not group.closed  # four agree, and the seventh may make them five
+    group.decode(last=True)
+    assert group.report is not None
+    assert group.report.status == "beyond-bound"
+    assert group.report.corrupt_nodes == (72, 73)
+    assert group.report.silent_nodes == (76,)
+
+
+def test_what_two_liars_could_make_up_is_not_accepted_beyond_the_bound() -> None:
+    group = new_round(ACCEPTING)
+    for slot in range(5):
+        group.receive(slot, reply_with(torch.full((7,), 9.0)) if slot == 2 else honest(slot))
+    group.decode(last=True)
+    assert group.report is not None
+    assert group.report.status == "too-few-shares"  # four agree, which are k + 1, but of five shares
     assert group.gradient is None

@@ -7,6 +7,8 @@ import torch
 import typer
 from rich.markup import escape
 
+from solon_fl.coding import DecodeStatus
+from solon_fl.coding.code import BeyondBound
 from solon_fl.config import CodeName, Mode, SolonConfig
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.cli.terminal import check_output, console, progress_bar, run_scenario, set_log_level
@@ -31,6 +33,12 @@ def simulate_command(
     num_liars: Annotated[
         int | None, typer.Option(help="Liars among all nodes. Default: as many as Solon bears in every group.")
     ] = None,
+    beyond_bound: Annotated[
+        str,
+        typer.Option(
+            help="A group with more faults than Solon bears for certain: reject it, or accept what is likely."
+        ),
+    ] = "reject",
     strategy: Annotated[str, typer.Option(help=f"Who aggregates: {', '.join(STRATEGIES)}.")] = "solon",
     dataset: Annotated[str, typer.Option(help=f"Data: {', '.join(DATASETS)}.")] = "fashion-mnist-6k",
     data_dir: Annotated[
@@ -88,6 +96,7 @@ def simulate_command(
             rtol=rtol,
             seed=seed,
             mode=cast(Mode, mode),
+            beyond_bound=cast(BeyondBound, beyond_bound),
         ),
         strategy=strategy,
         attack=None if attack == "none" else attack,
@@ -132,4 +141,10 @@ def _print_failures(outcome: Outcome) -> None:
     if failures:
         console.print(
             f"[yellow]{failures} times a group could not be decoded[/] (left out, and reported: never guessed)."
+        )
+    groups = [group for record in outcome.records if record.report for group in record.report.groups]
+    if beyond := sum(group.status == DecodeStatus.BEYOND_BOUND for group in groups):
+        console.print(
+            f"[yellow]{beyond} times a group had more faults than s and e[/] (beyond the guarantee: the only gradient "
+            "that k + 1 or more of its nodes agree on was taken)."
         )

@@ -1,0 +1,76 @@
+"""Beyond (n - k) / 2 lies: which rows support a gradient that k + 1 rows agree with.
+
+See docs/explanation/beyond-the-bound.md for what can be concluded if there is one such gradient only.
+"""
+
+import math
+from collections.abc import Iterator
+from itertools import combinations, islice
+
+import numpy as np
+
+from ._types import ComplexArray, FloatArray, IntArray
+
+__all__ = ["can_try_all_sets", "supporting_rows"]
+
+MAX_SETS = 3_000_000  # tried in some 5 s
+SETS_AT_ONCE = 32_768  # of 20 rows, 5 MB a matrix
+
+
+def can_try_all_sets(num_rows: int, compression: int) -> bool:
+    """Whether the sets of k + 1 rows are few enough to look at all of them."""
+    return math.comb(num_rows, compression + 1) <= MAX_SETS
+
+
+def supporting_rows(
+    points: ComplexArray, multipliers: ComplexArray, projected: FloatArray, compression: int, tolerances: FloatArray
+) -> list[int]:
+    """Return the rows that are in any set of k + 1 rows that agree with each other, ascending.
+
+    Parameters
+    ----------
+    points, multipliers : (n,) float64 or complex128
+        multipliers[j] * (row j of the generator @ X) is a polynomial of degree < k at points[j].
+    projected : (n, q) float64
+        The projected shares, in ascending order of the shares' norms.
+    compression : int
+        k < n.
+    tolerances : (n,) float64
+        What a set may disagree by in which row j has the second largest norm.
+
+    Notes
+    -----
+    Cost: n (n + q) multiply-adds for each of the C(n, k + 1) sets. Sets are looked at by themselves, so that
+    however large a lie is, the sets without it are judged as if it was not there.
+    """
+    supporting = np.zeros(len(points), dtype=bool)
+    for sets in _blocks_of_sets(len(points), compression + 1):
+        checks = _checks(points, multipliers, sets)
+        agree = np.linalg.norm(checks @ projected, axis=1) <= tolerances[sets[:, -2]]
+        supporting[sets[agree]] = True
+    return [int(row) for row in np.flatnonzero(supporting)]
+
+
+def _blocks_of_sets(num_rows: int, size: int) -> Iterator[IntArray]:
+    sets = combinations(range(num_rows), size)
+    while block := list(islice(sets, SETS_AT_ONCE)):
+        yield np.array(block, dtype=np.int64)
+
+
+def _checks(points: ComplexArray, multipliers: ComplexArray, sets: IntArray) -> FloatArray:
+    """Return, for (N, k + 1) sets of rows, the unit vectors c, (N, n), zero outside the set, with c @ generator = 0.
+
+    The k-th divided difference of a polynomial of degree < k vanishes: sum_j p(x_j) / prod_i (x_j - x_i) = 0, i != j
+    in the set. The sum has one phase, as the generator is real.
+    """
+    members = np.zeros((len(sets), len(points)))
+    np.put_along_axis(members, sets, 1.0, axis=1)
+    differences = points[:, None] - points[None, :]
+    np.fill_diagonal(differences, 1)
+    logs = np.log(differences.astype(np.complex128))
+    sizes = np.take_along_axis(np.log(np.abs(multipliers)) - members @ logs.real.T, sets, axis=1)
+    phases = np.take_along_axis(np.angle(multipliers) - members @ logs.imag.T, sets, axis=1)
+    weights = np.exp(sizes - sizes.max(axis=1, keepdims=True)) * np.sign(np.cos(phases - phases[:, :1]))
+    checks: FloatArray = np.zeros_like(members)
+    np.put_along_axis(checks, sets, weights / np.linalg.norm(weights, axis=1, keepdims=True), axis=1)
+    return checks
