@@ -7,13 +7,14 @@ from typing import Literal, get_args
 from solon_fl.coding import FourierCode, LinearCode, VandermondeCode
 from solon_fl.errors import ConfigurationError
 
-__all__ = ["CodeName", "FailurePolicy", "Grouping", "Mode", "SolonConfig", "Strangers", "make_code"]
+__all__ = ["CodeName", "FailurePolicy", "Grouping", "Mode", "Regroup", "SolonConfig", "Strangers", "make_code"]
 
 CodeName = Literal["fourier", "vandermonde"]
 Mode = Literal["gradient", "update"]
 Grouping = Literal["server", "silo"]
 FailurePolicy = Literal["exclude", "skip", "stop"]
 Strangers = Literal["spare", "refuse"]
+Regroup = Literal["never", "round"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +53,11 @@ class SolonConfig:
     strangers : "spare" or "refuse"
         What becomes of nodes that connect after the run began: they may fill in for one that is away or
         quarantined, or get nothing to do.
+    regroup : "never" or "round"
+        Whether nodes keep their places, or the server draws all places anew at the start of every round, at random,
+        among the nodes that are there: then nobody can choose whom to corrupt so that more than s of them are in one
+        group. Only with grouping "server". docs/explanation/regrouping.md has the probability that some group has
+        more than s liars all the same.
     quarantine_after : int, optional
         A node that has lied, or sent something else than a share, in this many rounds gets no more tasks. Default:
         never; lies do no harm, and a quarantined node without a spare is missing for good.
@@ -88,6 +94,7 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
     grouping: Grouping = "server"
     on_group_failure: FailurePolicy = "exclude"
     strangers: Strangers = "spare"
+    regroup: Regroup = "never"
     quarantine_after: int | None = None
     group_weights: tuple[float, ...] | None = None
 
@@ -98,6 +105,7 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
             ("grouping", Grouping),
             ("on_group_failure", FailurePolicy),
             ("strangers", Strangers),
+            ("regroup", Regroup),
         ):
             if getattr(self, name) not in get_args(allowed):
                 raise ConfigurationError(
@@ -107,6 +115,11 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
                 raise ConfigurationError(f"{name} must be a whole number >= {least}; got {name}={value!r}.")
+        if self.regroup == "round" and self.grouping == "silo":
+            raise ConfigurationError(
+                "regroup='round' needs grouping='server', as nodes of different silos hold different data; got "
+                "grouping='silo'; set regroup='never'."
+            )
         after = self.quarantine_after
         if after is not None and (not isinstance(after, int) or isinstance(after, bool) or after < 1):
             raise ConfigurationError(

@@ -47,7 +47,8 @@ class SolonStrategy(RoundStrategy):
         median from a lying majority, or from nodes whose data differ: prefer `evaluate_fn`.
     projection_seed : int, optional
         Makes the decoder's random projection reproducible, for simulation only: a node that knew it
-        could hide a lie. Default: fresh entropy in every decode.
+        could hide a lie. With `SolonConfig.regroup` "round" the places that are drawn follow from it, too. Default:
+        fresh entropy in every decode and for every draw.
     checkpoints : Checkpoints, optional
         Where to save the run, and to go on with it after the server was stopped or killed. Unused under Flower's
         own `start`.
@@ -81,6 +82,7 @@ class SolonStrategy(RoundStrategy):
     ) -> None:
         self.config = config
         self.mode = config.mode
+        self._seed = projection_seed
         self._projection = None if projection_seed is None else torch.Generator().manual_seed(projection_seed)
         super().__init__(
             optimizer,
@@ -92,7 +94,7 @@ class SolonStrategy(RoundStrategy):
 
     def _reset(self) -> None:
         super()._reset()
-        self._roster = Roster(self.config)
+        self._roster = Roster(self.config, self._seed)
         self._rounds: tuple[GroupRound, ...] = ()
         self._sum: torch.Tensor | None = None  # of the round's gradients, weighted, and of their weights
         self._sum_of_weights = 0.0
@@ -116,7 +118,7 @@ class SolonStrategy(RoundStrategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> dict[Hashable, Message]:
         """Return one message per node: the shared model, and a config and a task of its own."""
-        self._roster.update(grid, self._timeout)
+        self._roster.update(grid, self._timeout, server_round)
         places = self._roster.places
         model = cast(ServerModel, self._model)
         self._rounds = tuple(
