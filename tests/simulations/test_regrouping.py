@@ -45,6 +45,8 @@ def test_it_is_what_fractions_and_groups_one_by_one_give(
         rest = left * group_size
         following: dict[int, Fraction] = {}
         for open_liars, chance in within.items():
+            if open_liars > rest:
+                continue  # its chance is 0
             for here in range(min(byzantine, group_size, open_liars) + 1):
                 ways = math.comb(group_size, here) * math.comb(rest - group_size, open_liars - here)
                 share = chance * Fraction(ways, math.comb(rest, open_liars))
@@ -103,10 +105,9 @@ def test_the_smallest_s_is_just_enough(num_nodes: int, group_size: int, liars: i
         assert enough == 0 or risked(enough - 1) > risk
 
 
-@pytest.mark.slow
-def test_thousands_of_nodes_take_seconds() -> None:
+def test_the_largest_take_seconds() -> None:
     started = time.perf_counter()
-    assert 0 < overflow_probability(4000, 100, 40, 800) < 1e-3
+    assert 0 < overflow_probability(20_000, 100, 40, 4000) < 1e-3
     assert time.perf_counter() - started < 20
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Collection
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Annotated, Any, cast, get_args
 
 import typer
@@ -14,13 +14,32 @@ from solon_fl.config import CodeName, SolonConfig
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.cli.terminal import console
 from solon_fl.simulations.network import NETWORKS, Network
-from solon_fl.simulations.planner import Baseline, Choice, Plan, plan
+from solon_fl.simulations.planner import LARGEST_GROUP, Baseline, Choice, Plan, plan
+from solon_fl.simulations.regrouping import least_byzantine, overflow_in_run, overflow_probability
 from solon_fl.simulations.server_time import MeasuredServer
 
 __all__ = ["parse_quantity", "plan_command"]
 
 FASTEST_SHOWN = 5
 SUFFIXES = {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Regrouping:
+    """What is asked about places that are drawn anew every round: b liars in all, for so many rounds, at what risk."""
+
+    liars: int
+    rounds: int
+    risk: float
+
+    def overflow(self, choice: Choice) -> tuple[float, float]:
+        """Return the probability that some group has more than s liars, in a round and in the run."""
+        once = overflow_probability(choice.num_nodes, choice.group_size, choice.byzantine, self.liars)
+        return once, overflow_in_run(once, self.rounds)
+
+    def least_byzantine(self, num_nodes: int, group_size: int) -> int:
+        """Return the smallest s for groups of that size."""
+        return least_byzantine(num_nodes, group_size, self.liars, self.rounds, self.risk)
 
 
 def plan_command(
@@ -36,6 +55,17 @@ def plan_command(
     stragglers: Annotated[int, typer.Option(help="e: nodes of each group that may stay silent.")] = 0,
     code: Annotated[str, typer.Option(help=f"The code: {', '.join(get_args(CodeName))} (the paper's).")] = "fourier",
     rtol: Annotated[float, typer.Option(help="Float noise tolerated between honest nodes.")] = 1e-6,
+    liars_in_all: Annotated[
+        int | None,
+        typer.Option(
+            help="b: liars among all nodes. Show how likely some group gets more than s of them if the nodes are "
+            "regrouped at random every round."
+        ),
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds of the run, with --liars-in-all.")] = 1000,
+    risk: Annotated[
+        float, typer.Option(help="Probability that you accept, over the whole run, with --liars-in-all.")
+    ] = 1e-6,
     threads: Annotated[int, typer.Option(help="Threads of torch while the server's part is measured.")] = 1,
     show_all: Annotated[bool, typer.Option("--all", help="Show every choice, also those without a guarantee.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -46,6 +76,9 @@ def plan_command(
 
         solon-fl plan --nodes 100 --byzantine 5 --model-size 11M --batch-seconds 0.5 --network home-20m
     """
+    regrouping = None if liars_in_all is None else Regrouping(liars=liars_in_all, rounds=rounds, risk=risk)
+    if regrouping is not None:
+        regrouping.least_byzantine(nodes, 1)  # refuses bad numbers before anything is measured
     planned = plan(
         num_nodes=nodes,
         byzantine=byzantine,
@@ -59,13 +92,16 @@ def plan_command(
     )
     shown = planned.choices if show_all else _worth_showing(planned)
     if as_json:
-        print(json.dumps(_as_json(planned, shown), indent=2, allow_nan=False))
+        print(json.dumps(_as_json(planned, shown, regrouping), indent=2, allow_nan=False))
         return
     console.print(_choices_table(planned, shown))
     console.print(_baselines_table(planned))
     for sentence in _sentences(planned):
         console.print(sentence, highlight=False)
-    for line in _lines_to_use(planned.best):
+    if regrouping is not None:
+        console.print(_regrouping_table(shown, regrouping))
+        console.print(_regrouping_sentence(planned, regrouping), highlight=False)
+    for line in _lines_to_use(planned.best, regrouping):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -210,7 +246,82 @@ def _break_even(factor: float) -> str:
     return f"is faster on links below {_short(factor)} times these rates"
 
 
-def _lines_to_use(best: Choice) -> list[str]:
+def _regrouping_table(shown: Collection[Choice], regrouping: Regrouping) -> Table:
+    """Return a row for every group size shown: the probabilities don't depend on k."""
+    table = Table(
+        title=f"{regrouping.liars} liars in all, regrouped every round",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for heading in (
+        "r",
+        "s",
+        "groups",
+        "more than s\nin a round",
+        f"in {regrouping.rounds:,}\nrounds",
+        "least s for\nthe risk",
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for size, choice in sorted({choice.group_size: choice for choice in shown}.items()):
+        once, in_run = regrouping.overflow(choice)
+        least = regrouping.least_byzantine(choice.num_nodes, size)
+        table.add_row(
+            str(size),
+            str(choice.byzantine),
+            str(choice.num_groups),
+            _probability(once),
+            _probability(in_run),
+            str(least) if _bears(size, least, choice.stragglers) else f"[dim]{least} (needs larger r)[/]",
+            style="bold green" if in_run <= regrouping.risk else "",
+        )
+    return table
+
+
+def _regrouping_sentence(planned: Plan, regrouping: Regrouping) -> str:
+    """Return the smallest s, over all group sizes, that will do, or that none will."""
+    best = planned.best
+    enough = _enough(planned, regrouping)
+    if enough is None:
+        return (
+            f"[bold]No s that groups of up to {LARGEST_GROUP} nodes bear keeps the probability over "
+            f"{regrouping.rounds:,} rounds within {regrouping.risk:g}[/] (--risk): use more nodes, or trust fewer."
+        )
+    least, sizes = enough
+    then = "as planned" if least == best.byzantine else f"plan again with --byzantine {least}"
+    fixed = (
+        "So regrouping gains nothing here: fixed groups need no larger s, whichever nodes are corrupted."
+        if least == regrouping.liars
+        else f"Fixed groups need s = {regrouping.liars} against an attacker who picks the nodes that he corrupts."
+    )
+    return (
+        f"[bold]Regrouped every round, s = {least} is the smallest[/] that some group exceeds in {regrouping.rounds:,} "
+        f"rounds with a probability of at most {regrouping.risk:g} (--risk), in groups of r = "
+        f"{', '.join(map(str, sizes))}: {then}. {fixed}"
+    )
+
+
+def _enough(planned: Plan, regrouping: Regrouping) -> tuple[int, list[int]] | None:
+    """Return the smallest s that some admissible group size keeps within the risk, and those sizes."""
+    sizes: dict[int, list[int]] = {}
+    for size in range(1, LARGEST_GROUP + 1):
+        if planned.num_nodes % size == 0:
+            least = regrouping.least_byzantine(planned.num_nodes, size)
+            if _bears(size, least, planned.best.stragglers):
+                sizes.setdefault(least, []).append(size)
+    return (min(sizes), sizes[min(sizes)]) if sizes else None
+
+
+def _bears(group_size: int, byzantine: int, stragglers: int) -> bool:
+    """Return whether r allows such an s, with k = 1 at least."""
+    return group_size >= 2 * byzantine + stragglers + 1
+
+
+def _probability(value: float) -> str:
+    return "0" if value == 0 else f"{value:.1e}" if value < 0.01 else f"{value:.2f}"
+
+
+def _lines_to_use(best: Choice, regrouping: Regrouping | None = None) -> list[str]:
     required = {
         "byzantine": best.byzantine,
         "compression": best.compression,
@@ -222,7 +333,9 @@ def _lines_to_use(best: Choice) -> list[str]:
         for name, value in (("stragglers", best.stragglers), ("code", best.code), ("rtol", best.rtol))
         if value != defaults[name]
     }
-    settings = required | optional
+    settings: dict[str, Any] = required | optional
+    if regrouping is not None and regrouping.liars > best.byzantine:
+        settings["regroup"] = "round"
     arguments = "".join(f", {name}={value!r}" for name, value in settings.items())
     options = "".join(f" --{name.replace('_', '-')} {value}" for name, value in settings.items())
     return [
@@ -232,9 +345,9 @@ def _lines_to_use(best: Choice) -> list[str]:
     ]
 
 
-def _as_json(planned: Plan, shown: Collection[Choice]) -> dict[str, Any]:
+def _as_json(planned: Plan, shown: Collection[Choice], regrouping: Regrouping | None) -> dict[str, Any]:
     """Return the plan as what json can write; the rows are those that the table shows."""
-    return {
+    result = {
         "network": asdict(planned.network),
         "num_nodes": planned.num_nodes,
         "dim": planned.dim,
@@ -246,6 +359,15 @@ def _as_json(planned: Plan, shown: Collection[Choice]) -> dict[str, Any]:
             for baseline in planned.baselines
         ],
     }
+    if regrouping is not None:
+        enough = _enough(planned, regrouping)
+        result["regrouping"] = asdict(regrouping) | {
+            "byzantine_needed": None if enough is None else enough[0],
+            "group_sizes": [] if enough is None else enough[1],
+        }
+        for choice, row in zip((planned.best, *shown), (result["best"], *result["choices"]), strict=True):
+            row["overflow_in_round"], row["overflow_in_run"] = regrouping.overflow(choice)
+    return result
 
 
 def _row_as_json(row: Choice | Baseline) -> dict[str, Any]:

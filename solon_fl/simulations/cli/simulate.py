@@ -7,7 +7,7 @@ import torch
 import typer
 from rich.markup import escape
 
-from solon_fl.config import CodeName, Mode, SolonConfig
+from solon_fl.config import CodeName, Mode, Regroup, SolonConfig
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.cli.terminal import check_output, console, progress_bar, run_scenario, set_log_level
 from solon_fl.simulations.datasets import DATASETS
@@ -31,6 +31,13 @@ def simulate_command(
     num_liars: Annotated[
         int | None, typer.Option(help="Liars among all nodes. Default: as many as Solon bears in every group.")
     ] = None,
+    regroup: Annotated[
+        str,
+        typer.Option(
+            help=f"When nodes are put into new groups, at random: {', '.join(get_args(Regroup))}. With round, s nodes "
+            "in all lie by default."
+        ),
+    ] = "never",
     strategy: Annotated[str, typer.Option(help=f"Who aggregates: {', '.join(STRATEGIES)}.")] = "solon",
     dataset: Annotated[str, typer.Option(help=f"Data: {', '.join(DATASETS)}.")] = "fashion-mnist-6k",
     data_dir: Annotated[
@@ -88,6 +95,7 @@ def simulate_command(
             rtol=rtol,
             seed=seed,
             mode=cast(Mode, mode),
+            regroup=cast(Regroup, regroup),
         ),
         strategy=strategy,
         attack=None if attack == "none" else attack,
