@@ -101,7 +101,8 @@ def plan_command(
     if regrouping is not None:
         console.print(_regrouping_table(shown, regrouping))
         console.print(_regrouping_sentence(planned, regrouping), highlight=False)
-    for line in _lines_to_use(planned.best, regrouping):
+    chosen = planned.best if regrouping is None else _quickest_within_risk(planned, regrouping)
+    for line in _lines_to_use(chosen, regrouping) if chosen is not None else ():
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -288,17 +289,32 @@ def _regrouping_sentence(planned: Plan, regrouping: Regrouping) -> str:
             f"{regrouping.rounds:,} rounds within {regrouping.risk:g}[/] (--risk): use more nodes, or trust fewer."
         )
     least, sizes = enough
+    chosen = _quickest_within_risk(planned, regrouping)
+    quickest = (
+        ""
+        if chosen is None
+        else (
+            f" Within the risk the shortest round, with s = {best.byzantine}, has r = {chosen.group_size}, "
+            f"k = {chosen.compression}: {_short(chosen.seconds.total)} s."
+        )
+    )
     then = "as planned" if least == best.byzantine else f"plan again with --byzantine {least}"
     fixed = (
-        "So regrouping gains nothing here: fixed groups need no larger s, whichever nodes are corrupted."
+        "So regrouping gains nothing here: fixed groups need no larger s, whoever lies."
         if least == regrouping.liars
-        else f"Fixed groups need s = {regrouping.liars} against an attacker who picks the nodes that he corrupts."
+        else f"Fixed groups need s = {regrouping.liars} against an attacker who picks which nodes to corrupt."
     )
     return (
         f"[bold]Regrouped every round, s = {least} is the smallest[/] that some group exceeds in {regrouping.rounds:,} "
         f"rounds with a probability of at most {regrouping.risk:g} (--risk), in groups of r = "
-        f"{', '.join(map(str, sizes))}: {then}. {fixed}"
+        f"{', '.join(map(str, sizes))}: {then}. {fixed}{quickest}"
     )
+
+
+def _quickest_within_risk(planned: Plan, regrouping: Regrouping) -> Choice | None:
+    """Return the choice with the shortest round of those that are not void, and are within the risk; None if none is."""
+    within = (choice for choice in planned.choices if regrouping.overflow(choice)[1] <= regrouping.risk)
+    return next((choice for choice in within if not choice.is_void), None)
 
 
 def _enough(planned: Plan, regrouping: Regrouping) -> tuple[int, list[int]] | None:
