@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from typing import Annotated, Any, cast, get_args
 
 import typer
@@ -12,34 +12,16 @@ from rich.table import Table
 
 from solon_fl.config import CodeName, SolonConfig
 from solon_fl.errors import ConfigurationError
+from solon_fl.simulations.cli.regrouping import Regrouping
 from solon_fl.simulations.cli.terminal import console
 from solon_fl.simulations.network import NETWORKS, Network
-from solon_fl.simulations.planner import LARGEST_GROUP, Baseline, Choice, Plan, plan
-from solon_fl.simulations.regrouping import least_byzantine, overflow_in_run, overflow_probability
+from solon_fl.simulations.planner import Baseline, Choice, Plan, plan
 from solon_fl.simulations.server_time import MeasuredServer
 
 __all__ = ["parse_quantity", "plan_command"]
 
 FASTEST_SHOWN = 5
 SUFFIXES = {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Regrouping:
-    """What is asked about places that are drawn anew every round: b liars in all, for so many rounds, at what risk."""
-
-    liars: int
-    rounds: int
-    risk: float
-
-    def overflow(self, choice: Choice) -> tuple[float, float]:
-        """Return the probability that some group has more than s liars, in a round and in the run."""
-        once = overflow_probability(choice.num_nodes, choice.group_size, choice.byzantine, self.liars)
-        return once, overflow_in_run(once, self.rounds)
-
-    def least_byzantine(self, num_nodes: int, group_size: int) -> int:
-        """Return the smallest s for groups of that size."""
-        return least_byzantine(num_nodes, group_size, self.liars, self.rounds, self.risk)
 
 
 def plan_command(
@@ -99,9 +81,9 @@ def plan_command(
     for sentence in _sentences(planned):
         console.print(sentence, highlight=False)
     if regrouping is not None:
-        console.print(_regrouping_table(shown, regrouping))
-        console.print(_regrouping_sentence(planned, regrouping), highlight=False)
-    chosen = planned.best if regrouping is None else _quickest_within_risk(planned, regrouping)
+        console.print(regrouping.table(shown))
+        console.print(regrouping.sentence(planned), highlight=False)
+    chosen = planned.best if regrouping is None else regrouping.quickest(planned)
     for line in _lines_to_use(chosen, regrouping) if chosen is not None else ():
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
@@ -247,96 +229,6 @@ def _break_even(factor: float) -> str:
     return f"is faster on links below {_short(factor)} times these rates"
 
 
-def _regrouping_table(shown: Collection[Choice], regrouping: Regrouping) -> Table:
-    """Return a row for every group size shown: the probabilities don't depend on k."""
-    table = Table(
-        title=f"{regrouping.liars} liars in all, regrouped every round",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    for heading in (
-        "r",
-        "s",
-        "groups",
-        "more than s\nin a round",
-        f"in {regrouping.rounds:,}\nrounds",
-        "least s for\nthe risk",
-    ):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for size, choice in sorted({choice.group_size: choice for choice in shown}.items()):
-        once, in_run = regrouping.overflow(choice)
-        least = regrouping.least_byzantine(choice.num_nodes, size)
-        table.add_row(
-            str(size),
-            str(choice.byzantine),
-            str(choice.num_groups),
-            _probability(once),
-            _probability(in_run),
-            str(least) if _bears(size, least, choice.stragglers) else f"[dim]{least} (needs larger r)[/]",
-            style="bold green" if in_run <= regrouping.risk else "",
-        )
-    return table
-
-
-def _regrouping_sentence(planned: Plan, regrouping: Regrouping) -> str:
-    """Return the smallest s, over all group sizes, that will do, or that none will."""
-    best = planned.best
-    enough = _enough(planned, regrouping)
-    if enough is None:
-        return (
-            f"[bold]No s that groups of up to {LARGEST_GROUP} nodes bear keeps the probability over "
-            f"{regrouping.rounds:,} rounds within {regrouping.risk:g}[/] (--risk): use more nodes, or trust fewer."
-        )
-    least, sizes = enough
-    chosen = _quickest_within_risk(planned, regrouping)
-    quickest = (
-        ""
-        if chosen is None
-        else (
-            f" Within the risk the shortest round, with s = {best.byzantine}, has r = {chosen.group_size}, "
-            f"k = {chosen.compression}: {_short(chosen.seconds.total)} s."
-        )
-    )
-    then = "as planned" if least == best.byzantine else f"plan again with --byzantine {least}"
-    fixed = (
-        "So regrouping gains nothing here: fixed groups need no larger s, whoever lies."
-        if least == regrouping.liars
-        else f"Fixed groups need s = {regrouping.liars} against an attacker who picks which nodes to corrupt."
-    )
-    return (
-        f"[bold]Regrouped every round, s = {least} is the smallest[/] that some group exceeds in {regrouping.rounds:,} "
-        f"rounds with a probability of at most {regrouping.risk:g} (--risk), in groups of r = "
-        f"{', '.join(map(str, sizes))}: {then}. {fixed}{quickest}"
-    )
-
-
-def _quickest_within_risk(planned: Plan, regrouping: Regrouping) -> Choice | None:
-    """Return the choice with the shortest round of those that are not void, and are within the risk; None if none is."""
-    within = (choice for choice in planned.choices if regrouping.overflow(choice)[1] <= regrouping.risk)
-    return next((choice for choice in within if not choice.is_void), None)
-
-
-def _enough(planned: Plan, regrouping: Regrouping) -> tuple[int, list[int]] | None:
-    """Return the smallest s that some admissible group size keeps within the risk, and those sizes."""
-    sizes: dict[int, list[int]] = {}
-    for size in range(1, LARGEST_GROUP + 1):
-        if planned.num_nodes % size == 0:
-            least = regrouping.least_byzantine(planned.num_nodes, size)
-            if _bears(size, least, planned.best.stragglers):
-                sizes.setdefault(least, []).append(size)
-    return (min(sizes), sizes[min(sizes)]) if sizes else None
-
-
-def _bears(group_size: int, byzantine: int, stragglers: int) -> bool:
-    """Return whether r allows such an s, with k = 1 at least."""
-    return group_size >= 2 * byzantine + stragglers + 1
-
-
-def _probability(value: float) -> str:
-    return "0" if value == 0 else f"{value:.1e}" if value < 0.01 else f"{value:.2f}"
-
-
 def _lines_to_use(best: Choice, regrouping: Regrouping | None = None) -> list[str]:
     required = {
         "byzantine": best.byzantine,
@@ -363,7 +255,7 @@ def _lines_to_use(best: Choice, regrouping: Regrouping | None = None) -> list[st
 
 def _as_json(planned: Plan, shown: Collection[Choice], regrouping: Regrouping | None) -> dict[str, Any]:
     """Return the plan as what json can write; the rows are those that the table shows."""
-    result = {
+    result: dict[str, Any] = {
         "network": asdict(planned.network),
         "num_nodes": planned.num_nodes,
         "dim": planned.dim,
@@ -376,7 +268,7 @@ def _as_json(planned: Plan, shown: Collection[Choice], regrouping: Regrouping | 
         ],
     }
     if regrouping is not None:
-        enough = _enough(planned, regrouping)
+        enough = regrouping.enough(planned)
         result["regrouping"] = asdict(regrouping) | {
             "byzantine_needed": None if enough is None else enough[0],
             "group_sizes": [] if enough is None else enough[1],
