@@ -108,6 +108,8 @@ class SolonStrategy(RoundStrategy):
         """Log the settings and the certificate."""
         config, code = self.config, self.config.make_code()
         logger.info("\t├──> Solon: %d groups of %d nodes", config.num_groups, config.group_size)
+        if config.regroup == "round":
+            logger.info("\t│\t├── Places drawn anew every round")
         logger.info("\t│\t├── Liars tolerated per group: %d", config.byzantine)
         logger.info("\t│\t├── Silent nodes tolerated per group: %d", config.stragglers)
         logger.info("\t│\t├── A share is 1/%d of the gradient", config.compression)

@@ -1,7 +1,7 @@
 import math
 import time
 from fractions import Fraction
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,22 @@ def test_few_liars_are_certain_to_fit_many_certain_not_to_and_more_never_fit_bet
     if liars < num_nodes:
         assert overflow_probability(num_nodes, group_size, byzantine, liars + 1) >= probability
     assert overflow_probability(num_nodes, group_size, byzantine + 1, liars) <= probability
+
+
+@pytest.mark.parametrize(("group_size", "num_groups"), [(3, 2), (3, 4), (5, 3), (6, 3), (9, 2)])
+def test_missing_nodes_spread_over_the_groups_make_it_no_likelier(group_size: int, num_groups: int) -> None:
+    for present in range(num_groups, group_size * num_groups):
+        sizes = [len(range(group, present, num_groups)) for group in range(num_groups)]
+        for liars in range(1, min(present, 5) + 1):
+            for byzantine in range(1, group_size):
+                fitting = sum(
+                    math.prod(map(math.comb, sizes, counts))
+                    for counts in product(range(byzantine + 1), repeat=num_groups)
+                    if sum(counts) == liars
+                )
+                missing_some = float(1 - Fraction(fitting, math.comb(present, liars)))
+                if missing_some > 0:
+                    assert missing_some <= overflow_probability(group_size * num_groups, group_size, byzantine, liars)
 
 
 def test_over_a_run() -> None:
