@@ -348,6 +348,21 @@ def test_regrouped_colluders_know_each_other_wherever_they_are() -> None:
     assert {2, 3} <= set(placed) | {4 - count for count in placed}
 
 
+def test_groups_larger_than_2s_and_k_need_more_colluders_to_be_misled() -> None:
+    """With r = 10, k = 2, three or four of them are more than s = 2, and no more than t = (r - k) / 2."""
+    config = SolonConfig(num_nodes=20, byzantine=2, compression=2, group_size=10, regroup="round")
+    honest, outcome = run(config=config), run(config=config, attack="other-gradient", num_liars=4, rounds=8)
+    met = 0
+    for record in outcome.records[1:]:
+        assert record.report is not None
+        for group in record.report.groups:
+            lying = {node for node in group.nodes if node is not None and node - 1 in outcome.scenario.liars}
+            assert set(group.corrupt_nodes) == lying
+            met = max(met, len(lying))
+    assert met > 2
+    assert curve(outcome)[:5] == curve(honest)
+
+
 def test_a_quarantined_liar_stays_out_of_every_group(honest: Outcome) -> None:
     config = dataclasses.replace(REGROUPED, quarantine_after=2)
     outcome = run(config=config, attack="reverse")

@@ -295,10 +295,10 @@ def regrouped(seed: int | None = None, **changes: Any) -> Roster:
 def test_every_round_has_its_own_permutation_of_all_nodes_and_every_slot_can_be_anybodys(app: ClientApp) -> None:
     grid = ChangingGrid(app, keyed(*range(1, 15)))
     roster = regrouped()
-    rounds = [follow(roster, grid, number) for number in range(1, 201)]
+    rounds = [follow(roster, grid, number) for number in range(1, 401)]
     assert all(sorted(node for node in nodes if node is not None) == list(range(1, 15)) for nodes in rounds)
-    assert len(set(rounds)) == 200
-    # Chance misses a node at a place in 200 rounds with a probability of 14 * 14 * (13 / 14)^200 = 7e-5.
+    assert len(set(rounds)) == 400
+    # Chance keeps some node from some place for 400 rounds with a probability of 14 * 14 * (13 / 14)^400 = 3e-11.
     assert all({nodes[place] for nodes in rounds} == set(range(1, 15)) for place in range(14))
     assert set(states(roster).values()) == {"member"}
 
