@@ -87,7 +87,7 @@ def overflow_in_run(probability: float, rounds: int) -> float:
 
     Examples
     --------
-    >>> print(f"{overflow_in_run(1e-9, 1000):.9g}")
+    >>> print(f"{overflow_in_run(1e-9, 1000):.7g}")
     9.999995e-07
     """
     if not 0 <= probability <= 1:
