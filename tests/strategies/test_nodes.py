@@ -13,6 +13,7 @@ from solon_fl.clients import answer_silo_queries
 from solon_fl.config import SolonConfig
 from solon_fl.errors import ConfigurationError, NodesMissingError
 from solon_fl.simulations import InProcessGrid
+from solon_fl.simulations.regrouping import overflow_probability
 from solon_fl.strategies import GroupReport, RoundReport
 from solon_fl.strategies.nodes import Places, Roster, wait_for_nodes
 from tests.support import Regression, small_config
@@ -306,12 +307,15 @@ def test_every_round_has_its_own_permutation_of_all_nodes_and_every_slot_can_be_
 def test_nodes_meet_in_a_group_as_often_as_a_uniform_grouping_makes_them(app: ClientApp) -> None:
     grid = ChangingGrid(app, keyed(*range(1, 15)))
     roster = regrouped(seed=5)
-    together = 0
+    together = too_many = 0
     for server_round in range(1, 1001):
         nodes = follow(roster, grid, server_round)
         together += (nodes.index(1) < 7) == (nodes.index(2) < 7)
+        too_many += sum(node < 5 for node in nodes[:7] if node is not None) in (0, 1, 3, 4)
     # 6 of the 13 other places are in the same group: 461.5 on average, with a deviation of 15.8.
     assert abs(together - 1000 * 6 / 13) < 4 * 15.8
+    # More than two of the nodes 1 to 4 in one of the groups: 559.4 rounds on average, with a deviation of 15.7.
+    assert abs(too_many - 1000 * overflow_probability(14, 7, 2, 4)) < 4 * 15.7
 
 
 def test_without_a_seed_no_two_rosters_draw_the_same(app: ClientApp) -> None:
