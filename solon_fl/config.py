@@ -8,7 +8,7 @@ from solon_fl.coding import FourierCode, LinearCode, VandermondeCode
 from solon_fl.coding.code import BeyondBound
 from solon_fl.errors import ConfigurationError
 
-__all__ = ["CodeName", "FailurePolicy", "Grouping", "Mode", "SolonConfig", "Strangers", "make_code"]
+__all__ = ["CodeName", "FailurePolicy", "Grouping", "Mode", "Regroup", "SolonConfig", "Strangers", "make_code"]
 
 CodeName = Literal["fourier", "vandermonde"]
 Mode = Literal["gradient", "update"]
@@ -17,6 +17,7 @@ FailurePolicy = Literal["exclude", "skip", "stop"]
 Strangers = Literal["spare", "refuse"]
 Redundancy = Literal["full", "reactive"]
 Verification = Literal["algebra", "digest"]
+Regroup = Literal["never", "round"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +60,11 @@ class SolonConfig:
     strangers : "spare" or "refuse"
         What becomes of nodes that connect after the run began: they may fill in for one that is away or
         quarantined, or get nothing to do.
+    regroup : "never" or "round"
+        Whether nodes keep their places, or the server draws all places anew at the start of every round, at random,
+        among the nodes that are there: then nobody can choose whom to corrupt so that more than s of them are in one
+        group. Only with grouping "server". docs/explanation/regrouping.md has the probability that some group has
+        more than s liars all the same.
     quarantine_after : int, optional
         A node that has lied, or sent something else than a share, in this many rounds gets no more tasks. Default:
         never, and with redundancy "reactive" 1; lies do no harm, and a quarantined node without a spare is missing for
@@ -110,6 +116,7 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
     on_group_failure: FailurePolicy = "exclude"
     beyond_bound: BeyondBound = "reject"
     strangers: Strangers = "spare"
+    regroup: Regroup = "never"
     quarantine_after: int | None = None
     verification: Verification = "algebra"
     redundancy: Redundancy = "full"
@@ -126,6 +133,7 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
             ("strangers", Strangers),
             ("redundancy", Redundancy),
             ("verification", Verification),
+            ("regroup", Regroup),
         ):
             if getattr(self, name) not in get_args(allowed):
                 raise ConfigurationError(
@@ -138,6 +146,11 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
                 raise ConfigurationError(f"{name} must be a whole number >= {least}; got {name}={value!r}.")
+        if self.regroup == "round" and self.grouping == "silo":
+            raise ConfigurationError(
+                "regroup='round' needs grouping='server', as nodes of different silos hold different data; got "
+                "grouping='silo'; set regroup='never'."
+            )
         after = self.quarantine_after
         if after is not None and (not isinstance(after, int) or isinstance(after, bool) or after < 1):
             raise ConfigurationError(
@@ -169,6 +182,12 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
     def num_groups(self) -> int:
         """P / r."""
         return self.num_nodes // self.group_size
+
+    @property
+    def num_agreeing(self) -> int:
+        """Nodes of a group that must agree: k + s, with digests the larger of s + 1 and k."""
+        s, k = self.byzantine, self.compression
+        return max(s + 1, k) if self.verification == "digest" else k + s
 
     @property
     def can_decode_by_algebra(self) -> bool:

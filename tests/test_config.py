@@ -29,6 +29,11 @@ def test_group_size_and_batches_default_to_the_theorems_minimum() -> None:
         ({"code": "hamming"}, "code must be one of fourier, vandermonde; got code='hamming'"),
         ({"mode": "delta"}, "mode must be one of gradient, update; got mode='delta'"),
         ({"grouping": "random"}, "grouping='random'"),
+        ({"regroup": "daily"}, "regroup must be one of never, round; got regroup='daily'"),
+        (
+            {"regroup": "round", "grouping": "silo"},
+            "regroup='round' needs grouping='server', as nodes of different silos hold different data",
+        ),
         ({"on_group_failure": "guess"}, "on_group_failure='guess'"),
         ({"beyond_bound": True}, "beyond_bound must be one of reject, accept; got beyond_bound=True"),
         ({"group_weights": (1.0,)}, r"group_weights must be 2 positive numbers, one a group; got \(1.0,\)"),

@@ -1,7 +1,7 @@
 """The simulated nodes: classification of images or texts with any strategy."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from functools import partial
 
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -100,10 +100,10 @@ class ImageClient(SolonClientMixin):
         return self._computed[key]
 
 
-def make_client_app(client: ImageClient) -> ClientApp:
-    """Return the ClientApp of a scenario's nodes, the liars among them included."""
+def make_client_app(client: ImageClient, liars: Set[int] | None = None) -> ClientApp:
+    """Return the ClientApp of a scenario's nodes, the liars among them included; see `Scenario.mods`."""
     scenario = client.scenario
-    attack = scenario.mods()
+    attack = scenario.mods(liars)
     kind = STRATEGIES[scenario.strategy].client
     if kind == "solon":
         return client.client_app(attack)

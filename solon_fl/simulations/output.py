@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from rich.table import Table
 
 from solon_fl.simulations.contenders import STRATEGIES
+from solon_fl.simulations.records import RoundRecord
 from solon_fl.simulations.run import Outcome
 
 __all__ = ["jsonable", "offences_table", "plot_run", "style_axes", "write_jsonl"]
@@ -27,7 +28,7 @@ def write_jsonl(outcome: Outcome, path: Path) -> None:
     """Write a run as JSON lines: what was run, one line a round, and a summary.
 
     The first line has the scenario (its seed included), the liars and the versions; a NaN is written as null. Nodes
-    are given by their numbers (group * group_size + slot) everywhere, not by Flower's ids.
+    are given by their numbers (as in `Scenario.liars`) everywhere, not by Flower's ids.
     """
     scenario = outcome.scenario
     head = {
@@ -44,7 +45,7 @@ def write_jsonl(outcome: Outcome, path: Path) -> None:
         "offences": {number: dict(kinds) for number, kinds in outcome.offences.items()},
         "ledger": [asdict(record) for record in outcome.ledger],
     }
-    lines = [head, *(_with_numbers(asdict(record)) for record in outcome.records), summary]
+    lines = [head, *(_with_numbers(record) for record in outcome.records), summary]
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".part")  # a file of the right name is a whole one
     unfinished.write_text("".join(json.dumps(jsonable(line), allow_nan=False) + "\n" for line in lines))
@@ -53,7 +54,7 @@ def write_jsonl(outcome: Outcome, path: Path) -> None:
 
 def offences_table(outcome: Outcome) -> Table:
     """Return a table of the nodes that were named, beside those that really lied."""
-    size = outcome.scenario.config.group_size
+    config = outcome.scenario.config
     table = Table(title="Nodes named by the server", title_justify="left")
     for heading in ("node", "group", "slot", "named in", "as", "really lies"):
         table.add_column(heading, justify="left" if heading in ("as", "really lies") else "right")
@@ -64,8 +65,7 @@ def offences_table(outcome: Outcome) -> Table:
         truth = "[red]yes[/]" if number in outcome.scenario.liars else "[yellow]no[/]"
         table.add_row(
             str(number),
-            str(number // size),
-            str(number % size),
+            *(["-", "-"] if config.regroup == "round" else map(str, divmod(number, config.group_size))),
             f"{named} of {rounds} rounds",
             ", ".join(KIND_LABELS[kind] for kind in kinds) or "[dim]never named[/]",
             truth,
@@ -120,15 +120,17 @@ def _draw_offences(axes: Axes, outcome: Outcome) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _with_numbers(record: dict[str, Any]) -> dict[str, Any]:
+def _with_numbers(record: RoundRecord) -> dict[str, Any]:
     """Return a round's record with node numbers in place of Flower's node ids."""
-    for group in record["report"]["groups"] if record["report"] is not None else ():
-        first = group["group"] * len(group["nodes"])
-        number_of = {node: first + slot for slot, node in enumerate(group.pop("nodes"))}
+    result = asdict(record)
+    if record.report is None:
+        return result
+    for report, group in zip(record.report.groups, result["report"]["groups"], strict=True):
+        number_of = {node: record.number(report, node) for node in group.pop("nodes") if node is not None}
         for kind in ("corrupt_nodes", "silent_nodes"):
             group[kind] = [number_of[node] for node in group[kind]]
         group["malformed_nodes"] = {number_of[node]: reason for node, reason in group["malformed_nodes"].items()}
-    return record
+    return result
 
 
 def jsonable(value: Any) -> Any:

@@ -27,6 +27,8 @@ class RoundRecord:
         The strategy's; None for round 0.
     waited : bool
         Whether the server would have waited for its deadline, as a node that it needed did not answer.
+    regrouped : bool
+        Whether nodes change places, and are numbered as `InProcessGrid` has them (Flower's id less one), not by place.
     """
 
     round: int
@@ -35,11 +37,16 @@ class RoundRecord:
     seconds: float
     report: RoundReport | None = None
     waited: bool = False
+    regrouped: bool = False
+
+    def number(self, group: GroupReport, node: int) -> int:
+        """Return the number of a node of a group, as in `Scenario.liars`."""
+        return node - 1 if self.regrouped else group.group * len(group.nodes) + group.nodes.index(node)
 
     def named(self) -> list[tuple[int, str]]:
         """Return the number of each node named in this round, and what for: "lying", "silent" or "malformed"."""
         return [
-            (group.group * len(group.nodes) + group.nodes.index(node), kind)
+            (self.number(group, node), kind)
             for group in (self.report.groups if self.report is not None else ())
             for kind, nodes in (
                 ("lying", group.corrupt_nodes),

@@ -8,14 +8,14 @@ import random
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from torch import nn
@@ -31,6 +31,7 @@ from solon_fl.simulations.models import build_model
 from solon_fl.simulations.records import RecordedCheckpoints, RoundRecord
 from solon_fl.simulations.scenario import Scenario
 from solon_fl.strategies import Checkpoints, NodeRecord, RoundReport, SolonStrategy, buffer_names
+from solon_fl.task import TASK, SolonTask
 from solon_fl.wire import to_array, trusted_tensor
 
 __all__ = ["Outcome", "cheap_garbage_collection", "measure_batch_seconds", "simulate"]
@@ -69,7 +70,7 @@ class Outcome:
     def offences(self) -> dict[int, Counter[str]]:
         """How often each node was named, by its number and by what for: "lying", "silent" or "malformed".
 
-        A node's number is group * group_size + slot, as in `Scenario.liars`.
+        Numbers are those of `Scenario.liars`.
         """
         counts: dict[int, Counter[str]] = {}
         for record in self.records:
@@ -112,16 +113,46 @@ def simulate(
             f"dataset {dataset.name} has {len(dataset.train_labels)}."
         )
     outcome = Outcome(scenario=scenario)
-    client_app = make_client_app(ImageClient(scenario, dataset))
+    places = set(scenario.liars)
+    client_app = make_client_app(ImageClient(scenario, dataset), places)
     server_app = _server_app(outcome, dataset, on_round, checkpoints)
     if scenario.engine == "ray":
         _run_on_ray(server_app, client_app, scenario.config.num_nodes)
     else:
-        grid = InProcessGrid(client_app, scenario.config.num_nodes)
+        grid = _GridOfColluders(client_app, scenario.config.num_nodes, scenario.liars, places)
         context = Context(run_id=grid.run.run_id, node_id=0, node_config={}, state=RecordDict(), run_config={})
         with cheap_garbage_collection():
             server_app(grid, context)
     return outcome
+
+
+class _GridOfColluders(InProcessGrid):
+    """Lets the liars, who collude, know the places of all of them as soon as they have their tasks.
+
+    Parameters
+    ----------
+    client_app, num_nodes
+        See `InProcessGrid`.
+    liars : collection of int
+        The nodes that lie, numbered from 0.
+    places : set of int
+        What the attack goes by: the liars' places in this round, group * group_size + slot.
+    """
+
+    def __init__(self, client_app: ClientApp, num_nodes: int, liars: Collection[int], places: set[int]) -> None:
+        super().__init__(client_app, num_nodes)
+        self._liars = liars
+        self._places = places
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """See `InProcessGrid.push_messages`."""
+        kept = list(messages)
+        tasks = {m.metadata.dst_node_id - 1: SolonTask.from_message(m) for m in kept if TASK in m.content}
+        if tasks:
+            lying = {task.group * task.group_size + task.slot for node, task in tasks.items() if node in self._liars}
+            self._places.clear()
+            self._places.update(lying)
+        return super().push_messages(kept)
 
 
 @contextmanager
@@ -185,6 +216,7 @@ def _server_app(
             seconds=time.monotonic() - started,
             report=report,
             waited=report is not None and STRATEGIES[scenario.strategy].waited(report),
+            regrouped=scenario.config.regroup == "round",
         )
         outcome.arrays = arrays
         outcome.records.append(record)

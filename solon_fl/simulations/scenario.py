@@ -1,7 +1,7 @@
 """One simulated run, described by one object."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -38,7 +38,9 @@ class Scenario:
         One of `ATTACKS`, or None: all nodes are honest.
     num_liars : int, optional
         Liars among all nodes, at most s in a group of Solon's, or r - k - 1 if the config accepts results beyond the
-        bound. Default: s in every group. Strategies without groups are made for this number.
+        bound. Default: s in every group. Strategies without groups are made for this number. With the config's
+        regroup "round" any nodes may lie, the default is s in all, and with more than s it is left to chance whether
+        some group has more than s in some round.
     dataset, model : str
         One of `DATASETS` and `MODELS`; the model must be for the kind of data, images or texts.
     data_dir : Path, optional
@@ -115,12 +117,19 @@ class Scenario:
                 f"attack={self.attack!r} is made against Solon's code; got strategy={self.strategy!r}; use "
                 "strategy='solon', or another attack."
             )
+        if self.config.regroup == "round" and self.engine != "in-process":
+            raise ConfigurationError(
+                "regroup='round' is simulated with engine='in-process' alone, where the liars can tell each other "
+                f"their places; got engine={self.engine!r}."
+            )
         contender.check(self)
 
     @property
     def expected_liars(self) -> int:
         """Liars among all nodes that a strategy without groups must be ready for, an attack or not."""
-        return self.config.byzantine * self.config.num_groups if self.num_liars is None else self.num_liars
+        if self.num_liars is not None:
+            return self.num_liars
+        return self.config.byzantine * (1 if self.config.regroup == "round" else self.config.num_groups)
 
     @property
     def _most_liars_in_group(self) -> int:
@@ -131,11 +140,16 @@ class Scenario:
 
     @property
     def liars(self) -> frozenset[int]:
-        """Numbers (group * group_size + slot) of the nodes that lie, chosen by the seed; see `num_liars`."""
+        """Numbers (group * group_size + slot) of the nodes that lie, chosen by the seed; see `num_liars`.
+
+        With regroup "round" nodes are numbered as `InProcessGrid` has them, from 0, and any may lie.
+        """
         if self.attack is None:
             return frozenset()
         size, most = self.config.group_size, self._most_liars_in_group
         rng = torch.Generator().manual_seed(self.config.seed)
+        if self.config.regroup == "round":
+            return frozenset(torch.randperm(self.config.num_nodes, generator=rng)[: self.expected_liars].tolist())
         if self.num_liars is None:
             each = self.config.byzantine
             chosen = [torch.randperm(size, generator=rng)[:each] for _ in range(self.config.num_groups)]
@@ -146,13 +160,21 @@ class Scenario:
                 liars.append(number)
         return frozenset(liars)
 
-    def mods(self) -> list[Mod]:
-        """Return the attack as a Flower mod, or nothing."""
+    def mods(self, liars: Set[int] | None = None) -> list[Mod]:
+        """Return the attack as a Flower mod, or nothing.
+
+        Parameters
+        ----------
+        liars : set of int, optional
+            Numbers group * group_size + slot of the places whose nodes lie; it may be changed between rounds. Default:
+            `liars`.
+        """
         if self.attack is None:
             return []
         contender = STRATEGIES[self.strategy]
         code = self.config.make_code() if contender.client == "solon" else None
-        return [make_attack_mod(self.attack, self.liars, self.config.seed, contender.aggregate(self), code)]
+        liars = self.liars if liars is None else liars
+        return [make_attack_mod(self.attack, liars, self.config.seed, contender.aggregate(self), code)]
 
     def make_optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
         """Return the server's optimizer."""

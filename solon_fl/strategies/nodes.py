@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import numpy as np
 from flwr.app import Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
@@ -74,7 +75,7 @@ class NodeRecord:
     silo : str or None
         With grouping "silo".
     place : (int, int) or None
-        Group and slot that are its own; None for nodes that came later.
+        Group and slot that are its own; None for spares. With `SolonConfig.regroup` "round": in the latest round.
     state : str
         "member": it has its place. "away": it is not connected. "spare": it waits. "substitute": it fills in for a node
         that is away or quarantined. "quarantined": it gets no more tasks. "refused": it came later, and
@@ -121,14 +122,22 @@ class Roster:
     behind a broken line, it has its place again. While it is away or in quarantine, a spare fills in, if there is
     one. Nodes that connect after the run began are strangers: spares, or refused.
 
+    With `SolonConfig.regroup` "round", all places are drawn anew in every round, among the nodes that are connected and
+    neither quarantined nor refused; who gets none waits for the next draw. If there are fewer nodes than places, each
+    group lacks about as many.
+
     Parameters
     ----------
     config : SolonConfig
         Of the run.
+    seed : int, optional
+        Makes the places drawn a function of the seed, the round and the nodes, for simulation only. Default: fresh
+        entropy in every round, so that there is no generator whose state anybody could learn.
     """
 
-    def __init__(self, config: SolonConfig) -> None:
+    def __init__(self, config: SolonConfig, seed: int | None = None) -> None:
         self._config = config
+        self._seed = seed
         self._nodes: dict[str, NodeRecord] = {}  # by identity
         self._owners: dict[Place, str] = {}  # in the order of groups and slots
         self._substitutes: dict[Place, str] = {}
@@ -142,23 +151,24 @@ class Roster:
     @property
     def places(self) -> Places:
         """Node ids by group and slot; None where nobody is."""
-        size = self._config.group_size
-        holders = [self._holder(place) for place in self._owners]
-        node_ids = [None if holder is None else self._nodes[holder].node_id or None for holder in holders]
-        return tuple(tuple(node_ids[i : i + size]) for i in range(0, len(node_ids), size))
+        config = self._config
+        return tuple(
+            tuple(self._node_at((group, slot)) for slot in range(config.group_size))
+            for group in range(config.num_groups)
+        )
 
     def label(self, node_id: int) -> str:
         """Return what the log calls the node of this id."""
         record = self._of(node_id)
         return str(node_id) if record is None else record.label
 
-    def update(self, grid: Grid, timeout: float | None) -> None:
-        """See who is connected, and fill the places for the next round; the first call waits for num_nodes nodes.
+    def update(self, grid: Grid, timeout: float | None, server_round: int) -> None:
+        """See who is connected, and fill the places for the round; the first call waits for num_nodes nodes.
 
         After `restore` it waits too, but only until the timeout: some nodes may be gone for good.
         """
         config = self._config
-        began = not self._owners
+        began = not self._nodes
         try:
             nodes = connected_nodes(grid) if self._connected else wait_for_nodes(grid, config.num_nodes, timeout)
         except NodesMissingError as error:
@@ -172,6 +182,12 @@ class Roster:
             timeout = STRANGERS_PATIENCE if timeout is None else min(timeout, STRANGERS_PATIENCE)
         if config.grouping == "silo":
             self._learn_silos(grid, newcomers, timeout)
+        for record in self._nodes.values():
+            if record.state not in ("quarantined", "refused"):
+                record.state = "spare" if record.identity in self._connected else "away"
+        if config.regroup == "round":
+            self._draw_places(server_round)
+            return
         if began:
             self._found(newcomers)
         self._fill_places()
@@ -301,6 +317,23 @@ class Roster:
         if spares:
             logger.info("%d nodes wait as spares: %s", len(spares), ", ".join(spares))
 
+    def _draw_places(self, server_round: int) -> None:
+        """Give the places of this round to nodes drawn among all that can have one, slot by slot of all groups."""
+        config = self._config
+        for record in self._nodes.values():
+            record.place = None
+        present = [record for record in self._nodes.values() if record.state == "spare"]
+        # numpy's seeds can't be negative, torch's can.
+        rng = np.random.default_rng(None if self._seed is None else [self._seed % 2**64, server_round])
+        drawn = [present[number] for number in rng.permutation(len(present))[: config.num_nodes]]
+        for number, record in enumerate(drawn):
+            slot, group = divmod(number, config.num_groups)
+            record.place = (group, slot)
+            record.state = "member"
+        self._owners = {record.place: record.identity for record in drawn if record.place is not None}
+        if len(drawn) < config.num_nodes:
+            logger.warning("Only %d nodes take part in this round, of %d.", len(drawn), config.num_nodes)
+
     def _groups_by_silo(self, nodes: Iterable[NodeRecord]) -> list[list[NodeRecord]]:
         config = self._config
         members: dict[str, list[NodeRecord]] = {}
@@ -322,15 +355,14 @@ class Roster:
             if self._config.strangers == "refuse":
                 record.state = "refused"
                 logger.warning("Node %s connected after the run began and is refused.", record.label)
+            elif self._config.regroup == "round":
+                logger.info("Node %s connected after the run began and takes part in the draws.", record.label)
             else:
                 logger.info("Node %s connected after the run began and waits as a spare.", record.label)
         return [record for record in strangers if record.state != "refused"]
 
     def _fill_places(self) -> None:
         """Let owners have their places, and spares those of owners who are away or in quarantine."""
-        for record in self._nodes.values():
-            if record.state not in ("quarantined", "refused"):
-                record.state = "spare" if record.identity in self._connected else "away"
         for place, owner in self._owners.items():
             if self._nodes[owner].state == "spare":
                 self._nodes[owner].state = "member"
@@ -357,15 +389,15 @@ class Roster:
         spares = [r for r in self._nodes.values() if r.state == "spare" and r.place is None and r.silo == silo]
         return min(spares, key=lambda record: record.offences, default=None)
 
-    def _holder(self, place: Place) -> str | None:
-        """Return the identity of the node that has a place now.
+    def _node_at(self, place: Place) -> int | None:
+        """Return the id of the node that has a place now.
 
         An owner who is away keeps it if nobody fills in: it may be back within the round.
         """
-        owner = self._owners[place]
-        if place in self._substitutes:
-            return self._substitutes[place]
-        return None if self._nodes[owner].state == "quarantined" else owner
+        holder = self._substitutes.get(place, self._owners.get(place))
+        if holder is None or self._nodes[holder].state == "quarantined":
+            return None
+        return self._nodes[holder].node_id or None
 
     def _consider_quarantine(self, record: NodeRecord) -> None:
         limit = self._config.quarantine_after
@@ -373,9 +405,9 @@ class Roster:
             return
         if record.place is not None and not self._can_do_without_another(record.place[0]):
             logger.warning(
-                "Node %s has offended %d times, but its group needs %d nodes and has no more to spare: "
+                "Node %s has offended %d times, but a group needs %d nodes and has no more to spare: "
                 "it is not quarantined.",
-                *(record.label, record.offences, self._config.compression + self._config.byzantine),
+                *(record.label, record.offences, self._config.num_agreeing),
             )
             return
         record.state = "quarantined"
@@ -385,12 +417,18 @@ class Roster:
         )
 
     def _can_do_without_another(self, group: int) -> bool:
-        """Return whether a group could be decoded if one more of its owners were missing, with no substitute."""
+        """Return whether a group could be decoded if one more of its owners were missing, with no substitute.
+
+        Where places are drawn anew: whether every group could be in the next round.
+        """
         config = self._config
+        if config.regroup == "round":
+            present = sum(record.state in ("member", "spare") for record in self._nodes.values())
+            return (present - 1) // config.num_groups >= config.num_agreeing
         missing = sum(
             place[0] == group and self._nodes[owner].state == "quarantined" for place, owner in self._owners.items()
         )
-        return config.group_size - missing - 1 >= config.compression + config.byzantine
+        return config.group_size - missing - 1 >= config.num_agreeing
 
 
 def _identity(node: NodeInfo) -> str:

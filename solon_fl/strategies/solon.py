@@ -49,7 +49,8 @@ class SolonStrategy(RoundStrategy):
         median from a lying majority, or from nodes whose data differ: prefer `evaluate_fn`.
     projection_seed : int, optional
         Makes the decoder's random projection reproducible, for simulation only: a node that knew it
-        could hide a lie. Default: fresh entropy in every decode.
+        could hide a lie. With `SolonConfig.regroup` "round" the places that are drawn follow from it, too. Default:
+        fresh entropy in every decode and for every draw.
     checkpoints : Checkpoints, optional
         Where to save the run, and to go on with it after the server was stopped or killed. Unused under Flower's
         own `start`.
@@ -84,6 +85,7 @@ class SolonStrategy(RoundStrategy):
     ) -> None:
         self.config = config
         self.mode = config.mode
+        self._seed = projection_seed
         self._projection = None if projection_seed is None else torch.Generator().manual_seed(projection_seed)
         super().__init__(
             optimizer,
@@ -95,7 +97,7 @@ class SolonStrategy(RoundStrategy):
 
     def _reset(self) -> None:
         super()._reset()
-        self._roster = Roster(self.config)
+        self._roster = Roster(self.config, self._seed)
         self._round, self._train_config = 0, ConfigRecord()
         self._told: set[int] = set()  # of nodes with different bits
         self._rounds: tuple[GroupRound, ...] = ()
@@ -111,6 +113,8 @@ class SolonStrategy(RoundStrategy):
         """Log the settings and the certificate."""
         config, code = self.config, self.config.make_code()
         logger.info("\t├──> Solon: %d groups of %d nodes", config.num_groups, config.group_size)
+        if config.regroup == "round":
+            logger.info("\t│\t├── Places drawn anew every round")
         logger.info("\t│\t├── Liars tolerated per group: %d", config.byzantine)
         logger.info("\t│\t├── Silent nodes tolerated per group: %d", config.stragglers)
         logger.info("\t│\t├── More faults than that: %s", config.beyond_bound)
@@ -122,7 +126,7 @@ class SolonStrategy(RoundStrategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> dict[Hashable, Message]:
         """Return one message per node: the shared model, and a config and a task of its own."""
-        self._roster.update(grid, self._timeout)
+        self._roster.update(grid, self._timeout, server_round)
         self._round, self._train_config = server_round, config
         digests = self.config.verification == "digest"
         model = cast(ServerModel, self._model)

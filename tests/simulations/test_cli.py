@@ -58,6 +58,7 @@ def test_a_strategy_that_breaks_off_is_told_and_fails(tmp_path: Path) -> None:
         (["--beyond-bound", "perhaps"], "beyond_bound='perhaps'"),
         (["--byzantine", "4", "--group-size", "10"], "raise group_size to 14"),
         (["--dataset", "cifar10"], "--data-dir"),
+        (["--regroup", "daily"], "regroup must be one of never, round; got regroup='daily'"),
     ],
 )
 def test_bad_settings_are_one_plain_message(arguments: list[str], message: str) -> None:

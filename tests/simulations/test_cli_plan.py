@@ -9,6 +9,7 @@ from solon_fl.config import SolonConfig
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.cli.plan import parse_quantity
 from solon_fl.simulations.network import NETWORKS
+from solon_fl.simulations.regrouping import overflow_in_run, overflow_probability
 
 REQUIRED = ("--nodes", "20", "--byzantine", "2", "--model-size", "200k", "--batch-seconds", "0.01")
 
@@ -49,6 +50,7 @@ def test_the_plan_fits_a_terminal_and_says_what_to_use(monkeypatch: pytest.Monke
     assert f"Best: r = {config.group_size}, k = {config.compression}," in done.stdout
     command = f"--nodes 20 --byzantine 2 --compression {config.compression} --group-size {config.group_size}"
     assert f"solon-fl simulate {command}\n" in done.stdout
+    assert "regroup" not in done.stdout.lower()
 
 
 @pytest.mark.slow
@@ -71,6 +73,8 @@ def test_json_has_every_number() -> None:
         sum(best["seconds"][part] for part in ("computation", "transfer", "server", "waiting"))
     )
     assert [row["name"] for row in result["baselines"]] == ["no defence", "draco-repetition", "draco-cyclic"]
+    assert set(result) == {"network", "num_nodes", "dim", "batch_seconds", "best", "choices", "baselines"}
+    assert not any(key.startswith("overflow") for key in best)
 
 
 @pytest.mark.slow
@@ -85,6 +89,9 @@ def test_json_has_every_number() -> None:
         (["--model-size", "1e30"], "dim must be a whole number from 1 to 1e+13"),
         (["--batch-seconds", "1e300"], "batch_seconds must be from 0 to 1e+06"),
         (["--threads", "100000"], "threads must be from 1 to "),
+        (["--liars-in-all", "21"], "liars must be at most num_nodes=20; got liars=21"),
+        (["--liars-in-all", "3", "--rounds", "0"], "rounds must be a whole number from 1 to 1000000000; got rounds=0"),
+        (["--liars-in-all", "3", "--risk", "0"], "risk must be between 0 and 1; got risk=0.0"),
     ],
 )
 def test_bad_settings_are_one_plain_message(arguments: list[str], message: str) -> None:
@@ -92,3 +99,51 @@ def test_bad_settings_are_one_plain_message(arguments: list[str], message: str) 
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_regrouping_is_shown_for_every_group_size_and_fits_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    done = solon_fl_plan(*REQUIRED, "--liars-in-all", "3", "--rounds", "10", "--risk", "0.5")
+    assert done.returncode == 0, done.stderr
+    assert "…" not in done.stdout
+    _, _, told = done.stdout.partition("3 liars in all, regrouped every round")
+    rows = [line.split() for line in told.splitlines() if re.match(r" +\d+ +\d", line)]
+    once, in_run = overflow_probability(20, 5, 2, 3), overflow_in_run(overflow_probability(20, 5, 2, 3), 10)
+    assert once == pytest.approx(4 * 10 / 1140)
+    assert in_run == pytest.approx(0.30, abs=0.005)
+    assert rows[0] == ["5", "2", "4", "0.04", "0.30", "2"]
+    sentence = " ".join(told.split())
+    assert "s = 2 is the smallest that some group exceeds in 10 rounds with a probability of at most 0.5" in sentence
+    assert "in groups of r = 5: as planned. Fixed groups need s = 3 against an attacker" in sentence
+    line = re.search(r"SolonConfig\((.*)\)", done.stdout)
+    assert line is not None
+    assert line[1] == "num_nodes=20, byzantine=2, compression=1, group_size=5, regroup='round'", "the best is not safe"
+    assert re.search(r"solon-fl simulate .* --group-size 5 --regroup round\n", done.stdout)
+
+
+@pytest.mark.slow
+def test_no_settings_are_recommended_that_exceed_the_risk() -> None:
+    done = solon_fl_plan(*REQUIRED, "--liars-in-all", "3")
+    assert done.returncode == 0, done.stderr
+    told = " ".join(done.stdout.split())
+    assert "s = 3 is the smallest" in told
+    assert "plan again with --byzantine 3. So regrouping gains nothing here" in told
+    assert "Use it" not in told
+    hopeless = " ".join(solon_fl_plan(*REQUIRED, "--liars-in-all", "12").stdout.split())
+    assert "No s that groups of up to 128 nodes bear keeps the probability over 1,000 rounds within 1e-06" in hopeless
+    assert "Use it" not in hopeless
+
+
+@pytest.mark.slow
+def test_json_has_the_probabilities_of_regrouping() -> None:
+    done = solon_fl_plan(*REQUIRED, "--liars-in-all", "4", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    for row in (result["best"], *result["choices"]):
+        once = overflow_probability(20, row["group_size"], 2, 4)
+        assert (row["overflow_in_round"], row["overflow_in_run"]) == (once, overflow_in_run(once, 1000))
+    assert result["best"] in result["choices"]
+    # At a risk of 1e-6 chance does not help so few nodes: groups of 10 and 20 bear 4.
+    wanted = {"liars": 4, "rounds": 1000, "risk": 1e-6, "byzantine_needed": 4, "group_sizes": [10, 20]}
+    assert result["regrouping"] == wanted

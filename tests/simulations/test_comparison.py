@@ -282,6 +282,7 @@ def test_whatever_a_file_holds_there_is_a_comparison_or_one_line(document: dict[
     parses_or_says_why_not("".join(f"{json.dumps(key)} = {toml(value)}\n" for key, value in document.items()))
 
 
+@pytest.mark.filterwarnings("ignore::solon_fl.coding.CertificateWarning")
 @given(tables, tables, tables)
 def test_whatever_its_tables_hold_there_is_a_comparison_or_one_line(
     config: dict[str, Any], scenario: dict[str, Any], network: dict[str, Any]

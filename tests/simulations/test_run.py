@@ -300,3 +300,105 @@ def test_kill_9_at_random_moments_changes_nothing(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "done.jsonl").read_text().splitlines()]
     assert [line["accuracy"] for line in lines[1:-1]] == curve(whole)
     assert not list(tmp_path.glob("*.part"))
+
+
+REGROUPED = dataclasses.replace(CONFIG, regroup="round")
+
+
+def test_regrouping_changes_no_bit_of_an_honest_run(honest: Outcome) -> None:
+    outcome = run(config=REGROUPED)
+    assert vector_of(outcome.arrays).equal(vector_of(honest.arrays))
+    assert curve(outcome) == curve(honest)
+    assert outcome.offences == {}
+    groups = [record.report.groups[0].nodes for record in outcome.records if record.report]
+    assert len(set(groups)) == 4
+
+
+@pytest.mark.parametrize("attack", ["reverse", "other-gradient", "alie", "near-codeword", "late", "nan"])
+def test_regrouped_liars_change_nothing_and_are_named_in_the_ledger_as_nodes(attack: str, honest: Outcome) -> None:
+    """Two liars in all: no grouping has more than s = 2 of them in a group."""
+    outcome = run(config=REGROUPED, attack=attack)
+    liars = outcome.scenario.liars
+    assert len(liars) == 2
+    assert_same_model(outcome.arrays, honest.arrays)
+    assert curve(outcome) == curve(honest)
+    kind = NAMED_AS.get(attack, "lying")
+    assert outcome.offences == {liar: {kind: 4} for liar in liars}
+    counts = {int(record.identity.removeprefix("id:")) - 1: getattr(record, kind) for record in outcome.ledger}
+    assert counts == {number: 4 if number in liars else 0 for number in range(14)}
+    assert {record.rounds for record in outcome.ledger} == {4}
+
+
+def test_regrouped_colluders_know_each_other_wherever_they_are() -> None:
+    """Four liars among 14: the lies of those that meet in a group fit together, and one too many is not survived."""
+    outcome = run(config=REGROUPED, attack="other-gradient", num_liars=4, rounds=20)
+    for record in outcome.records[1:]:
+        assert record.report is not None
+        for group in record.report.groups:
+            lying = {node for node in group.nodes if node is not None and node - 1 in outcome.scenario.liars}
+            if len(lying) <= 2:
+                assert (group.decoded, set(group.corrupt_nodes)) == (True, lying)
+            else:
+                assert set(group.corrupt_nodes).isdisjoint(lying), "they pass, or the group fails"
+    placed = [
+        sum(node is not None and node - 1 in outcome.scenario.liars for node in record.report.groups[0].nodes)
+        for record in outcome.records
+        if record.report
+    ]
+    assert {2, 3} <= set(placed) | {4 - count for count in placed}
+
+
+def test_groups_larger_than_2s_and_k_need_more_colluders_to_be_misled() -> None:
+    """With r = 10, k = 2, three or four of them are more than s = 2, and no more than t = (r - k) / 2."""
+    config = SolonConfig(num_nodes=20, byzantine=2, compression=2, group_size=10, regroup="round")
+    honest, outcome = run(config=config), run(config=config, attack="other-gradient", num_liars=4, rounds=8)
+    met = 0
+    for record in outcome.records[1:]:
+        assert record.report is not None
+        for group in record.report.groups:
+            lying = {node for node in group.nodes if node is not None and node - 1 in outcome.scenario.liars}
+            assert set(group.corrupt_nodes) == lying
+            met = max(met, len(lying))
+    assert met > 2
+    assert curve(outcome)[:5] == curve(honest)
+
+
+def test_a_quarantined_liar_stays_out_of_every_group(honest: Outcome) -> None:
+    config = dataclasses.replace(REGROUPED, quarantine_after=2)
+    outcome = run(config=config, attack="reverse")
+    assert_same_model(outcome.arrays, honest.arrays)
+    assert outcome.offences == {liar: {"lying": 2} for liar in outcome.scenario.liars}
+    states = {int(record.identity.removeprefix("id:")) - 1: record.state for record in outcome.ledger}
+    assert {number for number, state in states.items() if state == "quarantined"} == outcome.scenario.liars
+
+
+@pytest.mark.parametrize("attack", [None, "alie"])
+def test_a_regrouped_run_that_broke_off_goes_on_as_if_nothing_had_happened(attack: str | None, tmp_path: Path) -> None:
+    scenario = Scenario(config=REGROUPED, model="logistic", rounds=6, batch_size=8, attack=attack)
+    whole = simulate(scenario)
+
+    def interrupt(record: RoundRecord) -> None:
+        if record.round == 5:
+            raise KeyboardInterrupt
+
+    checkpoints = Checkpoints(tmp_path, every=2)
+    with pytest.raises(KeyboardInterrupt):
+        simulate(scenario, interrupt, checkpoints)
+    resumed = simulate(scenario, checkpoints=checkpoints)
+    assert vector_of(resumed.arrays).equal(vector_of(whole.arrays))
+    assert curve(resumed) == curve(whole)
+    assert resumed.offences == whole.offences
+    assert resumed.ledger == whole.ledger
+    groups = [[record.report.groups for record in outcome.records if record.report] for outcome in (resumed, whole)]
+    assert groups[0] == groups[1]
+
+
+def test_the_files_of_a_regrouped_run_number_nodes_not_places(tmp_path: Path) -> None:
+    outcome = run(config=REGROUPED, attack="reverse", rounds=2)
+    write_jsonl(outcome, tmp_path / "rounds.jsonl")
+    head, _, *rounds, _ = [json.loads(line) for line in (tmp_path / "rounds.jsonl").read_text().splitlines()]
+    for line in rounds:
+        named = [number for group in line["report"]["groups"] for number in group["corrupt_nodes"]]
+        assert sorted(named) == head["liars"]
+    table = offences_table(outcome)
+    assert list(table.columns[1].cells) == ["-", "-"]

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,10 @@ CONFIG = SolonConfig(num_nodes=20, byzantine=2, compression=6)
         ({"dataset": "mnist"}, "dataset must be one of fashion-mnist-6k, .*; got dataset='mnist'"),
         ({"model": "vgg"}, "model must be one of logistic, mlp, cnn, resnet18, vgg13, textcnn; got model='vgg'"),
         ({"engine": "dask"}, "engine must be one of in-process, ray; got engine='dask'"),
+        (
+            {"engine": "ray", "config": SolonConfig(num_nodes=20, byzantine=2, compression=6, regroup="round")},
+            "regroup='round' is simulated with engine='in-process' alone.*got engine='ray'",
+        ),
         ({"rounds": 0}, "rounds=0"),
         ({"batch_size": -1}, "batch_size=-1"),
         ({"learning_rate": 0.0}, "learning_rate=0.0"),
@@ -53,3 +58,13 @@ def test_beyond_the_bound_a_group_may_have_as_many_liars_as_can_be_located() -> 
     assert [sum(number // 10 == group for number in liars) for group in range(2)] == [3, 3]
     with pytest.raises(ConfigurationError, match="num_liars must be from 0 to 6, 3 in each of 2 groups"):
         Scenario(config=config, attack="alie", num_liars=7)
+
+
+@pytest.mark.parametrize("strategy", ["solon", "fedavg"])
+def test_regrouped_liars_are_any_nodes_as_many_as_every_grouping_bears(strategy: str) -> None:
+    config = SolonConfig(num_nodes=30, byzantine=2, compression=6, regroup="round")
+    scenario = Scenario(config=config, attack="alie", strategy=strategy)
+    assert len(scenario.liars) == scenario.expected_liars == 2
+    six = {Scenario(config=replace(config, seed=seed), attack="alie", num_liars=6).liars for seed in range(20)}
+    assert {len(liars) for liars in six} == {6}
+    assert any(sum(number < 10 for number in liars) > 2 for liars in six), "more than s in one of the first groups"

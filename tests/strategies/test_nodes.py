@@ -13,6 +13,7 @@ from solon_fl.clients import answer_silo_queries
 from solon_fl.config import SolonConfig
 from solon_fl.errors import ConfigurationError, NodesMissingError
 from solon_fl.simulations import InProcessGrid
+from solon_fl.simulations.regrouping import overflow_probability
 from solon_fl.strategies import GroupReport, RoundReport
 from solon_fl.strategies.nodes import Places, Roster, wait_for_nodes
 from tests.support import Regression, small_config
@@ -20,7 +21,7 @@ from tests.support import Regression, small_config
 
 def assign_groups(grid: InProcessGrid, config: SolonConfig, timeout: float) -> Places:
     roster = Roster(config)
-    roster.update(grid, timeout)
+    roster.update(grid, timeout, server_round=1)
     return roster.places
 
 
@@ -117,8 +118,8 @@ def keyed(*node_ids: int) -> dict[int, tuple[str, bytes]]:
     return {i: (f"n{i:02d}", bytes([i]) * 40) for i in node_ids}
 
 
-def follow(roster: Roster, grid: ChangingGrid) -> tuple[int | None, ...]:
-    roster.update(grid, timeout=1)
+def follow(roster: Roster, grid: ChangingGrid, server_round: int = 1) -> tuple[int | None, ...]:
+    roster.update(grid, timeout=0.01, server_round=server_round)
     return tuple(node for nodes in roster.places for node in nodes)
 
 
@@ -243,7 +244,7 @@ def test_quarantine_leaves_a_group_the_nodes_that_it_needs(app: ClientApp, caplo
     nodes = follow(roster, grid)
     roster.record(report(nodes, corrupt_nodes=(1, 2, 3)))
     assert follow(roster, grid) == (None, None, 3, 4, 5, 6, 7)
-    assert "its group needs 5 nodes and has no more to spare" in caplog.text
+    assert "a group needs 5 nodes and has no more to spare" in caplog.text
 
 
 def test_the_roster_is_the_same_after_a_restart(app: ClientApp) -> None:
@@ -286,3 +287,110 @@ def test_whatever_comes_and_goes_every_place_has_at_most_one_node_and_owners_com
         if any(record.state == "spare" for record in by_id.values()):
             assert all(by_id[node].state in ("member", "substitute") for node in placed)
             assert None not in nodes
+
+
+def regrouped(seed: int | None = None, **changes: Any) -> Roster:
+    return Roster(small_config(regroup="round", **changes), seed)
+
+
+def test_every_round_has_its_own_permutation_of_all_nodes_and_every_slot_can_be_anybodys(app: ClientApp) -> None:
+    grid = ChangingGrid(app, keyed(*range(1, 15)))
+    roster = regrouped()
+    rounds = [follow(roster, grid, number) for number in range(1, 401)]
+    assert all(sorted(node for node in nodes if node is not None) == list(range(1, 15)) for nodes in rounds)
+    assert len(set(rounds)) == 400
+    # Chance keeps some node from some place for 400 rounds with a probability of 14 * 14 * (13 / 14)^400 = 3e-11.
+    assert all({nodes[place] for nodes in rounds} == set(range(1, 15)) for place in range(14))
+    assert set(states(roster).values()) == {"member"}
+
+
+def test_nodes_meet_in_a_group_as_often_as_a_uniform_grouping_makes_them(app: ClientApp) -> None:
+    grid = ChangingGrid(app, keyed(*range(1, 15)))
+    roster = regrouped(seed=5)
+    together = too_many = 0
+    for server_round in range(1, 1001):
+        nodes = follow(roster, grid, server_round)
+        together += (nodes.index(1) < 7) == (nodes.index(2) < 7)
+        too_many += sum(node < 5 for node in nodes[:7] if node is not None) in (0, 1, 3, 4)
+    # 6 of the 13 other places are in the same group: 461.5 on average, with a deviation of 15.8.
+    assert abs(together - 1000 * 6 / 13) < 4 * 15.8
+    # More than two of the nodes 1 to 4 in one of the groups: 559.4 rounds on average, with a deviation of 15.7.
+    assert abs(too_many - 1000 * overflow_probability(14, 7, 2, 4)) < 4 * 15.7
+
+
+def test_without_a_seed_no_two_rosters_draw_the_same(app: ClientApp) -> None:
+    grid = ChangingGrid(app, keyed(*range(1, 15)))
+    assert follow(regrouped(), grid) != follow(regrouped(), grid)
+    assert follow(regrouped(seed=-3), grid) == follow(regrouped(seed=-3), grid) != follow(regrouped(seed=4), grid)
+
+
+def test_places_of_a_round_are_the_same_after_a_restart(app: ClientApp) -> None:
+    grid = ChangingGrid(app, keyed(*range(1, 17)))
+    roster = regrouped(seed=1)
+    whole = [follow(roster, grid, number) for number in range(1, 7)]
+    before = regrouped(seed=1)
+    for number in range(1, 4):
+        follow(before, grid, number)
+    after = regrouped(seed=1)
+    after.restore(json.loads(json.dumps(before.to_dict())))
+    assert after.ledger == before.ledger
+    assert [follow(after, grid, number) for number in range(4, 7)] == whole[3:]
+
+
+def test_who_waits_is_drawn_too_and_strangers_take_part_or_are_refused(app: ClientApp) -> None:
+    for strangers in ("spare", "refuse"):
+        grid = ChangingGrid(app, keyed(*range(1, 16)))
+        roster = regrouped(seed=2, strangers=strangers)
+        follow(roster, grid)
+        grid.here |= keyed(20)
+        waiting = []
+        for number in range(2, 102):
+            placed = follow(roster, grid, number)
+            assert None not in placed
+            waiting.append(set(grid.here) - set(placed))
+            by_id = {record.node_id: record.state for record in roster.ledger.values()}
+            assert all(
+                by_id[node] == ("refused" if strangers == "refuse" and node == 20 else "spare") for node in waiting[-1]
+            )
+        expected = {20} if strangers == "refuse" else set()
+        assert set.intersection(*waiting) == expected, "everybody else had a place at some time"
+        assert set.union(*waiting) == set(grid.here), "and waited at some time"
+
+
+def test_missing_nodes_are_spread_over_the_groups_and_get_no_tasks(app: ClientApp) -> None:
+    grid = ChangingGrid(app, keyed(*range(1, 15)))
+    roster = regrouped(seed=3)
+    follow(roster, grid)
+    for gone, sizes in ((3, (6, 7)), (8, (6, 6)), (14, (5, 6))):
+        del grid.here[gone]
+        nodes = follow(roster, grid, gone)
+        assert gone not in nodes
+        assert tuple(sorted(7 - half.count(None) for half in (nodes[:7], nodes[7:]))) == sizes
+        assert states(roster)[f"n{gone:02d}"] == "away"
+    grid.here = keyed(*range(1, 15))
+    assert None not in follow(roster, grid, 15)
+    grid.here = {}
+    assert set(follow(roster, grid, 16)) == {None}
+    grid.here = keyed(*range(1, 15))
+    assert None not in follow(roster, grid, 17)
+
+
+def test_a_liar_is_quarantined_wherever_it_was(app: ClientApp, caplog: pytest.LogCaptureFixture) -> None:
+    grid = ChangingGrid(app, keyed(*range(1, 15)))
+    roster = regrouped(seed=4, quarantine_after=3)
+    for number in range(1, 4):
+        nodes = follow(roster, grid, number)
+        assert 5 in nodes
+        roster.record(report(nodes[:7], number, corrupt_nodes=(5,) if 5 in nodes[:7] else ()))
+        roster.record(report(nodes[7:], number, corrupt_nodes=(5,) if 5 in nodes[7:] else ()))
+    five = roster.ledger[next(i for i, r in roster.ledger.items() if r.node_id == 5)]
+    assert (five.rounds, five.lying, five.state) == (3, 3, "quarantined")
+    assert 5 not in follow(roster, grid, 4)
+    # k + s = 5 nodes are needed in each group: of 13 at most three more may go.
+    for number in range(5, 8):
+        nodes = follow(roster, grid, number)
+        roster.record(report(nodes[:7], number, corrupt_nodes=tuple(node for node in nodes[:7] if node is not None)))
+        roster.record(report(nodes[7:], number, corrupt_nodes=tuple(node for node in nodes[7:] if node is not None)))
+    nodes = follow(roster, grid, 8)
+    assert sorted((7 - nodes[:7].count(None), 7 - nodes[7:].count(None))) == [5, 5]
+    assert "a group needs 5 nodes and has no more to spare" in caplog.text

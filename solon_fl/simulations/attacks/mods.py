@@ -44,11 +44,11 @@ def attack_mod(attack: Attack, liars: Collection[int] | None = None, seed: int =
     attack : Attack
         What to send.
     liars : collection of int, optional
-        Numbers of the nodes that lie. Default: every node that this mod runs on.
+        Numbers of the nodes that lie; looked at whenever a message comes, so that a set may be changed between rounds.
+        Default: every node that this mod runs on.
     seed : int
         Of the liars' randomness.
     """
-    liars = None if liars is None else frozenset(liars)
     crafted: dict[object, Tensor] = {}  # all liars' lies of the latest round: spares the next liar the work
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:

@@ -1,6 +1,6 @@
 """All attacks by name, ready to be put around a ClientApp."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 
 from flwr.clientapp.typing import Mod
@@ -18,7 +18,7 @@ from .tuning import Aggregate
 
 __all__ = ["ATTACKS", "AttackFactory", "NamedAttack", "make_attack_mod"]
 
-AttackFactory = Callable[[frozenset[int], int, Aggregate | None, LinearCode | None], Mod]
+AttackFactory = Callable[[Set[int], int, Aggregate | None, LinearCode | None], Mod]
 """From the numbers of the nodes that lie, a seed, the aggregator under attack, and Solon's code: a mod."""
 
 
@@ -45,7 +45,7 @@ class NamedAttack:
 
 
 def make_attack_mod(
-    name: str, liars: frozenset[int], seed: int, aggregate: Aggregate | None = None, code: LinearCode | None = None
+    name: str, liars: Set[int], seed: int, aggregate: Aggregate | None = None, code: LinearCode | None = None
 ) -> Mod:
     """Return the mod of an attack of `ATTACKS`.
 
@@ -53,7 +53,7 @@ def make_attack_mod(
     ----------
     name : str
         A key of `ATTACKS`.
-    liars : frozenset of int
+    liars : set of int
         Numbers of the nodes that lie; see `attack_mod`.
     seed : int
         Of the liars' randomness.
@@ -92,7 +92,7 @@ def _tuned(make: Callable[[Aggregate | None], Attack]) -> AttackFactory:
 
 
 def _against_code(make: Callable[[LinearCode], Attack]) -> AttackFactory:
-    def factory(liars: frozenset[int], seed: int, aggregate: Aggregate | None, code: LinearCode | None) -> Mod:
+    def factory(liars: Set[int], seed: int, aggregate: Aggregate | None, code: LinearCode | None) -> Mod:
         if code is None:
             raise ConfigurationError("this attack is made against Solon's code; got code=None; pass the code.")
         return attack_mod(make(code), liars, seed)
@@ -100,11 +100,11 @@ def _against_code(make: Callable[[LinearCode], Attack]) -> AttackFactory:
     return factory
 
 
-def _without_vectors(make: Callable[[frozenset[int]], Mod]) -> AttackFactory:
+def _without_vectors(make: Callable[[Set[int]], Mod]) -> AttackFactory:
     return lambda liars, seed, aggregate, code: make(liars)
 
 
-def _projection_aware(liars: frozenset[int], seed: int, aggregate: Aggregate | None, code: LinearCode | None) -> Mod:
+def _projection_aware(liars: Set[int], seed: int, aggregate: Aggregate | None, code: LinearCode | None) -> Mod:
     # Another seed than the run's, from which a simulated server may draw: no node can know what is drawn later.
     return attack_mod(ProjectionAware(seed=seed + 1), liars, seed)
 

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from solon_fl.config import CodeName, SolonConfig
 from solon_fl.errors import ConfigurationError
+from solon_fl.simulations.cli.regrouping import Regrouping
 from solon_fl.simulations.cli.terminal import console
 from solon_fl.simulations.network import NETWORKS, Network
 from solon_fl.simulations.planner import Baseline, Choice, Plan, plan
@@ -36,6 +37,17 @@ def plan_command(
     stragglers: Annotated[int, typer.Option(help="e: nodes of each group that may stay silent.")] = 0,
     code: Annotated[str, typer.Option(help=f"The code: {', '.join(get_args(CodeName))} (the paper's).")] = "fourier",
     rtol: Annotated[float, typer.Option(help="Float noise tolerated between honest nodes.")] = 1e-6,
+    liars_in_all: Annotated[
+        int | None,
+        typer.Option(
+            help="b: liars among all nodes. Show how likely some group gets more than s of them if the nodes are "
+            "regrouped at random every round."
+        ),
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds of the run, with --liars-in-all.")] = 1000,
+    risk: Annotated[
+        float, typer.Option(help="Probability that you accept, over the whole run, with --liars-in-all.")
+    ] = 1e-6,
     threads: Annotated[int, typer.Option(help="Threads of torch while the server's part is measured.")] = 1,
     show_all: Annotated[bool, typer.Option("--all", help="Show every choice, also those without a guarantee.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -46,6 +58,9 @@ def plan_command(
 
         solon-fl plan --nodes 100 --byzantine 5 --model-size 11M --batch-seconds 0.5 --network home-20m
     """
+    regrouping = None if liars_in_all is None else Regrouping(liars=liars_in_all, rounds=rounds, risk=risk)
+    if regrouping is not None:
+        regrouping.least_byzantine(nodes, 1)  # refuses bad numbers before anything is measured
     planned = plan(
         num_nodes=nodes,
         byzantine=byzantine,
@@ -59,13 +74,17 @@ def plan_command(
     )
     shown = planned.choices if show_all else _worth_showing(planned)
     if as_json:
-        print(json.dumps(_as_json(planned, shown), indent=2, allow_nan=False))
+        print(json.dumps(_as_json(planned, shown, regrouping), indent=2, allow_nan=False))
         return
     console.print(_choices_table(planned, shown))
     console.print(_baselines_table(planned))
     for sentence in _sentences(planned):
         console.print(sentence, highlight=False)
-    for line in _lines_to_use(planned.best):
+    if regrouping is not None:
+        console.print(regrouping.table(shown))
+        console.print(regrouping.sentence(planned), highlight=False)
+    chosen = planned.best if regrouping is None else regrouping.quickest(planned)
+    for line in _lines_to_use(chosen, regrouping) if chosen is not None else ():
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -210,7 +229,7 @@ def _break_even(factor: float) -> str:
     return f"is faster on links below {_short(factor)} times these rates"
 
 
-def _lines_to_use(best: Choice) -> list[str]:
+def _lines_to_use(best: Choice, regrouping: Regrouping | None = None) -> list[str]:
     required = {
         "byzantine": best.byzantine,
         "compression": best.compression,
@@ -222,7 +241,9 @@ def _lines_to_use(best: Choice) -> list[str]:
         for name, value in (("stragglers", best.stragglers), ("code", best.code), ("rtol", best.rtol))
         if value != defaults[name]
     }
-    settings = required | optional
+    settings: dict[str, Any] = required | optional
+    if regrouping is not None and regrouping.liars > best.byzantine:
+        settings["regroup"] = "round"
     arguments = "".join(f", {name}={value!r}" for name, value in settings.items())
     options = "".join(f" --{name.replace('_', '-')} {value}" for name, value in settings.items())
     return [
@@ -232,9 +253,9 @@ def _lines_to_use(best: Choice) -> list[str]:
     ]
 
 
-def _as_json(planned: Plan, shown: Collection[Choice]) -> dict[str, Any]:
+def _as_json(planned: Plan, shown: Collection[Choice], regrouping: Regrouping | None) -> dict[str, Any]:
     """Return the plan as what json can write; the rows are those that the table shows."""
-    return {
+    result: dict[str, Any] = {
         "network": asdict(planned.network),
         "num_nodes": planned.num_nodes,
         "dim": planned.dim,
@@ -246,6 +267,15 @@ def _as_json(planned: Plan, shown: Collection[Choice]) -> dict[str, Any]:
             for baseline in planned.baselines
         ],
     }
+    if regrouping is not None:
+        enough = regrouping.enough(planned)
+        result["regrouping"] = asdict(regrouping) | {
+            "byzantine_needed": None if enough is None else enough[0],
+            "group_sizes": [] if enough is None else enough[1],
+        }
+        for choice, row in zip((planned.best, *shown), (result["best"], *result["choices"]), strict=True):
+            row["overflow_in_round"], row["overflow_in_run"] = regrouping.overflow(choice)
+    return result
 
 
 def _row_as_json(row: Choice | Baseline) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from solon_fl.coding import DecodeStatus
 from solon_fl.coding.code import BeyondBound
-from solon_fl.config import CodeName, Mode, SolonConfig
+from solon_fl.config import CodeName, Mode, Regroup, SolonConfig
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.cli.terminal import check_output, console, progress_bar, run_scenario, set_log_level
 from solon_fl.simulations.datasets import DATASETS
@@ -39,6 +39,13 @@ def simulate_command(
             help="A group with more faults than Solon bears for certain: reject it, or accept what is likely."
         ),
     ] = "reject",
+    regroup: Annotated[
+        str,
+        typer.Option(
+            help=f"When nodes are put into new groups, at random: {', '.join(get_args(Regroup))}. With round, s nodes "
+            "in all lie by default."
+        ),
+    ] = "never",
     strategy: Annotated[str, typer.Option(help=f"Who aggregates: {', '.join(STRATEGIES)}.")] = "solon",
     dataset: Annotated[str, typer.Option(help=f"Data: {', '.join(DATASETS)}.")] = "fashion-mnist-6k",
     data_dir: Annotated[
@@ -97,6 +104,7 @@ def simulate_command(
             seed=seed,
             mode=cast(Mode, mode),
             beyond_bound=cast(BeyondBound, beyond_bound),
+            regroup=cast(Regroup, regroup),
         ),
         strategy=strategy,
         attack=None if attack == "none" else attack,

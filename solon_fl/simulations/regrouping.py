@@ -1,0 +1,139 @@
+"""How likely chance puts more liars into one group than it bears, where nodes are regrouped every round."""
+
+import math
+from functools import lru_cache
+
+from solon_fl.errors import ConfigurationError
+
+__all__ = ["least_byzantine", "overflow_in_run", "overflow_probability"]
+
+MOST_NODES = 20_000
+MOST_ROUNDS = 10**9
+
+
+@lru_cache(maxsize=4096, typed=True)
+def overflow_probability(num_nodes: int, group_size: int, byzantine: int, liars: int) -> float:
+    """Return the probability that a uniformly random grouping puts more than s of the liars into some group.
+
+    Parameters
+    ----------
+    num_nodes : int
+        P, nodes that are grouped: a multiple of group_size, at most 20,000.
+    group_size : int
+        r, nodes of a group.
+    byzantine : int
+        s, liars that a group bears.
+    liars : int
+        b, liars among all nodes, chosen without knowing the grouping.
+
+    Returns
+    -------
+    float
+        In [0, 1]; exactly 0 if b <= s or r <= s, and else only below 1e-323; exactly 1 if b > s P / r.
+
+    Raises
+    ------
+    ConfigurationError
+        If a number is out of its range.
+
+    Notes
+    -----
+    There are C(P, b) sets of b places for the liars, all equally likely, and those with at most s in every group are
+    counted by the coefficient of x^b in f(x)^(P/r), f(x) = sum of C(r, i) x^i over i <= s. All numbers are whole, and
+    only the last division rounds, once. docs/explanation/regrouping.md says what is assumed.
+    Cost: b s products of numbers of at most P bits; a second for P = 20,000, b = 9,000.
+
+    Examples
+    --------
+    >>> overflow_probability(4, 2, 1, 2)  # 2 of the 6 pairs of places are in one group
+    0.3333333333333333
+    >>> overflow_probability(100, 20, 5, 5)
+    0.0
+    """
+    for name, value, least in (
+        ("num_nodes", num_nodes, 1),
+        ("group_size", group_size, 1),
+        ("byzantine", byzantine, 0),
+        ("liars", liars, 0),
+    ):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ConfigurationError(f"{name} must be a whole number >= {least}; got {name}={value!r}.")
+    if num_nodes > MOST_NODES:
+        raise ConfigurationError(f"num_nodes must be at most {MOST_NODES}; got num_nodes={num_nodes}.")
+    if num_nodes % group_size:
+        raise ConfigurationError(
+            f"num_nodes must be a multiple of group_size; got num_nodes={num_nodes}, group_size={group_size}."
+        )
+    if liars > num_nodes:
+        raise ConfigurationError(f"liars must be at most num_nodes={num_nodes}; got liars={liars}.")
+    if liars <= byzantine:
+        return 0.0
+    num_groups = num_nodes // group_size
+    if liars > byzantine * num_groups:
+        return 1.0
+    groupings = math.comb(num_nodes, liars)
+    return (groupings - _harmless(group_size, num_groups, byzantine, liars)) / groupings
+
+
+def overflow_in_run(probability: float, rounds: int) -> float:
+    """Return the probability that what has a probability in each round happens in some of independent rounds.
+
+    Parameters
+    ----------
+    probability : float
+        Of one round, from 0 to 1: see `overflow_probability`.
+    rounds : int
+        At least 1.
+
+    Examples
+    --------
+    >>> print(f"{overflow_in_run(1e-9, 1000):.7g}")
+    9.999995e-07
+    """
+    if not 0 <= probability <= 1:
+        raise ConfigurationError(f"probability must be from 0 to 1; got probability={probability!r}.")
+    if not isinstance(rounds, int) or isinstance(rounds, bool) or not 1 <= rounds <= MOST_ROUNDS:
+        raise ConfigurationError(f"rounds must be a whole number from 1 to {MOST_ROUNDS}; got rounds={rounds!r}.")
+    if probability == 1:
+        return 1.0
+    return -math.expm1(rounds * math.log1p(-probability))  # 1 - (1 - p)^rounds, without its cancellation
+
+
+def least_byzantine(num_nodes: int, group_size: int, liars: int, rounds: int, risk: float) -> int:
+    """Return the smallest s that some group of a run exceeds with a probability of at most risk.
+
+    Parameters
+    ----------
+    num_nodes, group_size, liars
+        See `overflow_probability`.
+    rounds : int
+        Of the run.
+    risk : float
+        Between 0 and 1.
+
+    Returns
+    -------
+    int
+        At most b. Whether groups of r nodes can bear so many is another matter: r >= 2 s + e + k.
+    """
+    if not 0 < risk < 1:
+        raise ConfigurationError(f"risk must be between 0 and 1; got risk={risk!r}.")
+    low, high = 0, liars  # high will do
+    while low < high:
+        middle = (low + high) // 2
+        if overflow_in_run(overflow_probability(num_nodes, group_size, middle, liars), rounds) <= risk:
+            high = middle
+        else:
+            low = middle + 1
+    return high
+
+
+def _harmless(group_size: int, num_groups: int, byzantine: int, liars: int) -> int:
+    """Return in how many sets of b places no group has more than s: the coefficient of x^b in f(x)^num_groups."""
+    f = [math.comb(group_size, i) for i in range(min(byzantine, group_size) + 1)]
+    # g = f^G satisfies f g' = G f' g. Compared at x^(n - 1), with f[0] = 1, that gives g[n] from those before it.
+    g = [1]
+    for n in range(1, liars + 1):
+        terms = (((num_groups + 1) * i - n) * f[i] * g[n - i] for i in range(1, min(n, len(f) - 1) + 1))
+        g.append(sum(terms) // n)  # without remainder
+    return g[liars]
