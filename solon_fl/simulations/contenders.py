@@ -97,8 +97,8 @@ class _Solon(Contender):
         return scenario.config.batches_per_group
 
     def waited(self, report: RoundReport) -> bool:
-        # A group is decoded as soon as k + s shares agree.
-        return any(group.silent_nodes for group in report.groups if group.group in report.failed_groups)
+        # A group is decoded as soon as k + s shares agree; nodes at rest are asked once others have been waited for.
+        return any(group.silent_nodes and (group.escalated or not group.decoded) for group in report.groups)
 
 
 class _Flower(Contender):
