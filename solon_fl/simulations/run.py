@@ -33,7 +33,7 @@ from solon_fl.simulations.scenario import Scenario
 from solon_fl.strategies import Checkpoints, NodeRecord, RoundReport, SolonStrategy, buffer_names
 from solon_fl.wire import to_array, trusted_tensor
 
-__all__ = ["Outcome", "cheap_garbage_collection", "measure_batch_seconds", "simulate"]
+__all__ = ["Outcome", "cheap_garbage_collection", "measure_batch_seconds", "run_apps", "simulate"]
 
 
 @dataclass(kw_only=True)
@@ -113,7 +113,12 @@ def simulate(
         )
     outcome = Outcome(scenario=scenario)
     client_app = make_client_app(ImageClient(scenario, dataset))
-    server_app = _server_app(outcome, dataset, on_round, checkpoints)
+    run_apps(_server_app(outcome, dataset, on_round, checkpoints), client_app, scenario)
+    return outcome
+
+
+def run_apps(server_app: ServerApp, client_app: ClientApp, scenario: Scenario) -> None:
+    """Run a Flower app on the scenario's engine, with its number of nodes."""
     if scenario.engine == "ray":
         _run_on_ray(server_app, client_app, scenario.config.num_nodes)
     else:
@@ -121,7 +126,6 @@ def simulate(
         context = Context(run_id=grid.run.run_id, node_id=0, node_config={}, state=RecordDict(), run_config={})
         with cheap_garbage_collection():
             server_app(grid, context)
-    return outcome
 
 
 @contextmanager
@@ -204,8 +208,7 @@ def _server_app(
                 grid,
                 initial_arrays,
                 num_rounds=scenario.rounds,
-                # In this process all replies there will be are there after one look.
-                timeout=0.01 if scenario.engine == "in-process" else 600.0,
+                timeout=scenario.timeout,
                 train_config=ConfigRecord({"lr": scenario.local_learning_rate}),
                 evaluate_fn=evaluate,
             )
