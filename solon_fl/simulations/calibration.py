@@ -1,6 +1,7 @@
 """Calibrating the nodes of a scenario, of which some compute in another way than others: float noise that is real."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -113,22 +114,23 @@ def _computing_as(kinds: tuple[NodeKind, ...]) -> Mod:
     """Return a mod that lets each node compute as its kind does."""
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        kind = kinds[_number(context) % len(kinds)]
-        before = torch.get_num_threads(), torch.backends.mkldnn.enabled
-        torch.set_num_threads(kind.threads)
-        _enable_onednn(kind.kernels == "onednn")
-        try:
+        with _computing(kinds[_number(context) % len(kinds)]):
             return call_next(message, context)
-        finally:
-            torch.set_num_threads(before[0])
-            _enable_onednn(bool(before[1]))
 
     return mod
 
 
-def _enable_onednn(enabled: bool) -> None:
-    # Its context manager, flags, sets more than this, with a warning. A property of the module, which types don't show.
-    setattr(torch.backends.mkldnn, "enabled", enabled)  # noqa: B010
+@contextmanager
+def _computing(kind: NodeKind) -> Iterator[None]:
+    threads, enabled = torch.get_num_threads(), torch.backends.mkldnn.enabled
+    torch.set_num_threads(kind.threads)
+    # Its own context manager, flags, sets more than this, with a warning. Types don't show that this is a property.
+    setattr(torch.backends.mkldnn, "enabled", kind.kernels == "onednn")  # noqa: B010
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        setattr(torch.backends.mkldnn, "enabled", enabled)  # noqa: B010
 
 
 def _lying(scenario: Scenario) -> Mod:

@@ -23,7 +23,7 @@ from solon_fl.task import SolonTask
 
 __all__ = ["LARGEST_NOISE", "MARGIN", "Calibration", "calibrate", "measure"]
 
-MARGIN = 4.0  # of rtol over the noise: other rounds, other slots, and a reference with noise of its own
+MARGIN = 4.0  # of rtol over the noise: in other rounds, and in slots whose shares are smaller
 LARGEST_NOISE = 1e-3  # what differs by more is no float noise
 FLOORS = {torch.float32: 1e-6, torch.float64: 1e-12}  # smallest rtol by the shares' dtype: encoding rounds, too
 BLOCK = 2**16  # columns that are compared at a time
