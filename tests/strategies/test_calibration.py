@@ -217,6 +217,12 @@ def test_liars_just_below_the_largest_noise_get_at_most_the_documented_rtol_even
     assert (robust.rtol, set(robust.outliers)) == (1e-6, LIARS)
 
 
+def test_what_differs_by_more_than_noise_can_is_never_counted_even_if_all_nodes_are_taken_for_honest() -> None:
+    found = calibrated(changed(lambda share, _: share * (1 + 1.1 * LARGEST_NOISE), LIARS), liars=0)
+    assert (found.rtol, set(found.outliers)) == (1e-6, LIARS)
+    assert found.warnings == ()
+
+
 @settings(max_examples=200)
 @given(st.integers(0, 2**32), st.integers(1, 3), st.integers(1, 6), st.sampled_from([0.0, 1e-7, 1e-5]))
 def test_no_s_liars_can_make_the_noise_larger_than_the_honest_nodes_distances(
