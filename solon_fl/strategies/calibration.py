@@ -141,11 +141,11 @@ def calibrate(
     Notes
     -----
     Guarantee: `liars` nodes of a group, whatever they send, can't make `noise` larger than the largest distance between
-    two honest nodes of one group, to their reference's norm (so rtol is at most 4 times that, or the floor); and no
-    nodes at all can make rtol larger than 4e-3: what differs by more than 1e-3 is no noise. They can take the
-    place of honest nodes that are far from the others, and so keep noise and rtol below what these need.
+    two honest nodes of one group, relative to its reference; so rtol is at most four times that, rounded up, or the
+    floor. And no nodes at all can make rtol larger than 4e-3: what differs by more than 1e-3 is not counted. Liars can
+    take the place of honest nodes that are far from the others, and so keep rtol below what these need.
     Reference of a group: the share whose (n - liars)-th nearest of n shares, itself included, is nearest.
-    Cost: one round each, and n^2 m additions a group.
+    Cost: that of `rounds` rounds; all shares of a round in memory, and n^2 m multiply-adds a group.
     """
     model = ServerModel(initial_arrays, buffers, partial(torch.optim.SGD, lr=1.0))
     return measure(
