@@ -12,7 +12,9 @@ import sys
 
 import atheris
 
-READERS = [f"solon_fl.strategies.{name}" for name in ("group", "vectors", "evaluation", "nodes", "exchange")]
+READERS = [
+    f"solon_fl.strategies.{name}" for name in ("group", "calibration", "vectors", "evaluation", "nodes", "exchange")
+]
 with atheris.instrument_imports(include=[*READERS, "solon_fl.wire", "tests.hostile"]):
     from tests import hostile_checks
 

@@ -40,7 +40,8 @@ class SolonConfig:
     code : "fourier" or "vandermonde"
         See `solon_fl.FourierCode` and `solon_fl.VandermondeCode`.
     rtol : float
-        Largest relative difference between two honest nodes' shares of the same slot.
+        Largest relative difference between two honest nodes' shares of the same slot; measure it with
+        `solon_fl.strategies.calibrate`.
     seed : int
         Of the run: with round and group it fixes the batches. 0 <= seed < 2**63.
     batches_per_group : int

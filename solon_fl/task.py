@@ -7,11 +7,11 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from flwr.app import ConfigRecord, Message
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from torch import Tensor
 
 from solon_fl.coding import CyclicCode, DracoCode, LinearCode, RepetitionCode
-from solon_fl.config import CodeName, Mode, Verification, make_code
+from solon_fl.config import CodeName, Mode, SolonConfig, Verification, make_code
 from solon_fl.errors import ConfigurationError
 
 __all__ = [
@@ -129,11 +129,45 @@ class SolonTask:
         """Return the code. Its rtol matters to the server only: here it is one that no certificate suffers from."""
         return make_code(self.code, self.byzantine, self.compression, self.stragglers, self.group_size, 1e-15)
 
+    @classmethod
+    def of_run(
+        cls, config: SolonConfig, *, round: int, group: int, slot: int, dim: int, buffers: tuple[str, ...]
+    ) -> "SolonTask":
+        """Return the task of a place in a run of this config."""
+        made = config.make_code()
+        return cls(
+            round=round,
+            group=group,
+            slot=slot,
+            seed=config.seed,
+            num_batches=config.batches_per_group,
+            dim=dim,
+            mode=config.mode,
+            code=config.code,
+            byzantine=made.byzantine,
+            compression=made.compression,
+            stragglers=made.stragglers,
+            group_size=made.group_size,
+            buffers=buffers,
+            verification=config.verification,
+        )
+
     def to_record(self) -> ConfigRecord:
         """Return the task as a Flower record, a new one for every node."""
         values: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
         values["buffers"] = list(self.buffers)
         return ConfigRecord(values)
+
+    def to_message(self, arrays: ArrayRecord, config: ConfigRecord, node_id: int, timeout: float | None) -> Message:
+        """Return the message that asks a node for this: the shared model, and a config and a task of its own."""
+        content = RecordDict(
+            {
+                ARRAYS: arrays,
+                CONFIG: ConfigRecord({**config, "server-round": self.round}),
+                TASK: self.to_record(),
+            }
+        )
+        return Message(content, node_id, MessageType.TRAIN, ttl=timeout, group_id=str(self.round))
 
     @classmethod
     def from_message(cls, message: Message) -> "SolonTask":

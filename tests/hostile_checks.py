@@ -13,7 +13,7 @@ from torch import Tensor
 from solon_fl import FourierCode, SolonConfig
 from solon_fl.errors import InvalidReplyError
 from solon_fl.simulations import InProcessGrid
-from solon_fl.strategies import DracoStrategy, SignumStrategy, SolonStrategy
+from solon_fl.strategies import DracoStrategy, SignumStrategy, SolonStrategy, calibrate
 from solon_fl.strategies.evaluation import median_metrics
 from solon_fl.strategies.exchange import exchange
 from solon_fl.strategies.group import GroupRound, read_share
@@ -214,6 +214,23 @@ def check_metrics(source: Source) -> None:
     assert min(honest_values) <= value <= max(honest_values)
 
 
+def check_calibration(source: Source) -> None:
+    """Two of seven nodes send anything: rtol stays where the five honest ones have it, and only the two are named."""
+
+    def answer(question: Message) -> Message | None:
+        if question.metadata.dst_node_id > 2:
+            return Message(HONEST[0], reply_to=question)
+        return hostile_or_none(source, question, HONEST[0])
+
+    model = ArrayRecord({"weight": to_array(torch.zeros(DIM))})
+    grid = ScriptedGrid(answer, num_nodes=7)
+    found = calibrate(grid, model, SolonConfig(num_nodes=7, byzantine=2, compression=3), timeout=0.0)
+    assert (found.noise, found.rtol) == (0.0, 1e-6)
+    assert {*found.outliers, *found.malformed, *found.silent} <= {1, 2}
+    assert str(found).replace("\n", "").isprintable()
+    assert len(str(found)) < 2000
+
+
 def check_silo(source: Source) -> None:
     """An answer to "which silo are you in?": a text of 1 to 200 characters, or none."""
     roster = Roster(SolonConfig(num_nodes=7, byzantine=2, compression=3, grouping="silo"))
@@ -266,5 +283,8 @@ class ScriptedGrid(InProcessGrid):
         return [reply for reply in replies if reply is not None]
 
 
-CHECKS = (check_group, check_metrics, check_silo, check_exchange, check_draco, check_signum, check_strategy)
-SLOW = (check_draco, check_signum, check_strategy)  # milliseconds each: a whole round
+CHECKS = (
+    *(check_group, check_metrics, check_silo, check_exchange, check_calibration),
+    *(check_draco, check_signum, check_strategy),
+)
+SLOW = (check_calibration, check_draco, check_signum, check_strategy)  # milliseconds each: a whole round

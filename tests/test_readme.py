@@ -9,12 +9,13 @@ import typer
 from flwr.app import ArrayRecord, Context, RecordDict
 from torch import Tensor, nn
 
+from solon_fl import SolonConfig
 from solon_fl.simulations import InProcessGrid
 from solon_fl.simulations.attacks import Reverse
 from solon_fl.simulations.attacks.mods import attack_mod
 from solon_fl.simulations.cli import app
 from solon_fl.simulations.comparison import parse_comparison, shipped_comparisons
-from solon_fl.strategies import buffer_names
+from solon_fl.strategies import SolonStrategy, buffer_names
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -66,6 +67,20 @@ def test_the_baselines_of_the_how_to_train() -> None:
     arrays = ArrayRecord(dict(model.state_dict()))
     result = names["draco"].start(InProcessGrid(names["draco_nodes"], 20), arrays, num_rounds=1, timeout=1)
     assert result.train_metrics_clientapp[1]["stepped"] == 1
+
+
+def test_the_calibration_of_the_how_to_runs(capsys: Any) -> None:
+    page = (Path(__file__).parent.parent / "docs/how-to/calibrate.md").read_text()
+    code, option = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    client_code = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)[1]
+    names: dict[str, Any] = {"MyModel": MyModel, "my_data": my_data}
+    exec(client_code, names)
+    grid = InProcessGrid(names["app"], 20)
+    exec(code, names)
+    names["app"](grid, Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={}))
+    assert capsys.readouterr().out.splitlines()[-1].startswith("shares equal bit for bit; rtol=1e-06 suits")
+    config = SolonConfig(num_nodes=20, byzantine=2, compression=6)
+    exec(option, {"SolonStrategy": SolonStrategy, "config": config, "optimizer": torch.optim.SGD})
 
 
 ROOT = Path(__file__).parent.parent

@@ -1,5 +1,6 @@
 """Built-in simulation: data, models, attacks, an in-process engine, and the command line `solon-fl`."""
 
+from solon_fl.simulations.calibration import NodeKind, calibrate_scenario
 from solon_fl.simulations.datasets import DATASETS, Dataset, load_dataset
 from solon_fl.simulations.grid import InProcessGrid
 from solon_fl.simulations.models import MODELS, build_model
@@ -14,10 +15,12 @@ __all__ = [
     "STRATEGIES",
     "Dataset",
     "InProcessGrid",
+    "NodeKind",
     "Outcome",
     "RoundRecord",
     "Scenario",
     "build_model",
+    "calibrate_scenario",
     "load_dataset",
     "simulate",
 ]

@@ -273,9 +273,9 @@ def _server_seconds(report: dict[str, Any]) -> float:
 
 def _nodes_asked(report: dict[str, Any]) -> int:
     """Return how many nodes had a task in a round."""
-    return sum(node is not None for group in report["groups"] for node in group["nodes"])
+    return sum(group["nodes_asked"] for group in report["groups"])
 
 
 def _escalated(report: dict[str, Any]) -> bool:
     """Whether some group's nodes computed one after the other."""
-    return any(group.get("escalated", False) for group in report["groups"])
+    return any(group["escalated"] for group in report["groups"])

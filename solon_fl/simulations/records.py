@@ -99,6 +99,6 @@ def _record(fields: dict[str, Any]) -> RoundRecord:
 
 
 def _group_report(fields: dict[str, Any]) -> GroupReport:
-    tuples = {name: tuple(fields[name]) for name in ("nodes", "corrupt_nodes", "silent_nodes")}
+    tuples = {name: tuple(fields[name]) for name in ("nodes", "corrupt_nodes", "silent_nodes", "different_bits")}
     malformed = {int(node_id): reason for node_id, reason in fields["malformed_nodes"].items()}
     return GroupReport(**{**fields, **tuples, "malformed_nodes": malformed})

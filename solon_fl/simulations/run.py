@@ -34,7 +34,7 @@ from solon_fl.strategies import Checkpoints, NodeRecord, RoundReport, SolonStrat
 from solon_fl.task import TASK, SolonTask
 from solon_fl.wire import to_array, trusted_tensor
 
-__all__ = ["Outcome", "cheap_garbage_collection", "measure_batch_seconds", "simulate"]
+__all__ = ["Outcome", "cheap_garbage_collection", "measure_batch_seconds", "run_apps", "simulate"]
 
 
 @dataclass(kw_only=True)
@@ -105,7 +105,7 @@ def simulate(
         batch_size exceeds the data, or the engine is not installed.
     """
     if checkpoints is not None and STRATEGIES[scenario.strategy].client != "solon":
-        raise ConfigurationError(f"checkpoints are for strategy='solon' only; got strategy={scenario.strategy!r}.")
+        raise ConfigurationError(f"checkpoints are for strategy='solon'; got strategy={scenario.strategy!r}.")
     dataset = _dataset(scenario.dataset, scenario.data_dir)
     if scenario.batch_size > len(dataset.train_labels):
         raise ConfigurationError(
@@ -115,15 +115,23 @@ def simulate(
     outcome = Outcome(scenario=scenario)
     places = set(scenario.liars)
     client_app = make_client_app(ImageClient(scenario, dataset), places)
-    server_app = _server_app(outcome, dataset, on_round, checkpoints)
+    run_apps(_server_app(outcome, dataset, on_round, checkpoints), client_app, scenario, places)
+    return outcome
+
+
+def run_apps(server_app: ServerApp, client_app: ClientApp, scenario: Scenario, places: set[int] | None = None) -> None:
+    """Run a Flower app on the scenario's engine, with its number of nodes; for `places` see `_GridOfColluders`."""
     if scenario.engine == "ray":
         _run_on_ray(server_app, client_app, scenario.config.num_nodes)
     else:
-        grid = _GridOfColluders(client_app, scenario.config.num_nodes, scenario.liars, places)
+        num_nodes = scenario.config.num_nodes
+        if places is None:
+            grid = InProcessGrid(client_app, num_nodes)
+        else:
+            grid = _GridOfColluders(client_app, num_nodes, scenario.liars, places)
         context = Context(run_id=grid.run.run_id, node_id=0, node_config={}, state=RecordDict(), run_config={})
         with cheap_garbage_collection():
             server_app(grid, context)
-    return outcome
 
 
 class _GridOfColluders(InProcessGrid):
@@ -236,8 +244,7 @@ def _server_app(
                 grid,
                 initial_arrays,
                 num_rounds=scenario.rounds,
-                # In this process all replies there will be are there after one look.
-                timeout=0.01 if scenario.engine == "in-process" else 600.0,
+                timeout=scenario.timeout,
                 train_config=ConfigRecord({"lr": scenario.local_learning_rate}),
                 evaluate_fn=evaluate,
             )

@@ -160,6 +160,11 @@ class Scenario:
                 liars.append(number)
         return frozenset(liars)
 
+    @property
+    def timeout(self) -> float:
+        """Of a round, seconds. In this process all replies that there will be are there after one look."""
+        return 0.01 if self.engine == "in-process" else 600.0
+
     def mods(self, liars: Set[int] | None = None) -> list[Mod]:
         """Return the attack as a Flower mod, or nothing.
 

@@ -1,6 +1,7 @@
 """The server side: Flower strategies."""
 
 from solon_fl.strategies.aggregator import AggregatorStrategy
+from solon_fl.strategies.calibration import Calibration, calibrate
 from solon_fl.strategies.checkpoint import Checkpoints
 from solon_fl.strategies.draco import DracoStrategy
 from solon_fl.strategies.gradient import GradientStrategy
@@ -14,6 +15,7 @@ from solon_fl.strategies.tensorboard import TensorBoardWriter
 
 __all__ = [
     "AggregatorStrategy",
+    "Calibration",
     "Checkpoints",
     "DracoStrategy",
     "GradientStrategy",
@@ -24,4 +26,5 @@ __all__ = [
     "SolonStrategy",
     "TensorBoardWriter",
     "buffer_names",
+    "calibrate",
 ]

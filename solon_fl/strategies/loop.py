@@ -110,6 +110,9 @@ class RoundStrategy(Strategy, ABC):
         """Return further messages of the same round; `late` if half of the timeout has passed."""
         return {}
 
+    def _before_first_round(self, grid: Grid, arrays: ArrayRecord, config: ConfigRecord) -> None:
+        """Prepare a run that does not go on from a checkpoint, under this class's own `start`."""
+
     def _after_round(self, report: RoundReport) -> None:
         """Look at the report once it is out; raise to stop the run."""
 
@@ -169,6 +172,11 @@ class RoundStrategy(Strategy, ABC):
         rounds_done = self._resume(result, num_rounds)
         if rounds_done == 0:
             self._evaluate_centrally(0, result, evaluate_fn)
+            try:
+                self._before_first_round(grid, result.arrays, train_config)
+            except GroupFailedError as error:
+                error.result = result
+                raise
         for server_round in range(rounds_done + 1, num_rounds + 1):
             logger.info("[ROUND %d/%d]", server_round, num_rounds)
             self._collect_late(server_round, grid)
@@ -209,12 +217,15 @@ class RoundStrategy(Strategy, ABC):
     def _prepare(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> dict[Hashable, Message]:
-        self._model = self._model or ServerModel(arrays, self._buffers, self._optimizer)
+        self._model = self._model or self._new_model(arrays)
         self._seconds_receiving = 0.0
         messages = self._make_messages(server_round, arrays, config, grid)
         self._addressed, self._bytes_out = {}, 0
         self._address(messages)
         return messages
+
+    def _new_model(self, arrays: ArrayRecord) -> ServerModel:
+        return ServerModel(arrays, self._buffers, self._optimizer)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -289,7 +300,7 @@ class RoundStrategy(Strategy, ABC):
         """Take over the newest checkpoint and return its round; 0 if there is none."""
         if self._checkpoints is None:
             return 0
-        model = ServerModel(result.arrays, self._buffers, self._optimizer)
+        model = self._new_model(result.arrays)
         checkpoint = self._checkpoints.load(self._describe_run(model))
         if checkpoint is None:
             return 0

@@ -2,23 +2,24 @@
 
 import logging
 from collections.abc import Callable, Collection, Hashable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, cast
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
 from solon_fl.config import SolonConfig
 from solon_fl.errors import GroupFailedError
+from solon_fl.strategies.calibration import Calibration, measure
 from solon_fl.strategies.checkpoint import Checkpoints
 from solon_fl.strategies.group import GroupReport, GroupRound
 from solon_fl.strategies.loop import Aggregated, RoundStrategy
 from solon_fl.strategies.model import OptimizerFactory, ServerModel
 from solon_fl.strategies.nodes import NodeRecord, Roster
 from solon_fl.strategies.report import RoundReport
-from solon_fl.task import ARRAYS, CONFIG, TASK, SolonTask, digest_key
+from solon_fl.task import SolonTask, digest_key
 
 __all__ = ["SolonStrategy"]
 
@@ -54,6 +55,15 @@ class SolonStrategy(RoundStrategy):
     checkpoints : Checkpoints, optional
         Where to save the run, and to go on with it after the server was stopped or killed. Unused under Flower's
         own `start`.
+    calibrate : bool
+        Whether to measure the float noise between the nodes before the first round, as `calibrate` does, and to raise
+        rtol for this run if it must be: never to lower it. One more round, without a step; a silent node costs the
+        timeout. Unused under Flower's own `start`.
+
+    Attributes
+    ----------
+    config : SolonConfig
+        Of the run; after a calibration, with the rtol that is used.
 
     Notes
     -----
@@ -82,8 +92,10 @@ class SolonStrategy(RoundStrategy):
         client_evaluation: bool = False,
         projection_seed: int | None = None,
         checkpoints: Checkpoints | None = None,
+        calibrate: bool = False,
     ) -> None:
-        self.config = config
+        self._given_config = config
+        self._calibrate = calibrate
         self.mode = config.mode
         self._seed = projection_seed
         self._projection = None if projection_seed is None else torch.Generator().manual_seed(projection_seed)
@@ -97,6 +109,7 @@ class SolonStrategy(RoundStrategy):
 
     def _reset(self) -> None:
         super()._reset()
+        self.config = self._given_config
         self._roster = Roster(self.config, self._seed)
         self._round, self._train_config = 0, ConfigRecord()
         self._told: set[int] = set()  # of nodes with different bits
@@ -121,6 +134,23 @@ class SolonStrategy(RoundStrategy):
         logger.info("\t│\t├── A share is 1/%d of the gradient", config.compression)
         logger.info("\t│\t├── Batches a node computes per round: %d", config.batches_per_group)
         logger.info("\t│\t└── Certificate (worst relative error): %.1e", code.certificate)
+
+    def _before_first_round(self, grid: Grid, arrays: ArrayRecord, config: ConfigRecord) -> None:
+        """Raise rtol above the nodes' float noise, if asked to."""
+        if not self._calibrate:
+            return
+        self._model = self._new_model(arrays)
+        found = measure(
+            *(grid, self._roster, self._model, arrays, self.config),
+            rounds=1,
+            train_config=config,
+            timeout=self._timeout,
+            liars=self.config.byzantine,
+        )
+        _log_calibration(found)
+        if found.rtol > self.config.rtol:
+            logger.info("\trtol is raised from %g to %g for this run.", self.config.rtol, found.rtol)
+            self.config = replace(self.config, rtol=found.rtol)
 
     def _make_messages(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -150,18 +180,13 @@ class SolonStrategy(RoundStrategy):
 
     def _messages(self, places: Collection[Place], arrays: ArrayRecord) -> dict[Hashable, Message]:
         messages: dict[Hashable, Message] = {}
+        model = cast(ServerModel, self._model)
         for group, slot in sorted(places):
-            content = RecordDict(
-                {
-                    ARRAYS: arrays,
-                    CONFIG: ConfigRecord({**self._train_config, "server-round": self._round}),
-                    TASK: self._task(self._round, group, slot, cast(ServerModel, self._model)).to_record(),
-                }
+            task = SolonTask.of_run(
+                self.config, round=self._round, group=group, slot=slot, dim=model.dim, buffers=model.buffers
             )
             node_id = cast(int, self._rounds[group].nodes[slot])
-            messages[group, slot] = Message(
-                content, node_id, MessageType.TRAIN, ttl=self._timeout, group_id=str(self._round)
-            )
+            messages[group, slot] = task.to_message(arrays, self._train_config, node_id, self._timeout)
         return messages
 
     def _follow_up(self, late: bool) -> dict[Hashable, Message]:
@@ -192,25 +217,6 @@ class SolonStrategy(RoundStrategy):
 
     def _evaluating_nodes(self) -> list[int]:
         return [node_id for nodes in self._roster.places for node_id in nodes if node_id is not None]
-
-    def _task(self, server_round: int, group: int, slot: int, model: ServerModel) -> SolonTask:
-        config, code = self.config, self.config.make_code()
-        return SolonTask(
-            round=server_round,
-            group=group,
-            slot=slot,
-            seed=config.seed,
-            num_batches=config.batches_per_group,
-            dim=model.dim,
-            mode=config.mode,
-            code=config.code,
-            byzantine=code.byzantine,
-            compression=code.compression,
-            stragglers=code.stragglers,
-            group_size=code.group_size,
-            buffers=model.buffers,
-            verification=config.verification,
-        )
 
     def _receive(self, batch: list[tuple[Hashable, Message]]) -> bool:
         """Take replies that came together; return whether every group's outcome is certain."""
@@ -245,15 +251,19 @@ class SolonStrategy(RoundStrategy):
         self._roster.record_late(node_id)
 
     def _run(self) -> dict[str, Any]:
-        settings = asdict(self.config)
+        settings = asdict(self._given_config)
         return {name: value for name, value in settings.items() if name not in MAY_CHANGE}
 
     def _notes(self) -> dict[str, Any]:
         projection = None if self._projection is None else bytes(self._projection.get_state().tolist()).hex()
-        return {"roster": self._roster.to_dict(), "projection": projection}
+        return {"roster": self._roster.to_dict(), "projection": projection, "rtol": self.config.rtol}
 
     def _restore(self, notes: Mapping[str, Any]) -> None:
         self._roster.restore(notes["roster"])
+        rtol = notes.get("rtol", 0.0)
+        if rtol > self.config.rtol:
+            logger.info("\trtol is %g, as calibrated when the run began.", rtol)
+            self.config = replace(self.config, rtol=rtol)
         if self._projection is not None and notes["projection"] is not None:
             self._projection.set_state(torch.tensor(list(bytes.fromhex(notes["projection"])), dtype=torch.uint8))
 
@@ -291,8 +301,9 @@ class SolonStrategy(RoundStrategy):
         logger.error(
             "Group %d failed (%s): %d silent, %d malformed%s. Either more nodes lie or are missing than configured, or "
             "the nodes of the group do not compute the same (batches must come from the task alone, not from a data "
-            "loader or the global random state), or they differ by float noise above rtol (with verification='digest' "
-            "and r < 2 s + e + k: by a single bit). Policy: %s.",
+            "loader or the global random state), or they differ by float noise above rtol (to measure it: "
+            "solon_fl.strategies.calibrate; with verification='digest' and r < 2 s + e + k: by a single bit). "
+            "Policy: %s.",
             report.group,
             report.status,
             len(report.silent_nodes),
@@ -306,3 +317,12 @@ def _closed_report(group_round: GroupRound) -> GroupReport:
     if group_round.report is None:
         raise RuntimeError("the group is still open")
     return group_round.report
+
+
+def _log_calibration(found: Calibration) -> None:
+    """Log what was measured; nothing of the nodes between which there is nothing but noise."""
+    logger.info("\tcalibrated: %s", found.finding)
+    for node_id in (*found.outliers, *found.malformed, *found.silent):
+        logger.info("\t\tnode %s: %s", found.labels[node_id], found.of_node(node_id))
+    for warning in found.warnings:
+        logger.warning("%s", warning)

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import Context, RecordDict
+from flwr.app import ArrayRecord, Context, RecordDict
 
+from solon_fl import SolonConfig
 from solon_fl.simulations import InProcessGrid
+from solon_fl.strategies import calibrate
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -38,3 +40,16 @@ def test_the_app_learns_and_names_the_liar(
     accuracies = [float(percent) for percent in re.findall(r"accuracy ([\d.]+)%", output)]
     assert accuracies[2] > accuracies[0] + 20
     assert re.search(r"^3 +member +2 +2 +0 +0$", output, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_an_examples_nodes_can_be_calibrated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES / "own-model"))
+    client = importlib.import_module("own_model.client_app")
+    net = importlib.import_module("own_model.task").Net()
+    project = tomllib.loads((EXAMPLES / "own-model" / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
+    grid = InProcessGrid(client.app, 5, run_config={**project["config"], "attack": "reverse"})
+    config = SolonConfig(num_nodes=5, byzantine=1, compression=3, mode="update")
+    found = calibrate(grid, ArrayRecord(net.state_dict()), config, rounds=2)
+    assert found.outliers == (3,)  # the node with partition id 2
+    assert found.identical

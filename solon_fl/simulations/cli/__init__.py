@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from solon_fl.errors import SolonError
+from solon_fl.simulations.cli.calibrate import calibrate_command
 from solon_fl.simulations.cli.compare import compare_command
 from solon_fl.simulations.cli.demo import demo
 from solon_fl.simulations.cli.plan import plan_command
@@ -40,6 +41,7 @@ app.command("simulate")(simulate_command)
 app.command("plan")(plan_command)
 app.command("demo")(demo)
 app.command("compare")(compare_command)
+app.command("calibrate")(calibrate_command)
 
 
 def main() -> None:

@@ -1,0 +1,381 @@
+"""How far honest nodes are apart: the float noise that `SolonConfig.rtol` must be above, measured."""
+
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from decimal import ROUND_CEILING, Context, Decimal
+from functools import partial
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from solon_fl.coding import CertificateWarning, LinearCode
+from solon_fl.config import SolonConfig
+from solon_fl.errors import ConfigurationError, GroupFailedError, InvalidReplyError
+from solon_fl.strategies.exchange import exchange
+from solon_fl.strategies.group import one_line, read_share
+from solon_fl.strategies.model import ServerModel
+from solon_fl.strategies.nodes import Roster
+from solon_fl.task import SolonTask
+
+__all__ = ["LARGEST_NOISE", "MARGIN", "Calibration", "calibrate", "measure"]
+
+MARGIN = 4.0  # of rtol over the noise: in other rounds, and in slots whose shares are smaller
+LARGEST_NOISE = 1e-3  # what differs by more is no float noise
+FLOORS = {torch.float32: 1e-6, torch.float64: 1e-12}  # smallest rtol by the shares' dtype: encoding rounds, too
+BLOCK = 2**16  # columns that are compared at a time
+Place = tuple[int, int]  # group, node id: the key of a node's messages
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """How far the nodes' shares were from each other, and the rtol that follows.
+
+    Attributes
+    ----------
+    noise : float
+        Largest relative distance of a share from its group's reference, without `liars` nodes of each group, the
+        farthest.
+    rtol : float
+        To use: 4 times `noise`, at least 1e-6 (1e-12 for float64 shares), rounded up to two digits.
+    certificate : float
+        The worst relative error with that rtol; see `solon_fl.FourierCode`.
+    identical : bool
+        Whether the shares of every group were equal bit for bit, outliers apart. One liar can make it False.
+    distances : dict
+        Largest relative distance from the reference, by node id, of all nodes that sent shares in groups that could
+        be compared.
+    outliers : tuple of int
+        Ids of the nodes farther than `rtol`: they lie, are broken, or compute in some other way than the others.
+    malformed : dict
+        Id of each node that sent something else than a share, and what was wrong with it.
+    silent : tuple of int
+        Ids of the nodes that sent nothing.
+    labels : dict
+        What the log calls each node, by id: its registered name, or its id.
+    groups : tuple of tuple of int
+        Ids of the nodes, by group.
+    warnings : tuple of str
+        What to look at, and the remedy.
+    """
+
+    noise: float
+    rtol: float
+    certificate: float
+    identical: bool
+    distances: dict[int, float]
+    outliers: tuple[int, ...]
+    malformed: dict[int, str]
+    silent: tuple[int, ...]
+    labels: dict[int, str]
+    groups: tuple[tuple[int, ...], ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def finding(self) -> str:
+        """Noise, rtol and certificate in one line."""
+        alike = "shares equal bit for bit" if self.identical else f"float noise between nodes {self.noise:.1e}"
+        return f"{alike}; rtol={self.rtol:g} suits, with certificate {self.certificate:.1e}"
+
+    def of_node(self, node_id: int) -> str:
+        """Return what was found of a node, in words."""
+        if node_id in self.malformed:
+            return f"not a share: {self.malformed[node_id]}"
+        if node_id in self.silent:
+            return "silent"
+        if node_id not in self.distances:
+            return "its group could not be compared"
+        distance = self.distances[node_id]
+        return f"{distance:.1e}{', an outlier' if node_id in self.outliers else ''}" if distance else "0"
+
+    def __str__(self) -> str:
+        """Return a table of all nodes, the finding, and the warnings."""
+        width = max([len("node"), *(len(label) for label in self.labels.values())])
+        lines = [f"group  {'node':<{width}}  distance"]
+        for group, node_ids in enumerate(self.groups):
+            lines += [f"{group:>5}  {self.labels[node]:<{width}}  {self.of_node(node)}" for node in node_ids]
+        return "\n".join([*lines, self.finding, *(f"warning: {warning}" for warning in self.warnings)])
+
+
+def calibrate(
+    grid: Grid,
+    initial_arrays: ArrayRecord,
+    config: SolonConfig,
+    *,
+    buffers: Collection[str] = (),
+    train_config: ConfigRecord | None = None,
+    rounds: int = 1,
+    timeout: float | None = 600.0,
+    liars: int | None = None,
+) -> Calibration:
+    """Measure the float noise between the nodes, and return the rtol that it needs.
+
+    All nodes of a group compute the same share of the same batches, and their shares are compared. Nothing is trained,
+    and the nodes' program is that of any other round.
+
+    Parameters
+    ----------
+    grid, initial_arrays, config, buffers, train_config
+        As for `SolonStrategy` and its `start`. With a model that is trained already the noise is mostly larger,
+        relative to its smaller gradient.
+    rounds : int
+        Rounds to measure in, each on batches and a slot of its own; the largest noise counts.
+    timeout : float or None
+        Of each round, seconds: a silent node is waited for that long. It also bounds the wait for the nodes.
+    liars : int, optional
+        Nodes of one group that may lie now: as many, the farthest, are left out. Default: config.byzantine. If you
+        know that all nodes are honest, give 0: then the few that differ from the others count too.
+
+    Raises
+    ------
+    ConfigurationError
+        If rounds < 1, or liars is not in 0..(group_size - 1) / 2.
+    NodesMissingError
+        If fewer nodes than needed connect within the timeout.
+    GroupFailedError
+        If no group could be compared; the message says why not.
+
+    Notes
+    -----
+    Guarantee: `liars` nodes of a group, whatever they send, can't make `noise` larger than the largest distance between
+    two honest nodes of one group, relative to its reference; so rtol is at most four times that, rounded up, or the
+    floor. And no nodes at all can make rtol larger than 4e-3: what differs by more than 1e-3 is not counted. Liars can
+    take the place of honest nodes that are far from the others, and so keep rtol below what these need.
+    Reference of a group: the share whose (n - liars)-th nearest of n shares, itself included, is nearest.
+    Cost: that of `rounds` rounds; all shares of a round in memory, and n^2 m multiply-adds a group.
+    """
+    model = ServerModel(initial_arrays, buffers, partial(torch.optim.SGD, lr=1.0))
+    return measure(
+        *(grid, Roster(config), model, initial_arrays, config),
+        rounds=rounds,
+        train_config=train_config or ConfigRecord(),
+        timeout=timeout,
+        liars=config.byzantine if liars is None else liars,
+    )
+
+
+def measure(
+    grid: Grid,
+    roster: Roster,
+    model: ServerModel,
+    arrays: ArrayRecord,
+    config: SolonConfig,
+    *,
+    rounds: int,
+    train_config: ConfigRecord,
+    timeout: float | None,
+    liars: int,
+) -> Calibration:
+    """Do what `calibrate` does, with a roster and a model that are there already."""
+    if not isinstance(rounds, int) or rounds < 1:
+        raise ConfigurationError(f"rounds must be a whole number >= 1; got rounds={rounds!r}.")
+    most = (config.group_size - 1) // 2
+    if not isinstance(liars, int) or not 0 <= liars <= most:
+        raise ConfigurationError(
+            f"liars must be from 0 to {most}, less than half of group_size={config.group_size}; got liars={liars!r}."
+        )
+    findings = _Findings(liars=liars)
+    slots = _mixing_slots(config.make_code())
+    for number in range(1, rounds + 1):
+        roster.update(grid, timeout, server_round=0)
+        messages = {}
+        for group, nodes in enumerate(roster.places):
+            slot = slots[(number - 1 + group) % len(slots)]
+            task = SolonTask.of_run(config, round=number, group=group, slot=slot, dim=model.dim, buffers=model.buffers)
+            for node_id in nodes:
+                if node_id is not None:
+                    messages[group, node_id] = task.to_message(arrays, train_config, node_id, timeout)
+                    findings.labels[node_id] = roster.label(node_id)
+                    findings.groups.setdefault(group, {})[node_id] = None
+        findings.take(_collect(grid, messages, timeout, config.make_code().share_dim(model.dim), model.vector.dtype))
+    return findings.conclude(config, model.vector.dtype)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Replies:
+    """What came in one round."""
+
+    shares: dict[int, dict[int, Tensor]]  # by group and node id
+    malformed: dict[int, str]
+    silent: list[int]
+
+
+def _collect(
+    grid: Grid, messages: dict[Place, Message], timeout: float | None, share_dim: int, dtype: torch.dtype
+) -> _Replies:
+    """Send messages, wait for all replies, and read them."""
+    shares: dict[int, dict[int, Tensor]] = {group: {} for group, _ in messages}
+    malformed: dict[int, str] = {}
+
+    def receive(batch: list[tuple[Place, Message]]) -> bool:
+        for (group, node_id), reply in batch:
+            try:
+                shares[group][node_id] = _finite(read_share(reply, share_dim, dtype))
+            except Exception as error:  # InvalidReplyError, or whatever a hostile record makes Flower raise
+                malformed[node_id] = one_line(str(error)) or type(error).__name__
+        return False
+
+    asked = list(messages)
+    exchange(grid, messages, timeout, receive)
+    silent = [node_id for group, node_id in asked if node_id not in shares[group] and node_id not in malformed]
+    return _Replies(shares=shares, malformed=malformed, silent=silent)
+
+
+@dataclass(kw_only=True)
+class _Findings:
+    """What was found so far, over all groups and rounds."""
+
+    liars: int
+    noise: float = 0.0
+    distances: dict[int, float] = field(default_factory=dict)
+    unequal: set[int] = field(default_factory=set)  # ids of nodes whose share was not the reference bit for bit
+    malformed: dict[int, str] = field(default_factory=dict)
+    silent: dict[int, None] = field(default_factory=dict)
+    labels: dict[int, str] = field(default_factory=dict)
+    groups: dict[int, dict[int, None]] = field(default_factory=dict)
+    compared: bool = False
+    reasons: dict[int, str] = field(default_factory=dict)  # why a group could not be compared
+
+    def take(self, replies: _Replies) -> None:
+        """Add a round."""
+        self.malformed |= replies.malformed
+        self.silent |= dict.fromkeys(replies.silent)
+        for group, of_group in replies.shares.items():
+            node_ids, rows = list(of_group), list(of_group.values())
+            result = _compare(rows, self.liars)
+            if isinstance(result, str):
+                self.reasons[group] = result
+                continue
+            self.compared = True
+            self.noise = max(self.noise, result.noise)
+            for node_id, row, distance in zip(node_ids, rows, result.distances, strict=True):
+                self.distances[node_id] = max(distance, self.distances.get(node_id, 0.0))
+                if not _same_bits(row, rows[result.reference]):
+                    self.unequal.add(node_id)
+
+    def conclude(self, config: SolonConfig, dtype: torch.dtype) -> Calibration:
+        """Return the result.
+
+        Raises
+        ------
+        GroupFailedError
+            If no group could be compared.
+        """
+        if not self.compared:
+            group, reason = next(iter(self.reasons.items()))
+            malformed = next((f"; node {self.labels[n]} sent: {text}" for n, text in self.malformed.items()), "")
+            raise GroupFailedError(
+                f"no group could be compared, so there is no noise; group {group}: {reason}{malformed}"
+            )
+        rtol = _rounded_up(max(MARGIN * self.noise, FLOORS[dtype]))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CertificateWarning)  # it is told below, with another remedy
+            certificate = replace(config, rtol=rtol).make_code().certificate
+        outliers = tuple(node_id for node_id, distance in self.distances.items() if distance > rtol)
+        return Calibration(
+            noise=self.noise,
+            rtol=rtol,
+            certificate=certificate,
+            identical=not self.reasons and not self.unequal - set(outliers),
+            distances=self.distances,
+            outliers=outliers,
+            malformed=self.malformed,
+            silent=tuple(self.silent),
+            labels=self.labels,
+            groups=tuple(tuple(node_ids) for node_ids in self.groups.values()),
+            warnings=tuple(self._warnings(config, outliers, certificate)),
+        )
+
+    def _warnings(self, config: SolonConfig, outliers: Collection[int], certificate: float) -> list[str]:
+        found = [f"group {group} could not be compared: {reason}" for group, reason in self.reasons.items()]
+        if certificate >= 1:
+            found.append(
+                f"the certificate is {certificate:.1e}, but should be below 1: lower byzantine or compression, raise "
+                "group_size, make the nodes alike (hardware, versions, threads), or compute in float64."
+            )
+        near = [node_id for node_id in outliers if self.distances[node_id] <= LARGEST_NOISE]
+        if near:
+            found.append(
+                f"{_names(near, self.labels)} may lie, or have another kind of hardware or software: if you trust all "
+                "nodes now, calibrate with liars=0, which makes rtol large enough for these."
+            )
+        for group, members in self.groups.items():
+            bad = members.keys() & {*outliers, *self.malformed}
+            if len(bad) > config.byzantine:
+                found.append(
+                    f"group {group} has {len(bad)} nodes that lie or fail, more than byzantine={config.byzantine}: it "
+                    "can't be decoded like that."
+                )
+        return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Comparison:
+    """One group's shares: which of them is the reference, how far each is from it, and the noise."""
+
+    reference: int
+    distances: list[float]
+    noise: float
+
+
+def _compare(shares: Sequence[Tensor], liars: int) -> _Comparison | str:
+    """Return how far shares of the same slot are from each other, or why that can't be said."""
+    needed = max(2, 2 * liars + 1)
+    if len(shares) < needed:
+        return f"{len(shares)} of its nodes sent a share, and {needed} are needed while {liars} may lie"
+    honest = len(shares) - liars
+    pairs, norms = _pairwise_distances(shares)
+    reference = int(np.sort(pairs, axis=1)[:, honest - 1].argmin())
+    if not 0 < norms[reference] < np.inf:
+        return "the gradient is zero or not finite; calibrate with another model"
+    distances = pairs[reference] / norms[reference]
+    near = np.sort(distances)[:honest]
+    near = near[near <= LARGEST_NOISE]
+    if len(near) <= len(shares) / 2:
+        return (
+            f"its nodes do not compute the same: they differ by {np.median(distances[distances > 0]):.1e}, more than "
+            f"float noise could be ({LARGEST_NOISE:g}); batches must come from the task alone"
+        )
+    return _Comparison(reference=reference, distances=distances.tolist(), noise=float(near[-1]))
+
+
+def _pairwise_distances(shares: Sequence[Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distances between n shares, (n, n), and their norms, (n,), in float64."""
+    squares = torch.zeros(len(shares), len(shares), dtype=torch.float64)
+    norms = torch.zeros(len(shares), dtype=torch.float64)
+    for start in range(0, shares[0].numel(), BLOCK):
+        block = torch.stack([share[start : start + BLOCK] for share in shares]).double()
+        norms += block.square().sum(1)
+        for row, values in zip(squares, block, strict=True):
+            row += (block - values).square_().sum(1)
+    return squares.sqrt().numpy(), norms.sqrt().numpy()
+
+
+def _mixing_slots(code: LinearCode) -> list[int]:
+    """Return the slots whose shares mix many chunks of the gradient, those that mix most first."""
+    mixed = 1 / (code.generator**4).sum(axis=1)  # rows have norm 1: from 1, a chunk as it is, to k, all alike
+    return [int(slot) for slot in np.argsort(-mixed, kind="stable") if mixed[slot] >= mixed.max() * 2 / 3]
+
+
+def _finite(share: Tensor) -> Tensor:
+    if not share.isfinite().all():
+        raise InvalidReplyError("the share holds NaN or inf")
+    return share
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    whole = torch.int64 if one.dtype == torch.float64 else torch.int32
+    return torch.equal(one.view(whole), other.view(whole))
+
+
+def _rounded_up(value: float) -> float:
+    """Return the smallest number of two significant digits that is no less than the value."""
+    return float(Context(prec=2, rounding=ROUND_CEILING).create_decimal(Decimal(repr(value))))
+
+
+def _names(node_ids: Collection[int], labels: Mapping[int, str]) -> str:
+    shown = ", ".join(labels[node_id] for node_id in list(node_ids)[:5])
+    return f"nodes {shown}{', ...' if len(node_ids) > 5 else ''}" if len(node_ids) > 1 else f"node {shown}"
