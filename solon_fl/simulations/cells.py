@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any, Literal
 
 from solon_fl.errors import ConfigurationError
@@ -88,6 +88,12 @@ class Cell:
     def batches_per_node(self) -> int:
         """Batches that the busiest node computes in a round."""
         return int(self.lines[0]["batches_per_node"]) if self.lines else 0
+
+    @property
+    def batches_of_all(self) -> float:
+        """Batches of a round that all nodes together computed (mean over the rounds)."""
+        asked = [_nodes_asked(report) for report in self._reports]
+        return self.batches_per_node * fmean(asked or [0])
 
     @property
     def _reports(self) -> list[dict[str, Any]]:
