@@ -207,7 +207,7 @@ def test_any_ranks_all_variants() -> None:
     assert totals == sorted(totals)
     assert everything.best_of_each_variant() == dict(zip(VARIANTS, (part.best for part in parts), strict=True))
     assert everything.best.seconds.total == min(part.best.seconds.total for part in parts)
-    # With digests k + 0 = 4 = s + 1 nodes of a group are enough, and k = 4 is quicker than less.
+    # With digests s + 1 = 4 nodes of a group are enough for k <= 4, and k = 4 sends least.
     thriftiest = everything.thriftiest
     assert (thriftiest.verification, thriftiest.redundancy) == ("digest", "reactive")
     assert (thriftiest.compression, thriftiest.computations) == (4, 4 * 60)
