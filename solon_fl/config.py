@@ -5,10 +5,21 @@ from functools import lru_cache
 from typing import Literal, get_args
 
 from solon_fl.coding import FourierCode, LinearCode, VandermondeCode
-from solon_fl.coding.code import BeyondBound
+from solon_fl.coding.code import BeyondBound, check_parameters
 from solon_fl.errors import ConfigurationError
 
-__all__ = ["CodeName", "FailurePolicy", "Grouping", "Mode", "Regroup", "SolonConfig", "Strangers", "make_code"]
+__all__ = [
+    "CodeName",
+    "FailurePolicy",
+    "Grouping",
+    "Mode",
+    "Redundancy",
+    "Regroup",
+    "SolonConfig",
+    "Strangers",
+    "Verification",
+    "make_code",
+]
 
 CodeName = Literal["fourier", "vandermonde"]
 Mode = Literal["gradient", "update"]
@@ -162,6 +173,7 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
         # The code checks s, k, e, r and rtol, and knows the smallest r.
         size = self._group_size_with_digests() if self.verification == "digest" else self.make_code().group_size
         object.__setattr__(self, "group_size", size)
+        self.make_code()  # warns if its certificate is void
         if self.num_nodes % size:
             below = self.num_nodes // size * size
             nodes = f"{below} or {below + size}" if below else f"{size}"
@@ -212,7 +224,7 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
 
     def _group_size_with_digests(self) -> int:
         """Check s, k, e and r, and return r."""
-        make_code(self.code, self.byzantine, self.compression, self.stragglers, None, self.rtol)
+        check_parameters(self.byzantine, self.compression, self.stragglers, None, self.rtol)
         size = self.group_size or self._smallest_group
         if size < self._smallest_group:
             raise ConfigurationError(

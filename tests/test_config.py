@@ -50,6 +50,12 @@ def test_a_misspelt_setting_fails() -> None:
         SolonConfig(num_nodes=20, byzantine=2, compresion=6)  # type: ignore[call-arg]  # the point of the test
 
 
+def test_with_digests_nothing_is_said_of_a_code_that_the_run_does_not_use() -> None:
+    # Algebra would need r = 25 for this k, with a void certificate; warnings are errors here.
+    config = SolonConfig(num_nodes=20, byzantine=5, compression=15, verification="digest")
+    assert (config.group_size, config.make_code().byzantine) == (20, 0)
+
+
 @pytest.mark.parametrize("code", ["fourier", "vandermonde"])
 def test_the_code_is_told_what_to_do_beyond_the_bound(code: CodeName) -> None:
     config = SolonConfig(num_nodes=7, byzantine=2, compression=3, code=code)

@@ -18,7 +18,7 @@ from .amplification import lagrange_bound, worst_amplification
 from .decoder import Decoded, decode_shares, worst_relative_error
 from .locating import Locator, parity_of
 
-__all__ = ["BeyondBound", "CertificateWarning", "LinearCode"]
+__all__ = ["BeyondBound", "CertificateWarning", "LinearCode", "check_parameters"]
 
 BeyondBound = Literal["reject", "accept"]
 
@@ -82,7 +82,7 @@ class LinearCode(ABC):
         locator: Locator | None = None,
         beyond_bound: BeyondBound = "reject",
     ) -> None:
-        smallest = _check_parameters(byzantine, compression, stragglers, group_size, rtol)
+        smallest = check_parameters(byzantine, compression, stragglers, group_size, rtol)
         if beyond_bound not in get_args(BeyondBound):
             raise ConfigurationError(
                 f"beyond_bound must be one of {', '.join(get_args(BeyondBound))}; got beyond_bound={beyond_bound!r}."
@@ -275,7 +275,7 @@ class LinearCode(ABC):
         return decode_shares(self, rows, dim, generator, last=last)
 
 
-def _check_parameters(byzantine: int, compression: int, stragglers: int, group_size: int | None, rtol: float) -> int:
+def check_parameters(byzantine: int, compression: int, stragglers: int, group_size: int | None, rtol: float) -> int:
     """Check s, k, e, r and rtol; return 2 s + e + k."""
     for name, value, least in (
         ("byzantine", byzantine, 0),

@@ -2,36 +2,43 @@
 
 import math
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import get_args
+from typing import Literal, TypeVar, get_args
 
 from solon_fl.coding import CertificateWarning
-from solon_fl.config import CodeName, SolonConfig, make_code
+from solon_fl.coding.digests import DIGEST_SIZE
+from solon_fl.config import CodeName, Redundancy, SolonConfig, Verification, make_code
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.network import Network, RoundSeconds, round_seconds
 from solon_fl.simulations.server_time import Kind, MeasuredServer, ServerSeconds
 
 __all__ = ["Baseline", "Choice", "Plan", "plan"]
 
+Option = TypeVar("Option", bound=str)
+
 MOST_NODES = 1_000_000
 LARGEST_DIM = 10**13
 LONGEST_BATCH = 1e6  # seconds
 LARGEST_GROUP = 128  # nodes; beyond, computation is multiplied by more than anybody pays
+# Bytes a second of one thread (AMD EPYC): at d = 11M, r = 20 and k = 6..15, all digests took 0.14 to 0.26 s.
+HASHED = 1e9  # of shares
+ENCODED = 1e10  # of the gradient, read once for every share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """One admissible pair of group_size and compression.
+    """One admissible pair of group_size and compression, with or without digests and reactive redundancy.
 
     Attributes
     ----------
-    num_nodes, byzantine, stragglers, group_size, compression, code, rtol
+    num_nodes, byzantine, stragglers, group_size, compression, code, rtol, verification, redundancy
         Of the `SolonConfig`.
     bytes_out, bytes_in : int
-        To and from all nodes in a round.
+        To and from all nodes that are asked in a round.
     seconds : RoundSeconds
-        Of a round in which every node answers.
+        Of a round in which every node that is asked answers; with redundancy "reactive" also none of them lies.
     """
 
     num_nodes: int
@@ -41,6 +48,8 @@ class Choice:
     compression: int
     code: CodeName
     rtol: float
+    verification: Verification = "algebra"
+    redundancy: Redundancy = "full"
     bytes_out: int
     bytes_in: int
     seconds: RoundSeconds
@@ -51,19 +60,43 @@ class Choice:
         return self.num_nodes // self.group_size
 
     @property
+    def asked_per_group(self) -> int:
+        """Nodes of a group that compute: r; with redundancy "reactive" as many as are enough if they agree."""
+        return _asked(
+            self.verification, self.redundancy, self.byzantine, self.compression, self.stragglers, self.group_size
+        )
+
+    @property
+    def num_asked(self) -> int:
+        """Nodes of all groups that compute."""
+        return self.num_groups * self.asked_per_group
+
+    @property
     def batches_per_node(self) -> int:
-        """Batches that every node computes in a round, r."""
+        """Batches that every node that is asked computes in a round, r."""
         return self.group_size
 
     @property
+    def computations(self) -> int:
+        """Batches that all nodes together compute in a round, each counted as often as it is computed."""
+        return self.num_asked * self.batches_per_node
+
+    @property
     def bytes_per_node(self) -> int:
-        """Bytes that a node sends in a round."""
-        return self.bytes_in // self.num_nodes
+        """Bytes that a node that is asked sends in a round."""
+        return self.bytes_in // self.num_asked
 
     @property
     def certificate(self) -> float:
-        """See `LinearCode.certificate`; computed when first asked for, which can take a second."""
-        return _certificate(self.code, self.byzantine, self.compression, self.stragglers, self.group_size, self.rtol)
+        """`LinearCode.certificate` of the run's code; computed when first asked for, which can take a second.
+
+        With digests that is the code by which a group is decoded whose nodes don't compute the same bits, if r is
+        large enough for that.
+        """
+        lies, missing = self.byzantine, self.stragglers
+        if self.verification == "digest" and self.group_size < 2 * lies + missing + self.compression:
+            lies, missing = 0, lies + missing  # as SolonConfig.make_code has it
+        return _certificate(self.code, lies, self.compression, missing, self.group_size, self.rtol)
 
     @property
     def is_void(self) -> bool:
@@ -80,6 +113,8 @@ class Choice:
             group_size=self.group_size,
             code=self.code,
             rtol=self.rtol,
+            verification=self.verification,
+            redundancy=self.redundancy,
         )
 
 
@@ -113,6 +148,11 @@ class Baseline:
     bytes_out: int
     bytes_in: int
     seconds: RoundSeconds
+
+    @property
+    def num_asked(self) -> int:
+        """Nodes that compute: all."""
+        return self.num_nodes
 
     @property
     def bytes_per_node(self) -> int:
@@ -154,7 +194,34 @@ class Plan:
         ConfigurationError
             If there is none.
         """
-        for choice in self.choices:
+        return self._first(self.choices)
+
+    @property
+    def thriftiest(self) -> Choice:
+        """The choice with the fewest computations of those whose certificate is below 1, and of these the shortest.
+
+        Raises
+        ------
+        ConfigurationError
+            If there is none.
+        """
+        return self._first(sorted(self.choices, key=lambda choice: (choice.computations, choice.seconds.total)))
+
+    def best_of_each_variant(self) -> dict[tuple[Verification, Redundancy], Choice]:
+        """Return the best choice by verification and redundancy, as far as they are in the plan and have one."""
+        pairs: list[tuple[Verification, Redundancy]] = [
+            (verification, redundancy) for verification in get_args(Verification) for redundancy in get_args(Redundancy)
+        ]
+        best: dict[tuple[Verification, Redundancy], Choice] = {}
+        for pair in pairs:
+            of_pair = (choice for choice in self.choices if (choice.verification, choice.redundancy) == pair)
+            first = next((choice for choice in of_pair if not choice.is_void), None)
+            if first is not None:
+                best[pair] = first
+        return best
+
+    def _first(self, choices: Iterable[Choice]) -> Choice:
+        for choice in choices:
             if not choice.is_void:
                 return choice
         least = min(self.choices, key=lambda choice: choice.certificate)
@@ -192,7 +259,7 @@ class Plan:
 
     def _seconds_on_links(self, row: Choice | Baseline) -> float:
         network = replace(self.network, latency=0.0)
-        return network.transfer_seconds(num_nodes=self.num_nodes, bytes_out=row.bytes_out, bytes_in=row.bytes_in)
+        return network.transfer_seconds(num_nodes=row.num_asked, bytes_out=row.bytes_out, bytes_in=row.bytes_in)
 
 
 def plan(
@@ -208,6 +275,8 @@ def plan(
     server_seconds: ServerSeconds | None = None,
     share_bytes: int = 4,
     model_bytes: int | None = None,
+    verification: Verification | Literal["any"] = "algebra",
+    redundancy: Redundancy | Literal["any"] = "full",
 ) -> Plan:
     """Return all admissible group sizes and compressions, and what a round of each takes.
 
@@ -229,6 +298,10 @@ def plan(
     model_bytes : int, optional
         Of the model, as sent to one node. Default: dim * share_bytes; really there are some 128 more for every
         array of the model, and its buffers.
+    verification : "algebra", "digest" or "any"
+        Of the `SolonConfig`; "any" ranks the choices of both.
+    redundancy : "full", "reactive" or "any"
+        Likewise.
 
     Raises
     ------
@@ -237,7 +310,17 @@ def plan(
 
     Notes
     -----
-    Admissible: r divides P, 2 s + e + k <= r, and r <= 128. All schemes process P batches a round, as in the paper.
+    Admissible: r divides P, 2 s + e + k <= r (with digests max(2 s + 1, s + k) + e <= r), and r <= 128. All schemes
+    process P batches a round, as in the paper.
+
+    Digests: every reply carries 32 r bytes more; a node encodes and hashes all r shares once a round, and the server
+    hashes those that arrive, at rates that were measured on one machine (`HASHED`, `ENCODED`).
+
+    Redundancy "reactive" is planned for rounds in which all who are asked answer and agree: s + k + e nodes of a
+    group (with digests max(s + 1, k) + e) get the model, compute r batches each, and send a share. A round in which
+    they don't takes the computation twice, and sends what full redundancy does. The server's seconds are those of full
+    redundancy, and no less with digests, though it has fewer shares to decode and no liars to locate.
+
     The baselines, per node:
 
     - "no defence" is an average: one batch, the whole gradient.
@@ -266,68 +349,141 @@ def plan(
     """
     sizes = _admissible_sizes(num_nodes, byzantine, stragglers)
     _check(dim, batch_seconds, code, rtol, share_bytes, model_bytes)
+    verifications: tuple[Verification, ...] = _wanted("verification", verification, get_args(Verification))
+    redundancies: tuple[Redundancy, ...] = _wanted("redundancy", redundancy, get_args(Redundancy))
     if server_seconds is None:
         server_seconds = MeasuredServer(byzantine=byzantine, code=code, rtol=rtol, share_bytes=share_bytes)
-    bytes_out = num_nodes * (dim * share_bytes if model_bytes is None else model_bytes)
-
-    def seconds(kind: Kind, batches: int, size: int, compression: int, bytes_in: int) -> RoundSeconds:
-        return round_seconds(
-            network,
-            num_nodes=num_nodes,
-            batches_per_node=batches,
-            batch_seconds=batch_seconds,
-            bytes_out=bytes_out,
-            bytes_in=bytes_in,
-            server_seconds=server_seconds(kind, num_nodes, size, compression, dim),
-            waited=False,
-        )
-
-    choices = []
-    for size in sizes:
-        for compression in range(1, size - 2 * byzantine - stragglers + 1):
-            bytes_in = num_nodes * -(-dim // compression) * share_bytes
-            choices.append(
-                Choice(
-                    num_nodes=num_nodes,
-                    byzantine=byzantine,
-                    stragglers=stragglers,
-                    group_size=size,
-                    compression=compression,
-                    code=code,
-                    rtol=rtol,
-                    bytes_out=bytes_out,
-                    bytes_in=bytes_in,
-                    seconds=seconds("solon", size, size, compression, bytes_in),
-                )
-            )
+    reckoning = _Reckoning(
+        network=network,
+        num_nodes=num_nodes,
+        byzantine=byzantine,
+        stragglers=stragglers,
+        code=code,
+        rtol=rtol,
+        dim=dim,
+        batch_seconds=batch_seconds,
+        server_seconds=server_seconds,
+        share_bytes=share_bytes,
+        model_bytes=dim * share_bytes if model_bytes is None else model_bytes,
+    )
+    choices = [
+        reckoning.choice(verification, redundancy, size, compression)
+        for verification in verifications
+        for redundancy in redundancies
+        for size in sizes
+        for compression in range(1, _largest_compression(verification, byzantine, stragglers, size) + 1)
+    ]
     smallest = 2 * byzantine + stragglers + 1
     largest_repeated = -(-num_nodes // (num_nodes // smallest))
-    whole = num_nodes * dim * share_bytes
-    baselines: tuple[tuple[Kind, str, int, int, int], ...] = (
-        ("no defence", "none", 1, 1, whole),
-        ("draco-repetition", f"{byzantine} a group", largest_repeated, largest_repeated, whole),
-        ("draco-cyclic", f"{byzantine} in all", num_nodes, smallest, 2 * whole),
-    )
     return Plan(
         network=network,
         num_nodes=num_nodes,
         dim=dim,
         batch_seconds=batch_seconds,
         choices=tuple(sorted(choices, key=lambda choice: (choice.seconds.total, choice.group_size))),
-        baselines=tuple(
-            Baseline(
-                name=name,
-                tolerates=tolerates,
-                num_nodes=num_nodes,
-                group_size=size,
-                batches_per_node=batches,
-                bytes_out=bytes_out,
-                bytes_in=bytes_in,
-                seconds=seconds(name, batches, size, 1, bytes_in),
-            )
-            for name, tolerates, size, batches, bytes_in in baselines
+        baselines=(
+            reckoning.baseline("no defence", "none", size=1, batches=1, vectors=1),
+            reckoning.baseline(
+                "draco-repetition", f"{byzantine} a group", size=largest_repeated, batches=largest_repeated, vectors=1
+            ),
+            reckoning.baseline("draco-cyclic", f"{byzantine} in all", size=num_nodes, batches=smallest, vectors=2),
         ),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reckoning:
+    """The arguments of `plan`, and what a row costs."""
+
+    network: Network
+    num_nodes: int
+    byzantine: int
+    stragglers: int
+    code: CodeName
+    rtol: float
+    dim: int
+    batch_seconds: float
+    server_seconds: ServerSeconds
+    share_bytes: int
+    model_bytes: int
+
+    def choice(self, verification: Verification, redundancy: Redundancy, size: int, compression: int) -> Choice:
+        per_group = _asked(verification, redundancy, self.byzantine, compression, self.stragglers, size)
+        asked = self.num_nodes // size * per_group
+        share = -(-self.dim // compression) * self.share_bytes
+        bytes_in = asked * share
+        node_seconds, server_seconds = 0.0, self.server_seconds("solon", self.num_nodes, size, compression, self.dim)
+        if verification == "digest":
+            node_seconds = size * (share / HASHED + self.dim * self.share_bytes / ENCODED)
+            server_seconds += bytes_in / HASHED
+            bytes_in += asked * DIGEST_SIZE * size
+        return Choice(
+            num_nodes=self.num_nodes,
+            byzantine=self.byzantine,
+            stragglers=self.stragglers,
+            group_size=size,
+            compression=compression,
+            code=self.code,
+            rtol=self.rtol,
+            verification=verification,
+            redundancy=redundancy,
+            bytes_out=asked * self.model_bytes,
+            bytes_in=bytes_in,
+            seconds=self._seconds(asked, size, bytes_in, server_seconds, node_seconds),
+        )
+
+    def baseline(self, name: Kind, tolerates: str, *, size: int, batches: int, vectors: int) -> Baseline:
+        bytes_in = vectors * self.num_nodes * self.dim * self.share_bytes
+        server_seconds = self.server_seconds(name, self.num_nodes, size, 1, self.dim)
+        return Baseline(
+            name=name,
+            tolerates=tolerates,
+            num_nodes=self.num_nodes,
+            group_size=size,
+            batches_per_node=batches,
+            bytes_out=self.num_nodes * self.model_bytes,
+            bytes_in=bytes_in,
+            seconds=self._seconds(self.num_nodes, batches, bytes_in, server_seconds),
+        )
+
+    def _seconds(
+        self, asked: int, batches: int, bytes_in: int, server_seconds: float, node_seconds: float = 0.0
+    ) -> RoundSeconds:
+        seconds = round_seconds(
+            self.network,
+            num_nodes=asked,
+            batches_per_node=batches,
+            batch_seconds=self.batch_seconds,
+            bytes_out=asked * self.model_bytes,
+            bytes_in=bytes_in,
+            server_seconds=server_seconds,
+            waited=False,
+        )
+        return replace(seconds, computation=seconds.computation + node_seconds)
+
+
+def _asked(
+    verification: Verification, redundancy: Redundancy, byzantine: int, compression: int, stragglers: int, size: int
+) -> int:
+    """Return how many nodes of a group compute in an honest round: see `SolonConfig.num_agreeing`."""
+    if redundancy == "full":
+        return size
+    agreeing = max(byzantine + 1, compression) if verification == "digest" else byzantine + compression
+    return agreeing + stragglers
+
+
+def _largest_compression(verification: Verification, byzantine: int, stragglers: int, size: int) -> int:
+    """Return the largest k for a group size that is admissible, 2 s + e + 1 or more."""
+    return size - stragglers - (byzantine if verification == "digest" else 2 * byzantine)
+
+
+def _wanted(name: str, value: Option | Literal["any"], allowed: tuple[Option, ...]) -> tuple[Option, ...]:
+    """Return what an option stands for, all if it is "any"."""
+    if value == "any":
+        return allowed
+    if value not in allowed:
+        raise ConfigurationError(f"{name} must be one of {', '.join(allowed)}, any; got {name}={value!r}.")
+    return tuple(option for option in allowed if option == value)
 
 
 @lru_cache(maxsize=4096)

@@ -192,7 +192,7 @@ class GroupRound:
             logger.warning("Node %s (group %d): not a share: %s", self.label(node_id), self.group, reason)
             return
         self._shares[slot] = share
-        self.bytes_in += share.numel() * share.element_size()
+        self.bytes_in += share.numel() * share.element_size() + len(self._votes.get(slot, b""))
 
     def decode(self, *, last: bool) -> None:
         """Decode if nothing that may still come can change the result, or if nothing will come (`last`).

@@ -29,6 +29,7 @@ def cell(
     liars: Sequence[int] = (),
     named: Sequence[int] = (),
     waited: Sequence[int] = (),
+    escalated: Sequence[int] = (),
     bytes_in: int = 1_000_000,
 ) -> Cell:
     """Return a run of 10 nodes that compute 3 batches each, are sent 2 MB and take 0.25 s of the server a round."""
@@ -41,8 +42,17 @@ def cell(
         "threads": 1,
     }
     report = {"bytes_out": 2_000_000, "bytes_in": bytes_in, "seconds_aggregating": 0.2, "seconds_stepping": 0.05}
+
+    def groups(number: int) -> list[dict[str, Any]]:
+        return [{"nodes_asked": 5, "escalated": False}, {"nodes_asked": 5, "escalated": number in escalated}]
+
     rounds = [
-        {"round": n, "accuracy": accuracy, "report": report if n else None, "waited": n in waited}
+        {
+            "round": n,
+            "accuracy": accuracy,
+            "report": report | {"groups": groups(n)} if n else None,
+            "waited": n in waited,
+        }
         for n, accuracy in enumerate(accuracies)
     ]
     summary = {"error": error, "offences": {str(number): {"lying": 1} for number in named}}

@@ -138,6 +138,12 @@ def test_rounds_and_seconds_to_an_accuracy() -> None:
     assert run.seconds_to(0.7, SLOW, 0.5) is None
 
 
+def test_nodes_that_are_asked_after_all_compute_after_the_others() -> None:
+    run = cell("solon-reactive", None, [0.1, 0.4, 0.5], escalated=[2])
+    assert [parts.computation for parts in run.round_times(SLOW, 0.5)] == [1.5, 3.0]
+    assert run.batches_of_all == 30
+
+
 def test_what_a_cell_tells() -> None:
     run = cell("solon", "alie", [0.1, 0.4], liars=[3, 4], named=[4, 5])
     assert (run.liars, run.named, run.error) == ({3, 4}, {4, 5}, None)

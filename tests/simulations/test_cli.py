@@ -58,6 +58,8 @@ def test_a_strategy_that_breaks_off_is_told_and_fails(tmp_path: Path) -> None:
         (["--beyond-bound", "perhaps"], "beyond_bound='perhaps'"),
         (["--byzantine", "4", "--group-size", "10"], "raise group_size to 14"),
         (["--dataset", "cifar10"], "--data-dir"),
+        (["--verification", "trust"], "verification must be one of algebra, digest; got verification='trust'"),
+        (["--redundancy", "none"], "redundancy must be one of full, reactive; got redundancy='none'"),
         (["--regroup", "daily"], "regroup must be one of never, round; got regroup='daily'"),
     ],
 )

@@ -11,6 +11,7 @@ from solon_fl.simulations.cli.plan import parse_quantity
 from solon_fl.simulations.network import NETWORKS
 from solon_fl.simulations.regrouping import overflow_in_run, overflow_probability
 
+ADDED = ("variants", "thriftiest")
 REQUIRED = ("--nodes", "20", "--byzantine", "2", "--model-size", "200k", "--batch-seconds", "0.01")
 
 
@@ -73,7 +74,7 @@ def test_json_has_every_number() -> None:
         sum(best["seconds"][part] for part in ("computation", "transfer", "server", "waiting"))
     )
     assert [row["name"] for row in result["baselines"]] == ["no defence", "draco-repetition", "draco-cyclic"]
-    assert set(result) == {"network", "num_nodes", "dim", "batch_seconds", "best", "choices", "baselines"}
+    assert set(result) == {"network", "num_nodes", "dim", "batch_seconds", "best", "choices", "baselines", *ADDED}
     assert not any(key.startswith("overflow") for key in best)
 
 
@@ -88,6 +89,8 @@ def test_json_has_every_number() -> None:
         (["--nodes", "9" * 20], "num_nodes must be at most 1000000"),
         (["--model-size", "1e30"], "dim must be a whole number from 1 to 1e+13"),
         (["--batch-seconds", "1e300"], "batch_seconds must be from 0 to 1e+06"),
+        (["--verification", "trust"], "verification must be one of algebra, digest, any; got verification='trust'"),
+        (["--redundancy", "none"], "redundancy must be one of full, reactive, any; got redundancy='none'"),
         (["--threads", "100000"], "threads must be from 1 to "),
         (["--liars-in-all", "21"], "liars must be at most num_nodes=20; got liars=21"),
         (["--liars-in-all", "3", "--rounds", "0"], "rounds must be a whole number from 1 to 1000000000; got rounds=0"),
@@ -147,3 +150,71 @@ def test_json_has_the_probabilities_of_regrouping() -> None:
     # At a risk of 1e-6 chance does not help so few nodes: groups of 10 and 20 bear 4.
     wanted = {"liars": 4, "rounds": 1000, "risk": 1e-6, "byzantine_needed": 4, "group_sizes": [10, 20]}
     assert result["regrouping"] == wanted
+
+
+@pytest.mark.slow
+def test_the_plan_says_what_digests_and_reactive_redundancy_would_bring(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    done = solon_fl_plan(*REQUIRED)
+    assert done.returncode == 0, done.stderr
+    before, _, told = done.stdout.partition("What digests and reactive redundancy would bring")
+    assert "Use it" in before
+    assert "gests" not in before
+    assert "verification" not in before
+    assert all(len(line) <= 80 for line in told.splitlines())
+    rows = [line.split() for line in told.splitlines() if re.match(r" (algebra|digest) ", line)]
+    assert [row[:2] for row in rows] == [
+        ["algebra", "full"],
+        ["algebra", "reactive"],
+        ["digest", "full"],
+        ["digest", "reactive"],
+    ]
+    for verification, redundancy, *numbers in rows:
+        r, k, asked, _, _, _, times = map(float, numbers[:-1])
+        agreeing = max(3, k) if verification == "digest" else 2 + k
+        assert asked == times == (r if redundancy == "full" else agreeing)
+    sentence = " ".join(told.split())
+    assert "Cheapest in seconds" in sentence
+    assert "Digests presuppose nodes that compute the same bits" in sentence
+    assert "Reactive redundancy presupposes that faults are rare" in sentence
+
+
+@pytest.mark.slow
+def test_all_variants_can_be_ranked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    done = solon_fl_plan(*REQUIRED, "--verification", "digest", "--redundancy", "reactive")
+    assert done.returncode == 0, done.stderr
+    assert "…" not in done.stdout
+    assert all(
+        len(line) <= 80 for line in done.stdout.splitlines() if "SolonConfig" not in line and "--nodes" not in line
+    )
+    line = re.search(r"SolonConfig\((.*)\)", done.stdout)
+    assert line is not None
+    assert line[1].endswith("verification='digest', redundancy='reactive'")
+    assert re.search(r"solon-fl simulate .* --verification digest --redundancy reactive\n", done.stdout)
+    told = " ".join(done.stdout.split())
+    assert told.count("Digests presuppose") == told.count("Reactive redundancy presupposes") == 2
+
+
+@pytest.mark.slow
+def test_json_has_every_variant() -> None:
+    done = solon_fl_plan(*REQUIRED, "--verification", "any", "--redundancy", "any", "--all", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    for row in result["choices"]:
+        assert row["computations"] == 20 // row["group_size"] * row["asked_per_group"] * row["batches_per_node"]
+    pairs = [(row["verification"], row["redundancy"]) for row in result["variants"]]
+    assert pairs == [("algebra", "full"), ("algebra", "reactive"), ("digest", "full"), ("digest", "reactive")]
+    assert {(row["verification"], row["redundancy"]) for row in result["choices"]} == set(pairs)
+    assert result["best"] in result["variants"]
+    assert all(row in result["choices"] for row in (*result["variants"], result["best"], result["thriftiest"]))
+    sound = [row for row in result["choices"] if row["certificate"] is not None and row["certificate"] < 1]
+    assert result["best"]["seconds"]["total"] == min(row["seconds"]["total"] for row in sound)
+    assert result["thriftiest"]["computations"] == min(row["computations"] for row in sound)
+
+
+@pytest.mark.slow
+def test_help_teaches_digests_and_reactive_redundancy() -> None:
+    told = " ".join(re.sub("[│─]", " ", solon_fl_plan("--help").stdout).split())
+    for words in ("--verification", "--redundancy", "algebra, digest, or any", "full, reactive, or any", "same bits"):
+        assert words in told

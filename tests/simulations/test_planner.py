@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from solon_fl.coding import CertificateWarning, CyclicCode, RepetitionCode
-from solon_fl.config import SolonConfig
+from solon_fl.config import Redundancy, SolonConfig, Verification
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations import Scenario, simulate
 from solon_fl.simulations.network import NETWORKS, round_seconds
@@ -18,6 +18,12 @@ from solon_fl.simulations.server_time import Kind, MeasuredServer
 from solon_fl.wire import to_array
 
 HOME = NETWORKS["home-20m"]
+VARIANTS: list[tuple[Verification, Redundancy]] = [
+    ("algebra", "full"),
+    ("algebra", "reactive"),
+    ("digest", "full"),
+    ("digest", "reactive"),
+]
 
 
 def no_seconds(*_: object) -> float:
@@ -44,7 +50,10 @@ def named(planned: Plan, name: Kind) -> Baseline:
 @pytest.mark.parametrize("byzantine", [0, 1, 2])
 @pytest.mark.parametrize("stragglers", [0, 1])
 @pytest.mark.parametrize("num_nodes", [6, 7, 12])
-def test_what_is_listed_is_what_can_be_configured(num_nodes: int, byzantine: int, stragglers: int) -> None:
+@pytest.mark.parametrize(("verification", "redundancy"), VARIANTS)
+def test_what_is_listed_is_what_can_be_configured(
+    num_nodes: int, byzantine: int, stragglers: int, verification: Verification, redundancy: Redundancy
+) -> None:
     possible = set()
     for group_size in range(1, num_nodes + 1):
         for compression in range(1, num_nodes + 1):
@@ -55,13 +64,26 @@ def test_what_is_listed_is_what_can_be_configured(num_nodes: int, byzantine: int
                     compression=compression,
                     stragglers=stragglers,
                     group_size=group_size,
+                    verification=verification,
+                    redundancy=redundancy,
                 )
             except ConfigurationError:
                 continue
             possible.add(config)
-    choices = small_plan(num_nodes=num_nodes, byzantine=byzantine, stragglers=stragglers).choices
+    choices = small_plan(
+        num_nodes=num_nodes,
+        byzantine=byzantine,
+        stragglers=stragglers,
+        verification=verification,
+        redundancy=redundancy,
+    ).choices
     assert {choice.config() for choice in choices} == possible
     assert len(choices) == len(possible)
+    for choice in choices:
+        config = choice.config()
+        asked = config.group_size if redundancy == "full" else config.num_agreeing + stragglers
+        assert (choice.asked_per_group, choice.batches_per_node) == (asked, config.batches_per_group)
+        assert choice.certificate == config.make_code().certificate
 
 
 @given(
@@ -107,6 +129,132 @@ def test_a_plan_computed_by_hand() -> None:
         "draco-repetition": (7, 7, 4000),
         "draco-cyclic": (14, 5, 8000),
     }
+
+
+def variant(planned: Plan, verification: Verification, redundancy: Redundancy, size: int, compression: int) -> Choice:
+    wanted = (verification, redundancy, size, compression)
+    (choice,) = (
+        choice
+        for choice in planned.choices
+        if (choice.verification, choice.redundancy, choice.group_size, choice.compression) == wanted
+    )
+    return choice
+
+
+@pytest.mark.parametrize(
+    ("verification", "redundancy", "asked", "reply"),
+    [
+        ("algebra", "full", 20, 4_400_000),
+        ("algebra", "reactive", 15, 4_400_000),
+        ("digest", "full", 20, 4_400_000 + 640),
+        ("digest", "reactive", 10, 4_400_000 + 640),
+    ],
+)
+def test_variants_computed_by_hand(verification: Verification, redundancy: Redundancy, asked: int, reply: int) -> None:
+    """s = 5, k = 10, r = 20 and d = 11M: five groups, of which 15 nodes are enough, and with digests 10."""
+    network = replace(HOME, server_download=1e12, server_upload=1e9, node_download=1e12, node_upload=1e7, latency=0.25)
+    planned = small_plan(
+        num_nodes=100,
+        byzantine=5,
+        dim=11_000_000,
+        batch_seconds=0.5,
+        network=network,
+        server_seconds=lambda *_: 0.125,
+        verification="any",
+        redundancy="any",
+    )
+    choice = variant(planned, verification, redundancy, 20, 10)
+    assert (choice.asked_per_group, choice.num_asked) == (asked, 5 * asked)
+    assert choice.computations == 5 * asked * 20
+    assert (choice.bytes_out, choice.bytes_in) == (5 * asked * 44_000_000, 5 * asked * reply)
+    assert choice.bytes_per_node == reply
+    # The model leaves on the server's link, shares on the nodes': how many answer makes no difference to these.
+    assert choice.seconds.transfer == pytest.approx(0.5 + 8 * choice.bytes_out / 1e9 + 8 * reply / 1e7)
+    digests = verification == "digest"
+    hashed_by_node, hashed_by_server = 20 * (0.0044 + 0.0044), 5 * asked * 0.0044  # seconds
+    assert choice.seconds.computation == pytest.approx(20 * 0.5 + digests * hashed_by_node)
+    assert choice.seconds.server == pytest.approx(0.125 + digests * hashed_by_server)
+
+
+@pytest.mark.parametrize(
+    ("byzantine", "stragglers", "compression", "with_algebra", "with_digests"),
+    [(5, 0, 10, 20, 15), (5, 0, 3, 13, 11), (2, 1, 6, 11, 9), (3, 2, 4, 12, 9), (0, 0, 5, 5, 5)],
+)
+def test_the_smallest_group(
+    byzantine: int, stragglers: int, compression: int, with_algebra: int, with_digests: int
+) -> None:
+    for verification, redundancy in VARIANTS:
+        planned = [
+            small_plan(
+                num_nodes=num_nodes,
+                byzantine=byzantine,
+                stragglers=stragglers,
+                verification=verification,
+                redundancy=redundancy,
+            )
+            for num_nodes in range(2 * byzantine + stragglers + 1, 25)
+        ]
+        sizes = [choice.group_size for p in planned for choice in p.choices if choice.compression == compression]
+        assert min(sizes) == (with_digests if verification == "digest" else with_algebra)
+
+
+def test_any_ranks_all_variants() -> None:
+    settings: dict[str, Any] = {"num_nodes": 60, "byzantine": 3}
+    everything = small_plan(**settings, verification="any", redundancy="any")
+    parts = [small_plan(**settings, verification=v, redundancy=r) for v, r in VARIANTS]
+    assert sorted(map(repr, everything.choices)) == sorted(repr(choice) for part in parts for choice in part.choices)
+    totals = [choice.seconds.total for choice in everything.choices]
+    assert totals == sorted(totals)
+    assert everything.best_of_each_variant() == dict(zip(VARIANTS, (part.best for part in parts), strict=True))
+    assert everything.best.seconds.total == min(part.best.seconds.total for part in parts)
+    # With digests s + 1 = 4 nodes of a group are enough for k <= 4, and k = 4 sends least.
+    thriftiest = everything.thriftiest
+    assert (thriftiest.verification, thriftiest.redundancy) == ("digest", "reactive")
+    assert (thriftiest.compression, thriftiest.computations) == (4, 4 * 60)
+    assert parts[0].best_of_each_variant() == {VARIANTS[0]: parts[0].best}
+
+
+def test_the_server_is_measured_once_for_a_group_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[tuple[Kind, int]] = []
+
+    def measure(server: MeasuredServer, kind: Kind, size: int) -> tuple[float, float]:
+        measured.append((kind, size))
+        return 0.001, 1e-9
+
+    monkeypatch.setattr(MeasuredServer, "_measure_decoding", measure)
+    monkeypatch.setattr(MeasuredServer, "_measure_draco", measure)
+    small_plan(server_seconds=MeasuredServer(byzantine=2), verification="any", redundancy="any")
+    assert sorted(measured) == [
+        ("draco-cyclic", 20),
+        ("draco-repetition", 5),
+        *(("solon", size) for size in (5, 10, 20)),
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("verification", "redundancy"), VARIANTS)
+def test_the_prediction_of_a_variant_is_what_a_real_run_reports(
+    verification: Verification, redundancy: Redundancy
+) -> None:
+    config = SolonConfig(
+        num_nodes=14, byzantine=2, compression=3, group_size=7, verification=verification, redundancy=redundancy
+    )
+    outcome = simulate(Scenario(config=config, model="logistic", rounds=2, batch_size=4))
+    planned = small_plan(
+        num_nodes=14,
+        dim=7850,
+        model_bytes=sum(len(array.data) for array in outcome.arrays.values()),
+        verification=verification,
+        redundancy=redundancy,
+    )
+    predicted = variant(planned, verification, redundancy, 7, 3)
+    digests = predicted.num_asked * 32 * 7 if verification == "digest" else 0  # the report counts shares alone
+    for record in outcome.records[1:]:
+        report = record.report
+        assert report is not None
+        assert (predicted.bytes_out, predicted.bytes_in - digests) == (report.bytes_out, report.bytes_in)
+        asked = [sum(node is not None for node in group.nodes) for group in report.groups]
+        assert asked == [predicted.asked_per_group] * 2
 
 
 @pytest.mark.slow
@@ -279,6 +427,8 @@ def test_the_measured_server_predicts_a_decode_of_draco(kind: Kind, dim: int) ->
         ({"rtol": 1.0}, "rtol=1.0"),
         ({"share_bytes": 2}, "share_bytes=2"),
         ({"model_bytes": -1}, "model_bytes=-1"),
+        ({"verification": "trust"}, "verification must be one of algebra, digest, any; got verification='trust'"),
+        ({"redundancy": "none"}, "redundancy must be one of full, reactive, any; got redundancy='none'"),
         ({"server_seconds": lambda *_: -1.0}, "server_seconds=-1.0"),
     ],
 )

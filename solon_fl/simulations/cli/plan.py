@@ -4,16 +4,18 @@ import json
 import math
 from collections.abc import Collection
 from dataclasses import asdict, fields, replace
-from typing import Annotated, Any, cast, get_args
+from functools import partial
+from typing import Annotated, Any, Literal, cast, get_args
 
 import typer
 from rich import box
 from rich.table import Table
 
-from solon_fl.config import CodeName, SolonConfig
+from solon_fl.config import CodeName, Redundancy, SolonConfig, Verification
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.cli.regrouping import Regrouping
-from solon_fl.simulations.cli.terminal import console
+from solon_fl.simulations.cli.terminal import console, short
+from solon_fl.simulations.cli.variants import presupposed, variants_sentence, variants_table
 from solon_fl.simulations.network import NETWORKS, Network
 from solon_fl.simulations.planner import Baseline, Choice, Plan, plan
 from solon_fl.simulations.server_time import MeasuredServer
@@ -37,6 +39,21 @@ def plan_command(
     stragglers: Annotated[int, typer.Option(help="e: nodes of each group that may stay silent.")] = 0,
     code: Annotated[str, typer.Option(help=f"The code: {', '.join(get_args(CodeName))} (the paper's).")] = "fourier",
     rtol: Annotated[float, typer.Option(help="Float noise tolerated between honest nodes.")] = 1e-6,
+    verification: Annotated[
+        str,
+        typer.Option(
+            help=f"How lies are told from the truth: {', '.join(get_args(Verification))}, or any, to rank both. With "
+            "digest groups may be smaller, or k larger, if all nodes compute the same bits."
+        ),
+    ] = "algebra",
+    redundancy: Annotated[
+        str,
+        typer.Option(
+            help=f"Who of a group computes: {', '.join(get_args(Redundancy))}, or any, to rank both. With reactive "
+            "only as many as are enough if they agree: fewer computations and bytes as long as nobody lies, and a "
+            "longer round when somebody does."
+        ),
+    ] = "full",
     liars_in_all: Annotated[
         int | None,
         typer.Option(
@@ -54,14 +71,16 @@ def plan_command(
 ) -> None:
     """Choose group size and compression for your nodes, model and network.
 
-    The server's part is measured on this machine; computation and transfers are computed. For example:
+    The server's part is measured on this machine; computation and transfers are computed. At the end it says what
+    digests and reactive redundancy would bring; --verification any --redundancy any ranks all there is. For example:
 
         solon-fl plan --nodes 100 --byzantine 5 --model-size 11M --batch-seconds 0.5 --network home-20m
     """
     regrouping = None if liars_in_all is None else Regrouping(liars=liars_in_all, rounds=rounds, risk=risk)
     if regrouping is not None:
         regrouping.least_byzantine(nodes, 1)  # refuses bad numbers before anything is measured
-    planned = plan(
+    make_plan = partial(
+        plan,
         num_nodes=nodes,
         byzantine=byzantine,
         dim=_parse_size(model_size),
@@ -72,9 +91,14 @@ def plan_command(
         rtol=rtol,
         server_seconds=MeasuredServer(byzantine=byzantine, code=cast(CodeName, code), rtol=rtol, threads=threads),
     )
+    planned = make_plan(
+        verification=cast(Verification | Literal["any"], verification),
+        redundancy=cast(Redundancy | Literal["any"], redundancy),
+    )
+    everything = make_plan(verification="any", redundancy="any")
     shown = planned.choices if show_all else _worth_showing(planned)
     if as_json:
-        print(json.dumps(_as_json(planned, shown, regrouping), indent=2, allow_nan=False))
+        print(json.dumps(_as_json(planned, everything, shown, regrouping), indent=2, allow_nan=False))
         return
     console.print(_choices_table(planned, shown))
     console.print(_baselines_table(planned))
@@ -86,6 +110,9 @@ def plan_command(
     chosen = planned.best if regrouping is None else regrouping.quickest(planned)
     for line in _lines_to_use(chosen, regrouping) if chosen is not None else ():
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print()
+    console.print(variants_table(everything))
+    console.print(variants_sentence(everything), highlight=False)
 
 
 def parse_quantity(option: str, text: str) -> float:
@@ -144,6 +171,7 @@ def _worth_showing(planned: Plan) -> tuple[Choice, ...]:
 
 def _choices_table(planned: Plan, shown: Collection[Choice]) -> Table:
     best = planned.best
+    plain = _is_plain(shown)
     table = Table(
         title=f"Seconds a round (P = {planned.num_nodes}, s = {best.byzantine}, d = {planned.dim:,}, "
         f"{planned.network.name})",
@@ -151,7 +179,7 @@ def _choices_table(planned: Plan, shown: Collection[Choice]) -> Table:
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    for heading in ("", "r", "k", "groups"):
+    for heading in ("", "r", "k", *(("groups",) if plain else ("di-\ngests", "asked"))):
         table.add_column(heading, justify="right", no_wrap=True)
     _add_cost_columns(table)
     table.add_column("certi-\nficate", justify="right", no_wrap=True)
@@ -161,7 +189,11 @@ def _choices_table(planned: Plan, shown: Collection[Choice]) -> Table:
             "*" if choice is best else "",
             str(choice.group_size),
             str(choice.compression),
-            str(choice.num_groups),
+            *(
+                (str(choice.num_groups),)
+                if plain
+                else ("yes" if choice.verification == "digest" else "no", str(choice.asked_per_group))
+            ),
             *_costs(choice),
             "void" if void else f"{choice.certificate:.0e}",
             style="bold green" if choice is best else "dim" if void else "",
@@ -187,38 +219,38 @@ def _add_cost_columns(table: Table) -> None:
 def _costs(row: Choice | Baseline) -> tuple[str, ...]:
     seconds = row.seconds
     parts = (seconds.computation, seconds.transfer, seconds.server, seconds.total)
-    return (str(row.batches_per_node), _short(row.bytes_per_node / 1e6), *map(_short, parts))
-
-
-def _short(value: float) -> str:
-    """Return about three digits, without an exponent unless they would be lost."""
-    if value == 0 or value >= 0.0995:
-        return f"{value:,.{0 if value >= 99.95 else 1 if value >= 9.995 else 2}f}"
-    return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"
+    return (str(row.batches_per_node), short(row.bytes_per_node / 1e6), *map(short, parts))
 
 
 def _sentences(planned: Plan) -> list[str]:
     best = planned.best
     total = best.seconds.total
-    model = planned.network.transfer_seconds(num_nodes=planned.num_nodes, bytes_out=best.bytes_out, bytes_in=0)
+    model = planned.network.transfer_seconds(num_nodes=best.num_asked, bytes_out=best.bytes_out, bytes_in=0)
     lines = [
-        f"[bold]Best: r = {best.group_size}, k = {best.compression}[/], {_short(total)} s a round. "
+        f"[bold]Best: r = {best.group_size}, k = {best.compression}[/], {short(total)} s a round. "
         f"Whatever the liars do (s = {best.byzantine} in each of {best.num_groups} groups), the gradient is proved to "
         f"be right to {best.certificate:.1g} of its size, the certificate: a bound for the worst lie that passes for "
         "float noise. The attacks that were tried come nowhere near it.",
         f"A node pays {best.batches_per_node} times the computation of no defence and sends "
-        f"1/{best.compression} of the gradient. Sending out the model takes {_short(model)} s in every row.",
+        f"1/{best.compression} of the gradient. Sending out the model takes {short(model)} s"
+        f"{' in every row' if _is_plain(planned.choices) else ''}.",
     ]
+    lines += presupposed(best)
     for baseline in planned.baselines:
         other = baseline.seconds.total
         least = "" if baseline.name == "no defence" else "at least "
-        longer, shorter = f"{_short(other / total)} times as long", f"Solon {_short(total / other)} times as long"
+        longer, shorter = f"{short(other / total)} times as long", f"Solon {short(total / other)} times as long"
         ratio = longer if other >= total else shorter
         lines.append(
-            f"{baseline.name.capitalize()} (tolerates {baseline.tolerates}) takes {least}{_short(other)} s, {ratio}; "
+            f"{baseline.name.capitalize()} (tolerates {baseline.tolerates}) takes {least}{short(other)} s, {ratio}; "
             f"Solon {_break_even(planned.break_even(baseline))}."
         )
     return lines
+
+
+def _is_plain(choices: Collection[Choice]) -> bool:
+    """Return whether no choice has digests or reactive redundancy."""
+    return all((choice.verification, choice.redundancy) == ("algebra", "full") for choice in choices)
 
 
 def _break_even(factor: float) -> str:
@@ -226,7 +258,7 @@ def _break_even(factor: float) -> str:
         return "is never faster, whatever the links"
     if factor == math.inf:
         return "is faster, whatever the links"
-    return f"is faster on links below {_short(factor)} times these rates"
+    return f"is faster on links below {short(factor)} times these rates"
 
 
 def _lines_to_use(best: Choice, regrouping: Regrouping | None = None) -> list[str]:
@@ -238,8 +270,8 @@ def _lines_to_use(best: Choice, regrouping: Regrouping | None = None) -> list[st
     defaults = {field.name: field.default for field in fields(SolonConfig)}
     optional = {
         name: value
-        for name, value in (("stragglers", best.stragglers), ("code", best.code), ("rtol", best.rtol))
-        if value != defaults[name]
+        for name in ("stragglers", "code", "rtol", "verification", "redundancy")
+        if (value := getattr(best, name)) != defaults[name]
     }
     settings: dict[str, Any] = required | optional
     if regrouping is not None and regrouping.liars > best.byzantine:
@@ -253,7 +285,9 @@ def _lines_to_use(best: Choice, regrouping: Regrouping | None = None) -> list[st
     ]
 
 
-def _as_json(planned: Plan, shown: Collection[Choice], regrouping: Regrouping | None) -> dict[str, Any]:
+def _as_json(
+    planned: Plan, everything: Plan, shown: Collection[Choice], regrouping: Regrouping | None
+) -> dict[str, Any]:
     """Return the plan as what json can write; the rows are those that the table shows."""
     result: dict[str, Any] = {
         "network": asdict(planned.network),
@@ -266,6 +300,8 @@ def _as_json(planned: Plan, shown: Collection[Choice], regrouping: Regrouping | 
             _row_as_json(baseline) | {"break_even": _finite(planned.break_even(baseline))}
             for baseline in planned.baselines
         ],
+        "variants": [_row_as_json(choice) for choice in everything.best_of_each_variant().values()],
+        "thriftiest": _row_as_json(everything.thriftiest),
     }
     if regrouping is not None:
         enough = regrouping.enough(planned)
@@ -282,7 +318,12 @@ def _row_as_json(row: Choice | Baseline) -> dict[str, Any]:
     result = asdict(row) | {"batches_per_node": row.batches_per_node, "bytes_per_node": row.bytes_per_node}
     result["seconds"]["total"] = row.seconds.total
     if isinstance(row, Choice):
-        result |= {"num_groups": row.num_groups, "certificate": _finite(row.certificate)}
+        result |= {
+            "num_groups": row.num_groups,
+            "asked_per_group": row.asked_per_group,
+            "computations": row.computations,
+            "certificate": _finite(row.certificate),
+        }
     return result
 
 

@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from solon_fl.coding import DecodeStatus
 from solon_fl.coding.code import BeyondBound
-from solon_fl.config import CodeName, Mode, Regroup, SolonConfig
+from solon_fl.config import CodeName, Mode, Redundancy, Regroup, SolonConfig, Verification
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.cli.terminal import check_output, console, progress_bar, run_scenario, set_log_level
 from solon_fl.simulations.datasets import DATASETS
@@ -28,7 +28,9 @@ def simulate_command(
     byzantine: Annotated[int, typer.Option(help="s: nodes of each group that lie, and that Solon must find.")] = 2,
     compression: Annotated[int, typer.Option(help="k: a node sends 1/k of the gradient.")] = 6,
     stragglers: Annotated[int, typer.Option(help="e: nodes of each group that may stay silent.")] = 0,
-    group_size: Annotated[int, typer.Option(help="r: nodes of a group, at least 2s + e + k; 0 takes just that.")] = 0,
+    group_size: Annotated[
+        int, typer.Option(help="r: nodes of a group, at least 2s + e + k (see --verification); 0 takes just that.")
+    ] = 0,
     attack: Annotated[str, typer.Option(help=f"What the liars do: none, {', '.join(ATTACKS)}.")] = "none",
     num_liars: Annotated[
         int | None, typer.Option(help="Liars among all nodes. Default: as many as Solon bears in every group.")
@@ -46,6 +48,20 @@ def simulate_command(
             "in all lie by default."
         ),
     ] = "never",
+    verification: Annotated[
+        str,
+        typer.Option(
+            help=f"How lies are told from the truth: {', '.join(get_args(Verification))}. With digest r may be as "
+            "small as max(2s + 1, s + k) + e, if all nodes compute the same bits."
+        ),
+    ] = "algebra",
+    redundancy: Annotated[
+        str,
+        typer.Option(
+            help=f"Who of a group computes: {', '.join(get_args(Redundancy))}. With reactive only as many as are "
+            "enough if they agree, and the others where they don't."
+        ),
+    ] = "full",
     strategy: Annotated[str, typer.Option(help=f"Who aggregates: {', '.join(STRATEGIES)}.")] = "solon",
     dataset: Annotated[str, typer.Option(help=f"Data: {', '.join(DATASETS)}.")] = "fashion-mnist-6k",
     data_dir: Annotated[
@@ -105,6 +121,8 @@ def simulate_command(
             mode=cast(Mode, mode),
             beyond_bound=cast(BeyondBound, beyond_bound),
             regroup=cast(Regroup, regroup),
+            verification=cast(Verification, verification),
+            redundancy=cast(Redundancy, redundancy),
         ),
         strategy=strategy,
         attack=None if attack == "none" else attack,
