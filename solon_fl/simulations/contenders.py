@@ -255,7 +255,7 @@ STRATEGIES: dict[str, Contender] = {
     "solon": _Solon("Solon", "#0072B2"),
     "solon-reactive": _Solon("Solon (reactive)", "#004488", redundancy="reactive"),
     "solon-digest": _Solon("Solon (digests)", "#6699CC", verification="digest"),
-    "solon-reactive-digest": _Solon("Solon (react. + dig.)", "#77AADD", verification="digest", redundancy="reactive"),
+    "solon-reactive-digest": _Solon("Solon (dig.+react)", "#77AADD", verification="digest", redundancy="reactive"),
     "fedavg": _Flower("FedAvg", "#D55E00", lambda nodes, liars, **everybody: FedAvg(**everybody), lambda f: 1),
     "fedmedian": _Flower(
         "FedMedian", "#999933", lambda nodes, liars, **everybody: FedMedian(**everybody), lambda f: 2 * f + 1
