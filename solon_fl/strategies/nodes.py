@@ -87,6 +87,9 @@ class NodeRecord:
         in which it had not answered when its group was decoded.
     late : int
         Those of the silent ones in which its answer came after all.
+    different_bits : int
+        Rounds in which its share was right, but not bit by bit, or its digests were others than those elected. No
+        offence: its hardware or software may be another.
     last_offence : str
         The latest lie or malformed reply, in words.
     """
@@ -102,6 +105,7 @@ class NodeRecord:
     malformed: int = 0
     silent: int = 0
     late: int = 0
+    different_bits: int = 0
     last_offence: str = ""
 
     @property
@@ -193,9 +197,9 @@ class Roster:
         self._fill_places()
 
     def troubles(self, node_id: int) -> int:
-        """Return in how many rounds the node of this id lied, sent something else than a share, or was silent."""
+        """Return in how many rounds the node of this id lied, sent no share or one of other bits, or was silent."""
         record = self._of(node_id)
-        return 0 if record is None else record.offences + record.silent
+        return 0 if record is None else record.offences + record.silent + record.different_bits
 
     def liars_gone(self, group: int) -> int:
         """Return how many places of a group are empty because their owners were caught lying and are in quarantine."""
@@ -215,6 +219,7 @@ class Roster:
                     continue
                 record.rounds += 1
                 record.silent += node_id in group.silent_nodes
+                record.different_bits += node_id in group.different_bits
                 if node_id in group.corrupt_nodes:
                     record.lying += 1
                     record.last_offence = f"round {report.round}: a lie"
