@@ -237,9 +237,9 @@ WRONG_BITS: dict[str, Mod] = {
 
 
 @pytest.mark.parametrize("what", WRONG_BITS)
-def test_who_escalates_with_other_bits_is_named_and_soon_rests(what: str, honest_model: Tensor) -> None:
+def test_who_escalates_with_other_bits_is_named_and_soon_rests(what: str) -> None:
     """It is no offence, but nobody can make the others compute for ever by it: at most one escalation for each."""
-    result, reports = train(small(redundancy="reactive"), mods=[WRONG_BITS[what]], rounds=20)
+    _, reports = train(small(redundancy="reactive"), mods=[WRONG_BITS[what]], rounds=20)
     escalations = [group for report in reports for group in report.groups if group.escalated]
     assert 1 <= len(escalations) <= len(LIAR_IDS)
     assert all(group.different_bits and set(group.different_bits) <= set(LIAR_IDS) for group in escalations)
