@@ -159,7 +159,7 @@ class GroupRound:
         return self.report is not None
 
     def wake(self, late: bool) -> list[int]:
-        """Return the slots of resting nodes that have to be asked now, if any; `late` if there is no time to wait."""
+        """Return the slots of resting nodes that have to be asked now, if any; `late` if it is no use to wait."""
         if self.closed or not self.resting or not (self._exhausted or late):
             return []
         logger.warning(
