@@ -1,8 +1,9 @@
 """The law of all options: a round's result is the attack-free one within the certificate, or the round has failed."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,18 +11,23 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import Mod
+from flwr.serverapp.strategy import Strategy
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from solon_fl import SolonConfig
+from solon_fl.clients import Batch
 from solon_fl.clients.core import share_reply
 from solon_fl.coding.digests import share_digest, share_digests
 from solon_fl.simulations import InProcessGrid
-from solon_fl.strategies import RoundReport, SolonStrategy
+from solon_fl.simulations.attacks import RandomGaussian
+from solon_fl.simulations.attacks.mods import attack_mod
+from solon_fl.strategies import Checkpoints, RoundReport, SolonStrategy, buffer_names
 from solon_fl.task import DIGESTS, SolonTask
 from solon_fl.wire import to_array, trusted_tensor
-from tests.support import share_array
+from tests.support import SGD, Regression, initial_model, record_of, share_array, spoil, vector_of
 
 DIM = 10
 ROUNDS = 4
@@ -264,3 +270,92 @@ def test_one_liar_too_many_without_collusion_is_right_or_reported(faults: int, s
     reports, models = run(config, adversary)
     for report, before, after in zip(reports, models[:-1], models[1:], strict=True):
         assert_right(config, report, after - before, torch.float32)
+
+
+# ---- modes, models and loops, under all options together ----------------------------------------------------------
+
+
+def batch_norm() -> nn.Module:
+    return nn.Sequential(nn.Linear(7, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+
+
+class InDouble(Regression):
+    """Reads the same inputs as float64."""
+
+    def batch_loss(self, model: nn.Module, batch: Batch, context: Context) -> Tensor:
+        inputs = torch.randn(8, 7, generator=batch.generator()).double()
+        loss: Tensor = (model(inputs) - inputs.sum(1, keepdim=True)).square().mean()
+        return loss
+
+
+def double() -> nn.Module:
+    return nn.Linear(7, 1).double()
+
+
+SETTINGS: dict[str, tuple[Regression, Callable[[], nn.Module], dict[str, Any]]] = {
+    "gradients": (Regression(), lambda: nn.Linear(7, 1), {}),
+    "updates": (Regression(), lambda: nn.Linear(7, 1), {"mode": "update"}),
+    "batch norm": (Regression(batch_norm), batch_norm, {}),
+    "updates with batch norm": (Regression(batch_norm), batch_norm, {"mode": "update"}),
+    "float64": (InDouble(double), double, {}),
+    "weights": (Regression(), lambda: nn.Linear(7, 1), {"group_weights": (1.0, 3.0)}),
+}
+LYING = attack_mod(RandomGaussian(), {1, 4, 6, 8})  # two of each group of five
+
+
+@pytest.mark.parametrize("own_loop", [True, False], ids=["own loop", "Flower's loop"])
+@pytest.mark.parametrize("redundancy", ["full", "reactive"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_digests_protect_every_mode_model_and_loop(name: str, redundancy: Any, own_loop: bool) -> None:
+    client, make_model, changes = SETTINGS[name]
+    model = initial_model(make_model)
+
+    def train(mods: list[Mod], **options: Any) -> Tensor:
+        strategy = SolonStrategy(
+            SolonConfig(byzantine=2, compression=3, **changes, **options), SGD, buffers=buffer_names(model)
+        )
+        grid = InProcessGrid(client.client_app(mods), strategy.config.num_nodes)
+        start = strategy.start if own_loop else partial(Strategy.start, strategy)
+        rate = ConfigRecord({"lr": 0.01})
+        return vector_of(start(grid, record_of(model), num_rounds=3, timeout=5, train_config=rate).arrays)
+
+    few: Any = {"batches_per_group": 3}
+    attacked = train([LYING], num_nodes=10, verification="digest", redundancy=redundancy, **few)
+    honest = train([], num_nodes=14, **few)
+    torch.testing.assert_close(attacked, honest, rtol=1e-4, atol=1e-5)
+
+
+def test_under_all_options_a_run_goes_on_from_its_checkpoints_bit_by_bit(tmp_path: Path) -> None:
+    config = SolonConfig(
+        num_nodes=10,
+        byzantine=2,
+        compression=3,
+        verification="digest",
+        redundancy="reactive",
+        regroup="round",
+        beyond_bound="accept",
+        group_weights=(1.0, 2.0),
+        least_byzantine=1,
+    )
+
+    def train(rounds: int, checkpoints: Checkpoints | None = None) -> tuple[Tensor, list[RoundReport], dict[str, Any]]:
+        reports: list[RoundReport] = []
+        strategy = SolonStrategy(config, SGD, on_round=reports.append, projection_seed=3, checkpoints=checkpoints)
+        grid = InProcessGrid(Regression().client_app([spoil(negated, {3, 7})]), 10)
+        result = strategy.start(grid, record_of(initial_model()), num_rounds=rounds, timeout=5)
+        return vector_of(result.arrays), reports, {name: asdict(record) for name, record in strategy.ledger.items()}
+
+    whole, reports, ledger = train(6)
+    assert any(report.escalated_groups for report in reports)
+    parts: list[RoundReport] = []
+    for rounds in (1, 4, 6):
+        model, more, notes = train(rounds, Checkpoints(tmp_path))
+        parts += more
+    assert torch.equal(model, whole)
+    assert [report.groups for report in parts] == [report.groups for report in reports]
+    assert notes == ledger
+
+
+def negated(reply: Message) -> Message:
+    """Negate the share."""
+    return with_share(reply, -share_of(reply))
