@@ -6,7 +6,7 @@ from flwr.app import ArrayRecord, Context, Message, MessageType
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from solon_fl.clients.core import share_reply
-from solon_fl.clients.vector import flatten
+from solon_fl.clients.vector import flatten, strictly_deterministic
 from solon_fl.errors import ConfigurationError
 from solon_fl.task import ARRAYS, SolonTask
 from solon_fl.wire import trusted_tensor
@@ -19,7 +19,8 @@ def solon_mod(returns: Literal["vector", "model"] = "vector") -> Mod:
 
     Put it on the train function of a ClientApp: ``@app.train(mods=[solon_mod()])``. All nodes of a group must
     compute the same: take batches from ``SolonTask.from_message(message).batches``, and nothing from a
-    global random state.
+    global random state. With `SolonConfig.verification` "digest" they must compute the same bits: torch is told to take
+    deterministic kernels while the function runs.
 
     Parameters
     ----------
@@ -47,7 +48,8 @@ def solon_mod(returns: Literal["vector", "model"] = "vector") -> Mod:
                 "set SolonConfig(mode='update'), or return gradients and use solon_mod()."
             )
         arrays = message.content.array_records[ARRAYS]
-        reply = call_next(message, context)
+        with strictly_deterministic(task.verification == "digest"):
+            reply = call_next(message, context)
         if reply.has_error():
             return reply
         returned = _only_record(reply)

@@ -38,7 +38,7 @@ def exchange(
         answered; returns True when no more are needed. It may take them out of the list.
     follow_up : callable, optional
         Returns further messages to send in the same exchange. Called after every `receive` that did not say stop, with
-        False, and once with True when half of the timeout has passed.
+        False, and once with True when half of the timeout has passed or no more replies can come.
 
     Returns
     -------
@@ -57,7 +57,7 @@ def exchange(
     key_of = push(grid, messages)
     pause = 0.005
     late = False
-    while key_of:
+    while key_of or (follow_up is not None and not late):
         looked = time.monotonic()
         batch = [(key_of.pop(message_id), reply) for message_id, reply in pull(grid, list(key_of)).items()]
         looking = time.monotonic() - looked
@@ -70,7 +70,7 @@ def exchange(
                 break
             pause = 0.005
         elapsed = time.monotonic() - started
-        turns_late = not late and timeout is not None and 2 * elapsed >= timeout
+        turns_late = not late and (not key_of or (timeout is not None and 2 * elapsed >= timeout))
         if follow_up is not None and (anything or turns_late):
             late = late or turns_late
             more = push(grid, follow_up(turns_late))

@@ -70,8 +70,8 @@ class GroupReport:
     status : str
         A `DecodeStatus`.
     different_bits : tuple of int
-        Ids of the nodes that sent other digests than those elected (verification "digest"), though their share is no
-        lie: other hardware or software, or a vote that failed.
+        Ids of the nodes that sent other digests than those elected (verification "digest"), or a share that does not
+        match them, though it is no lie: other hardware or software, or a vote that failed.
     escalated : bool
         Whether nodes that were to rest had to be asked after all (redundancy "reactive").
     corrupt_nodes : tuple of int
@@ -159,7 +159,7 @@ class GroupRound:
         return self.report is not None
 
     def wake(self, late: bool) -> list[int]:
-        """Return the slots of resting nodes that have to be asked now, if any; `late` if there is no time to wait."""
+        """Return the slots of resting nodes that have to be asked now, if any; `late` if it is no use to wait."""
         if self.closed or not self.resting or not (self._exhausted or late):
             return []
         logger.warning(
@@ -275,7 +275,7 @@ class GroupRound:
         lies = [slot for slot, distance in sorted(distances.items()) if distance > decoded.tolerance]
         not_finite = [slot for slot, distance in sorted(distances.items()) if math.isnan(distance)]
         honest = self._shares.keys() - set(lies) - set(not_finite)
-        self._different = [slot for slot in sorted(honest) if self._votes[slot] != elected]
+        self._different = [slot for slot in sorted(honest) if slot not in matching or self._votes[slot] != elected]
         self._close(
             replace(
                 decoded,

@@ -107,7 +107,7 @@ class RoundStrategy(Strategy, ABC):
         """Aggregate what was received; no more will come."""
 
     def _follow_up(self, late: bool) -> dict[Hashable, Message]:
-        """Return further messages of the same round; `late` if half of the timeout has passed."""
+        """Return further messages of the same round; `late` as in `exchange`."""
         return {}
 
     def _before_first_round(self, grid: Grid, arrays: ArrayRecord, config: ConfigRecord) -> None:

@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 from solon_fl.config import SolonConfig
 from solon_fl.errors import ConfigurationError, InvalidReplyError, NodesMissingError
 from solon_fl.strategies.exchange import exchange
-from solon_fl.strategies.group import one_line
+from solon_fl.strategies.group import GroupReport, one_line
 from solon_fl.strategies.report import RoundReport
 from solon_fl.task import SILO_QUERY
 
@@ -87,6 +87,9 @@ class NodeRecord:
         in which it had not answered when its group was decoded.
     late : int
         Those of the silent ones in which its answer came after all.
+    different_bits : int
+        Rounds in which its share was right, but not bit by bit, or its digests were others than those elected. No
+        offence: its hardware or software may be another.
     last_offence : str
         The latest lie or malformed reply, in words.
     """
@@ -102,6 +105,7 @@ class NodeRecord:
     malformed: int = 0
     silent: int = 0
     late: int = 0
+    different_bits: int = 0
     last_offence: str = ""
 
     @property
@@ -193,9 +197,9 @@ class Roster:
         self._fill_places()
 
     def troubles(self, node_id: int) -> int:
-        """Return in how many rounds the node of this id lied, sent something else than a share, or was silent."""
+        """Return in how many rounds the node of this id lied, sent no share or one of other bits, or was silent."""
         record = self._of(node_id)
-        return 0 if record is None else record.offences + record.silent
+        return 0 if record is None else record.offences + record.silent + record.different_bits
 
     def liars_gone(self, group: int) -> int:
         """Return how many places of a group are empty because their owners were caught lying and are in quarantine."""
@@ -206,22 +210,26 @@ class Roster:
         )
 
     def record(self, report: RoundReport) -> None:
-        """Enter a round's report into the ledger, and quarantine those who have offended often enough."""
+        """Enter a round's report into the ledger, and quarantine those who have offended often enough.
+
+        What nodes sent is no offence in a group that failed because no more than s of them sent a share.
+        """
         offenders = []
         for group in report.groups:
+            offending = {**group.malformed_nodes, **dict.fromkeys(group.corrupt_nodes, "a lie")}
+            if self._failed_for_all(group):
+                offending = {}
             for node_id in group.nodes:
                 record = None if node_id is None else self._of(node_id)
                 if record is None or node_id is None:
                     continue
                 record.rounds += 1
                 record.silent += node_id in group.silent_nodes
-                if node_id in group.corrupt_nodes:
-                    record.lying += 1
-                    record.last_offence = f"round {report.round}: a lie"
-                if node_id in group.malformed_nodes:
-                    record.malformed += 1
-                    record.last_offence = f"round {report.round}: {group.malformed_nodes[node_id]}"
-                if node_id in (*group.corrupt_nodes, *group.malformed_nodes):
+                record.different_bits += node_id in group.different_bits
+                if node_id in offending:
+                    record.lying += node_id in group.corrupt_nodes
+                    record.malformed += node_id in group.malformed_nodes
+                    record.last_offence = f"round {report.round}: {offending[node_id]}"
                     offenders.append(record)
         for record in offenders:
             self._consider_quarantine(record)
@@ -398,6 +406,16 @@ class Roster:
         if holder is None or self._nodes[holder].state == "quarantined":
             return None
         return self._nodes[holder].node_id or None
+
+    def _failed_for_all(self, group: GroupReport) -> bool:
+        """Whether so few of a group sent a share that they may all be liars: then nothing shows that it could be had.
+
+        The gradient may not be finite, or the batches can't be read. Were honest nodes put in quarantine for it, those
+        left would not be enough to bear a liar.
+        """
+        asked = sum(node is not None for node in group.nodes)
+        usable = asked - len(group.malformed_nodes) - len(group.silent_nodes)
+        return not group.decoded and usable <= self._config.byzantine
 
     def _consider_quarantine(self, record: NodeRecord) -> None:
         limit = self._config.quarantine_after

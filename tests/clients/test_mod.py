@@ -89,3 +89,19 @@ def test_returning_a_model_in_gradient_mode_is_refused() -> None:
 def test_an_unknown_kind_of_return_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="returns='weights'"):
         solon_mod(returns="weights")  # type: ignore[arg-type]  # the point of the test
+
+
+def test_with_digests_the_train_function_computes_with_deterministic_algorithms() -> None:
+    seen = []
+
+    def look(values: dict[str, Any]) -> Any:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return as_arrays(values)
+
+    config = small_config(num_nodes=10, verification="digest")
+    result, reports = train(config, app=gradient_app(look))
+    assert seen
+    assert all(seen)
+    assert not torch.are_deterministic_algorithms_enabled()
+    torch.testing.assert_close(vector_of(result.arrays), vector_of(train(config)[0].arrays), rtol=1e-5, atol=1e-6)
+    assert all(report.corrupt_nodes == (2, 5, 9) for report in reports)

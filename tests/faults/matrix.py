@@ -6,18 +6,19 @@
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
+from solon_fl.coding.digests import share_digest
 from solon_fl.simulations.attacks.mods import MALFORMATIONS, malformed_mod
-from solon_fl.task import SHARE, TASK
+from solon_fl.task import DIGESTS, SHARE, TASK, SolonTask
 from solon_fl.wire import to_array, trusted_tensor
 
-Seen = Literal["lying", "malformed", "silent", "late", "not at all"]
+Seen = Literal["lying", "malformed", "silent", "outvoted", "not at all"]
 Call = Callable[[], Message]  # computes the honest reply
 
 
@@ -99,7 +100,7 @@ def _nothing(call: Call, message: Message, node_id: int, nodes: Nodes) -> None:
 
 
 def _with_share(reply: Message, share: torch.Tensor) -> Message:
-    reply.content = RecordDict({SHARE: ArrayRecord({SHARE: to_array(share)})})
+    reply.content = RecordDict({**reply.content, SHARE: ArrayRecord({SHARE: to_array(share)})})
     return reply
 
 
@@ -129,7 +130,7 @@ def _bytes(change: Callable[[bytes], bytes]) -> Callable[[Call, Message, int, No
         reply = call()
         old = reply.content.array_records[SHARE][SHARE]
         new = Array(dtype=old.dtype, shape=tuple(old.shape), stype=old.stype, data=change(old.data))
-        reply.content = RecordDict({SHARE: ArrayRecord({SHARE: new})})
+        reply.content = RecordDict({**reply.content, SHARE: ArrayRecord({SHARE: new})})
         return reply
 
     return act
@@ -138,23 +139,25 @@ def _bytes(change: Callable[[bytes], bytes]) -> Callable[[Call, Message, int, No
 def _pickle(call: Call, message: Message, node_id: int, nodes: Nodes) -> Message:
     reply = call()
     data = np.array([{"os": "system"}], dtype=object).dumps()
-    reply.content = RecordDict({SHARE: ArrayRecord({SHARE: Array("object", (1,), "numpy.ndarray", data)})})
+    pickled = ArrayRecord({SHARE: Array("object", (1,), "numpy.ndarray", data)})
+    reply.content = RecordDict({**reply.content, SHARE: pickled})
     return reply
 
 
 def _wrong_record(call: Call, message: Message, node_id: int, nodes: Nodes) -> Message:
     reply = call()
-    reply.content = RecordDict({SHARE: ConfigRecord({SHARE: 1.0})})
+    reply.content = RecordDict({**reply.content, SHARE: ConfigRecord({SHARE: 1.0})})
     return reply
 
 
 def _replayed(call: Call, message: Message, node_id: int, nodes: Nodes) -> Message:
-    """Send the share of the round before, as the answer to this message."""
+    """Send what was sent the round before, as the answer to this message."""
     reply = call()
-    share = _share(reply).clone()
     before = nodes.memory.get(node_id)
-    nodes.memory[node_id] = _with_share(Message(RecordDict(), reply_to=message), share)
-    return reply if before is None else _with_share(reply, _share(before))
+    nodes.memory[node_id] = Message(reply.content, reply_to=message)
+    if before is not None:
+        reply.content = before.content
+    return reply
 
 
 def _late(call: Call, message: Message, node_id: int, nodes: Nodes) -> Message | None:
@@ -198,6 +201,47 @@ def _slow(call: Call, message: Message, node_id: int, nodes: Nodes) -> Message:
     return call()
 
 
+def _digests(change: Callable[[bytes], bytes | int | None]) -> Callable[[Call, Message, int, Nodes], Message]:
+    """Send the right share with other digests, or none."""
+
+    def act(call: Call, message: Message, node_id: int, nodes: Nodes) -> Message:
+        reply = call()
+        digests = change(_digests_of(reply))
+        records = {name: record for name, record in reply.content.items() if name != DIGESTS}
+        if digests is not None:
+            records[DIGESTS] = ConfigRecord({DIGESTS: digests})
+        reply.content = RecordDict(records)
+        return reply
+
+    return act
+
+
+def _digests_of(reply: Message) -> bytes:
+    digests = reply.content.config_records[DIGESTS][DIGESTS]
+    assert isinstance(digests, bytes)
+    return digests
+
+
+def _old_digests(call: Call, message: Message, node_id: int, nodes: Nodes) -> Message:
+    """Send the right share with the digests of the round before."""
+    before = nodes.memory.get(node_id)
+    reply = call()
+    nodes.memory[node_id] = Message(reply.content, reply_to=message)
+    if before is not None:
+        reply.content = RecordDict({**reply.content, DIGESTS: before.content[DIGESTS]})
+    return reply
+
+
+def _consistent_lie(call: Call, message: Message, node_id: int, nodes: Nodes) -> Message:
+    """Send minus twice the share, with digests of what all nodes would then send: the same from every faulty node."""
+    task = SolonTask.from_message(message)
+    lies = [-2 * _share(_as_slot(call, message, slot)) for slot in range(task.group_size)]
+    reply = _with_share(call(), lies[task.slot])
+    digests = b"".join(share_digest(lie, task.digest_key) for lie in lies)
+    reply.content[DIGESTS] = ConfigRecord({DIGESTS: digests})
+    return reply
+
+
 FAULTS = (
     Fault("crash before computing", "the node's program raises at once", "malformed", _raise),
     Fault("crash while computing", "the backward pass raises", "malformed", _raise_within),
@@ -226,15 +270,44 @@ FAULTS = (
     Fault("swapped slots", "two nodes send each other's share", "lying", _swapped),
     Fault("copied share", "two nodes send the share of a third", "lying", _copied),
 )
+DIGEST_FAULTS = (  # with verification="digest" only
+    Fault("no digests", "the right share without digests", "malformed", _digests(lambda digests: None)),
+    Fault("digests of a wrong type", "a number where they should be", "malformed", _digests(lambda digests: 7)),
+    Fault("digests cut short", "one byte is missing", "malformed", _digests(lambda digests: digests[:-1])),
+    Fault("huge digests", "a thousand times as many", "malformed", _digests(lambda digests: 1000 * digests)),
+    Fault("wrong digests", "the right share, and zeros", "outvoted", _digests(lambda digests: bytes(len(digests)))),
+    Fault(
+        "shuffled digests", "those of other slots", "outvoted", _digests(lambda digests: digests[32:] + digests[:32])
+    ),
+    Fault("replayed digests", "the right share, and the digests of the round before", "outvoted", _old_digests, 2),
+    Fault("consistent lie", "a wrong share, and digests that match it", "lying", _consistent_lie),
+)
 assert {"names", "shape", "dtype", "forged-header", "garbage"} == set(MALFORMATIONS)
 
 OUTCOMES = {
     "malformed": "not a share: an erasure; logged and in the report with the reason; an offence",
     "silent": "an erasure at the round's deadline, if the group was not decoded before; no offence",
     "lying": "located and named whenever it happens; an offence",
+    "outvoted": "s + 1 nodes sent other digests, all the same; in the report as `different_bits`; no offence",
     "not at all": "used, or not needed any more",
 }
 
+OPTIONS: dict[str, dict[str, Any]] = {
+    "full redundancy": {},
+    "results beyond the bound": {"beyond_bound": "accept"},
+    "digests": {"num_nodes": 10, "verification": "digest"},
+    "digests, algebra possible": {"group_size": 7, "verification": "digest"},
+    "reactive": {"redundancy": "reactive"},
+    "reactive, with digests": {"num_nodes": 10, "verification": "digest", "redundancy": "reactive"},
+    "regrouped": {"regroup": "round"},
+    "all together": {
+        "num_nodes": 10,
+        "verification": "digest",
+        "redundancy": "reactive",
+        "regroup": "round",
+        "beyond_bound": "accept",
+    },
+}
 
 DEPLOYMENT = "tests/deployment/test_loopback.py"
 PROCESS_FAULTS = (
@@ -313,9 +386,18 @@ PROCESS_FAULTS = (
 )
 
 
-def as_markdown() -> str:
+def as_markdown(faults: tuple[Fault, ...] = FAULTS) -> str:
     """Return the rows that the page shows."""
-    return "\n".join(f"| {fault.name} | {fault.happens} | {OUTCOMES[fault.seen]} |" for fault in FAULTS)
+    return "\n".join(f"| {fault.name} | {fault.happens} | {OUTCOMES[fault.seen]} |" for fault in faults)
+
+
+def options_as_markdown() -> str:
+    """Return the rows of the page's table of options."""
+    rows = []
+    for name, changes in OPTIONS.items():
+        settings = ", ".join(f"`{key}={value!r}`".replace("'", '"') for key, value in changes.items())
+        rows.append(f"| {name} | {settings or 'the defaults'} |")
+    return "\n".join(rows)
 
 
 def processes_as_markdown() -> str:

@@ -1,3 +1,5 @@
+from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -6,15 +8,18 @@ from torch import Tensor
 
 from solon_fl.strategies import RoundReport
 from tests.faults.matrix import (
+    DIGEST_FAULTS,
     FAULTS,
+    OPTIONS,
     PROCESS_FAULTS,
     Fault,
     Nodes,
     ProcessFault,
     as_markdown,
+    options_as_markdown,
     processes_as_markdown,
 )
-from tests.support import small_config, train, vector_of
+from tests.support import initial_model, record_of, small_config, train, vector_of
 
 FAULTY = frozenset({2, 5})  # ids: two of the first group of seven, as many as it bears
 ROUNDS = 4
@@ -31,6 +36,7 @@ def named(report: RoundReport) -> dict[str, set[int]]:
         "lying": set(report.corrupt_nodes),
         "malformed": set(report.malformed_nodes),
         "silent": set(report.silent_nodes),
+        "outvoted": {node for group in report.groups for node in group.different_bits},
     }
 
 
@@ -41,7 +47,7 @@ def test_a_fault_is_seen_for_what_it_is_and_changes_nothing(fault: Fault, honest
     assert nodes.fired == {(node, number) for node in FAULTY for number in range(1, ROUNDS + 1)}
     for report in reports:
         assert report.failed_groups == ()
-        expected: dict[str, set[int]] = {"lying": set(), "malformed": set(), "silent": set()}
+        expected: dict[str, set[int]] = {how: set() for how in named(report)}
         if fault.seen != "not at all" and report.round >= fault.first_round:
             expected[fault.seen] = set(FAULTY)
         assert named(report) == expected
@@ -73,9 +79,62 @@ def test_offenders_are_quarantined_and_the_rest_is_enough(fault: Fault, honest: 
         assert rounds == set(range(1, ROUNDS + 1)), "silence is no offence"
 
 
+OTHERS = tuple(option for option in OPTIONS if OPTIONS[option])  # than the defaults, which have the tests above
+ALL = [(option, fault) for option in OTHERS for fault in FAULTS]
+ALL += [(option, fault) for option in OTHERS if "verification" in OPTIONS[option] for fault in DIGEST_FAULTS]
+FEW_ROUNDS = 3
+
+
+@cache
+def honest_model(option: str, rounds: int) -> Tensor:
+    return vector_of(train(small_config(**OPTIONS[option]), rounds=rounds)[0].arrays)
+
+
+@pytest.mark.parametrize(("option", "fault"), ALL, ids=lambda value: value if isinstance(value, str) else value.name)
+def test_under_every_option_a_fault_changes_nothing_and_no_honest_node_is_named(option: str, fault: Fault) -> None:
+    """The law of all options. Where all nodes compute, in fixed places, the faulty are named in every round, too."""
+    config = small_config(**OPTIONS[option])
+    nodes = Nodes(FAULTY)
+    result, reports = train(config, rounds=FEW_ROUNDS, mods=[fault.mod(nodes)], timeout=0.1)
+    model = vector_of(result.arrays)
+    torch.testing.assert_close(model, honest_model(option, FEW_ROUNDS), rtol=1e-5, atol=1e-6)
+    assert len(reports) == FEW_ROUNDS
+    assert all(report.failed_groups == () for report in reports)
+    offences: Counter[int] = Counter()
+    for report in reports:
+        seen = named(report)
+        assert set.union(*seen.values()) <= FAULTY
+        offences.update(seen["lying"] | seen["malformed"])
+        if config.redundancy == "full" and config.regroup == "never":
+            seen_as = fault.seen if report.round >= fault.first_round else "not at all"
+            assert seen == {how: set(FAULTY) if how == seen_as else set() for how in seen}
+    asked = {(node, report.round) for report in reports for group in report.groups for node in group.nodes}
+    assert nodes.fired == {(node, number) for node, number in asked if node in FAULTY}
+    if config.redundancy == "reactive":
+        assert set(offences.values()) <= {1}, "a node is caught once, and gets no more tasks"
+
+
+@pytest.mark.parametrize("option", [option for option in OTHERS if "beyond_bound" not in OPTIONS[option]])
+@pytest.mark.parametrize("fault", HARMFUL, ids=lambda fault: fault.name)
+def test_under_every_option_more_faults_than_borne_never_pass_for_a_result(option: str, fault: Fault) -> None:
+    """The round is skipped and says so, or its result is right all the same."""
+    config = small_config(on_group_failure="skip", **OPTIONS[option])
+    nodes = Nodes(frozenset({1, 2, 3, 5}))
+    result, reports = train(config, rounds=1, mods=[fault.mod(nodes)], timeout=0.1)
+    report = reports[0]
+    assert report.stepped == (report.failed_groups == ())
+    assert not named(report)["lying"] - nodes.faulty
+    if report.stepped:
+        torch.testing.assert_close(vector_of(result.arrays), honest_model(option, 1), rtol=1e-5, atol=1e-6)
+    else:
+        assert torch.equal(vector_of(result.arrays), vector_of(record_of(initial_model())))
+
+
 def test_the_page_shows_the_matrix() -> None:
     page = (ROOT / "docs" / "reference" / "faults.md").read_text()
     assert as_markdown() in page
+    assert as_markdown(DIGEST_FAULTS) in page
+    assert options_as_markdown() in page
     assert processes_as_markdown() in page
 
 

@@ -221,3 +221,27 @@ def test_nodes_compute_with_deterministic_algorithms_only_if_digests_are_asked_f
         train(small_config(), rounds=1)
         assert not any(seen)
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+WRONG_BITS: dict[str, Mod] = {
+    "of the digests": with_votes(VOTES["different"], set(LIAR_IDS)),
+    "of the share": spoil(
+        lambda reply: _replace(
+            reply,
+            torch.nextafter(trusted_tensor(share_array(reply.content)["share"]), torch.tensor(float("inf"))),
+            reply.content[DIGESTS][DIGESTS],  # type: ignore[arg-type]
+        ),
+        set(LIAR_IDS),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WRONG_BITS)
+def test_who_escalates_with_other_bits_is_named_and_soon_rests(what: str) -> None:
+    """It is no offence, but nobody can make the others compute for ever by it: at most one escalation for each."""
+    _, reports = train(small(redundancy="reactive"), mods=[WRONG_BITS[what]], rounds=20)
+    escalations = [group for report in reports for group in report.groups if group.escalated]
+    assert 1 <= len(escalations) <= len(LIAR_IDS)
+    assert all(group.different_bits and set(group.different_bits) <= set(LIAR_IDS) for group in escalations)
+    assert all(report.corrupt_nodes == report.malformed_nodes == () for report in reports)
+    assert all(report.stepped for report in reports)

@@ -1,6 +1,7 @@
 import json
 from collections.abc import Callable, Iterable
 
+import pytest
 from flwr.app import Array, Message, MessageType, RecordDict
 from flwr.app.message.arraychunk import ArrayChunk
 
@@ -115,3 +116,50 @@ def test_messages_that_a_grid_refuses_are_not_waited_for() -> None:
 
     grid = Refusing(lambda grid, ids: [grid.reply(i) for i in ids])
     assert sorted(key for key, _ in ask(grid, timeout=60)) == [1, 3]
+
+
+def ask_in_two_steps(grid: InProcessGrid, wanted: int, timeout: float = 60.0) -> tuple[Received, list[bool]]:
+    """Ask nodes 1 and 2, and node 3 if the replies are fewer than wanted when no more can come, or half-way."""
+    received: Received = []
+    calls: list[bool] = []
+
+    def receive(batch: Received) -> bool:
+        received.extend(batch)
+        return len(received) >= wanted
+
+    def follow_up(late: bool) -> dict[int, Message]:
+        calls.append(late)
+        return {3: Message(RecordDict(), 3, MessageType.TRAIN)} if late else {}
+
+    messages = {node: Message(RecordDict(), node, MessageType.TRAIN) for node in (1, 2)}
+    exchange(grid, messages, timeout, receive, follow_up)
+    return received, calls
+
+
+def test_who_is_to_follow_up_is_told_once_that_it_is_late() -> None:
+    def all_but_node_2(grid: ScriptedGrid, ids: list[str]) -> list[Message]:
+        return [grid.reply(i) for i in ids if grid._waiting[i].metadata.dst_node_id != 2]
+
+    received, calls = ask_in_two_steps(ScriptedGrid(all_but_node_2), 2, timeout=0.2)
+    assert [key for key, _ in received] == [1, 3]
+    assert calls == [False, True]
+    received, calls = ask_in_two_steps(ScriptedGrid(all_but_node_2), 3, timeout=0.2)
+    assert [key for key, _ in received] == [1, 3]
+    assert calls == [False, True, False]
+
+
+@pytest.mark.parametrize("refused", [{2}, {1, 2}])
+def test_a_follow_up_does_not_wait_for_messages_that_were_refused(refused: set[int]) -> None:
+    class Refusing(ScriptedGrid):
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+            return super().push_messages([m for m in messages if m.metadata.dst_node_id not in refused])
+
+    received, calls = ask_in_two_steps(Refusing(lambda grid, ids: [grid.reply(i) for i in ids]), 3)
+    assert {key for key, _ in received} == {1, 2, 3} - refused
+    assert calls.count(True) == 1
+
+
+def test_nothing_follows_when_enough_is_there() -> None:
+    received, calls = ask_in_two_steps(ScriptedGrid(lambda grid, ids: [grid.reply(i) for i in ids]), 2)
+    assert sorted(key for key, _ in received) == [1, 2]
+    assert True not in calls

@@ -2,13 +2,15 @@
 
 import logging
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, Error, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
 from torch import Tensor
 
 from solon_fl import FourierCode
+from solon_fl.coding.digests import share_digests
 from solon_fl.simulations._compat import become_server
 from solon_fl.strategies.group import GroupRound
 from solon_fl.wire import to_array
@@ -217,3 +219,107 @@ def test_what_two_liars_could_make_up_is_not_accepted_beyond_the_bound() -> None
     assert group.report is not None
     assert group.report.status == "too-few-shares"  # four agree, which are k + 1, but of five shares
     assert group.gradient is None
+
+
+# ---- with nodes at rest --------------------------------------------------------------------------------------------
+
+KEY = b"round"
+DIGESTS = share_digests(CODE, GRADIENT, KEY)
+
+
+def resting_round(digests: bool = False, resting: set[int] | None = None) -> GroupRound:
+    """Slots 5 and 6 rest, or with digests 3 to 6."""
+    group = new_round()
+    group.resting = resting or ({3, 4, 5, 6} if digests else {5, 6})
+    group.digest_key = KEY if digests else None
+    return group
+
+
+def voting(slot: int, share: Tensor | None = None, digests: bytes = DIGESTS) -> Message:
+    message = reply_with(CODE.encode(GRADIENT, slot) if share is None else share)
+    message.content["digests"] = ConfigRecord({"digests": digests})
+    return message
+
+
+BAD: dict[str, Callable[[], Message]] = {
+    "lie": lambda: voting(1, torch.full((7,), 9.0)),
+    "malformed": lambda: voting(1, torch.zeros(3)),
+    "not finite": lambda: voting(1, torch.full((7,), float("nan"))),
+    "error": lambda: reply(Error(code=0, reason="no")),
+}
+
+
+@pytest.mark.parametrize("digests", [False, True])
+@pytest.mark.parametrize("bad", BAD)
+def test_who_rests_is_asked_once_when_the_last_reply_is_bad(bad: str, digests: bool) -> None:
+    group = resting_round(digests)
+    asked = group.asked
+    for slot in asked:
+        assert group.wake(late=False) == []
+        group.receive(slot, BAD[bad]() if slot == 1 else voting(slot))
+        group.receive(slot, voting(slot))  # a second reply is dropped
+        group.decode(last=False)
+        assert not group.closed
+    woken = group.wake(late=False)
+    assert woken == [slot for slot in range(7) if slot not in asked]
+    assert group.wake(late=True) == []
+    group.receive(woken[0], voting(woken[0]))  # k + s shares agree, or s + 1 votes are equal and k shares match
+    group.decode(last=False)
+    assert group.report is not None
+    assert group.report.escalated
+    assert {*group.report.corrupt_nodes, *group.report.malformed_nodes} == {71}
+    assert group.gradient is not None
+    torch.testing.assert_close(group.gradient, GRADIENT, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("digests", [False, True])
+def test_who_rests_is_asked_late_if_somebody_is_silent_who_may_still_answer(digests: bool) -> None:
+    group = resting_round(digests)
+    for slot in group.asked[:-1]:
+        group.receive(slot, voting(slot))
+    group.decode(last=False)
+    silent = group.asked[-1]
+    assert group.wake(late=False) == []
+    woken = group.wake(late=True)
+    assert woken == list(range(silent + 1, 7))
+    group.decode(last=False)
+    assert not group.closed
+    group.receive(silent, voting(silent))
+    group.decode(last=False)
+    assert group.report is not None
+    assert group.report.status == "clean"
+    assert group.wake(late=True) == []
+    group.receive(woken[0], voting(woken[0], torch.zeros(7)))  # too late to do harm
+    assert group.report.corrupt_nodes == ()
+    assert group.report.nodes == NODES
+
+
+def test_a_group_whose_time_is_up_before_its_resting_nodes_were_asked_fails_and_does_not_name_them() -> None:
+    for digests in (False, True):
+        group = resting_round(digests)
+        group.receive(0, voting(0))
+        group.decode(last=True)
+        assert group.report is not None
+        assert not group.report.decoded
+        assert group.report.nodes == tuple(node for slot, node in enumerate(NODES) if slot < len(group.asked)) + (
+            None,
+        ) * len(group.resting)
+        assert group.report.silent_nodes == NODES[1 : len(group.asked)]
+
+
+def test_s_liars_with_equal_votes_and_shares_that_match_them_do_not_win() -> None:
+    other = -GRADIENT
+    votes = share_digests(CODE, other, KEY)
+    group = resting_round(digests=True)
+    group.receive(0, voting(0, CODE.encode(other, 0), votes))
+    group.receive(1, voting(1, CODE.encode(other, 1), votes))
+    group.receive(2, voting(2))
+    group.decode(last=False)
+    assert group.wake(late=False) == [3, 4, 5, 6]
+    group.receive(3, voting(3))
+    group.decode(last=False)
+    assert not group.closed
+    group.receive(4, voting(4))
+    group.decode(last=False)
+    assert group.report is not None
+    assert group.report.corrupt_nodes == (70, 71)

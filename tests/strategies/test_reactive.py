@@ -19,6 +19,7 @@ from solon_fl.simulations import InProcessGrid
 from solon_fl.simulations.attacks import Alie, NotFinite, RandomGaussian, Reverse, SameLie
 from solon_fl.simulations.attacks.mods import MALFORMATIONS, attack_mod, malformed_mod, silent_mod
 from solon_fl.strategies import Checkpoints, RoundReport, SolonStrategy
+from solon_fl.task import SolonTask
 from solon_fl.wire import to_array, trusted_tensor
 from tests.support import SGD, Regression, initial_model, record_of, share_array, small_config, train, vector_of
 
@@ -181,3 +182,30 @@ def test_settings_that_make_no_sense_are_refused() -> None:
         small_config(least_byzantine=-1)
     assert reactive().quarantine_after == 1
     assert small_config().quarantine_after is None
+
+
+class Diverging(Regression):
+    """Its gradient is not finite, or can't be computed at all, in round 2 of group 0: on every honest node alike."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def gradient(self, arrays: ArrayRecord, task: SolonTask, context: Context, config: dict[str, object]) -> Tensor:
+        gradient = super().gradient(arrays, task, context, config)
+        if (task.round, task.group) != (2, 0):
+            return gradient
+        if self.how == "raises":
+            raise ArithmeticError("the loss is not finite")
+        return gradient * float(self.how)
+
+
+@pytest.mark.parametrize("how", ["nan", "inf", "raises"])
+@pytest.mark.parametrize("changes", [{}, {"verification": "digest", "num_nodes": 10}], ids=["algebra", "digest"])
+def test_a_round_that_fails_for_all_of_a_group_puts_nobody_in_quarantine(how: str, changes: dict[str, Any]) -> None:
+    """Or its honest nodes would be missing when there is a liar: here from round 3 on."""
+    mod = lying(negated(), lambda round_number, node: node in (4, 5) and round_number >= 3)
+    _, reports = train(reactive(**changes), client=Diverging(how), mods=[mod], rounds=ROUNDS)
+    assert [report.round for report in reports if report.failed_groups] == [2]
+    assert reports[1].failed_groups == (0,)
+    assert {node for report in reports for node in report.corrupt_nodes} <= {4, 5}
