@@ -215,16 +215,10 @@ def assert_right(config: SolonConfig, report: RoundReport, step: Tensor, dtype: 
     if not used:
         assert not step.any()
         return
-    task = partial(SolonTask, round=report.round, slot=0, seed=0, num_batches=1, dim=DIM, mode="gradient")
-    code = config.make_code()
-    sizes = {
-        "code": config.code,
-        "byzantine": code.byzantine,
-        "compression": code.compression,
-        "stragglers": code.stragglers,
-        "group_size": code.group_size,
-    }
-    true = torch.stack([gradient_of(task(group=group.group, **sizes), dtype) for group in used]).double()
+    tasks = [
+        SolonTask.of_run(config, round=report.round, group=group.group, slot=0, dim=DIM, buffers=()) for group in used
+    ]
+    true = torch.stack([gradient_of(task, dtype) for task in tasks]).double()
     allowed = max(group.error_bound for group in used) + 1e-5  # float32 roundings of model and step
     assert float((step.double() + true.mean(0)).norm()) <= allowed, report
 
