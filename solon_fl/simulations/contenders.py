@@ -253,9 +253,9 @@ def _mixed_then_trimmed(byzfl: Any, liars: int) -> Aggregate:
 
 STRATEGIES: dict[str, Contender] = {
     "solon": _Solon("Solon", "#0072B2"),
-    "solon-reactive": _Solon("Solon (reactive)", "#004488", redundancy="reactive"),
-    "solon-digest": _Solon("Solon (digests)", "#6699CC", verification="digest"),
-    "solon-reactive-digest": _Solon("Solon (dig.+react)", "#77AADD", verification="digest", redundancy="reactive"),
+    "solon-reactive": _Solon("Solon (reactive)", "#EE7733", redundancy="reactive"),
+    "solon-digest": _Solon("Solon (digests)", "#009988", verification="digest"),
+    "solon-reactive-digest": _Solon("Solon (dig.+react)", "#EE3377", verification="digest", redundancy="reactive"),
     "fedavg": _Flower("FedAvg", "#D55E00", lambda nodes, liars, **everybody: FedAvg(**everybody), lambda f: 1),
     "fedmedian": _Flower(
         "FedMedian", "#999933", lambda nodes, liars, **everybody: FedMedian(**everybody), lambda f: 2 * f + 1
