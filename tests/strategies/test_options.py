@@ -240,6 +240,7 @@ def test_under_all_options_every_round_is_right_and_names_no_honest_node(
         different = {node for group in report.groups for node in group.different_bits}
         assert {*report.corrupt_nodes, *report.malformed_nodes, *different} <= liars
         offenders |= {*report.corrupt_nodes, *report.malformed_nodes}
+        assert report.bytes_out == report.nodes_asked * len(to_array(before).data), "woken nodes count as well"
         excuses += len(report.silent_nodes) + len(different)
         escalations += len(report.escalated_groups)
         for group in report.groups:
