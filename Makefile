@@ -26,7 +26,7 @@ FUZZ_RUNS ?= 250000
 FUZZ = $(BIN)/python -m fuzz.replies -max_len=512 -len_control=20 -rss_limit_mb=4096 -artifact_prefix=.fuzz/
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[fuzz]"
-	set -e; for check in check_group check_exchange check_silo check_metrics; do \
+	set -e; for check in check_group check_digests check_exchange check_silo check_metrics; do \
 		mkdir -p .fuzz/$$check; SOLON_FUZZ_CHECK=$$check $(FUZZ) -runs=$(FUZZ_RUNS) .fuzz/$$check; done
 	set -e; for check in check_calibration check_draco check_signum check_strategy; do \
 		mkdir -p .fuzz/$$check; SOLON_FUZZ_CHECK=$$check $(FUZZ) -runs=$$(($(FUZZ_RUNS) / 100)) .fuzz/$$check; done

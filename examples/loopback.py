@@ -73,7 +73,13 @@ def main(
             raise FederationError(f"attack must be one of {', '.join(ATTACKS)}; got attack={attack!r}.")
         if bandwidth != BANDWIDTH and not namespaces:
             raise FederationError(f"--bandwidth {bandwidth} limits the links of --namespaces; give that too.")
-        SolonConfig(num_nodes=len(names) - spares, byzantine=settings["byzantine"], compression=settings["compression"])
+        SolonConfig(
+            num_nodes=len(names) - spares,
+            byzantine=settings["byzantine"],
+            compression=settings["compression"],
+            verification=settings.get("verification", "algebra"),
+            redundancy=settings.get("redundancy", "full"),
+        )
         nodes = {name: _node_config(name, attack if name == liar else "") for name in names}
         place = NamespacedFederation(bandwidth=bandwidth, latency=latency) if namespaces else Federation()
         with place as federation:

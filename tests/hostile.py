@@ -17,7 +17,7 @@ from solon_fl.simulations._compat import become_server
 from solon_fl.wire import STYPE, npy_header, to_array
 
 T = TypeVar("T")
-NAMES = ("share", "signs", "buffers", "silo", "name", "metrics", "accuracy", "", "share ", "SHARE")
+NAMES = ("share", "digests", "signs", "buffers", "silo", "name", "metrics", "accuracy", "", "share ", "SHARE")
 DTYPES = (
     "float32",
     "float64",
@@ -107,6 +107,11 @@ def hostile_content(source: Source, honest: RecordDict) -> RecordDict:
             changed = pick(source, tuple(arrays))
             arrays[changed] = hostile_array(source, arrays[changed])
             records[name] = ArrayRecord(arrays)
+        elif isinstance(records.get(name), ConfigRecord) and len(records[name]):
+            config = dict(records[name])
+            changed = pick(source, tuple(config))
+            config[changed] = hostile_bytes(source, config[changed])
+            records[name] = ConfigRecord(config)
     return RecordDict(records)
 
 
@@ -128,6 +133,21 @@ def hostile_record(source: Source, honest: RecordDict) -> ArrayRecord | ConfigRe
 def hostile_setting(source: Source) -> Any:
     scalar = pick(source, (source.text(12), source.binary(12), *ODD_TEXTS, "x" * 1000, True, *WHOLES, *REALS))
     return [scalar] * source.whole(0, 3) if one_in(source, 3) else scalar
+
+
+def hostile_bytes(source: Source, honest: Any) -> Any:
+    """Return bytes that are too few, too many, or others; or, in place of what is no bytes, any setting."""
+    if not isinstance(honest, bytes) or one_in(source, 4):
+        return hostile_setting(source)
+    how = source.whole(0, 3)
+    if how == 0:
+        return honest[: source.whole(0, len(honest))]
+    if how == 1:
+        return honest * pick(source, (0, 2, 1000))
+    if how == 2:
+        start = 32 * source.whole(0, len(honest) // 32)
+        return honest[start:] + honest[:start]
+    return mutated(source, honest)
 
 
 def hostile_metric(source: Source) -> Any:

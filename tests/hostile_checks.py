@@ -11,6 +11,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from torch import Tensor
 
 from solon_fl import FourierCode, SolonConfig
+from solon_fl.coding.digests import share_digests
+from solon_fl.config import Verification
 from solon_fl.errors import InvalidReplyError
 from solon_fl.simulations import InProcessGrid
 from solon_fl.strategies import DracoStrategy, SignumStrategy, SolonStrategy, calibrate
@@ -20,6 +22,7 @@ from solon_fl.strategies.group import GroupRound, read_share
 from solon_fl.strategies.loop import RoundStrategy
 from solon_fl.strategies.nodes import Roster, connected_nodes
 from solon_fl.strategies.vectors import VectorStrategy
+from solon_fl.task import digest_key
 from solon_fl.wire import npy_header, to_array
 from tests.hostile import Source, hostile_reply, one_in, pick, question_to, size_of
 from tests.support import SGD, Regression, initial_model, record_of
@@ -33,6 +36,10 @@ SHARES = tuple(CODE.encode(GRADIENT, slot) for slot in range(7))
 HONEST = tuple(RecordDict({"share": ArrayRecord({"share": to_array(share)})}) for share in SHARES)
 QUESTIONS = tuple(question_to(node) for node in NODES)
 HONEST_REPLIES = tuple(Message(content, reply_to=question) for content, question in zip(HONEST, QUESTIONS, strict=True))
+KEY = b"a round"
+VOTE = ConfigRecord({"digests": share_digests(CODE, GRADIENT, KEY)})
+WITH_DIGESTS = tuple(RecordDict({**content, "digests": VOTE}) for content in HONEST)
+REPLIES_WITH_DIGESTS = tuple(Message(c, reply_to=question) for c, question in zip(WITH_DIGESTS, QUESTIONS, strict=True))
 MODEL = record_of(initial_model())
 
 
@@ -114,6 +121,37 @@ def check_group(source: Source) -> None:
     assert error <= max(1e-5, group.report.error_bound), (error, group.report)
 
 
+def check_digests(source: Source) -> None:
+    """The same of replies with digests, one or two of which are hostile, while others may rest."""
+    resting = set(range(source.whole(3, 7), 7))
+    group = GroupRound(
+        group=0, nodes=NODES, code=CODE, dim=DIM, dtype=torch.float32, resting=set(resting), digest_key=KEY
+    )
+    hostile = {source.whole(0, 6), source.whole(0, 6)}
+    for slot in (*group.asked, *sorted(resting)):
+        if slot in resting:
+            group.wake(late=True)
+        reply = None
+        if slot in hostile:
+            reply = hostile_or_none(source, QUESTIONS[slot], WITH_DIGESTS[slot])
+            if reply is None:
+                continue
+            with allocating_at_most(100_000 + 4 * size_of(reply)):
+                group.receive(slot, reply)
+        group.receive(slot, REPLIES_WITH_DIGESTS[slot])
+        votes = list(group._votes.values())
+        assert all(type(vote) is bytes and len(vote) == 7 * 32 for vote in votes)
+        assert group._shares.keys() <= group._votes.keys()
+        group.decode(last=False)
+    group.decode(last=True)
+    assert group.report is not None
+    named = {*group.report.corrupt_nodes, *group.report.malformed_nodes, *group.report.different_bits}
+    assert named <= {NODES[slot] for slot in hostile}, group.report
+    assert group.gradient is not None, group.report
+    error = float((group.gradient - GRADIENT).norm() / GRADIENT.norm())
+    assert error <= max(1e-5, group.report.error_bound), (error, group.report)
+
+
 def assert_is_the_replys(share: Tensor, reply: Message) -> None:
     """A share that is accepted is what was asked for, and lies on the reply's own bytes."""
     assert share.shape == (LENGTH,)
@@ -130,13 +168,21 @@ def assert_is_the_replys(share: Tensor, reply: Message) -> None:
 
 def check_strategy(source: Source) -> None:
     """One to five hostile replies in a round of 14 nodes, any of them twice or to another message: it is survived."""
-    strategy = SolonStrategy(SolonConfig(num_nodes=14, byzantine=2, compression=3, seed=1), SGD)
+    verification: Verification = "digest" if one_in(source, 2) else "algebra"
+    config = SolonConfig(
+        num_nodes=14, byzantine=2, compression=3, seed=1, group_size=7, verification=verification, beyond_bound="accept"
+    )
+    strategy = SolonStrategy(config, SGD)
     questions, honest = open_round(strategy, 14)
     dim, code = sum(array.numpy().size for array in MODEL.values()), strategy.config.make_code()
+    gradient = torch.linspace(0, 1, dim)
     contents = [
-        RecordDict({"share": ArrayRecord({"share": to_array(code.encode(torch.linspace(0, 1, dim), slot % 7))})})
-        for slot in range(14)
+        RecordDict({"share": ArrayRecord({"share": to_array(code.encode(gradient, slot % 7))})}) for slot in range(14)
     ]
+    if verification == "digest":
+        for slot, content in enumerate(contents):
+            votes = share_digests(code, gradient, digest_key(1, 2, slot // 7))
+            content["digests"] = ConfigRecord({"digests": votes})
     finish_round(strategy, source, questions, contents, honest)
 
 
@@ -284,7 +330,7 @@ class ScriptedGrid(InProcessGrid):
 
 
 CHECKS = (
-    *(check_group, check_metrics, check_silo, check_exchange, check_calibration),
+    *(check_group, check_digests, check_metrics, check_silo, check_exchange, check_calibration),
     *(check_draco, check_signum, check_strategy),
 )
 SLOW = (check_calibration, check_draco, check_signum, check_strategy)  # milliseconds each: a whole round

@@ -130,6 +130,7 @@ class SolonStrategy(RoundStrategy):
             logger.info("\t│\t├── Places drawn anew every round")
         logger.info("\t│\t├── Liars tolerated per group: %d", config.byzantine)
         logger.info("\t│\t├── Silent nodes tolerated per group: %d", config.stragglers)
+        logger.info("\t│\t├── Verification: %s; redundancy: %s", config.verification, config.redundancy)
         logger.info("\t│\t├── More faults than that: %s", config.beyond_bound)
         logger.info("\t│\t├── A share is 1/%d of the gradient", config.compression)
         logger.info("\t│\t├── Batches a node computes per round: %d", config.batches_per_group)

@@ -133,6 +133,21 @@ def test_the_liar_alone_is_caught_by_name_and_nothing_is_left(temporary_folder: 
     assert_nothing_is_left(temporary_folder, ports)
 
 
+def test_with_digests_and_resting_nodes_four_are_enough(temporary_folder: Path) -> None:
+    settings = ("num-nodes=4", "verification=digest", "redundancy=reactive")
+    command = [*LOOPBACK, "--rounds", "2", "--liar", "node-2", "--spares", "0"]
+    command += [argument for setting in settings for argument in ("--setting", setting)]
+    program = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **FASTER}, check=False)
+    assert program.returncode == 0, program.stdout + program.stderr
+    caught = re.findall(r"lying: (.*)", program.stdout)
+    assert len(caught) == 2
+    assert set(caught) <= {"'node-2'", "nobody"}
+    assert caught.count("'node-2'") <= 1, "who was caught gets no more tasks"
+    first, *_, last = (float(percent) for percent in re.findall(r"accuracy ([\d.]+)%", program.stdout))
+    assert last > first + 20
+    assert_nothing_is_left(temporary_folder, set())
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_leaves_nothing(temporary_folder: Path, number: signal.Signals) -> None:
     command = [*LOOPBACK, "--spares", "0", "--setting", "num-nodes=3", "--setting", "compression=1"]

@@ -38,7 +38,11 @@ def main(grid: Grid, context: Context) -> None:
 
     strategy = SolonStrategy(
         SolonConfig(
-            num_nodes=int(run["num-nodes"]), byzantine=int(run["byzantine"]), compression=int(run["compression"])
+            num_nodes=int(run["num-nodes"]),
+            byzantine=int(run["byzantine"]),
+            compression=int(run["compression"]),
+            verification=str(run["verification"]),  # type: ignore[arg-type]  # SolonConfig checks it, and the next
+            redundancy=str(run["redundancy"]),  # type: ignore[arg-type]
         ),
         optimizer=partial(torch.optim.Adam, lr=float(run["learning-rate"])),
         on_round=tell,
