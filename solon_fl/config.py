@@ -68,7 +68,8 @@ class SolonConfig:
     beyond_bound : "reject" or "accept"
         If more nodes of a group lie, or are missing, than the guarantee covers: fail the group, or take its gradient
         if it is the only one that k + 1 or more of its nodes agree with. That is right for up to n - k - 1 lies among
-        n shares, but beyond s lies it is no worst-case guarantee: reported as status "beyond-bound".
+        n shares, but beyond s lies it is no worst-case guarantee: reported as status "beyond-bound". Without effect in
+        groups that are too small to be decoded without digests.
     strangers : "spare" or "refuse"
         What becomes of nodes that connect after the run began: they may fill in for one that is away or
         quarantined, or get nothing to do.
@@ -151,9 +152,7 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
                 raise ConfigurationError(
                     f"{name} must be one of {', '.join(get_args(allowed))}; got {name}={getattr(self, name)!r}."
                 )
-        if self.least_byzantine is None:
-            object.__setattr__(self, "least_byzantine", self.byzantine)
-        counts = {"num_nodes": 1, "group_size": 0, "seed": 0, "batches_per_group": 0, "least_byzantine": 0}
+        counts = {"num_nodes": 1, "group_size": 0, "seed": 0, "batches_per_group": 0}
         for name, least in counts.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
@@ -166,13 +165,14 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
         after = self.quarantine_after
         if after is not None and (not isinstance(after, int) or isinstance(after, bool) or after < 1):
             raise ConfigurationError(
-                f"quarantine_after must be a whole number of offences >= 1, or None for never; got {after!r}."
+                f"quarantine_after must be a whole number of offences >= 1, or None for the default; got {after!r}."
             )
         if self.redundancy == "reactive" and after is None:
             object.__setattr__(self, "quarantine_after", 1)
         # The code checks s, k, e, r and rtol, and knows the smallest r.
         size = self._group_size_with_digests() if self.verification == "digest" else self.make_code().group_size
         object.__setattr__(self, "group_size", size)
+        self._check_least_byzantine()
         self.make_code()  # warns if its certificate is void
         if self.num_nodes % size:
             below = self.num_nodes // size * size
@@ -190,6 +190,19 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
                     f"group_weights must be {self.num_groups} positive numbers, one a group; got {weights}."
                 )
             object.__setattr__(self, "group_weights", weights)
+
+    def _check_least_byzantine(self) -> None:
+        least, s = self.least_byzantine, self.byzantine
+        if least is None:
+            object.__setattr__(self, "least_byzantine", s)
+        elif not isinstance(least, int) or isinstance(least, bool) or not 0 <= least <= s:
+            raise ConfigurationError(f"least_byzantine must be from 0 to byzantine={s}; got least_byzantine={least!r}.")
+        elif least < s and (self.redundancy, self.beyond_bound, self.regroup) != ("reactive", "reject", "never"):
+            raise ConfigurationError(
+                f"least_byzantine={least} below byzantine={s} is for redundancy='reactive', with beyond_bound='reject' "
+                "(whose accusations are certain) and regroup='never' (where groups keep their nodes); change that, or "
+                "leave least_byzantine out."
+            )
 
     @property
     def num_groups(self) -> int:

@@ -2,8 +2,8 @@
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -45,11 +45,14 @@ class Contender(ABC):
         In plots; the colour-blind can tell them apart by colour and line style (Okabe & Ito).
     client : str
         What the nodes run: "solon" (shares), "plain" (the gradient of one batch), "draco" or "signum".
+    settings : mapping
+        What it sets in the scenario's `SolonConfig`, whatever was there.
     """
 
     title: str
     colour: str
     client: Client = "plain"
+    settings: Mapping[str, Any] = MappingProxyType({})
 
     @abstractmethod
     def make(self, scenario: "Scenario", **arguments: Any) -> RoundStrategy:
@@ -76,10 +79,10 @@ class _Solon(Contender):
 
     def __init__(self, title: str, colour: str, **settings: Any) -> None:
         self.title, self.colour = title, colour
-        self._settings = settings
+        self.settings = settings
 
     def make(self, scenario: "Scenario", **arguments: Any) -> RoundStrategy:
-        config = replace(scenario.config, **self._settings)
+        config = scenario.config
         return SolonStrategy(config, scenario.make_optimizer, projection_seed=config.seed, **arguments)
 
     def aggregate(self, scenario: "Scenario") -> Aggregate:

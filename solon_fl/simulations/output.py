@@ -128,7 +128,7 @@ def _with_numbers(record: RoundRecord) -> dict[str, Any]:
     for report, group in zip(record.report.groups, result["report"]["groups"], strict=True):
         number_of = {node: record.number(report, node) for node in group.pop("nodes") if node is not None}
         group["nodes_asked"] = len(number_of)
-        for kind in ("corrupt_nodes", "silent_nodes", "different_bits"):
+        for kind in ("corrupt_nodes", "silent_nodes", "different_bits", "escalated_by"):
             group[kind] = [number_of[node] for node in group[kind]]
         group["malformed_nodes"] = {number_of[node]: reason for node, reason in group["malformed_nodes"].items()}
     return result

@@ -98,7 +98,10 @@ def _record(fields: dict[str, Any]) -> RoundRecord:
     )
 
 
+IDS = ("nodes", "corrupt_nodes", "silent_nodes", "different_bits", "escalated_by")  # tuples of a GroupReport
+
+
 def _group_report(fields: dict[str, Any]) -> GroupReport:
-    tuples = {name: tuple(fields[name]) for name in ("nodes", "corrupt_nodes", "silent_nodes", "different_bits")}
+    tuples = {name: tuple(fields[name]) for name in IDS}
     malformed = {int(node_id): reason for node_id, reason in fields["malformed_nodes"].items()}
     return GroupReport(**{**fields, **tuples, "malformed_nodes": malformed})

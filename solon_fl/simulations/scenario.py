@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -92,6 +92,9 @@ class Scenario:
             if value not in known:
                 names = ", ".join("none" if option is None else option for option in known)
                 raise ConfigurationError(f"{name} must be one of {names}; got {name}={value!r}.")
+        settings = STRATEGIES[self.strategy].settings
+        if settings:
+            object.__setattr__(self, "config", replace(self.config, **settings))
         for name in ("rounds", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} must be at least 1; got {name}={getattr(self, name)}.")

@@ -74,6 +74,9 @@ class GroupReport:
         match them, though it is no lie: other hardware or software, or a vote that failed.
     escalated : bool
         Whether nodes that were to rest had to be asked after all (redundancy "reactive").
+    escalated_by : tuple of int
+        Ids of the nodes asked at first because of which that was so: those that had sent no share by then, and those
+        whose share or digests turned out to differ.
     corrupt_nodes : tuple of int
         Ids of the nodes whose shares were located as lies.
     silent_nodes : tuple of int
@@ -95,6 +98,7 @@ class GroupReport:
     tolerance: float
     error_bound: float
     escalated: bool = False
+    escalated_by: tuple[int, ...] = ()
     different_bits: tuple[int, ...] = ()
 
     @property
@@ -147,6 +151,8 @@ class GroupRound:
     seconds: float = 0.0
     escalated: bool = False
     _different: list[int] = field(default_factory=list)
+    _first: list[int] = field(default_factory=list)  # slots asked before the others were woken
+    _missing: set[int] = field(default_factory=set)  # those of them that had sent no share by then
     _exhausted: bool = False  # whether all who were asked have answered, and it was not enough
     _shares: dict[int, Tensor] = field(default_factory=dict)
     _digests: dict[int, bytes] = field(default_factory=dict)  # of the shares
@@ -166,6 +172,8 @@ class GroupRound:
             "Group %d: what %d of %d nodes sent is not enough, or does not agree; its other %d nodes are asked too.",
             *(self.group, len(self._shares), len(self.asked), len(self.resting)),
         )
+        self._first = self.asked
+        self._missing = set(self._first) - self._shares.keys()
         woken = sorted(self.resting)
         self.resting = set()
         self.escalated = True
@@ -314,11 +322,13 @@ class GroupRound:
             self._ids(set(decoded.erased_slots) & set(self._shares)), "the share holds NaN or inf"
         )
         answered = {*self._ids(self._shares), *malformed}
+        differing = {*decoded.corrupt_slots, *(set(decoded.erased_slots) & set(self._shares)), *self._different}
         self.gradient = decoded.gradient
         self.report = GroupReport(
             group=self.group,
             nodes=tuple(None if slot in self.resting else node_id for slot, node_id in enumerate(self.nodes)),
             escalated=self.escalated,
+            escalated_by=self._ids(self._missing | (differing & set(self._first))),
             different_bits=self._ids(self._different),
             status=decoded.status.value,
             corrupt_nodes=self._ids(decoded.corrupt_slots),

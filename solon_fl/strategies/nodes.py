@@ -90,6 +90,8 @@ class NodeRecord:
     different_bits : int
         Rounds in which its share was right, but not bit by bit, or its digests were others than those elected. No
         offence: its hardware or software may be another.
+    escalations : int
+        Rounds in which nodes at rest had to be asked because of it (redundancy "reactive").
     last_offence : str
         The latest lie or malformed reply, in words.
     """
@@ -106,6 +108,7 @@ class NodeRecord:
     silent: int = 0
     late: int = 0
     different_bits: int = 0
+    escalations: int = 0
     last_offence: str = ""
 
     @property
@@ -197,9 +200,9 @@ class Roster:
         self._fill_places()
 
     def troubles(self, node_id: int) -> int:
-        """Return in how many rounds the node of this id lied, sent no share or one of other bits, or was silent."""
+        """Return how often the node of this id has offended, or made the server ask nodes at rest."""
         record = self._of(node_id)
-        return 0 if record is None else record.offences + record.silent + record.different_bits
+        return 0 if record is None else record.offences + record.escalations
 
     def liars_gone(self, group: int) -> int:
         """Return how many places of a group are empty because their owners were caught lying and are in quarantine."""
@@ -226,6 +229,7 @@ class Roster:
                 record.rounds += 1
                 record.silent += node_id in group.silent_nodes
                 record.different_bits += node_id in group.different_bits
+                record.escalations += node_id in group.escalated_by
                 if node_id in offending:
                     record.lying += node_id in group.corrupt_nodes
                     record.malformed += node_id in group.malformed_nodes

@@ -68,3 +68,10 @@ def test_regrouped_liars_are_any_nodes_as_many_as_every_grouping_bears(strategy:
     six = {Scenario(config=replace(config, seed=seed), attack="alie", num_liars=6).liars for seed in range(20)}
     assert {len(liars) for liars in six} == {6}
     assert any(sum(number < 10 for number in liars) > 2 for liars in six), "more than s in one of the first groups"
+
+
+def test_a_variant_of_solon_sets_its_options_in_the_config() -> None:
+    config = SolonConfig(num_nodes=20, byzantine=2, compression=6, redundancy="full")
+    chosen = Scenario(config=config, strategy="solon-reactive-digest").config
+    assert (chosen.redundancy, chosen.verification, chosen.quarantine_after) == ("reactive", "digest", 1)
+    assert Scenario(config=config, strategy="fedavg").config == config

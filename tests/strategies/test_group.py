@@ -55,6 +55,24 @@ def test_a_group_closes_when_k_plus_s_shares_agree_and_not_before() -> None:
     torch.testing.assert_close(group.gradient, GRADIENT, rtol=1e-5, atol=1e-6)
 
 
+def test_who_made_others_be_asked_is_reported_and_not_who_was_woken() -> None:
+    group = GroupRound(group=1, nodes=NODES, code=CODE, dim=20, dtype=torch.float32, resting={5, 6})
+    for slot in (1, 2, 3):
+        group.receive(slot, honest(slot))
+    group.receive(4, reply_with(torch.full((7,), 50.0)))
+    group.decode(last=False)
+    assert group.wake(late=False) == []
+    assert group.wake(late=True) == [5, 6]
+    group.receive(0, honest(0))  # silent until the others were woken
+    group.receive(5, honest(5))
+    group.decode(last=False)
+    assert group.report is not None
+    assert group.report.corrupt_nodes == (74,)
+    assert group.report.silent_nodes == (76,)
+    assert group.report.escalated
+    assert group.report.escalated_by == (70, 74)
+
+
 def test_a_lie_among_the_first_five_keeps_the_group_open_until_five_agree() -> None:
     group = new_round()
     group.receive(2, reply_with(torch.full((7,), 50.0)))

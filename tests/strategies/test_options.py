@@ -170,11 +170,19 @@ def configurations(draw: st.DrawFn) -> SolonConfig:
         code=draw(st.sampled_from(("fourier", "vandermonde"))),
         seed=draw(st.integers(0, 2**63 - 1)),
         verification="digest" if digest else "algebra",
-        redundancy=draw(st.sampled_from(("full", "reactive"))),
-        regroup=draw(st.sampled_from(("never", "round"))),
-        beyond_bound=draw(st.sampled_from(("reject", "accept"))),
         quarantine_after=draw(st.sampled_from((None, 1, 2))),
-        least_byzantine=draw(st.integers(0, s)),
+        **draw(
+            st.one_of(
+                st.fixed_dictionaries(
+                    {
+                        "redundancy": st.sampled_from(("full", "reactive")),
+                        "regroup": st.sampled_from(("never", "round")),
+                        "beyond_bound": st.sampled_from(("reject", "accept")),
+                    }
+                ),
+                st.fixed_dictionaries({"redundancy": st.just("reactive"), "least_byzantine": st.integers(0, s)}),
+            )
+        ),
     )
 
 
@@ -327,7 +335,6 @@ def test_under_all_options_a_run_goes_on_from_its_checkpoints_bit_by_bit(tmp_pat
         regroup="round",
         beyond_bound="accept",
         group_weights=(1.0, 2.0),
-        least_byzantine=1,
     )
 
     def train(rounds: int, checkpoints: Checkpoints | None = None) -> tuple[Tensor, list[RoundReport], dict[str, Any]]:

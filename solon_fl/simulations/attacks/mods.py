@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Collection
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -10,10 +10,11 @@ from flwr.app import Array, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from torch import Tensor
 
+from solon_fl.coding.digests import DIGEST_SIZE, share_digest
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.attacks.base import Attack
 from solon_fl.simulations.attacks.labels import FLIP_LABELS
-from solon_fl.task import DRACO_TASK, TASK
+from solon_fl.task import DIGESTS, DRACO_TASK, TASK, SolonTask
 from solon_fl.wire import to_array, trusted_tensor
 
 __all__ = [
@@ -75,9 +76,20 @@ def attack_mod(attack: Attack, liars: Collection[int] | None = None, seed: int =
         lie = crafted[key][lying.index(numbers.index(number))]
         if not attack.omniscient:
             crafted.clear()
-        return _with_vector(reply, lie)
+        return _with_digest(_with_vector(reply, lie), message, lie)
 
     return mod
+
+
+def _with_digest(reply: Message, message: Message, lie: Tensor) -> Message:
+    """Let the liar's digests, if it is to send any, claim that its lie is the true share of its slot."""
+    record = reply.content.get(DIGESTS)
+    if isinstance(record, ConfigRecord):
+        task = SolonTask.from_message(message)
+        digests = bytearray(cast(bytes, record[DIGESTS]))
+        digests[DIGEST_SIZE * task.slot : DIGEST_SIZE * (task.slot + 1)] = share_digest(lie, task.digest_key)
+        reply.content[DIGESTS] = ConfigRecord({DIGESTS: bytes(digests)})
+    return reply
 
 
 def silent_mod(liars: Collection[int] | None = None) -> Mod:

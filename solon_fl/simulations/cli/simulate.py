@@ -154,12 +154,26 @@ def simulate_command(
     if STRATEGIES[strategy].client == "solon" or outcome.offences:
         console.print(offences_table(outcome))
         _print_failures(outcome)
+    _print_saving(outcome)
     console.print(f"Accuracy: [bold]{outcome.accuracy:.1%}[/] after {len(outcome.records) - 1} rounds.")
     if outcome.error:
         console.print(f"[red]The run broke off:[/] {escape(outcome.error)}", highlight=False)
     console.print(f"Written: {output / 'rounds.jsonl'}, {output / 'plot.png'}", highlight=False, soft_wrap=True)
     if outcome.error:
         raise typer.Exit(1)
+
+
+def _print_saving(outcome: Outcome) -> None:
+    """Say how many nodes computed, if some were to rest."""
+    config = outcome.scenario.config
+    reports = [record.report for record in outcome.records if record.report]
+    if config.redundancy == "reactive" and reports:
+        asked = sum(report.nodes_asked for report in reports) / len(reports)
+        escalations = sum(len(report.escalated_groups) for report in reports)
+        console.print(
+            f"Of {config.num_nodes} nodes {asked:.3g} computed in a round, on average; "
+            f"{escalations} times the others of a group had to be asked too."
+        )
 
 
 def _print_failures(outcome: Outcome) -> None:
