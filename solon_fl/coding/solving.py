@@ -108,15 +108,17 @@ def interpolate(
     weights = generator[others] @ inverse
     expected = torch.from_numpy(weights).to(device, dtype)
     solver = torch.from_numpy(inverse[solved]).to(device, dtype)
-    buffer = torch.empty(len(others), width, dtype=dtype, device=device)
-    if not _multiplies_in_full(expected, buffer):
+    buffer = torch.empty(
+        max(len(others), 1), width, dtype=dtype, device=device
+    )  # with one row there is a product to try
+    if not _multiplies_in_full(compression, buffer):
         return None
 
     chunks = _new_memory(compression, share_dim, dtype, device)
     squares = torch.zeros(compression + 2 * len(others), dtype=torch.float64, device=device)
     for start in range(0, share_dim, width):
         columns = slice(start, min(start + width, share_dim))
-        block, deviations = chunks[:, columns], buffer[:, : columns.stop - start]
+        block, deviations = chunks[:, columns], buffer[: len(others), : columns.stop - start]
         for target, row in zip([*block, *deviations], [*basis, *others], strict=True):  # faster than torch.stack
             target.copy_(rows[row][columns])
         norms = [torch.linalg.vector_norm(block, dim=1), torch.linalg.vector_norm(deviations, dim=1)]
@@ -173,13 +175,13 @@ def _basis(generator: FloatArray, kept: list[int]) -> tuple[list[int], FloatArra
     return [basis[chunk] for chunk in range(compression)], identity
 
 
-def _multiplies_in_full(factor: Tensor, buffer: Tensor) -> bool:
-    """Whether a product of these shapes is of the precision of their dtype, tried with numbers that tell."""
-    if buffer.dtype == torch.float64 or len(buffer) == 0:
+def _multiplies_in_full(compression: int, buffer: Tensor) -> bool:
+    """Whether products of k terms into the buffer are of the precision of its dtype, tried with numbers that tell."""
+    if buffer.dtype == torch.float64:
         return True
-    telling = torch.zeros_like(factor)
+    telling = torch.zeros(len(buffer), compression, device=buffer.device)
     telling[:, 0] = 1 + 2.0**-20
-    buffer.zero_().addmm_(telling, torch.ones(factor.shape[1], buffer.shape[1], device=buffer.device), alpha=-1)
+    buffer.zero_().addmm_(telling, torch.ones(compression, buffer.shape[1], device=buffer.device), alpha=-1)
     return bool((buffer == -(1 + 2.0**-20)).all())
 
 

@@ -730,6 +730,8 @@ def test_a_device_that_multiplies_in_less_than_float32_is_noticed(monkeypatch: p
     assert isinstance(solving.interpolate(code.generator, (), list(shares.values()), 300, 1e-4), solving.Solution)
     monkeypatch.setattr(Tensor, "addmm_", rounding)
     assert solving.interpolate(code.generator, (), list(shares.values()), 300, 1e-4) is None
+    k_rows = list(shares.values())[:3]  # nothing is compared, but the result is a product too
+    assert solving.interpolate(code.generator[:3], (), k_rows, 300, 1e-4) is None
     shares[2], shares[5] = -shares[2], 2 * shares[5]
     decoded = code.decode(shares)
     assert decoded.corrupt_slots == (2, 5)
