@@ -19,6 +19,7 @@ __all__ = [
     "Strangers",
     "Verification",
     "make_code",
+    "num_agreeing",
 ]
 
 CodeName = Literal["fourier", "vandermonde"]
@@ -211,9 +212,8 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
 
     @property
     def num_agreeing(self) -> int:
-        """Nodes of a group that must agree: k + s, with digests the larger of s + 1 and k."""
-        s, k = self.byzantine, self.compression
-        return max(s + 1, k) if self.verification == "digest" else k + s
+        """Nodes of a group that must agree; see the function of that name."""
+        return num_agreeing(self.verification, self.byzantine, self.compression)
 
     @property
     def can_decode_by_algebra(self) -> bool:
@@ -246,6 +246,11 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
                 f"stragglers={self.stragglers}; raise group_size to {self._smallest_group}, or lower one of the others."
             )
         return size
+
+
+def num_agreeing(verification: Verification, byzantine: int, compression: int) -> int:
+    """Return how many nodes of a group must agree: k + s, with digests the larger of s + 1 and k."""
+    return max(byzantine + 1, compression) if verification == "digest" else compression + byzantine
 
 
 @lru_cache(maxsize=32)

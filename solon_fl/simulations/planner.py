@@ -9,7 +9,7 @@ from typing import Literal, TypeVar, get_args
 
 from solon_fl.coding import CertificateWarning
 from solon_fl.coding.digests import DIGEST_SIZE
-from solon_fl.config import CodeName, Redundancy, SolonConfig, Verification, make_code
+from solon_fl.config import CodeName, Redundancy, SolonConfig, Verification, make_code, num_agreeing
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.network import Network, RoundSeconds, round_seconds
 from solon_fl.simulations.server_time import Kind, MeasuredServer, ServerSeconds
@@ -465,11 +465,8 @@ class _Reckoning:
 def _asked(
     verification: Verification, redundancy: Redundancy, byzantine: int, compression: int, stragglers: int, size: int
 ) -> int:
-    """Return how many nodes of a group compute in an honest round: see `SolonConfig.num_agreeing`."""
-    if redundancy == "full":
-        return size
-    agreeing = max(byzantine + 1, compression) if verification == "digest" else byzantine + compression
-    return agreeing + stragglers
+    """Return how many nodes of a group compute in an honest round."""
+    return size if redundancy == "full" else num_agreeing(verification, byzantine, compression) + stragglers
 
 
 def _largest_compression(verification: Verification, byzantine: int, stragglers: int, size: int) -> int:

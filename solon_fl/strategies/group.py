@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -149,8 +149,6 @@ class GroupRound:
     report: GroupReport | None = None
     bytes_in: int = 0
     seconds: float = 0.0
-    escalated: bool = False
-    _different: list[int] = field(default_factory=list)
     _first: list[int] = field(default_factory=list)  # slots asked before the others were woken
     _missing: set[int] = field(default_factory=set)  # those of them that had sent no share by then
     _exhausted: bool = False  # whether all who were asked have answered, and it was not enough
@@ -176,7 +174,6 @@ class GroupRound:
         self._missing = set(self._first) - self._shares.keys()
         woken = sorted(self.resting)
         self.resting = set()
-        self.escalated = True
         return woken
 
     @property
@@ -283,14 +280,10 @@ class GroupRound:
         lies = [slot for slot, distance in sorted(distances.items()) if distance > decoded.tolerance]
         not_finite = [slot for slot, distance in sorted(distances.items()) if math.isnan(distance)]
         honest = self._shares.keys() - set(lies) - set(not_finite)
-        self._different = [slot for slot in sorted(honest) if slot not in matching or self._votes[slot] != elected]
+        status = DecodeStatus.CORRECTED if lies else DecodeStatus.CLEAN
         self._close(
-            replace(
-                decoded,
-                status=DecodeStatus.CORRECTED if lies else DecodeStatus.CLEAN,
-                corrupt_slots=tuple(lies),
-                erased_slots=tuple(not_finite),
-            )
+            replace(decoded, status=status, corrupt_slots=tuple(lies), erased_slots=tuple(not_finite)),
+            different={slot for slot in honest if slot not in matching or self._votes[slot] != elected},
         )
 
     def _distance(self, slot: int, gradient: Tensor) -> float:
@@ -316,20 +309,19 @@ class GroupRound:
             decoded.num_agreeing + len(decoded.corrupt_slots) - self.code.compression - 1,
         )
 
-    def _close(self, decoded: Decoded) -> None:
-        malformed = dict(self._malformed)
-        malformed |= dict.fromkeys(
-            self._ids(set(decoded.erased_slots) & set(self._shares)), "the share holds NaN or inf"
-        )
+    def _close(self, decoded: Decoded, different: Collection[int] = ()) -> None:
+        """Fix the outcome; `different` are slots whose share is no lie, but whose bits or digests are others."""
+        not_finite = set(decoded.erased_slots) & self._shares.keys()
+        malformed = self._malformed | dict.fromkeys(self._ids(not_finite), "the share holds NaN or inf")
         answered = {*self._ids(self._shares), *malformed}
-        differing = {*decoded.corrupt_slots, *(set(decoded.erased_slots) & set(self._shares)), *self._different}
+        differing = {*decoded.corrupt_slots, *not_finite, *different}
         self.gradient = decoded.gradient
         self.report = GroupReport(
             group=self.group,
             nodes=tuple(None if slot in self.resting else node_id for slot, node_id in enumerate(self.nodes)),
-            escalated=self.escalated,
+            escalated=bool(self._first),
             escalated_by=self._ids(self._missing | (differing & set(self._first))),
-            different_bits=self._ids(self._different),
+            different_bits=self._ids(different),
             status=decoded.status.value,
             corrupt_nodes=self._ids(decoded.corrupt_slots),
             silent_nodes=tuple(n for n in self._ids(self.asked) if n not in answered),

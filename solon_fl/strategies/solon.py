@@ -10,7 +10,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
-from solon_fl.config import SolonConfig
+from solon_fl.config import SolonConfig, num_agreeing
 from solon_fl.errors import GroupFailedError
 from solon_fl.strategies.calibration import Calibration, measure
 from solon_fl.strategies.checkpoint import Checkpoints
@@ -205,9 +205,9 @@ class SolonStrategy(RoundStrategy):
         else:
             order = torch.randperm(len(slots), generator=self._projection).tolist()
         drawn = sorted((slots[i] for i in order), key=lambda slot: self._roster.troubles(cast(int, nodes[slot])))
-        liars, k = self._liars_left(group), self.config.compression
-        enough = max(liars + 1, k) if self.config.verification == "digest" else liars + k
-        return set(drawn[enough + self.config.stragglers :])
+        config = self.config
+        enough = num_agreeing(config.verification, self._liars_left(group), config.compression)
+        return set(drawn[enough + config.stragglers :])
 
     def _liars_left(self, group: int) -> int:
         """Return how many of a group may still lie: s, less those in quarantine if the user agrees."""
