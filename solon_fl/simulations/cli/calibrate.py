@@ -1,7 +1,6 @@
 """`solon-fl calibrate`: how large rtol must be."""
 
 from itertools import product
-from pathlib import Path
 from typing import Annotated, cast, get_args
 
 import typer
@@ -9,20 +8,19 @@ import typer
 from solon_fl.config import CodeName, Mode, SolonConfig
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.calibration import Kernels, NodeKind, calibrate_scenario
+from solon_fl.simulations.cli import options
 from solon_fl.simulations.cli.terminal import console, set_log_level
-from solon_fl.simulations.datasets import DATASETS
-from solon_fl.simulations.models import MODELS
-from solon_fl.simulations.scenario import ATTACKS, Engine, Scenario
+from solon_fl.simulations.scenario import Engine, Scenario
 from solon_fl.simulations.server_time import check_threads
 
 __all__ = ["calibrate_command"]
 
 
 def calibrate_command(
-    nodes: Annotated[int, typer.Option(help="P: nodes in the run, a multiple of the group size.")] = 20,
+    nodes: options.Nodes = 20,
     byzantine: Annotated[int, typer.Option(help="s: nodes of each group that may lie.")] = 2,
-    compression: Annotated[int, typer.Option(help="k: a node sends 1/k of the gradient.")] = 6,
-    stragglers: Annotated[int, typer.Option(help="e: nodes of each group that may stay silent.")] = 0,
+    compression: options.Compression = 6,
+    stragglers: options.Stragglers = 0,
     group_size: Annotated[int, typer.Option(help="r: nodes of a group, at least 2s + e + k; 0 takes just that.")] = 0,
     threads: Annotated[
         str, typer.Option(help="Threads of torch; several numbers, like 1,2, are given to the nodes in turn.")
@@ -31,30 +29,22 @@ def calibrate_command(
         str,
         typer.Option(help=f"Torch's CPU kernels: {', '.join(get_args(Kernels))}; both, onednn,native, in turn."),
     ] = "onednn",
-    attack: Annotated[str, typer.Option(help=f"What the liars do: none, {', '.join(ATTACKS)}.")] = "none",
-    num_liars: Annotated[
-        int | None, typer.Option(help="Liars among all nodes. Default: as many as Solon bears in every group.")
-    ] = None,
+    attack: options.AttackName = "none",
+    num_liars: options.NumLiars = None,
     all_honest: Annotated[
         bool, typer.Option(help="Take all nodes for honest now: a few that differ from the others count, too.")
     ] = False,
-    dataset: Annotated[str, typer.Option(help=f"Data: {', '.join(DATASETS)}.")] = "fashion-mnist-6k",
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Folder (or file) of a data set that does not come with the package.")
-    ] = None,
-    model: Annotated[str, typer.Option(help=f"Network: {', '.join(MODELS)}.")] = "cnn",
+    dataset: options.DatasetName = "fashion-mnist-6k",
+    data_dir: options.DataDir = None,
+    model: options.ModelName = "cnn",
     rounds: Annotated[int, typer.Option(help="Rounds to measure in, each on batches of its own.")] = 1,
     batch_size: Annotated[int, typer.Option(help="Examples in one batch.")] = 32,
-    mode: Annotated[
-        str, typer.Option(help=f"What is coded: {', '.join(get_args(Mode))} (after local steps).")
-    ] = "gradient",
-    local_learning_rate: Annotated[float, typer.Option(help="Of the local steps, in mode update.")] = 0.05,
-    code: Annotated[str, typer.Option(help=f"The code: {', '.join(get_args(CodeName))} (the paper's).")] = "fourier",
+    mode: options.ModeName = "gradient",
+    local_learning_rate: options.LocalLearningRate = 0.05,
+    code: options.Code = "fourier",
     seed: Annotated[int, typer.Option(help="Fixes weights, batches and liars.")] = 0,
-    engine: Annotated[
-        str, typer.Option(help=f"Where nodes run: {', '.join(get_args(Engine))} (needs solon-fl\\[ray]).")
-    ] = "in-process",
-    verbose: Annotated[bool, typer.Option(help="Show Flower's log.")] = False,
+    engine: options.EngineName = "in-process",
+    verbose: options.Verbose = False,
 ) -> None:
     """Measure the float noise between nodes, and print the rtol that it needs.
 

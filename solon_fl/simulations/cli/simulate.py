@@ -11,12 +11,11 @@ from solon_fl.coding import DecodeStatus
 from solon_fl.coding.code import BeyondBound
 from solon_fl.config import CodeName, Mode, Redundancy, Regroup, SolonConfig, Verification
 from solon_fl.errors import ConfigurationError
+from solon_fl.simulations.cli import options
 from solon_fl.simulations.cli.terminal import check_output, console, progress_bar, run_scenario, set_log_level
-from solon_fl.simulations.datasets import DATASETS
-from solon_fl.simulations.models import MODELS
 from solon_fl.simulations.output import offences_table, plot_run, write_jsonl
 from solon_fl.simulations.run import Outcome
-from solon_fl.simulations.scenario import ATTACKS, STRATEGIES, Engine, Scenario
+from solon_fl.simulations.scenario import STRATEGIES, Engine, Scenario
 from solon_fl.simulations.server_time import check_threads
 from solon_fl.strategies import Checkpoints
 
@@ -24,17 +23,15 @@ __all__ = ["simulate_command"]
 
 
 def simulate_command(
-    nodes: Annotated[int, typer.Option(help="P: nodes in the run, a multiple of the group size.")] = 20,
+    nodes: options.Nodes = 20,
     byzantine: Annotated[int, typer.Option(help="s: nodes of each group that lie, and that Solon must find.")] = 2,
-    compression: Annotated[int, typer.Option(help="k: a node sends 1/k of the gradient.")] = 6,
-    stragglers: Annotated[int, typer.Option(help="e: nodes of each group that may stay silent.")] = 0,
+    compression: options.Compression = 6,
+    stragglers: options.Stragglers = 0,
     group_size: Annotated[
         int, typer.Option(help="r: nodes of a group, at least 2s + e + k (see --verification); 0 takes just that.")
     ] = 0,
-    attack: Annotated[str, typer.Option(help=f"What the liars do: none, {', '.join(ATTACKS)}.")] = "none",
-    num_liars: Annotated[
-        int | None, typer.Option(help="Liars among all nodes. Default: as many as Solon bears in every group.")
-    ] = None,
+    attack: options.AttackName = "none",
+    num_liars: options.NumLiars = None,
     beyond_bound: Annotated[
         str,
         typer.Option(
@@ -63,25 +60,19 @@ def simulate_command(
         ),
     ] = "full",
     strategy: Annotated[str, typer.Option(help=f"Who aggregates: {', '.join(STRATEGIES)}.")] = "solon",
-    dataset: Annotated[str, typer.Option(help=f"Data: {', '.join(DATASETS)}.")] = "fashion-mnist-6k",
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Folder (or file) of a data set that does not come with the package.")
-    ] = None,
-    model: Annotated[str, typer.Option(help=f"Network: {', '.join(MODELS)}.")] = "cnn",
+    dataset: options.DatasetName = "fashion-mnist-6k",
+    data_dir: options.DataDir = None,
+    model: options.ModelName = "cnn",
     rounds: Annotated[int, typer.Option(help="Rounds: steps of the server's optimizer.")] = 60,
     batch_size: Annotated[int, typer.Option(help="Examples in one batch; every round has P batches.")] = 32,
     learning_rate: Annotated[float, typer.Option(help="Of the server's SGD.")] = 0.05,
     momentum: Annotated[float, typer.Option(help="Of the server's SGD.")] = 0.9,
-    mode: Annotated[
-        str, typer.Option(help=f"What is coded: {', '.join(get_args(Mode))} (after local steps).")
-    ] = "gradient",
-    local_learning_rate: Annotated[float, typer.Option(help="Of the local steps, in mode update.")] = 0.05,
-    code: Annotated[str, typer.Option(help=f"The code: {', '.join(get_args(CodeName))} (the paper's).")] = "fourier",
+    mode: options.ModeName = "gradient",
+    local_learning_rate: options.LocalLearningRate = 0.05,
+    code: options.Code = "fourier",
     rtol: Annotated[float, typer.Option(help="Float noise tolerated between honest nodes.")] = 1e-6,
     seed: Annotated[int, typer.Option(help="Fixes weights, batches and liars: same seed, same result.")] = 0,
-    engine: Annotated[
-        str, typer.Option(help=f"Where nodes run: {', '.join(get_args(Engine))} (needs solon-fl\\[ray]).")
-    ] = "in-process",
+    engine: options.EngineName = "in-process",
     threads: Annotated[
         int,
         typer.Option(help="Threads of torch. One is quickest for small networks; give resnet18, vgg13 all cores."),
@@ -97,7 +88,7 @@ def simulate_command(
         ),
     ] = None,
     output: Annotated[Path, typer.Option(help="Folder for rounds.jsonl and plot.png.")] = Path("solon-results"),
-    verbose: Annotated[bool, typer.Option(help="Show Flower's log.")] = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Train a network while some nodes lie, and see who was caught.
 
