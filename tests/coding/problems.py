@@ -1,8 +1,12 @@
-"""Locating problems for the tests of locators."""
+"""Locating problems, and ways to decode, for the tests of locators and decoders."""
+
+from contextlib import AbstractContextManager, nullcontext
+from unittest.mock import patch
 
 import numpy as np
 
 from solon_fl import LinearCode, LocatingProblem
+from solon_fl.coding import decoder
 
 
 def problem_of(code: LinearCode, lies: dict[int, float], seed: int = 0, num_projections: int = 16) -> LocatingProblem:
@@ -20,3 +24,8 @@ def problem_of(code: LinearCode, lies: dict[int, float], seed: int = 0, num_proj
         max_errors=code.byzantine,
         tolerance=1e-9,
     )
+
+
+def without_comparing(wanted: bool) -> AbstractContextManager[object]:
+    """Let decoders project and look at once, if wanted, without trying what is mostly enough."""
+    return patch.object(decoder, "_decode_fast", return_value=None) if wanted else nullcontext()

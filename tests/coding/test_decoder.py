@@ -2,10 +2,8 @@
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import cast
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -15,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from solon_fl import Decoded, DecodeStatus, FourierCode, LinearCode, LocatingProblem, VandermondeCode
-from solon_fl.coding import decoder, solving
+from solon_fl.coding import solving
 from solon_fl.coding.decoder import _without_absurd_rows
 from solon_fl.coding.locating import Support
 from solon_fl.simulations.attacks import (
@@ -26,6 +24,7 @@ from solon_fl.simulations.attacks import (
     PartialCollusion,
     ProjectionAware,
 )
+from tests.coding.problems import without_comparing
 from tests.oracles import decode_by_subsets
 
 
@@ -42,7 +41,7 @@ def decode(
 ) -> Decoded:
     """Decode; if `looking`, by projection and least squares at once, without trying what is mostly enough."""
     generator = None if seed is None else seeded(seed)
-    with patch.object(decoder, "_decode_fast", return_value=None) if looking else nullcontext():
+    with without_comparing(looking):
         return code.decode(shares, dim=dim, generator=generator)
 
 
