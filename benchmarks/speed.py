@@ -33,10 +33,10 @@ from benchmarks.server_memory import status
 from benchmarks.speed_cases import COPY, Case, Operation
 from solon_fl import SolonConfig
 from solon_fl.simulations import InProcessGrid, Scenario
-from solon_fl.simulations._compat import become_server
-from solon_fl.simulations.client import ImageClient, make_client_app
-from solon_fl.simulations.contenders import STRATEGIES
-from solon_fl.simulations.run import cheap_garbage_collection
+from solon_fl.simulations.run._compat import become_server
+from solon_fl.simulations.run.engine import cheap_garbage_collection
+from solon_fl.simulations.run.nodes import ImageClient, make_client_app
+from solon_fl.simulations.run.strategies import STRATEGIES
 from solon_fl.wire import to_array
 
 CODES = "5,3,1 10,6,2 20,10,5"

@@ -12,8 +12,8 @@ from flwr.serverapp.strategy import Bulyan, FedAvg, MultiKrum, Strategy
 from torch import Tensor
 
 from solon_fl import FourierCode
+from solon_fl.baselines.draco.code import DracoDecoded
 from solon_fl.coding import CyclicCode, Decoded, RepetitionCode
-from solon_fl.coding.draco import DracoDecoded
 from solon_fl.strategies.group import GroupRound
 from solon_fl.task import SHARE
 from solon_fl.wire import to_array

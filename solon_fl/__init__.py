@@ -1,4 +1,4 @@
-"""Solon for Flower: exact gradients from groups of nodes of which some lie.
+"""Solon for Flower: train on the exact gradient even when some machines return wrong results.
 
 The codes and the decoder are here. The Flower strategy is `solon_fl.strategies.SolonStrategy`, the client side
 `solon_fl.clients`, the simulation `solon_fl.simulations`.
@@ -6,11 +6,12 @@ The codes and the decoder are here. The Flower strategy is `solon_fl.strategies.
 
 from .coding import (
     CertificateWarning,
+    Code,
     Decoded,
+    Decoder,
     DecodeStatus,
     ExhaustiveLocator,
     FourierCode,
-    LinearCode,
     LocatingProblem,
     Locator,
     RationalLocator,
@@ -22,14 +23,15 @@ from .errors import ConfigurationError, GroupFailedError, InvalidReplyError, Nod
 
 __all__ = [
     "CertificateWarning",
+    "Code",
     "ConfigurationError",
     "DecodeStatus",
     "Decoded",
+    "Decoder",
     "ExhaustiveLocator",
     "FourierCode",
     "GroupFailedError",
     "InvalidReplyError",
-    "LinearCode",
     "LocatingProblem",
     "Locator",
     "NodesMissingError",

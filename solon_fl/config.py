@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, get_args
 
-from solon_fl.coding import FourierCode, LinearCode, VandermondeCode
-from solon_fl.coding.code import BeyondBound, check_parameters
+from solon_fl.checks import check_one_of, check_whole
+from solon_fl.coding import BeyondBound, Code, Decoder, FourierCode, VandermondeCode, smallest_group
 from solon_fl.errors import ConfigurationError
 
 __all__ = [
@@ -19,7 +19,9 @@ __all__ = [
     "Strangers",
     "Verification",
     "make_code",
+    "make_decoder",
     "num_agreeing",
+    "smallest_group_with_digests",
 ]
 
 CodeName = Literal["fourier", "vandermonde"]
@@ -149,33 +151,22 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
             ("verification", Verification),
             ("regroup", Regroup),
         ):
-            if getattr(self, name) not in get_args(allowed):
-                raise ConfigurationError(
-                    f"{name} must be one of {', '.join(get_args(allowed))}; got {name}={getattr(self, name)!r}."
-                )
-        counts = {"num_nodes": 1, "group_size": 0, "seed": 0, "batches_per_group": 0}
-        for name, least in counts.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
-                raise ConfigurationError(f"{name} must be a whole number >= {least}; got {name}={value!r}.")
+            check_one_of(name, getattr(self, name), get_args(allowed))
+        for name, least in (("num_nodes", 1), ("group_size", 0), ("seed", 0), ("batches_per_group", 0)):
+            check_whole(name, getattr(self, name), least, 2**63 - 1)
         if self.regroup == "round" and self.grouping == "silo":
             raise ConfigurationError(
                 "regroup='round' needs grouping='server', as nodes of different silos hold different data; got "
                 "grouping='silo'; set regroup='never'."
             )
-        after = self.quarantine_after
-        if after is not None and (not isinstance(after, int) or isinstance(after, bool) or after < 1):
-            raise ConfigurationError(
-                f"quarantine_after must be a whole number of offences >= 1, or None for the default; got {after!r}."
-            )
-        if self.redundancy == "reactive" and after is None:
+        if self.quarantine_after is not None:
+            check_whole("quarantine_after", self.quarantine_after, 1)
+        elif self.redundancy == "reactive":
             object.__setattr__(self, "quarantine_after", 1)
-        # The code checks s, k, e, r and rtol, and knows the smallest r.
-        size = self._group_size_with_digests() if self.verification == "digest" else self.make_code().group_size
-        object.__setattr__(self, "group_size", size)
+        self._choose_group_size()
         self._check_least_byzantine()
-        self.make_code()  # warns if its certificate is void
-        if self.num_nodes % size:
+        if self.num_nodes % self.group_size:
+            size = self.group_size
             below = self.num_nodes // size * size
             nodes = f"{below} or {below + size}" if below else f"{size}"
             raise ConfigurationError(
@@ -183,7 +174,7 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
                 f"use {nodes} nodes, or set group_size to a divisor of {self.num_nodes} that is at least "
                 f"{self._smallest_group}."
             )
-        object.__setattr__(self, "batches_per_group", self.batches_per_group or size)
+        object.__setattr__(self, "batches_per_group", self.batches_per_group or self.group_size)
         if self.group_weights is not None:
             weights = tuple(float(weight) for weight in self.group_weights)
             if len(weights) != self.num_groups or not all(0 < weight < float("inf") for weight in weights):
@@ -191,6 +182,18 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
                     f"group_weights must be {self.num_groups} positive numbers, one a group; got {weights}."
                 )
             object.__setattr__(self, "group_weights", weights)
+
+    def _choose_group_size(self) -> None:
+        """Check s, k, e, r and rtol, and take the smallest r if none is given."""
+        size = self.group_size or self._smallest_group
+        if self.verification == "digest" and size < self._smallest_group:
+            raise ConfigurationError(
+                "with verification='digest' group_size must be at least max(2*byzantine + 1, byzantine + compression) "
+                f"+ stragglers; got group_size={size}, byzantine={self.byzantine}, compression={self.compression}, "
+                f"stragglers={self.stragglers}; raise group_size to {self._smallest_group}, or lower one of the others."
+            )
+        object.__setattr__(self, "group_size", size)
+        self.make_decoder()  # checks the rest, and warns if its certificate is void
 
     def _check_least_byzantine(self) -> None:
         least, s = self.least_byzantine, self.byzantine
@@ -218,34 +221,35 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
     @property
     def can_decode_by_algebra(self) -> bool:
         """Whether r is large enough to find s liars without digests."""
-        return self.group_size >= 2 * self.byzantine + self.stragglers + self.compression
+        s, k, e = self.byzantine, self.compression, self.stragglers
+        return self.group_size >= smallest_group(byzantine=s, compression=k, stragglers=e)
 
-    def make_code(self) -> LinearCode:
-        """Return the code (one object per set of parameters and process); one without liars if r asks for digests."""
-        size = self.group_size or None
+    def make_code(self) -> Code:
+        """Return the code (one object per set of parameters and process)."""
+        return make_code(self.code, self.group_size, self.compression)
+
+    def make_decoder(self) -> Decoder:
+        """Return the decoder (one object per set of parameters and process).
+
+        Where r is too small to find s liars without digests, it decodes only shares that match the digests elected:
+        none of these is a lie, and the liars' are missing.
+        """
+        s, e = self.byzantine, self.stragglers
         if self.verification == "digest" and not self.can_decode_by_algebra:
-            missing = self.byzantine + self.stragglers
-            return make_code(self.code, 0, self.compression, missing, size, self.rtol, self.beyond_bound)
-        return make_code(
-            self.code, self.byzantine, self.compression, self.stragglers, size, self.rtol, self.beyond_bound
-        )
+            s, e = 0, s + e
+        return make_decoder(self.make_code(), s, e, self.rtol, self.beyond_bound)
 
     @property
     def _smallest_group(self) -> int:
-        s, e, k = self.byzantine, self.stragglers, self.compression
-        return (max(2 * s + 1, s + k) if self.verification == "digest" else 2 * s + k) + e
+        s, k, e = self.byzantine, self.compression, self.stragglers
+        smallest = smallest_group_with_digests if self.verification == "digest" else smallest_group
+        return smallest(byzantine=s, compression=k, stragglers=e)
 
-    def _group_size_with_digests(self) -> int:
-        """Check s, k, e and r, and return r."""
-        check_parameters(self.byzantine, self.compression, self.stragglers, None, self.rtol)
-        size = self.group_size or self._smallest_group
-        if size < self._smallest_group:
-            raise ConfigurationError(
-                "with verification='digest' group_size must be at least max(2*byzantine + 1, byzantine + compression) "
-                f"+ stragglers; got group_size={size}, byzantine={self.byzantine}, compression={self.compression}, "
-                f"stragglers={self.stragglers}; raise group_size to {self._smallest_group}, or lower one of the others."
-            )
-        return size
+
+def smallest_group_with_digests(*, byzantine: int, compression: int, stragglers: int) -> int:
+    """Return max(2 s + 1, s + k) + e, the smallest group that digests allow; check the three numbers."""
+    smallest_group(byzantine=byzantine, compression=compression, stragglers=stragglers)
+    return max(2 * byzantine + 1, byzantine + compression) + stragglers
 
 
 def num_agreeing(verification: Verification, byzantine: int, compression: int) -> int:
@@ -253,23 +257,16 @@ def num_agreeing(verification: Verification, byzantine: int, compression: int) -
     return max(byzantine + 1, compression) if verification == "digest" else compression + byzantine
 
 
-@lru_cache(maxsize=32)
-def make_code(
-    name: CodeName,
-    byzantine: int,
-    compression: int,
-    stragglers: int,
-    group_size: int | None,
-    rtol: float,
-    beyond_bound: BeyondBound = "reject",
-) -> LinearCode:
-    """Return the code of that name and those parameters; see `SolonConfig` for what they mean."""
+@lru_cache(maxsize=64)
+def make_code(name: CodeName, group_size: int, compression: int) -> Code:
+    """Return the code of that name with r rows and k columns (one object per set of parameters and process)."""
     kind: type[FourierCode] | type[VandermondeCode] = FourierCode if name == "fourier" else VandermondeCode
-    return kind(
-        byzantine=byzantine,
-        compression=compression,
-        stragglers=stragglers,
-        group_size=group_size,
-        rtol=rtol,
-        beyond_bound=beyond_bound,
-    )
+    return kind(group_size=group_size, compression=compression)
+
+
+@lru_cache(maxsize=64)
+def make_decoder(
+    code: Code, byzantine: int, stragglers: int, rtol: float, beyond_bound: BeyondBound = "reject"
+) -> Decoder:
+    """Return the decoder of a code with these parameters (one object per set of parameters and process)."""
+    return Decoder(code, byzantine=byzantine, stragglers=stragglers, rtol=rtol, beyond_bound=beyond_bound)

@@ -1,16 +1,15 @@
 """What the server asks of one node in one round, and how that travels in a Flower message."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from torch import Tensor
 
-from solon_fl.coding import CyclicCode, DracoCode, LinearCode, RepetitionCode
+from solon_fl.coding import Code
 from solon_fl.config import CodeName, Mode, SolonConfig, Verification, make_code
 from solon_fl.errors import ConfigurationError
 
@@ -18,26 +17,20 @@ __all__ = [
     "ARRAYS",
     "CONFIG",
     "DIGESTS",
-    "DRACO_TASK",
     "SHARE",
-    "SIGNS",
     "SILO_QUERY",
     "TASK",
     "Batch",
-    "DracoCodeName",
-    "DracoTask",
     "SolonTask",
     "digest_key",
-    "make_draco_code",
+    "task_values",
 ]
 
 # Names of the records in a message. "arrays" and "config" are Flower's own habit.
 ARRAYS = "arrays"  # server -> node: the model
 CONFIG = "config"  # server -> node: the user's train config and "server-round"
 TASK = "solon"  # server -> node: a SolonTask
-DRACO_TASK = "draco"  # server -> node: a DracoTask
 SHARE = "share"  # node -> server: an ArrayRecord with the one array "share"
-SIGNS = "signs"  # node -> server: an ArrayRecord with "signs" and, if the model has any, "buffers"
 DIGESTS = "digests"  # node -> server: a ConfigRecord with the one entry "digests", bytes
 SILO_QUERY = "query.solon_silo"
 
@@ -95,8 +88,8 @@ class SolonTask:
         Entries of the model that no gradient moves (statistics, frozen weights): their change is encoded.
     verification
         See `solon_fl.SolonConfig`.
-    mode, code, byzantine, compression, stragglers, group_size
-        Of the mode and the code: see there.
+    mode, code, group_size, compression
+        Of the run: see there.
     """
 
     round: int
@@ -107,10 +100,8 @@ class SolonTask:
     dim: int
     mode: Mode
     code: CodeName
-    byzantine: int
-    compression: int
-    stragglers: int
     group_size: int
+    compression: int
     buffers: tuple[str, ...] = ()
     verification: Verification = "algebra"
 
@@ -125,16 +116,15 @@ class SolonTask:
         first = self.group * self.num_batches
         return tuple(Batch(self.seed, self.round, first + index) for index in range(self.num_batches))
 
-    def make_code(self) -> LinearCode:
-        """Return the code. Its rtol matters to the server only: here it is one that no certificate suffers from."""
-        return make_code(self.code, self.byzantine, self.compression, self.stragglers, self.group_size, 1e-15)
+    def make_code(self) -> Code:
+        """Return the code."""
+        return make_code(self.code, self.group_size, self.compression)
 
     @classmethod
     def of_run(
-        cls, config: SolonConfig, *, round: int, group: int, slot: int, dim: int, buffers: tuple[str, ...]
+        cls, config: SolonConfig, round: int, *, group: int, slot: int, dim: int, buffers: tuple[str, ...]
     ) -> "SolonTask":
         """Return the task of a place in a run of this config."""
-        made = config.make_code()
         return cls(
             round=round,
             group=group,
@@ -144,10 +134,8 @@ class SolonTask:
             dim=dim,
             mode=config.mode,
             code=config.code,
-            byzantine=made.byzantine,
-            compression=made.compression,
-            stragglers=made.stragglers,
-            group_size=made.group_size,
+            group_size=config.group_size,
+            compression=config.compression,
             buffers=buffers,
             verification=config.verification,
         )
@@ -178,10 +166,8 @@ class SolonTask:
         ConfigurationError
             If there is none, or it is not one that this version understands.
         """
-        values = _values(message, TASK, "SolonStrategy", cls.__slots__)
         texts = {"mode": get_args(Mode), "code": get_args(CodeName), "verification": get_args(Verification)}
-        _check_values(values, texts)
-        return cls(**values)
+        return cls(**task_values(message, TASK, "SolonStrategy", cls.__slots__, texts))
 
 
 def digest_key(seed: int, server_round: int, group: int) -> bytes:
@@ -189,85 +175,43 @@ def digest_key(seed: int, server_round: int, group: int) -> bytes:
     return b"".join(number.to_bytes(8, "big") for number in (seed, server_round, group))
 
 
-DracoCodeName = Literal["repetition", "cyclic"]
+def task_values(
+    message: Message,
+    record_name: str,
+    strategy: str,
+    names: Collection[str],
+    texts: Mapping[str, Collection[str]],
+) -> dict[str, Any]:
+    """Return the entries of the task in a message.
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DracoTask:
-    """A node's work in one round of Draco.
-
-    Attributes
+    Parameters
     ----------
-    round, number : int
-        Server round (from 1), and the node's number, from 0.
-    seed : int
-        Of the run.
-    buffers : tuple of str
-        Entries of the model that no gradient moves: their change is encoded.
-    code, num_nodes, byzantine
-        See `solon_fl.strategies.DracoStrategy`.
+    record_name, strategy : str
+        The task's record, and whose it is.
+    names : collection of str
+        Of all entries: whole numbers, but for "buffers" and those in `texts`.
+    texts : mapping
+        What each entry that is a text may be.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no such record, or it holds anything else.
     """
-
-    round: int
-    number: int
-    seed: int
-    code: DracoCodeName
-    num_nodes: int
-    byzantine: int
-    buffers: tuple[str, ...] = ()
-
-    def make_code(self) -> DracoCode:
-        """Return the code."""
-        return make_draco_code(self.code, self.num_nodes, self.byzantine)
-
-    def to_record(self) -> ConfigRecord:
-        """Return the task as a Flower record, a new one for every node."""
-        values: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
-        values["buffers"] = list(self.buffers)
-        return ConfigRecord(values)
-
-    @classmethod
-    def from_message(cls, message: Message) -> "DracoTask":
-        """Return the task that a message from the server carries.
-
-        Raises
-        ------
-        ConfigurationError
-            If there is none, or it is not one that this version understands.
-        """
-        values = _values(message, DRACO_TASK, "DracoStrategy", cls.__slots__)
-        _check_values(values, {"code": get_args(DracoCodeName)})
-        return cls(**values)
-
-
-@lru_cache(maxsize=8)
-def make_draco_code(name: DracoCodeName, num_nodes: int, byzantine: int) -> DracoCode:
-    """Return the code of that name and those parameters (one object per set of parameters and process)."""
-    if name not in get_args(DracoCodeName):
-        raise ConfigurationError(f"code must be one of {', '.join(get_args(DracoCodeName))}; got code={name!r}.")
-    return (RepetitionCode if name == "repetition" else CyclicCode)(num_nodes, byzantine)
-
-
-def _values(message: Message, record_name: str, strategy: str, expected: Collection[str]) -> dict[str, Any]:
-    """Return the entries of a message's task, which are just those expected."""
     record = message.content.config_records.get(record_name)
     if record is None:
         raise ConfigurationError(
             f"the message has no record {record_name!r}: it was not sent by {strategy}; check the ServerApp's strategy."
         )
     values: dict[str, Any] = dict(record)
-    if set(values) != set(expected):
-        odd = sorted(set(values) ^ set(expected))
+    if set(values) != set(names):
+        odd = sorted(set(values) ^ set(names))
         raise ConfigurationError(
             f"the task has missing or unknown entries {odd}; install the same solon_fl on server and nodes."
         )
     values["buffers"] = tuple(values["buffers"])
-    return values
-
-
-def _check_values(values: dict[str, Any], texts: dict[str, tuple[str, ...]]) -> None:
-    """Check that all entries are whole numbers, but those named in `texts` and the buffers."""
     for name, value in values.items():
         fits = value in texts[name] if name in texts else name == "buffers" or type(value) is int
         if not fits:
             raise ConfigurationError(f"the task's entry {name} is not valid; got {name}={value!r}.")
+    return values

@@ -10,11 +10,11 @@ from flwr.app import ArrayRecord, Context, RecordDict
 from torch import Tensor, nn
 
 from solon_fl import SolonConfig
+from solon_fl.cli import app
 from solon_fl.simulations import InProcessGrid
 from solon_fl.simulations.attacks import Reverse
 from solon_fl.simulations.attacks.mods import attack_mod
-from solon_fl.simulations.cli import app
-from solon_fl.simulations.comparison import parse_comparison, shipped_comparisons
+from solon_fl.simulations.compare.comparison import parse_comparison, shipped_comparisons
 from solon_fl.strategies import SolonStrategy, buffer_names
 
 README = (Path(__file__).parent.parent / "README.md").read_text()

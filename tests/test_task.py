@@ -6,7 +6,7 @@ import torch
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 
 from solon_fl.errors import ConfigurationError
-from solon_fl.simulations._compat import become_server
+from solon_fl.simulations.run._compat import become_server
 from solon_fl.task import TASK, Batch, SolonTask
 
 TASK_EXAMPLE = SolonTask(

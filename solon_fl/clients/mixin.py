@@ -8,8 +8,8 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 from torch import Tensor, nn
 
-from solon_fl.clients.core import answer_silo_queries, share_reply
-from solon_fl.clients.vector import GradientVector, deterministic, flatten, load_model, strictly_deterministic
+from solon_fl.clients.gradient import GradientVector, deterministic, flatten, load_model, strictly_deterministic
+from solon_fl.clients.share import answer_silo_queries, share_reply
 from solon_fl.errors import ConfigurationError
 from solon_fl.task import ARRAYS, CONFIG, Batch, SolonTask
 from solon_fl.wire import trusted_tensor

@@ -1,31 +1,25 @@
 """The mathematics: codes, locators and the decoder. Needs torch and numpy, and nothing of Flower."""
 
-from .code import CertificateWarning, LinearCode
-from .decoder import Decoded, DecodeStatus
-from .draco import DracoCode, DracoDecoded
-from .draco_cyclic import CyclicCode
-from .draco_repetition import RepetitionCode
-from .exhaustive import ExhaustiveLocator
+from .code import Code
+from .decoder import BeyondBound, CertificateWarning, Decoded, Decoder, DecodeStatus, smallest_group
 from .fourier import FourierCode
 from .locating import LocatingProblem, Locator
-from .rational import RationalLocator
-from .subspace import SubspaceLocator
+from .locators import ExhaustiveLocator, RationalLocator, SubspaceLocator
 from .vandermonde import VandermondeCode
 
 __all__ = [
+    "BeyondBound",
     "CertificateWarning",
-    "CyclicCode",
+    "Code",
     "DecodeStatus",
     "Decoded",
-    "DracoCode",
-    "DracoDecoded",
+    "Decoder",
     "ExhaustiveLocator",
     "FourierCode",
-    "LinearCode",
     "LocatingProblem",
     "Locator",
     "RationalLocator",
-    "RepetitionCode",
     "SubspaceLocator",
     "VandermondeCode",
+    "smallest_group",
 ]

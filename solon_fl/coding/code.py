@@ -1,113 +1,55 @@
-"""The protocol that every code obeys: parameters, encode, decode, certificate."""
+"""What every code is: a generator matrix, and how a gradient is encoded with it. A code knows nothing of liars."""
 
 import math
-import warnings
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Mapping
 from functools import cached_property
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from solon_fl.checks import check_whole
 from solon_fl.errors import ConfigurationError
 
 from ._types import ComplexArray, FloatArray
 from .amplification import lagrange_bound, worst_amplification
-from .decoder import Decoded, decode_shares, worst_relative_error
-from .locating import Locator, parity_of
+from .locating import parity_of
 
-__all__ = ["BeyondBound", "CertificateWarning", "LinearCode", "check_parameters"]
-
-BeyondBound = Literal["reject", "accept"]
+__all__ = ["Code"]
 
 
-class CertificateWarning(UserWarning):
-    """The worst case of this code exceeds the gradient itself: liars just below rtol could ruin it."""
-
-
-class LinearCode(ABC):
+class Code(ABC):
     """A real (r, k) code: the group's gradient, cut into k chunks, becomes r shares of 1/k of its length.
 
     Parameters
     ----------
-    byzantine : int
-        s, nodes of the group that may lie, >= 0.
+    group_size : int
+        r, nodes of the group, >= k.
     compression : int
         k, a share has 1/k of the gradient's length, >= 1.
-    stragglers : int
-        e, nodes of the group that may not answer, >= 0.
-    group_size : int, optional
-        r, nodes of the group. Default: the smallest that the theorem allows, 2 s + e + k.
-    rtol : float
-        Largest distance of an honest share from G[j] X, relative to the k-th smallest norm of the honest shares:
-        float noise. 1e-6 suits float32 shares of nodes with the same hardware and software.
-    locator : Locator, optional
-        Used alone, whatever it misses. Default: in each decode `ExhaustiveLocator` where it can try all supports
-        (up to about r = 20 at s = 5, r = 66 at s = 3), else `SubspaceLocator`.
-    beyond_bound : "reject" or "accept"
-        What becomes of more lies than the guarantee covers, where otherwise the decode would fail or fewer than k + s
-        shares agree with its result. "accept" takes a gradient if it is the only one that k + 1 or more shares agree
-        with: right if k + 1 of those that arrived are honest, that is, for up to n - k - 1 lies among n shares. The
-        status is then BEYOND_BOUND. Needs k + s + 1 shares, and at most 3 million sets of k + 1 of them.
 
     Raises
     ------
     ConfigurationError
-        If group_size < 2 s + e + k, or a number is out of its range.
-
-    Warns
-    -----
-    CertificateWarning
-        If `certificate` is 1 or more.
+        If a number is out of its range.
 
     Notes
     -----
-    Guarantee: as long as 2 * lies + erasures <= r - k and honest shares are within rtol of the truth, `decode`
-    returns a gradient within its own `error_bound`; it fails only if the locator misses the liars (an exhaustive one
-    does so with a probability of 1e-8). Beyond that budget it reports a failure, unless the liars agree on the
-    shares of another gradient, which nothing can detect. If more than e honest shares may be missing, trust results
-    with which k + s shares agree (`Decoded.num_agreeing`), as `SolonStrategy` does: s liars can't bring those about.
+    How many lies and missing shares a group of this code bears is the `Decoder`'s affair.
     """
 
-    def __init__(
-        self,
-        *,
-        byzantine: int,
-        compression: int,
-        stragglers: int = 0,
-        group_size: int | None = None,
-        rtol: float = 1e-6,
-        locator: Locator | None = None,
-        beyond_bound: BeyondBound = "reject",
-    ) -> None:
-        smallest = check_parameters(byzantine, compression, stragglers, group_size, rtol)
-        if beyond_bound not in get_args(BeyondBound):
+    def __init__(self, *, group_size: int, compression: int) -> None:
+        check_whole("compression", compression, 1)
+        check_whole("group_size", group_size, 1)
+        if group_size < compression:
             raise ConfigurationError(
-                f"beyond_bound must be one of {', '.join(get_args(BeyondBound))}; got beyond_bound={beyond_bound!r}."
+                f"group_size must be at least compression; got group_size={group_size}, compression={compression}; "
+                f"raise group_size to {compression}, or lower compression."
             )
-        self.byzantine = byzantine
+        self.group_size = group_size
         self.compression = compression
-        self.stragglers = stragglers
-        self.group_size = smallest if group_size is None else group_size
-        self.rtol = rtol
-        self.locator = locator
-        self.beyond_bound = beyond_bound
-        if self.certificate >= 1:
-            warnings.warn(
-                f"the certificate of {self!r} is {self.certificate:.1e}, but should be below 1: "
-                f"liars just below rtol={rtol:g} could change the gradient by more than its own size; lower "
-                "byzantine or compression, raise group_size, or send float64 shares with a smaller rtol.",
-                CertificateWarning,
-                stacklevel=2,
-            )
 
     def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}(byzantine={self.byzantine}, compression={self.compression}, "
-            f"stragglers={self.stragglers}, group_size={self.group_size}, rtol={self.rtol:g})"
-        )
+        return f"{type(self).__name__}(group_size={self.group_size}, compression={self.compression})"
 
     @cached_property
     @abstractmethod
@@ -124,8 +66,6 @@ class LinearCode(ABC):
     def multipliers(self) -> ComplexArray:
         """v, (r,); the polynomial's coefficients have the norm of X."""
 
-    locator: Locator | None
-    beyond_bound: BeyondBound
     _cyclic = False  # whether rotating the slots leaves the singular values as they are
 
     @cached_property
@@ -140,15 +80,6 @@ class LinearCode(ABC):
         Exact where the subsets are few enough to look at all of them, an upper bound elsewhere.
         """
         return self.worst_amplification(self.compression)
-
-    @cached_property
-    def certificate(self) -> float:
-        """Bound on a decode's relative error in the worst case that the tolerance lets through.
-
-        All lies just below the tolerance, the worst rows left, every honest share off by rtol, shares of
-        equal norm. What a single decode can vouch for, `Decoded.error_bound`, is mostly far smaller.
-        """
-        return worst_relative_error(self)
 
     def worst_amplification(self, num_rows: int) -> float:
         """Return the largest 1 / sigma_min over all sets of that many rows, or an upper bound on it."""
@@ -207,104 +138,3 @@ class LinearCode(ABC):
         if rest:
             share[:rest].add_(gradient[whole * share_dim :].to(dtype), alpha=float(self.generator[slot, whole]))
         return share
-
-    def decode(
-        self,
-        shares: Mapping[int, Tensor] | Tensor,
-        *,
-        dim: int | None = None,
-        generator: torch.Generator | None = None,
-        last: bool = True,
-    ) -> Decoded:
-        """Recover the group's gradient from its shares, naming the slots that lied.
-
-        Parameters
-        ----------
-        shares : mapping from slot to (m,) Tensor, or (r, m) Tensor
-            float32 or float64, one device. Slots not in the mapping are erasures, and so are shares that hold
-            NaN or inf (or numbers beyond 1e150), and shares of another length or dtype than most.
-        dim : int, optional
-            d, the gradient's length; shares of another length than ceil(d / k) are erasures. Default: k m, which
-            is d or d padded with zeros.
-        generator : torch.Generator, optional
-            Draws the projection. Only for reproducible simulation: by default fresh entropy that no node
-            can know is drawn after the shares have arrived.
-        last : bool
-            False if more shares may come: `beyond_bound` then counts as "reject".
-
-        Returns
-        -------
-        Decoded
-            A failure is a status there, never an exception.
-
-        Raises
-        ------
-        ConfigurationError
-            If `shares` names slots that do not exist, or dim < 1.
-
-        Notes
-        -----
-        Guarantee: see the class. Cost, if all lies are loud: (r - k) k m multiply-adds in the shares' dtype, twice as
-        many unless k divides r. Else r m (q + 1) in float64 to project and r m r to solve and to check. Beside the
-        result, a few MB for any m. Locating looks at an r x q matrix only.
-
-        References
-        ----------
-        Chen et al., "Solon", arXiv:2110.01595, for the scheme.
-        """
-        if not isinstance(shares, Tensor | Mapping):
-            raise ConfigurationError(
-                "shares must be a mapping from slot to share, or one (r, m) tensor; "
-                f"got {type(shares).__name__}; make a dict of the slots that arrived."
-            )
-        if isinstance(shares, Tensor):
-            if shares.dim() != 2 or shares.shape[0] != self.group_size:
-                raise ConfigurationError(
-                    f"shares must be ({self.group_size}, m) for group_size={self.group_size}; "
-                    f"got shape={tuple(shares.shape)}; pass a mapping from slot to share if some are missing."
-                )
-            shares = dict(enumerate(shares))
-        unknown = sorted(slot for slot in shares if not 0 <= slot < self.group_size)
-        if unknown:
-            raise ConfigurationError(
-                f"slots must be in 0..{self.group_size - 1} (group_size={self.group_size}); got slots={unknown}."
-            )
-        rows = _alike(shares, None if dim is None else self.share_dim(dim))
-        if dim is None:
-            dim = self.compression * next((share.numel() for share in rows.values()), 0)
-        return decode_shares(self, rows, dim, generator, last=last)
-
-
-def check_parameters(byzantine: int, compression: int, stragglers: int, group_size: int | None, rtol: float) -> int:
-    """Check s, k, e, r and rtol; return 2 s + e + k."""
-    for name, value, least in (
-        ("byzantine", byzantine, 0),
-        ("compression", compression, 1),
-        ("stragglers", stragglers, 0),
-    ):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ConfigurationError(f"{name} must be a whole number >= {least}; got {name}={value!r}.")
-    smallest = 2 * byzantine + stragglers + compression
-    if group_size is not None and (not isinstance(group_size, int) or group_size < smallest):
-        raise ConfigurationError(
-            "group_size must be at least 2*byzantine + stragglers + compression; "
-            f"got group_size={group_size!r}, byzantine={byzantine}, stragglers={stragglers}, "
-            f"compression={compression}; raise group_size to {smallest}, or lower one of the others."
-        )
-    if not 0 < rtol < 1:
-        raise ConfigurationError(f"rtol must be between 0 and 1; got rtol={rtol!r}; 1e-6 suits float32 shares.")
-    return smallest
-
-
-def _alike(shares: Mapping[int, Tensor], share_dim: int | None) -> dict[int, Tensor]:
-    """Return the shares of the commonest length, dtype and device: the honest ones, being k more than the liars."""
-    kinds = {
-        slot: (share.shape, share.dtype, share.device)
-        for slot, share in shares.items()
-        if share.dim() == 1 and share.numel() == (share_dim or share.numel()) > 0
-        if share.dtype in (torch.float32, torch.float64)
-    }
-    if not kinds:
-        return {}
-    commonest, _ = Counter(kinds.values()).most_common(1)[0]
-    return {slot: shares[slot].detach() for slot, kind in kinds.items() if kind == commonest}

@@ -2,39 +2,53 @@
 
 Steps (the numbers are those of docs/explanation/the-code.md): 1 validate, 2 compare, and if that is not enough
 3 project, 4 screen the scale and check the syndromes, 5 locate, 6 solve and check all columns; 7 report. If that
-fails, and the code is told to go on: docs/explanation/beyond-the-bound.md.
+fails, and the decoder is told to go on: docs/explanation/beyond-the-bound.md.
 """
 
 import enum
 import math
+import warnings
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from solon_fl.checks import check_between, check_one_of, check_whole
+from solon_fl.errors import ConfigurationError
+
 from ._types import FloatArray
 from .amplification import worst_amplification
 from .beyond import can_try_all_sets, supporting_rows
-from .exhaustive import ExhaustiveLocator
-from .locating import LocatingProblem, Locator, Support
-from .projection import UNDERESTIMATE, project_rows
+from .code import Code
+from .locating import LocatingProblem, Locator
+from .locators import locate_rows
+from .projection import UNDERESTIMATE
+from .screening import LARGEST_NORM, NOISE_MARGIN, Screened, project_finite, screen, smallest_noise
 from .solving import Interpolation, Solution, interpolate, least_squares
-from .subspace import SubspaceLocator
 
-if TYPE_CHECKING:
-    from .code import LinearCode
+__all__ = [
+    "BeyondBound",
+    "CertificateWarning",
+    "DecodeStatus",
+    "Decoded",
+    "Decoder",
+    "smallest_group",
+    "worst_relative_error",
+]
 
-__all__ = ["DecodeStatus", "Decoded", "decode_shares", "locate_rows", "worst_relative_error"]
-
-NOISE_MARGIN = 3.0  # projected noise is larger than 3 times the noise with a probability of about 1e-8
-LOUD = 100.0  # times the noise: lies that `_decode_fast` takes on; the value costs time only
+BeyondBound = Literal["reject", "accept"]
+LOUD = 100.0  # times the noise: lies that `Decoder._decode_fast` takes on; the value costs time only
 MAX_GUESSES = 4  # of it
 MAX_LOOKS = 4  # at the shares of one group, each closer than the one before
-LARGEST_NORM = 1e150  # of a usable share; its square must not overflow
-SMALLEST_NUMBER = 1e-150  # its square must not underflow
+
+
+class CertificateWarning(UserWarning):
+    """The worst case of this decoder exceeds the gradient itself: liars just below rtol could ruin it."""
 
 
 class DecodeStatus(enum.StrEnum):
@@ -88,261 +102,377 @@ class Decoded:
         """Whether there is a gradient."""
         return self.gradient is not None
 
-
-def decode_shares(
-    code: "LinearCode", rows: Mapping[int, Tensor], dim: int, generator: torch.Generator | None, *, last: bool = True
-) -> Decoded:
-    """Decode validated shares: `rows` maps slots to tensors of one length, dtype and device."""
-    decoded = _decode_within_bound(code, rows, dim, generator)
-    certain = decoded.num_agreeing >= code.compression + code.byzantine
-    if code.beyond_bound == "reject" or certain or not last or len(rows) < code.compression:
-        return decoded
-    return _decode_beyond_bound(code, rows, dim, generator) or decoded
-
-
-def _decode_within_bound(
-    code: "LinearCode", rows: Mapping[int, Tensor], dim: int, generator: torch.Generator | None
-) -> Decoded:
-    if len(rows) < code.compression:
-        return _failed(code, DecodeStatus.TOO_FEW_SHARES, sorted(rows))
-    if (decoded := _decode_fast(code, rows, dim, generator)) is not None:
-        return decoded
-    slots, projected, norms = _project(rows, generator)
-    if len(slots) < code.compression:
-        return _failed(code, DecodeStatus.TOO_FEW_SHARES, slots)
-    screened = _screen(code, slots, norms, _smallest_noise(code, rows[slots[0]]))
-    problem = _problem(code, screened, projected, NOISE_MARGIN)
-    solution = _look(code.locator, problem, screened.noise, [rows[slot] for slot in screened.alive], dim)
-    if solution is None or not solution.residual <= screened.tolerance:
-        return _failed(code, DecodeStatus.UNDECODABLE, slots)
-    return _decoded(code, screened, solution)
+    @classmethod
+    def failed(cls, status: DecodeStatus, erased_slots: tuple[int, ...] = ()) -> "Decoded":
+        """Return a failure."""
+        return cls(
+            gradient=None,
+            status=status,
+            corrupt_slots=(),
+            erased_slots=erased_slots,
+            residual=math.inf,
+            tolerance=math.nan,
+            error_bound=math.inf,
+            num_agreeing=0,
+        )
 
 
-def _decode_fast(
-    code: "LinearCode", rows: Mapping[int, Tensor], dim: int, generator: torch.Generator | None
-) -> Decoded | None:
-    """Step 2: decode in a pass or two if all shares agree, or if all lies are loud; None if that is in doubt.
+class Decoder:
+    """Recovers a group's gradient from its shares, though s of them may be lies and e may be missing.
 
-    Whom to leave out is guessed from the first columns where the shares disagree. No guess is trusted: all columns
-    of the others are then compared with each other, and rows count as lies only if without them the guess would
-    have left a residual larger than 3 `noise`.
-    """
-    slots, accused, seen = sorted(rows), set[int](), math.inf
-    for _ in range(MAX_GUESSES):
-        if len(slots) - len(accused) < code.compression:
-            return None
-        support = tuple(row for row, slot in enumerate(slots) if slot in accused)
-        found = interpolate(code.generator[slots], support, [rows[slot] for slot in slots], dim, LOUD * code.rtol)
-        if not isinstance(found, slice):
-            break
-        finite, projected, norms = _project({slot: rows[slot][found] for slot in slots}, generator)
-        if len(finite) < code.compression:
-            return None
-        screened = _screen(code, finite, norms, _smallest_noise(code, rows[slots[0]]))
-        problem = _problem(code, screened, projected, LOUD)
-        located = locate_rows(code.locator, problem)
-        if located is None:
-            return None
-        loud = (set(finite) - set(screened.alive)) | {screened.alive[row] for row in located}
-        if finite == slots and loud <= accused:
-            return None
-        slots, accused, seen = finite, (accused | loud) & set(finite), min(seen, problem.tolerance)
-    if not isinstance(found, Interpolation):
-        return None
-    screened = _screen(code, slots, found.row_norms, _smallest_noise(code, rows[slots[0]]))
-    small = [row for row, slot in enumerate(found.support) if slots[slot] in screened.alive]
-    solution = replace(
-        found,
-        support=tuple(screened.alive.index(slots[found.support[row]]) for row in small),
-        lies=found.lies[small],
-        lies_rounding=found.lies_rounding[small],
-    )
-    certain = (
-        len(small) <= screened.max_errors  # then no row is absurd that is not accused
-        and (not accused or seen >= NOISE_MARGIN * screened.noise)
-        and found.residual <= screened.noise < LARGEST_NORM * code.rtol
-        and found.residual + found.residual_rounding <= screened.tolerance
-    )
-    return _decoded(code, screened, solution) if certain else None
-
-
-def _decode_beyond_bound(
-    code: "LinearCode", rows: Mapping[int, Tensor], dim: int, generator: torch.Generator | None
-) -> Decoded | None:
-    """Return the only gradient that k + 1 or more shares agree with; None if there is none, or more than one.
-
-    Right if k + 1 shares are honest, for these agree with the truth. So that s liars can't make anything up,
-    k + s + 1 shares must be there.
-    """
-    slots, projected, norms = _project(rows, generator)
-    compression = code.compression
-    if len(slots) <= compression + max(code.byzantine, 1) or not can_try_all_sets(len(slots), compression):
-        return None
-    order = np.argsort(norms)  # honest noise is relative to the k-th smallest norm: of k + 1 rows, the second largest
-    noise_of_row = code.rtol * norms[order] + _smallest_noise(code, rows[slots[0]])
-    supporting = supporting_rows(
-        code.points[slots][order],
-        code.multipliers[slots][order],
-        projected[order],
-        compression,
-        NOISE_MARGIN * math.sqrt(compression + 1) * noise_of_row,
-    )
-    if not supporting or len(supporting) == len(slots):
-        return None
-    kept = sorted(int(row) for row in order[supporting])
-    noise = math.sqrt(len(kept)) * float(noise_of_row[supporting[-2]])
-    support = tuple(row for row in range(len(slots)) if row not in kept)
-    solution = least_squares(code.generator[slots], support, [rows[slot] for slot in slots], dim)
-    if not solution.residual <= noise:  # not one gradient but several
-        return None
-    kept_slots = [slots[row] for row in kept]
-    amplification = worst_amplification(code.generator[kept_slots].tobytes(), len(kept), compression + 1, False)
-    if not amplification < math.inf:
-        amplification = code.worst_amplification(compression + 1)
-    return Decoded(
-        gradient=solution.gradient,
-        status=DecodeStatus.BEYOND_BOUND,
-        corrupt_slots=tuple(slots[row] for row in support),
-        erased_slots=_absent(code, slots),
-        residual=solution.residual,
-        tolerance=noise,
-        error_bound=amplification * (solution.residual + noise) + solution.rounding,
-        num_agreeing=len(kept),
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Screened:
-    """The shares left after step 4.
-
-    Attributes
+    Parameters
     ----------
-    slots : list of int
-        Slots of the finite shares.
-    alive : list of int
-        Those that are not absurd.
-    noise : float
-        Norm of what honest shares may disagree by.
-    max_errors : int
-        Lies among the alive that can be located.
-    liars : int
-        Lies that there may be among the alive: `max_errors`, or what is left of s, if that is more.
+    code : Code
+        What the shares are encoded with; its group_size r must be at least 2 s + e + k.
+    byzantine : int
+        s, nodes of the group that may lie, >= 0.
+    stragglers : int
+        e, nodes of the group that may not answer, >= 0.
+    rtol : float
+        Largest distance of an honest share from G[j] X, relative to the k-th smallest norm of the honest shares:
+        float noise. 1e-6 suits float32 shares of nodes with the same hardware and software.
+    locator : Locator, optional
+        Used alone, whatever it misses. Default: in each decode `ExhaustiveLocator` where it can try all supports
+        (up to about r = 20 at s = 5, r = 66 at s = 3), else `SubspaceLocator`.
+    beyond_bound : "reject" or "accept"
+        What becomes of more lies than the guarantee covers, where otherwise the decode would fail or fewer than k + s
+        shares agree with its result. "accept" takes a gradient if it is the only one that k + 1 or more shares agree
+        with: right if k + 1 of those that arrived are honest, that is, for up to n - k - 1 lies among n shares. The
+        status is then BEYOND_BOUND. Needs k + s + 1 shares, and at most 3 million sets of k + 1 of them.
+
+    Raises
+    ------
+    ConfigurationError
+        If group_size < 2 s + e + k, or a number is out of its range.
+
+    Warns
+    -----
+    CertificateWarning
+        If `certificate` is 1 or more.
+
+    Notes
+    -----
+    Guarantee: as long as 2 * lies + erasures <= r - k and honest shares are within rtol of the truth, `decode`
+    returns a gradient within its own `error_bound`; it fails only if the locator misses the liars (an exhaustive one
+    does so with a probability of 1e-8). Beyond that budget it reports a failure, unless the liars agree on the
+    shares of another gradient, which nothing can detect. If more than e honest shares may be missing, trust results
+    with which k + s shares agree (`Decoded.num_agreeing`), as `SolonStrategy` does: s liars can't bring those about.
+
+    Examples
+    --------
+    Two of seven nodes lie; each share is a third of the gradient.
+
+    >>> import torch
+    >>> from solon_fl import Decoder, FourierCode
+    >>> code = FourierCode(group_size=7, compression=3)
+    >>> decoder = Decoder(code, byzantine=2)
+    >>> gradient = torch.linspace(-1, 1, 9)
+    >>> shares = {slot: code.encode(gradient, slot) for slot in range(7)}
+    >>> shares[1] = -100 * shares[1]
+    >>> shares[4] = torch.full((3,), 7.0)
+    >>> decoded = decoder.decode(shares)
+    >>> decoded.corrupt_slots
+    (1, 4)
+    >>> torch.allclose(decoded.gradient, gradient, atol=1e-6)
+    True
     """
 
-    slots: list[int]
-    alive: list[int]
-    noise: float
-    max_errors: int
-    liars: int
+    def __init__(
+        self,
+        code: Code,
+        *,
+        byzantine: int,
+        stragglers: int = 0,
+        rtol: float = 1e-6,
+        locator: Locator | None = None,
+        beyond_bound: BeyondBound = "reject",
+    ) -> None:
+        smallest = smallest_group(byzantine=byzantine, compression=code.compression, stragglers=stragglers)
+        if code.group_size < smallest:
+            raise ConfigurationError(
+                "group_size must be at least 2*byzantine + stragglers + compression; "
+                f"got group_size={code.group_size}, byzantine={byzantine}, stragglers={stragglers}, "
+                f"compression={code.compression}; raise group_size to {smallest}, or lower one of the others."
+            )
+        check_between("rtol", rtol, 0, 1, "1e-6 suits float32 shares")
+        check_one_of("beyond_bound", beyond_bound, get_args(BeyondBound))
+        self.code = code
+        self.byzantine = byzantine
+        self.stragglers = stragglers
+        self.rtol = rtol
+        self.locator = locator
+        self.beyond_bound = beyond_bound
+        if self.certificate >= 1:
+            warnings.warn(
+                f"the certificate of {self!r} is {self.certificate:.1e}, but should be below 1: "
+                f"liars just below rtol={rtol:g} could change the gradient by more than its own size; lower "
+                "byzantine or compression, raise group_size, or send float64 shares with a smaller rtol.",
+                CertificateWarning,
+                stacklevel=2,
+            )
 
-    @property
-    def tolerance(self) -> float:
-        """The residual up to which a projected one may have been within 3 `noise`."""
-        return UNDERESTIMATE * NOISE_MARGIN * self.noise
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self.code!r}, byzantine={self.byzantine}, stragglers={self.stragglers}, "
+            f"rtol={self.rtol:g})"
+        )
+
+    @cached_property
+    def certificate(self) -> float:
+        """Bound on a decode's relative error in the worst case that the tolerance lets through.
+
+        All s liars collude just below the tolerance, the worst rows are left, and every honest share is off by rtol;
+        the gradient's chunks are taken to be of equal norm and uncorrelated, as those of real gradients nearly are.
+        What a single decode can vouch for, `Decoded.error_bound`, is mostly far smaller.
+        """
+        return worst_relative_error(self.code, self.rtol)
+
+    def decode(
+        self,
+        shares: Mapping[int, Tensor] | Tensor,
+        *,
+        dim: int | None = None,
+        generator: torch.Generator | None = None,
+        last: bool = True,
+    ) -> Decoded:
+        """Recover the group's gradient from its shares, naming the slots that lied.
+
+        Parameters
+        ----------
+        shares : mapping from slot to (m,) Tensor, or (r, m) Tensor
+            float32 or float64, one device. Slots not in the mapping are erasures, and so are shares that hold
+            NaN or inf (or numbers beyond 1e150), and shares of another length or dtype than most.
+        dim : int, optional
+            d, the gradient's length; shares of another length than ceil(d / k) are erasures. Default: k m, which
+            is d or d padded with zeros.
+        generator : torch.Generator, optional
+            Draws the projection. Only for reproducible simulation: by default fresh entropy that no node
+            can know is drawn after the shares have arrived.
+        last : bool
+            False if more shares may come: `beyond_bound` then counts as "reject".
+
+        Returns
+        -------
+        Decoded
+            A failure is a status there, never an exception.
+
+        Raises
+        ------
+        ConfigurationError
+            If `shares` names slots that do not exist, or dim < 1.
+
+        Notes
+        -----
+        Guarantee: see the class. Cost, if all lies are loud: (r - k) k m multiply-adds in the shares' dtype, twice as
+        many unless k divides r. Else r m (q + 1) in float64 to project and r m r to solve and to check. Beside the
+        result, a few MB for any m. Locating looks at an r x q matrix only.
+
+        References
+        ----------
+        Chen et al., "Solon", arXiv:2110.01595, for the scheme.
+        """
+        compression = self.code.compression
+        rows = _alike(self._by_slot(shares), None if dim is None else self.code.share_dim(dim))
+        if dim is None:
+            dim = compression * next((share.numel() for share in rows.values()), 0)
+        decoded = self._decode_within_bound(rows, dim, generator)
+        certain = decoded.num_agreeing >= compression + self.byzantine
+        if self.beyond_bound == "reject" or certain or not last or len(rows) < compression:
+            return decoded
+        return self._decode_beyond_bound(rows, dim, generator) or decoded
+
+    def _by_slot(self, shares: Mapping[int, Tensor] | Tensor) -> Mapping[int, Tensor]:
+        """Check the form in which the shares are given, and return them by slot."""
+        group_size = self.code.group_size
+        if not isinstance(shares, Tensor | Mapping):
+            raise ConfigurationError(
+                "shares must be a mapping from slot to share, or one (r, m) tensor; "
+                f"got {type(shares).__name__}; make a dict of the slots that arrived."
+            )
+        if isinstance(shares, Tensor):
+            if shares.dim() != 2 or shares.shape[0] != group_size:
+                raise ConfigurationError(
+                    f"shares must be ({group_size}, m) for group_size={group_size}; "
+                    f"got shape={tuple(shares.shape)}; pass a mapping from slot to share if some are missing."
+                )
+            return dict(enumerate(shares))
+        unknown = sorted(slot for slot in shares if not 0 <= slot < group_size)
+        if unknown:
+            raise ConfigurationError(
+                f"slots must be in 0..{group_size - 1} (group_size={group_size}); got slots={unknown}."
+            )
+        return shares
+
+    def _decode_within_bound(self, rows: Mapping[int, Tensor], dim: int, generator: torch.Generator | None) -> Decoded:
+        """Decode shares of one length, dtype and device, by slot."""
+        compression = self.code.compression
+        if len(rows) < compression:
+            return self._failed(DecodeStatus.TOO_FEW_SHARES, sorted(rows))
+        if (decoded := self._decode_fast(rows, dim, generator)) is not None:
+            return decoded
+        slots, projected, norms = project_finite(rows, generator)
+        if len(slots) < compression:
+            return self._failed(DecodeStatus.TOO_FEW_SHARES, slots)
+        screened = self._screen(slots, norms, rows)
+        problem = self._problem(screened, projected, NOISE_MARGIN)
+        solution = _look(self.locator, problem, screened.noise, [rows[slot] for slot in screened.alive], dim)
+        if solution is None or not solution.residual <= screened.tolerance:
+            return self._failed(DecodeStatus.UNDECODABLE, slots)
+        return self._decoded(screened, solution)
+
+    def _decode_fast(self, rows: Mapping[int, Tensor], dim: int, generator: torch.Generator | None) -> Decoded | None:
+        """Step 2: decode in a pass or two if all shares agree, or if all lies are loud; None if that is in doubt.
+
+        Whom to leave out is guessed from the first columns where the shares disagree. No guess is trusted: all columns
+        of the others are then compared with each other, and rows count as lies only if without them the guess would
+        have left a residual larger than 3 `noise`.
+        """
+        code = self.code
+        slots, accused, seen = sorted(rows), set[int](), math.inf
+        for _ in range(MAX_GUESSES):
+            if len(slots) - len(accused) < code.compression:
+                return None
+            support = tuple(row for row, slot in enumerate(slots) if slot in accused)
+            found = interpolate(code.generator[slots], support, [rows[slot] for slot in slots], dim, LOUD * self.rtol)
+            if not isinstance(found, slice):
+                break
+            finite, projected, norms = project_finite({slot: rows[slot][found] for slot in slots}, generator)
+            if len(finite) < code.compression:
+                return None
+            screened = self._screen(finite, norms, rows)
+            problem = self._problem(screened, projected, LOUD)
+            located = locate_rows(self.locator, problem)
+            if located is None:
+                return None
+            loud = (set(finite) - set(screened.alive)) | {screened.alive[row] for row in located}
+            if finite == slots and loud <= accused:
+                return None
+            slots, accused, seen = finite, (accused | loud) & set(finite), min(seen, problem.tolerance)
+        if not isinstance(found, Interpolation):
+            return None
+        screened = self._screen(slots, found.row_norms, rows)
+        small = [row for row, slot in enumerate(found.support) if slots[slot] in screened.alive]
+        solution = replace(
+            found,
+            support=tuple(screened.alive.index(slots[found.support[row]]) for row in small),
+            lies=found.lies[small],
+            lies_rounding=found.lies_rounding[small],
+        )
+        certain = (
+            len(small) <= screened.max_errors  # then no row is absurd that is not accused
+            and (not accused or seen >= NOISE_MARGIN * screened.noise)
+            and found.residual <= screened.noise < LARGEST_NORM * self.rtol
+            and found.residual + found.residual_rounding <= screened.tolerance
+        )
+        return self._decoded(screened, solution) if certain else None
+
+    def _decode_beyond_bound(
+        self, rows: Mapping[int, Tensor], dim: int, generator: torch.Generator | None
+    ) -> Decoded | None:
+        """Return the only gradient that k + 1 or more shares agree with; None if there is none, or more than one.
+
+        Right if k + 1 shares are honest, for these agree with the truth. So that s liars can't make anything up,
+        k + s + 1 shares must be there.
+        """
+        code, compression = self.code, self.code.compression
+        slots, projected, norms = project_finite(rows, generator)
+        if len(slots) <= compression + max(self.byzantine, 1) or not can_try_all_sets(len(slots), compression):
+            return None
+        order = np.argsort(
+            norms
+        )  # honest noise is relative to the k-th smallest norm: of k + 1 rows, the second largest
+        noise_of_row = self.rtol * norms[order] + smallest_noise(code, rows[slots[0]])
+        supporting = supporting_rows(
+            code.points[slots][order],
+            code.multipliers[slots][order],
+            projected[order],
+            compression,
+            NOISE_MARGIN * math.sqrt(compression + 1) * noise_of_row,
+        )
+        if not supporting or len(supporting) == len(slots):
+            return None
+        kept = sorted(int(row) for row in order[supporting])
+        noise = math.sqrt(len(kept)) * float(noise_of_row[supporting[-2]])
+        support = tuple(row for row in range(len(slots)) if row not in kept)
+        solution = least_squares(code.generator[slots], support, [rows[slot] for slot in slots], dim)
+        if not solution.residual <= noise:  # not one gradient but several
+            return None
+        kept_slots = [slots[row] for row in kept]
+        amplification = worst_amplification(code.generator[kept_slots].tobytes(), len(kept), compression + 1, False)
+        if not amplification < math.inf:
+            amplification = code.worst_amplification(compression + 1)
+        return Decoded(
+            gradient=solution.gradient,
+            status=DecodeStatus.BEYOND_BOUND,
+            corrupt_slots=tuple(slots[row] for row in support),
+            erased_slots=self._absent(slots),
+            residual=solution.residual,
+            tolerance=noise,
+            error_bound=amplification * (solution.residual + noise) + solution.rounding,
+            num_agreeing=len(kept),
+        )
+
+    def _screen(self, slots: list[int], norms: FloatArray, rows: Mapping[int, Tensor]) -> Screened:
+        return screen(self.code, self.byzantine, self.rtol, slots, norms, rows[slots[0]])
+
+    def _problem(self, screened: Screened, projected: FloatArray, margin: float) -> LocatingProblem:
+        """Return the problem of locating lies of more than `margin` times the noise."""
+        return LocatingProblem(
+            generator=self.code.generator[screened.alive],
+            projected=projected[[screened.slots.index(slot) for slot in screened.alive]],
+            points=self.code.points[screened.alive],
+            multipliers=self.code.multipliers[screened.alive],
+            max_errors=screened.max_errors,
+            tolerance=margin * screened.noise,
+        )
+
+    def _decoded(self, screened: Screened, solution: Solution) -> Decoded:
+        kept = {slot for row, slot in enumerate(screened.alive) if row not in solution.support}
+        corrupt = tuple(slot for slot in screened.slots if slot not in kept)
+        return Decoded(
+            gradient=solution.gradient,
+            status=DecodeStatus.CORRECTED if corrupt else DecodeStatus.CLEAN,
+            corrupt_slots=corrupt,
+            erased_slots=self._absent(screened.slots),
+            residual=solution.residual,
+            tolerance=screened.tolerance,
+            error_bound=_error_bound(self.code, screened, solution),
+            num_agreeing=len(kept),
+        )
+
+    def _failed(self, status: DecodeStatus, slots: list[int]) -> Decoded:
+        return Decoded.failed(status, self._absent(slots))
+
+    def _absent(self, slots: list[int]) -> tuple[int, ...]:
+        return tuple(sorted(set(range(self.code.group_size)) - set(slots)))
 
 
-def _project(rows: Mapping[int, Tensor], generator: torch.Generator | None) -> tuple[list[int], FloatArray, FloatArray]:
-    """Return the slots of finite shares, their projections and their norms."""
-    slots = sorted(rows)
-    projected, norms = project_rows([rows[slot] for slot in slots], generator)
-    usable = norms < LARGEST_NORM  # false for NaN
-    return [slot for slot, use in zip(slots, usable, strict=True) if use], projected[usable], norms[usable]
-
-
-def _screen(code: "LinearCode", slots: list[int], norms: FloatArray, floor: float) -> _Screened:
-    alive, scale = _without_absurd_rows(code, norms, floor)
-    max_errors = (len(alive) - code.compression) // 2  # 2 * lies + erasures <= r - k, dropped rows being erasures
-    return _Screened(
-        slots=slots,
-        alive=[slots[row] for row in alive],
-        noise=math.sqrt(len(alive)) * (code.rtol * scale + floor),
-        max_errors=max_errors,
-        liars=max(max_errors, code.byzantine - (len(slots) - len(alive))),
-    )
-
-
-def _problem(code: "LinearCode", screened: _Screened, projected: FloatArray, margin: float) -> LocatingProblem:
-    """Return the problem of locating lies of more than `margin` times the noise."""
-    return LocatingProblem(
-        generator=code.generator[screened.alive],
-        projected=projected[[screened.slots.index(slot) for slot in screened.alive]],
-        points=code.points[screened.alive],
-        multipliers=code.multipliers[screened.alive],
-        max_errors=screened.max_errors,
-        tolerance=margin * screened.noise,
-    )
-
-
-def _decoded(code: "LinearCode", screened: _Screened, solution: Solution) -> Decoded:
-    kept = {slot for row, slot in enumerate(screened.alive) if row not in solution.support}
-    corrupt = tuple(slot for slot in screened.slots if slot not in kept)
-    return Decoded(
-        gradient=solution.gradient,
-        status=DecodeStatus.CORRECTED if corrupt else DecodeStatus.CLEAN,
-        corrupt_slots=corrupt,
-        erased_slots=_absent(code, screened.slots),
-        residual=solution.residual,
-        tolerance=screened.tolerance,
-        error_bound=_error_bound(code, screened, solution),
-        num_agreeing=len(kept),
-    )
-
-
-def worst_relative_error(code: "LinearCode") -> float:
-    """Return the error bound of the worst undetected attack, relative to the gradient's norm.
-
-    All s liars collude just below the tolerance and every honest share is off by rtol; the gradient's chunks are
-    taken to be of equal norm and uncorrelated, as those of real gradients nearly are.
-    """
+def worst_relative_error(code: Code, rtol: float) -> float:
+    """Return `Decoder.certificate`, which depends on nothing but the code and rtol."""
     share_norms = float(np.linalg.norm(code.generator)) / math.sqrt(code.compression)  # of all r, by |gradient|
-    return code.amplification * (UNDERESTIMATE * NOISE_MARGIN + 1) * code.rtol * share_norms
+    return code.amplification * (UNDERESTIMATE * NOISE_MARGIN + 1) * rtol * share_norms
 
 
-def _failed(code: "LinearCode", status: DecodeStatus, slots: list[int]) -> Decoded:
-    return Decoded(
-        gradient=None,
-        status=status,
-        corrupt_slots=(),
-        erased_slots=_absent(code, slots),
-        residual=math.inf,
-        tolerance=math.nan,
-        error_bound=math.inf,
-        num_agreeing=0,
-    )
+def smallest_group(*, byzantine: int, compression: int, stragglers: int = 0) -> int:
+    """Return 2 s + e + k, the smallest group in which s liars are found without e nodes; check the three numbers."""
+    check_whole("byzantine", byzantine, 0)
+    check_whole("compression", compression, 1)
+    check_whole("stragglers", stragglers, 0)
+    return 2 * byzantine + stragglers + compression
 
 
-def _absent(code: "LinearCode", slots: list[int]) -> tuple[int, ...]:
-    return tuple(sorted(set(range(code.group_size)) - set(slots)))
-
-
-def _smallest_noise(code: "LinearCode", share: Tensor) -> float:
-    """Return what k roundings next to zero can change a share by: rtol means nothing there."""
-    limits = torch.finfo(share.dtype)
-    step = max(limits.smallest_normal * limits.eps, SMALLEST_NUMBER)
-    return code.compression * step * math.sqrt(share.numel())
-
-
-def _without_absurd_rows(code: "LinearCode", norms: FloatArray, floor: float) -> tuple[list[int], float]:
-    """Drop rows so large that no gradient explains them together with the others; return the rest and the scale.
-
-    If l of the rows may be lies (the budget's (n - k) // 2, or s if that is more), k of the l + k smallest are honest,
-    and those k fix the gradient: its norm is at most amplification * sqrt(k) times the largest of them, and no honest
-    row is larger than that. What is dropped is thus certainly a lie; left in, it could drown small lies in the
-    rounding of float64.
-
-    The scale, the norm of the largest of those l + k, is at least that of the k-th smallest honest row (so it
-    vanishes with the gradient only) and, if l + k rows are honest, at most that of the largest.
-    """
-    order = np.argsort(norms).tolist()
-    while True:
-        spare = len(order) - code.compression
-        liars = max(spare // 2, min(spare, code.byzantine - (len(norms) - len(order))))
-        scale = float(norms[order[liars + code.compression - 1]])
-        limit = (1.01 + 2 * code.rtol) * code.amplification * math.sqrt(code.compression) * (scale + 2 * floor)
-        absurd = min(liars, sum(float(norms[row]) > limit for row in order))
-        if absurd == 0:
-            return sorted(order), scale
-        order = order[:-absurd]
+def _alike(shares: Mapping[int, Tensor], share_dim: int | None) -> dict[int, Tensor]:
+    """Return the shares of the commonest length, dtype and device: the honest ones, being k more than the liars."""
+    kinds = {
+        slot: (share.shape, share.dtype, share.device)
+        for slot, share in shares.items()
+        if share.dim() == 1 and share.numel() == (share_dim or share.numel()) > 0
+        if share.dtype in (torch.float32, torch.float64)
+    }
+    if not kinds:
+        return {}
+    commonest, _ = Counter(kinds.values()).most_common(1)[0]
+    return {slot: shares[slot].detach() for slot, kind in kinds.items() if kind == commonest}
 
 
 def _look(
@@ -361,33 +491,7 @@ def _look(
     return solution
 
 
-def locate_rows(locator: Locator | None, problem: LocatingProblem) -> Support | None:
-    """Return rows without which the others agree, none of them needless, or None if t rows are not enough."""
-    if problem.residual(()) <= problem.tolerance:
-        return ()
-    if problem.max_errors == 0:
-        return None
-    if locator is None:
-        exhaustive = ExhaustiveLocator()
-        locator = exhaustive if exhaustive.can_try_all(problem) else SubspaceLocator()
-    support = tuple(sorted(set(locator.locate(problem))))
-    if len(support) > problem.max_errors or not problem.residual(support) <= problem.tolerance:
-        return None
-    return _without_needless_rows(problem, support)
-
-
-def _without_needless_rows(problem: LocatingProblem, support: Support) -> Support:
-    """Acquit, one by one, rows whose return leaves the residual within the tolerance."""
-    while support:
-        smaller = np.array([[row for row in support if row != out] for out in support], dtype=np.int64)
-        residuals = problem.residuals(smaller)
-        if residuals.min() > problem.tolerance:
-            break
-        support = tuple(smaller[residuals.argmin()].tolist())
-    return support
-
-
-def _error_bound(code: "LinearCode", screened: _Screened, solution: Solution) -> float:
+def _error_bound(code: Code, screened: Screened, solution: Solution) -> float:
     """Bound |gradient - truth| given what was seen; see docs/explanation/the-code.md for the proof.
 
     All but `liars` of the rows kept are honest and agree with the result up to `delta`: the first bound. A

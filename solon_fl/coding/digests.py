@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from torch import Tensor
 
-from .code import LinearCode
+from .code import Code
 
 __all__ = ["DIGEST_SIZE", "elect", "share_digest", "share_digests"]
 
@@ -26,7 +26,7 @@ def share_digest(share: Tensor, key: bytes) -> bytes:
     return hashlib.blake2b(bits.data, digest_size=DIGEST_SIZE, key=key).digest()
 
 
-def share_digests(code: LinearCode, gradient: Tensor, key: bytes) -> bytes:
+def share_digests(code: Code, gradient: Tensor, key: bytes) -> bytes:
     """Return the digests of all r shares of a gradient, (d,), one after the other: 32 r bytes.
 
     Cost: r d multiply-adds and hashing 4 r d / k bytes. One share at a time is held.

@@ -6,12 +6,12 @@ from functools import cached_property
 import numpy as np
 
 from ._types import ComplexArray, FloatArray
-from .code import LinearCode
+from .code import Code
 
 __all__ = ["FourierCode", "trigonometric_columns"]
 
 
-class FourierCode(LinearCode):
+class FourierCode(Code):
     """Shares are samples, at r angles spread evenly over the circle, of a trigonometric polynomial.
 
     Its coefficients are the k chunks of the gradient: with t_j = 2 pi j / r, G has the columns
@@ -19,7 +19,7 @@ class FourierCode(LinearCode):
     if k is even. Shares are real. Where k divides r, the coefficients are rotated such that slots 0, r/k, 2r/k, ..
     send a chunk as it is (a systematic code): what they send is not solved for, only verified.
 
-    See `LinearCode` for parameters, errors and guarantee.
+    See `Code` for parameters and errors, and `Decoder` for what is guaranteed.
 
     Notes
     -----
@@ -29,22 +29,13 @@ class FourierCode(LinearCode):
 
     Examples
     --------
-    Two of seven nodes lie; each share is a third of the gradient.
+    Six nodes send a third of the gradient each; nodes 0, 2 and 4 send a chunk as it is.
 
     >>> import torch
     >>> from solon_fl import FourierCode
-    >>> code = FourierCode(byzantine=2, compression=3)
-    >>> code.group_size
-    7
-    >>> gradient = torch.linspace(-1, 1, 9)
-    >>> shares = {slot: code.encode(gradient, slot) for slot in range(7)}
-    >>> shares[1] = -100 * shares[1]
-    >>> shares[4] = torch.full((3,), 7.0)
-    >>> decoded = code.decode(shares)
-    >>> decoded.corrupt_slots
-    (1, 4)
-    >>> torch.allclose(decoded.gradient, gradient, atol=1e-6)
-    True
+    >>> code = FourierCode(group_size=6, compression=3)
+    >>> code.encode(torch.arange(9.0), slot=2)
+    tensor([3., 4., 5.])
 
     References
     ----------

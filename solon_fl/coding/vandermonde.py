@@ -8,13 +8,12 @@ import numpy as np
 from solon_fl.errors import ConfigurationError
 
 from ._types import ComplexArray, FloatArray
-from .code import BeyondBound, LinearCode
-from .locating import Locator
+from .code import Code
 
 __all__ = ["VandermondeCode"]
 
 
-class VandermondeCode(LinearCode):
+class VandermondeCode(Code):
     """Share j is a polynomial, whose coefficients are the k chunks of the gradient, at the real node w_j.
 
     Parameters
@@ -22,7 +21,7 @@ class VandermondeCode(LinearCode):
     nodes : sequence of r distinct floats, optional
         w. Default: Chebyshev nodes of [-1, 1], the best conditioned of the usual choices.
 
-    See `LinearCode` for the other parameters, errors and guarantee.
+    See `Code` for the other parameters and errors, and `Decoder` for what is guaranteed.
 
     Notes
     -----
@@ -33,12 +32,12 @@ class VandermondeCode(LinearCode):
     Examples
     --------
     >>> import torch
-    >>> from solon_fl import VandermondeCode
-    >>> code = VandermondeCode(byzantine=1, compression=2)
+    >>> from solon_fl import Decoder, VandermondeCode
+    >>> code = VandermondeCode(group_size=4, compression=2)
     >>> gradient = torch.tensor([1.0, 2.0, 3.0])
-    >>> shares = {slot: code.encode(gradient, slot) for slot in range(code.group_size)}
+    >>> shares = {slot: code.encode(gradient, slot) for slot in range(4)}
     >>> shares[2] += 1
-    >>> code.decode(shares, dim=3).corrupt_slots
+    >>> Decoder(code, byzantine=1).decode(shares, dim=3).corrupt_slots
     (2,)
 
     References
@@ -46,34 +45,15 @@ class VandermondeCode(LinearCode):
     Chen et al., arXiv:2110.01595.
     """
 
-    def __init__(
-        self,
-        *,
-        byzantine: int,
-        compression: int,
-        stragglers: int = 0,
-        group_size: int | None = None,
-        rtol: float = 1e-6,
-        locator: Locator | None = None,
-        beyond_bound: BeyondBound = "reject",
-        nodes: Sequence[float] | None = None,
-    ) -> None:
+    def __init__(self, *, group_size: int, compression: int, nodes: Sequence[float] | None = None) -> None:
+        super().__init__(group_size=group_size, compression=compression)
         self._nodes = None if nodes is None else np.array(nodes, dtype=np.float64)
         if self._nodes is not None:
-            expected = 2 * byzantine + stragglers + compression if group_size is None else group_size
-            if not np.isfinite(self._nodes).all() or len(set(self._nodes.tolist())) != expected:
+            distinct = len(set(self._nodes.tolist()))
+            if not np.isfinite(self._nodes).all() or not len(self._nodes) == distinct == group_size:
                 raise ConfigurationError(
-                    f"nodes must be group_size={expected} distinct finite numbers; got nodes={nodes!r}."
+                    f"nodes must be group_size={group_size} distinct finite numbers; got nodes={nodes!r}."
                 )
-        super().__init__(
-            byzantine=byzantine,
-            compression=compression,
-            stragglers=stragglers,
-            group_size=group_size,
-            rtol=rtol,
-            locator=locator,
-            beyond_bound=beyond_bound,
-        )
 
     @cached_property
     def generator(self) -> FloatArray:

@@ -1,12 +1,12 @@
 """Built-in simulation: data, models, attacks, an in-process engine, and the command line `solon-fl`."""
 
-from solon_fl.simulations.calibration import NodeKind, calibrate_scenario
 from solon_fl.simulations.datasets import DATASETS, Dataset, load_dataset
-from solon_fl.simulations.grid import InProcessGrid
-from solon_fl.simulations.models import MODELS, build_model
-from solon_fl.simulations.records import RoundRecord
-from solon_fl.simulations.run import Outcome, simulate
-from solon_fl.simulations.scenario import ATTACKS, STRATEGIES, Scenario
+from solon_fl.simulations.datasets.models import MODELS, build_model
+from solon_fl.simulations.run.engine import Outcome, simulate
+from solon_fl.simulations.run.float_noise import NodeKind, calibrate_scenario
+from solon_fl.simulations.run.grid import InProcessGrid
+from solon_fl.simulations.run.outcome import RoundRecord
+from solon_fl.simulations.run.scenario import ATTACKS, STRATEGIES, Scenario
 
 __all__ = [
     "ATTACKS",

@@ -12,13 +12,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from solon_fl.coding import CertificateWarning, LinearCode
+from solon_fl.coding import CertificateWarning, Code
 from solon_fl.config import SolonConfig
-from solon_fl.errors import ConfigurationError, GroupFailedError, InvalidReplyError
+from solon_fl.errors import ConfigurationError, GroupFailedError
 from solon_fl.strategies.exchange import exchange
-from solon_fl.strategies.group import one_line, read_share
 from solon_fl.strategies.model import ServerModel
-from solon_fl.strategies.nodes import Roster
+from solon_fl.strategies.replies import Unusable, read, read_finite_share
+from solon_fl.strategies.roster import Roster
 from solon_fl.task import SolonTask
 
 __all__ = ["LARGEST_NOISE", "MARGIN", "Calibration", "calibrate", "measure"]
@@ -27,7 +27,7 @@ MARGIN = 4.0  # of rtol over the noise: in other rounds, and in slots whose shar
 LARGEST_NOISE = 1e-3  # what differs by more is no float noise
 FLOORS = {torch.float32: 1e-6, torch.float64: 1e-12}  # smallest rtol by the shares' dtype: encoding rounds, too
 BLOCK = 2**16  # columns that are compared at a time
-Place = tuple[int, int]  # group, node id: the key of a node's messages
+NodeKey = tuple[int, int]  # group, node id: the key of a node's messages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,18 +204,20 @@ class _Replies:
 
 
 def _collect(
-    grid: Grid, messages: dict[Place, Message], timeout: float | None, share_dim: int, dtype: torch.dtype
+    grid: Grid, messages: dict[NodeKey, Message], timeout: float | None, share_dim: int, dtype: torch.dtype
 ) -> _Replies:
     """Send messages, wait for all replies, and read them."""
     shares: dict[int, dict[int, Tensor]] = {group: {} for group, _ in messages}
     malformed: dict[int, str] = {}
+    reader = partial(read_finite_share, length=share_dim, dtype=dtype)
 
-    def receive(batch: list[tuple[Place, Message]]) -> bool:
+    def receive(batch: list[tuple[NodeKey, Message]]) -> bool:
         for (group, node_id), reply in batch:
-            try:
-                shares[group][node_id] = _finite(read_share(reply, share_dim, dtype))
-            except Exception as error:  # InvalidReplyError, or whatever a hostile record makes Flower raise
-                malformed[node_id] = one_line(str(error)) or type(error).__name__
+            share = read(reply, reader)
+            if isinstance(share, Unusable):
+                malformed[node_id] = share.reason
+            else:
+                shares[group][node_id] = share
         return False
 
     asked = list(messages)
@@ -273,7 +275,7 @@ class _Findings:
         rtol = _rounded_up(max(MARGIN * self.noise, FLOORS[dtype]))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CertificateWarning)  # it is told below, with another remedy
-            certificate = replace(config, rtol=rtol).make_code().certificate
+            certificate = replace(config, rtol=rtol).make_decoder().certificate
         outliers = tuple(node_id for node_id, distance in self.distances.items() if distance > rtol)
         return Calibration(
             noise=self.noise,
@@ -354,16 +356,10 @@ def _pairwise_distances(shares: Sequence[Tensor]) -> tuple[np.ndarray, np.ndarra
     return squares.sqrt().numpy(), norms.sqrt().numpy()
 
 
-def _mixing_slots(code: LinearCode) -> list[int]:
+def _mixing_slots(code: Code) -> list[int]:
     """Return the slots whose shares mix many chunks of the gradient, those that mix most first."""
     mixed = 1 / (code.generator**4).sum(axis=1)  # rows have norm 1: from 1, a chunk as it is, to k, all alike
     return [int(slot) for slot in np.argsort(-mixed, kind="stable") if mixed[slot] >= mixed.max() * 2 / 3]
-
-
-def _finite(share: Tensor) -> Tensor:
-    if not share.isfinite().all():
-        raise InvalidReplyError("the share holds NaN or inf")
-    return share
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:

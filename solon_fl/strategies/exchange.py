@@ -8,7 +8,7 @@ from typing import TypeVar
 from flwr.app import Message, Metadata
 from flwr.serverapp import Grid
 
-from solon_fl.strategies.group import one_line
+from solon_fl.strategies.replies import one_line
 
 __all__ = ["exchange", "pull", "reply_keys"]
 

@@ -1,11 +1,15 @@
-"""The loop that all strategies here share: rounds of messages out, replies in as they come, one step."""
+"""The loop that all strategies here share: messages out, replies in as they come, one step, one report.
+
+Three parts: a `Round` says what goes out and what the replies amount to, a `Run` is what a strategy keeps from round
+to round, and `RoundStrategy` drives them, in its own `start` or in Flower's.
+"""
 
 import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Generic, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, Metadata, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -15,23 +19,24 @@ from torch import Tensor
 from solon_fl.config import Mode
 from solon_fl.errors import CheckpointError, GroupFailedError
 from solon_fl.strategies.checkpoint import Checkpoint, Checkpoints
-from solon_fl.strategies.evaluation import median_metrics
 from solon_fl.strategies.exchange import exchange, pull, reply_keys
-from solon_fl.strategies.group import GroupReport
 from solon_fl.strategies.model import OptimizerFactory, ServerModel
-from solon_fl.strategies.report import RoundReport
+from solon_fl.strategies.replies import median_metrics
+from solon_fl.strategies.reports import GroupReport, RoundReport
 from solon_fl.task import ARRAYS, CONFIG
 
-__all__ = ["Aggregated", "RoundStrategy"]
+__all__ = ["Aggregated", "Round", "RoundStrategy", "Run"]
 
 METRICS = ("train_metrics_clientapp", "evaluate_metrics_clientapp", "evaluate_metrics_serverapp")  # of a Result
 LATE_ROUNDS = 3  # for which answers to earlier rounds are looked for
+Evaluate = Callable[[int, ArrayRecord], MetricRecord | None]
+Key = TypeVar("Key", bound=Hashable)
 logger = logging.getLogger("flwr")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Aggregated:
-    """What a strategy made of a round's replies.
+    """What a round's replies amount to.
 
     Attributes
     ----------
@@ -48,13 +53,126 @@ class Aggregated:
     bytes_in: int
 
 
-class RoundStrategy(Strategy, ABC):
+class Round(ABC, Generic[Key]):
+    """One round of a strategy. Each message has a key of the round's own, and its reply comes with that key."""
+
+    @abstractmethod
+    def messages(self, arrays: ArrayRecord) -> dict[Key, Message]:
+        """Return the messages that begin the round; `arrays` is the model."""
+
+    @abstractmethod
+    def receive(self, batch: list[tuple[Key, Message]]) -> bool:
+        """Take replies that came together, out of the list if it likes; return whether no more are needed."""
+
+    def follow_up(self, late: bool) -> dict[Key, Message]:
+        """Return further messages of the same round; `late` as in `exchange`."""
+        return {}
+
+    @abstractmethod
+    def close(self) -> Aggregated:
+        """Return what was received amounts to; no more will come."""
+
+
+class Run:
+    """What a strategy keeps from round to round of one training run.
+
+    Attributes
+    ----------
+    model : ServerModel
+        The server's.
+    timeout : float or None
+        Of a round, seconds; None under Flower's own `start`.
+    """
+
+    def __init__(self, model: ServerModel, timeout: float | None) -> None:
+        self.model = model
+        self.timeout = timeout
+
+    def open_round(self, server_round: int, config: ConfigRecord, grid: Grid) -> Round[Any]:
+        """Return the next round."""
+        raise NotImplementedError(f"{type(self).__name__} must define open_round")
+
+    def prepare(self, grid: Grid, arrays: ArrayRecord, config: ConfigRecord) -> None:
+        """Prepare a run that does not go on from a checkpoint. Not called under Flower's own `start`."""
+
+    def record(self, report: RoundReport) -> None:
+        """Look at the report once it is out; raise to stop the run."""
+
+    def record_late(self, node_id: int) -> None:
+        """Learn that a node has answered after all, in a later round."""
+
+    def label(self, node_id: int) -> str:
+        """Return what the log calls a node."""
+        return str(node_id)
+
+    def evaluating_nodes(self) -> list[int]:
+        """Return the ids of the nodes that evaluate."""
+        return []
+
+    def notes(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold beside the model; what json can write."""
+        return {}
+
+    def restore(self, notes: Mapping[str, Any]) -> None:
+        """Take over what `notes` returned."""
+
+
+RunType = TypeVar("RunType", bound=Run)
+
+
+class _OpenRound(Generic[Key]):
+    """A round under way: who was sent what, and the server's seconds and bytes so far."""
+
+    def __init__(self, number: int, played: Round[Key], arrays: ArrayRecord) -> None:
+        self.number = number
+        self.addressed: dict[Key, Metadata] = {}
+        self.bytes_out = 0
+        self.seconds_receiving = 0.0
+        self._round = played
+        self.first_messages = self._addressed(played.messages(arrays))
+
+    def receive(self, batch: list[tuple[Key, Message]]) -> bool:
+        """Hand replies over."""
+        started = time.monotonic()
+        enough = self._round.receive(batch)
+        self.seconds_receiving += time.monotonic() - started
+        return enough
+
+    def follow_up(self, late: bool) -> dict[Key, Message]:
+        """Return further messages."""
+        return self._addressed(self._round.follow_up(late))
+
+    def close(self) -> Aggregated:
+        """Return what the round amounts to."""
+        return self._round.close()
+
+    def keyed(self, replies: Iterable[Message]) -> list[tuple[Key, Message]]:
+        """Return the replies to messages of this round, each with its key."""
+        key_of = reply_keys(self.addressed)
+        by_node = {metadata.dst_node_id: key for key, metadata in self.addressed.items()}
+        batch = []
+        for reply in replies:
+            key = key_of.get(reply.metadata.reply_to_message_id)
+            if key is None and not key_of:  # a Grid that copies messages does not tell us their ids
+                key = by_node.get(reply.metadata.src_node_id)
+            if key is not None:
+                batch.append((key, reply))
+        return batch
+
+    def _addressed(self, messages: dict[Key, Message]) -> dict[Key, Message]:
+        """Note who gets what, and how many bytes of model that makes."""
+        self.addressed |= {key: message.metadata for key, message in messages.items()}
+        for message in messages.values():
+            models = [record for record in message.content.values() if isinstance(record, ArrayRecord)]
+            self.bytes_out += sum(len(array.data) for model in models for array in model.values())
+        return messages
+
+
+class RoundStrategy(Strategy, ABC, Generic[RunType]):
     """A Flower strategy with a loop of its own, and a torch optimizer on the server.
 
     Replies are handed over as they come, and dropped as soon as they are read; Flower's own `start` collects a
     round while it still holds the one before, and has no callback. Under that one, too, these strategies work.
-
-    Subclasses say which messages go out (`_make_messages`), take replies (`_receive`) and aggregate (`_aggregate`).
 
     Parameters
     ----------
@@ -78,63 +196,20 @@ class RoundStrategy(Strategy, ABC):
         self._on_round = on_round
         self._client_evaluation = client_evaluation
         self._checkpoints = checkpoints
-        self._reset()
-
-    def _reset(self) -> None:
-        """Forget the run."""
-        self._model: ServerModel | None = None
-        self._own_loop = False  # in `start`; Flower's own has no follow-ups
-        self._timeout: float | None = None  # of a round; None under Flower's own start
-        self._addressed: dict[Hashable, Metadata] = {}  # of the round's messages, each with a key of the subclass's
-        self._unanswered: dict[str, tuple[int, int]] = {}  # round and node by message id, of the last few rounds
-        self._bytes_out = 0
-        self._seconds_receiving = 0.0
+        self._latest: RunType | None = None
+        self._open: _OpenRound[Any] | None = None  # between configure_train and aggregate_train
 
     # What subclasses say
 
     @abstractmethod
-    def _make_messages(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> dict[Hashable, Message]:
-        """Return the round's training messages."""
+    def begin(self, model: ServerModel, timeout: float | None, *, follows_up: bool) -> RunType:
+        """Return a new run; without `follows_up` (Flower's own `start`) rounds can't send further messages."""
 
-    @abstractmethod
-    def _receive(self, batch: list[tuple[Hashable, Message]]) -> bool:
-        """Take replies that came together, each with its message's key; return whether no more are needed."""
-
-    @abstractmethod
-    def _aggregate(self, server_round: int) -> Aggregated:
-        """Aggregate what was received; no more will come."""
-
-    def _follow_up(self, late: bool) -> dict[Hashable, Message]:
-        """Return further messages of the same round; `late` as in `exchange`."""
-        return {}
-
-    def _before_first_round(self, grid: Grid, arrays: ArrayRecord, config: ConfigRecord) -> None:
-        """Prepare a run that does not go on from a checkpoint, under this class's own `start`."""
-
-    def _after_round(self, report: RoundReport) -> None:
-        """Look at the report once it is out; raise to stop the run."""
-
-    def _label(self, node_id: int) -> str:
-        """Return what the log calls a node."""
-        return str(node_id)
-
-    def _receive_late(self, node_id: int) -> None:
-        """Learn that a node has answered after all, in a later round."""
-
-    def _run(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Return what must be the same in a run that goes on from a checkpoint; what json can write."""
         return {}
 
-    def _notes(self) -> dict[str, Any]:
-        """Return what else a checkpoint must hold; what json can write."""
-        return {}
-
-    def _restore(self, notes: Mapping[str, Any]) -> None:
-        """Take over what `_notes` returned."""
-
-    # The loop
+    # Our own loop
 
     def start(
         self,
@@ -144,7 +219,7 @@ class RoundStrategy(Strategy, ABC):
         timeout: float = 3600,
         train_config: ConfigRecord | None = None,
         evaluate_config: ConfigRecord | None = None,
-        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+        evaluate_fn: Evaluate | None = None,
     ) -> Result:
         """Run num_rounds rounds and return the final model and all metrics.
 
@@ -161,87 +236,121 @@ class RoundStrategy(Strategy, ABC):
             If a group can't be decoded and the strategy's policy is to stop (its `result` holds all so far), or no
             node at all sends anything in the first round.
         """
-        self._reset()
-        self._own_loop = True
-        self._timeout = timeout
         self.summary()
         result = Result(arrays=initial_arrays)
         train_config = train_config or ConfigRecord()
-        evaluate_config = evaluate_config or ConfigRecord()
-        stepped = 0
-        rounds_done = self._resume(result, num_rounds)
-        if rounds_done == 0:
-            self._evaluate_centrally(0, result, evaluate_fn)
-            try:
-                self._before_first_round(grid, result.arrays, train_config)
-            except GroupFailedError as error:
-                error.result = result
-                raise
-        for server_round in range(rounds_done + 1, num_rounds + 1):
-            logger.info("[ROUND %d/%d]", server_round, num_rounds)
-            self._collect_late(server_round, grid)
-            messages = self._prepare(server_round, result.arrays, train_config, grid)
-            model = cast(ServerModel, self._model)
-            result.arrays = ArrayRecord()  # while the nodes work, the model is in memory once
-            waited, unanswered = exchange(grid, messages, timeout, self._receive_timed, self._address_follow_up)
-            for message_id, key in unanswered.items():
-                self._unanswered[message_id] = (server_round, self._addressed[key].dst_node_id)
-            try:
-                arrays, metrics = self._finish_round(server_round, waited)
-            except GroupFailedError as error:
-                result.arrays = model.to_record()
-                error.result = result
-                raise
-            stepped += arrays is not None
-            result.arrays = model.to_record() if arrays is None else arrays
-            del arrays  # or it would be here twice in the next round
-            result.train_metrics_clientapp[server_round] = metrics
-            if self._client_evaluation:
-                evaluated = self._evaluate_on_nodes(server_round, result.arrays, evaluate_config, grid)
-                if evaluated is not None:
-                    result.evaluate_metrics_clientapp[server_round] = evaluated
-            self._evaluate_centrally(server_round, result, evaluate_fn)
-            if self._checkpoints and (server_round % self._checkpoints.every == 0 or server_round == num_rounds):
-                self._checkpoints.save(self._checkpoint(server_round, result))
-        if stepped < num_rounds - rounds_done:
-            failed = num_rounds - rounds_done - stepped
+        run = self._latest = self.begin(self._new_model(initial_arrays), timeout, follows_up=True)
+        rounds_done = self._resume(run, result, num_rounds)
+        try:
+            if rounds_done == 0:
+                _evaluate_centrally(0, result, evaluate_fn)
+                run.prepare(grid, result.arrays, train_config)
+            unanswered: dict[str, tuple[int, int]] = {}  # round and node by message id, of the last few rounds
+            stepped = 0
+            for server_round in range(rounds_done + 1, num_rounds + 1):
+                logger.info("[ROUND %d/%d]", server_round, num_rounds)
+                unanswered = _collect_late(server_round, grid, run, unanswered)
+                stepped += self._play(run, server_round, result, grid, train_config, unanswered)
+                if self._client_evaluation:
+                    self._evaluate_on_nodes(run, server_round, result, grid, evaluate_config or ConfigRecord())
+                _evaluate_centrally(server_round, result, evaluate_fn)
+                if self._checkpoints and (server_round % self._checkpoints.every == 0 or server_round == num_rounds):
+                    self._checkpoints.save(self._checkpoint(run, server_round, result))
+        except GroupFailedError as error:
+            if not result.arrays:  # it happened while the model was with the nodes
+                result.arrays = run.model.to_record()
+            error.result = result
+            raise
+        if (failed := num_rounds - rounds_done - stepped) > 0:
             logger.error("%d of %d rounds made no step: the log above says why.", failed, num_rounds - rounds_done)
         return result
+
+    def _play(
+        self,
+        run: RunType,
+        server_round: int,
+        result: Result,
+        grid: Grid,
+        config: ConfigRecord,
+        unanswered: dict[str, tuple[int, int]],
+    ) -> bool:
+        """Play one round, put model and metrics into the result, and return whether a step was made."""
+        opened = _OpenRound(server_round, run.open_round(server_round, config, grid), result.arrays)
+        result.arrays = ArrayRecord()  # while the nodes work, the model is in memory once
+        waited, open_messages = exchange(grid, opened.first_messages, run.timeout, opened.receive, opened.follow_up)
+        for message_id, key in open_messages.items():
+            unanswered[message_id] = (server_round, opened.addressed[key].dst_node_id)
+        report, arrays = self._finish(run, opened, waited)
+        result.arrays = run.model.to_record() if arrays is None else arrays
+        result.train_metrics_clientapp[server_round] = report.to_metrics()
+        return report.stepped
+
+    def _finish(
+        self, run: RunType, opened: _OpenRound[Any], seconds_waiting: float
+    ) -> tuple[RoundReport, ArrayRecord | None]:
+        """Aggregate, step and report; the model is returned if a step was made."""
+        started = time.monotonic()
+        aggregated = opened.close()
+        aggregated_at = time.monotonic()
+        arrays = None
+        if aggregated.direction is not None:
+            run.model.step(aggregated.direction, self.mode)
+            arrays = run.model.to_record()
+        report = RoundReport(
+            round=opened.number,
+            groups=aggregated.groups,
+            stepped=arrays is not None,
+            bytes_out=opened.bytes_out,
+            bytes_in=aggregated.bytes_in,
+            seconds_waiting=seconds_waiting,
+            seconds_aggregating=opened.seconds_receiving + aggregated_at - started,
+            seconds_stepping=time.monotonic() - aggregated_at,
+        )
+        _refuse_silence_at_the_start(report)
+        if report.corrupt_nodes:
+            labels = ", ".join(map(run.label, report.corrupt_nodes))
+            logger.info("\tround %d: nodes caught lying: %s", report.round, labels)
+        if self._on_round is not None:
+            self._on_round(report)
+        run.record(report)
+        return report, arrays
+
+    def _evaluate_on_nodes(
+        self, run: RunType, server_round: int, result: Result, grid: Grid, config: ConfigRecord
+    ) -> None:
+        messages = dict(enumerate(self.configure_evaluate(server_round, result.arrays, config, grid)))
+        replies: list[Message] = []
+
+        def receive(batch: list[tuple[int, Message]]) -> bool:
+            replies.extend(reply for _, reply in batch)
+            return False
+
+        exchange(grid, messages, run.timeout, receive)
+        metrics = self.aggregate_evaluate(server_round, replies)
+        if metrics is not None:
+            result.evaluate_metrics_clientapp[server_round] = metrics
+
+    # Flower's loop
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Return the round's training messages."""
-        return list(self._prepare(server_round, arrays, config, grid).values())
-
-    def _prepare(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> dict[Hashable, Message]:
-        self._model = self._model or self._new_model(arrays)
-        self._seconds_receiving = 0.0
-        messages = self._make_messages(server_round, arrays, config, grid)
-        self._addressed, self._bytes_out = {}, 0
-        self._address(messages)
-        return messages
-
-    def _new_model(self, arrays: ArrayRecord) -> ServerModel:
-        return ServerModel(arrays, self._buffers, self._optimizer)
+        if self._latest is None:
+            self._latest = self.begin(self._new_model(arrays), None, follows_up=False)
+        self._open = _OpenRound(server_round, self._latest.open_round(server_round, config, grid), arrays)
+        return list(self._open.first_messages.values())
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Step with what the replies given amount to; None if no step was made."""
-        key_of = reply_keys(self._addressed)
-        by_node = {metadata.dst_node_id: key for key, metadata in self._addressed.items()}
-        batch = []
-        for reply in replies:
-            key = key_of.get(reply.metadata.reply_to_message_id)
-            if key is None and not key_of:  # a Grid that copies messages does not tell us their ids
-                key = by_node.get(reply.metadata.src_node_id)
-            if key is not None:
-                batch.append((key, reply))
-        self._receive_timed(batch)
-        return self._finish_round(server_round, seconds_waiting=0.0)
+        if self._open is None:
+            raise RuntimeError("aggregate_train was called before configure_train")
+        opened, self._open = self._open, None
+        opened.receive(opened.keyed(replies))
+        report, arrays = self._finish(self._run(), opened, seconds_waiting=0.0)
+        return arrays, report.to_metrics()
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -249,59 +358,56 @@ class RoundStrategy(Strategy, ABC):
         """Return one message per node if `client_evaluation`, else none."""
         if not self._client_evaluation:
             return []
+        run = self._run()
         settings = {**config, "server-round": server_round}
         return [
             Message(
                 RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord(dict(settings))}),
                 node_id,
                 MessageType.EVALUATE,
-                ttl=self._timeout,
+                ttl=run.timeout,
                 group_id=str(server_round),
             )
-            for node_id in self._evaluating_nodes()
+            for node_id in run.evaluating_nodes()
         ]
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return the median of every metric that more than half of the nodes reported as one finite number."""
-        return median_metrics(replies, len(self._evaluating_nodes()))
+        return median_metrics(replies, len(self._run().evaluating_nodes()))
 
-    def _evaluating_nodes(self) -> list[int]:
-        """Return the ids of the nodes that evaluate."""
-        return []
+    def _run(self) -> RunType:
+        if self._latest is None:
+            raise RuntimeError("the run has not begun: call start, or configure_train")
+        return self._latest
 
-    def _collect_late(self, server_round: int, grid: Grid) -> None:
-        """See who has answered an earlier round after all; without this, such answers would stay in the grid."""
-        self._unanswered = {i: v for i, v in self._unanswered.items() if server_round - v[0] <= LATE_ROUNDS}
-        for message_id, reply in pull(grid, list(self._unanswered)).items():
-            _, node_id = self._unanswered.pop(message_id)
-            if not reply.has_error():
-                self._receive_late(node_id)
+    def _new_model(self, arrays: ArrayRecord) -> ServerModel:
+        return ServerModel(arrays, self._buffers, self._optimizer)
 
-    def _describe_run(self, model: ServerModel) -> dict[str, Any]:
+    # Checkpoints
+
+    def _describe(self, model: ServerModel) -> dict[str, Any]:
         return {
             "strategy": type(self).__name__,
-            **self._run(),
+            **self.settings(),
             "model": {name: [list(shape), str(dtype)] for name, (shape, dtype) in model.layout.items()},
             "buffers": list(model.buffers),
             **{f"optimizer.{name}": value for name, value in model.optimizer_settings.items()},
         }
 
-    def _checkpoint(self, server_round: int, result: Result) -> Checkpoint:
-        model = cast(ServerModel, self._model)
+    def _checkpoint(self, run: RunType, server_round: int, result: Result) -> Checkpoint:
         metrics = {name: {number: dict(record) for number, record in getattr(result, name).items()} for name in METRICS}
         return Checkpoint(
             round=server_round,
-            run=self._describe_run(model),
-            notes={"metrics": metrics, **self._notes()},
-            tensors=model.state(),
+            run=self._describe(run.model),
+            notes={"metrics": metrics, **run.notes()},
+            tensors=run.model.state(),
         )
 
-    def _resume(self, result: Result, num_rounds: int) -> int:
+    def _resume(self, run: RunType, result: Result, num_rounds: int) -> int:
         """Take over the newest checkpoint and return its round; 0 if there is none."""
         if self._checkpoints is None:
             return 0
-        model = self._new_model(result.arrays)
-        checkpoint = self._checkpoints.load(self._describe_run(model))
+        checkpoint = self._checkpoints.load(self._describe(run.model))
         if checkpoint is None:
             return 0
         if checkpoint.round > num_rounds:
@@ -309,89 +415,37 @@ class RoundStrategy(Strategy, ABC):
                 f"the run in {self._checkpoints.folder} has come to round {checkpoint.round}, beyond "
                 f"num_rounds={num_rounds}; give more rounds, or another folder to start anew."
             )
-        model.restore(checkpoint.tensors)
-        self._model = model
-        result.arrays = model.to_record()
+        run.model.restore(checkpoint.tensors)
+        result.arrays = run.model.to_record()
         for name, records in checkpoint.notes["metrics"].items():
             getattr(result, name).update({int(number): MetricRecord(record) for number, record in records.items()})
-        self._restore(checkpoint.notes)
+        run.restore(checkpoint.notes)
         return checkpoint.round
 
-    def _address_follow_up(self, late: bool) -> dict[Hashable, Message]:
-        messages = self._follow_up(late)
-        self._address(messages)
-        return messages
 
-    def _address(self, messages: Mapping[Hashable, Message]) -> None:
-        """Note who gets what, and how many bytes of model that makes."""
-        self._addressed |= {key: message.metadata for key, message in messages.items()}
-        for message in messages.values():
-            models = [record for record in message.content.values() if isinstance(record, ArrayRecord)]
-            self._bytes_out += sum(len(array.data) for model in models for array in model.values())
+def _collect_late(
+    server_round: int, grid: Grid, run: Run, unanswered: Mapping[str, tuple[int, int]]
+) -> dict[str, tuple[int, int]]:
+    """See who has answered an earlier round after all, for such answers would stay in the grid; return who has not."""
+    recent = {i: asked for i, asked in unanswered.items() if server_round - asked[0] <= LATE_ROUNDS}
+    for message_id, reply in pull(grid, list(recent)).items():
+        _, node_id = recent.pop(message_id)
+        if not reply.has_error():
+            run.record_late(node_id)
+    return recent
 
-    def _receive_timed(self, batch: list[tuple[Hashable, Message]]) -> bool:
-        started = time.monotonic()
-        enough = self._receive(batch)
-        self._seconds_receiving += time.monotonic() - started
-        return enough
 
-    def _finish_round(self, server_round: int, seconds_waiting: float) -> tuple[ArrayRecord | None, MetricRecord]:
-        """Aggregate, step, report; None if no step was made."""
-        model = self._model
-        if model is None:
-            raise RuntimeError("aggregate_train was called before configure_train")
-        started = time.monotonic()
-        aggregated = self._aggregate(server_round)
-        self._addressed = {}
-        aggregated_at = time.monotonic()
-        arrays = None
-        if aggregated.direction is not None:
-            model.step(aggregated.direction, self.mode)
-            arrays = model.to_record()
-        report = RoundReport(
-            round=server_round,
-            groups=aggregated.groups,
-            stepped=arrays is not None,
-            bytes_out=self._bytes_out,
-            bytes_in=aggregated.bytes_in,
-            seconds_waiting=seconds_waiting,
-            seconds_aggregating=self._seconds_receiving + aggregated_at - started,
-            seconds_stepping=time.monotonic() - aggregated_at,
+def _refuse_silence_at_the_start(report: RoundReport) -> None:
+    if report.round == 1 and report.bytes_in == 0:
+        reasons = [reason for group in report.groups for reason in group.malformed_nodes.values()]
+        raise GroupFailedError(
+            "no node sent anything usable in the first round, so there is nothing to train with; "
+            f"the first node's reason: {reasons[0] if reasons else 'none answered within the timeout'}"
         )
-        if server_round == 1 and report.bytes_in == 0:
-            reasons = [reason for group in report.groups for reason in group.malformed_nodes.values()]
-            raise GroupFailedError(
-                "no node sent anything usable in the first round, so there is nothing to train with; "
-                f"the first node's reason: {reasons[0] if reasons else 'none answered within the timeout'}"
-            )
-        if report.corrupt_nodes:
-            labels = ", ".join(map(self._label, report.corrupt_nodes))
-            logger.info("\tround %d: nodes caught lying: %s", server_round, labels)
-        if self._on_round is not None:
-            self._on_round(report)
-        self._after_round(report)
-        return arrays, report.to_metrics()
 
-    def _evaluate_on_nodes(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> MetricRecord | None:
-        messages = dict(enumerate(self.configure_evaluate(server_round, arrays, config, grid)))
-        replies: list[Message] = []
 
-        def receive(batch: list[tuple[int, Message]]) -> bool:
-            replies.extend(reply for _, reply in batch)
-            return False
-
-        exchange(grid, messages, self._timeout, receive)
-        return self.aggregate_evaluate(server_round, replies)
-
-    def _evaluate_centrally(
-        self,
-        server_round: int,
-        result: Result,
-        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None,
-    ) -> None:
-        metrics = evaluate_fn(server_round, result.arrays) if evaluate_fn else None
-        if metrics is not None:
-            logger.info("\tround %d: %s", server_round, dict(metrics))
-            result.evaluate_metrics_serverapp[server_round] = metrics
+def _evaluate_centrally(server_round: int, result: Result, evaluate_fn: Evaluate | None) -> None:
+    metrics = evaluate_fn(server_round, result.arrays) if evaluate_fn else None
+    if metrics is not None:
+        logger.info("\tround %d: %s", server_round, dict(metrics))
+        result.evaluate_metrics_serverapp[server_round] = metrics

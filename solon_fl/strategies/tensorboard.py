@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from solon_fl.errors import ConfigurationError
-from solon_fl.strategies.report import RoundReport
+from solon_fl.strategies.reports import RoundReport
 
 __all__ = ["TensorBoardWriter"]
 

@@ -8,11 +8,11 @@ from flwr.app import Context, Message, MessageType, RecordDict
 from torch import Tensor, nn
 
 from solon_fl.clients import Batch, SolonClientMixin, SolonTask
-from solon_fl.clients.vector import flatten
+from solon_fl.clients.gradient import flatten
 from solon_fl.errors import ConfigurationError
-from solon_fl.simulations._compat import become_server
 from solon_fl.simulations.attacks import Reverse
 from solon_fl.simulations.attacks.mods import attack_mod
+from solon_fl.simulations.run._compat import become_server
 from solon_fl.strategies import buffer_names
 from tests.support import Regression, initial_model, record_of, small_config, train, vector_of
 

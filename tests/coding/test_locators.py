@@ -14,7 +14,7 @@ from solon_fl import (
     SubspaceLocator,
     VandermondeCode,
 )
-from solon_fl.coding.subspace import _hankel_support, power_syndromes
+from solon_fl.coding.locators import _hankel_support, power_syndromes
 from tests.coding.problems import problem_of
 
 LOCATORS: list[Locator] = [ExhaustiveLocator(), SubspaceLocator(), RationalLocator()]
@@ -66,14 +66,14 @@ def test_exchanges_mend_what_noise_did_to_the_null_space(seed: int, monkeypatch:
     rows = sorted(np.random.default_rng(seed).choice(20, 5, replace=False).tolist())
     innocent = [row for row in range(20) if row not in rows]
     wrong = tuple(sorted([*rows[1:], innocent[seed]]))
-    monkeypatch.setattr("solon_fl.coding.subspace._hankel_support", lambda *_: wrong)
+    monkeypatch.setattr("solon_fl.coding.locators._hankel_support", lambda *_: wrong)
     problem = problem_of(FourierCode(byzantine=5, compression=10), dict.fromkeys(rows, 1.0), seed)
     assert SubspaceLocator().locate(problem) == tuple(rows)
 
 
 def test_subspace_returns_the_best_of_its_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
     attempts = iter([((0, 1), 1.0), ((2, 3), 2.0)])  # for two lies, for one; neither within the tolerance
-    monkeypatch.setattr("solon_fl.coding.subspace._exchange", lambda *_: next(attempts))
+    monkeypatch.setattr("solon_fl.coding.locators._exchange", lambda *_: next(attempts))
     assert SubspaceLocator().locate(problem_of(FourierCode(byzantine=2, compression=3), {0: 1.0, 4: 1.0})) == (0, 1)
 
 

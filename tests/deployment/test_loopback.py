@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from solon_fl.clients import Batch
 from solon_fl.simulations.datasets import load_dataset
-from solon_fl.simulations.models import build_model
+from solon_fl.simulations.datasets.models import build_model
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LOOPBACK = [sys.executable, loopback.__file__]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from solon_fl import FourierCode
 from solon_fl.coding.digests import share_digests
-from solon_fl.simulations._compat import become_server
+from solon_fl.simulations.run._compat import become_server
 from solon_fl.strategies.group import GroupRound
 from solon_fl.wire import to_array
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from solon_fl import SolonConfig
 from solon_fl.clients import Batch
-from solon_fl.clients.core import share_reply
+from solon_fl.clients.share import share_reply
 from solon_fl.coding.digests import share_digest, share_digests
 from solon_fl.simulations import InProcessGrid
 from solon_fl.simulations.attacks import RandomGaussian

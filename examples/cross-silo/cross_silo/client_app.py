@@ -8,10 +8,10 @@ from flwr.clientapp.typing import ClientAppCallable
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from solon_fl.clients import Batch, SolonClientMixin, SolonTask, answer_silo_queries
-from solon_fl.simulations.attacks.registry import make_attack_mod
+from solon_fl.clients import Batch, SolonClientMixin, answer_silo_queries
+from solon_fl.simulations.attacks.registry import lie_if_told
 from solon_fl.simulations.datasets import load_dataset
-from solon_fl.simulations.models import build_model
+from solon_fl.simulations.datasets.models import build_model
 
 
 @cache
@@ -43,19 +43,6 @@ def simulate_silos(message: Message, context: Context, call_next: ClientAppCalla
         silos = str(context.run_config["silos"]).split(",")
         context.node_config["silo"] = silos[int(context.node_config["partition-id"]) % len(silos)]
     return call_next(message, context)
-
-
-def lie_if_told(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Attack if the node's config says so, or in a simulation the run's. For trying out: your app has no such mod."""
-    node, run = context.node_config, context.run_config
-    simulated_liar = str(node.get("partition-id")) in str(run["liars"]).split(",")
-    attack = str(node.get("attack") or (run["attack"] if simulated_liar else ""))
-    if not attack:
-        return call_next(message, context)
-    task = SolonTask.from_message(message)
-    own_number = task.group * task.group_size + task.slot
-    mod = make_attack_mod(attack, frozenset({own_number}), seed=task.seed, code=task.make_code())
-    return mod(message, context, call_next)
 
 
 app = ClientApp(mods=[simulate_silos])

@@ -8,7 +8,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from solon_fl import SolonConfig
 from solon_fl.simulations.datasets import load_dataset
-from solon_fl.simulations.models import build_model
+from solon_fl.simulations.datasets.models import build_model
 from solon_fl.strategies import Checkpoints, RoundReport, SolonStrategy
 
 app = ServerApp()

@@ -2,27 +2,13 @@
 
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.clientapp.typing import ClientAppCallable
 
 from own_model.task import Net, load_data
 from own_model.task import train as train_net
 from solon_fl.clients import SolonTask, solon_mod
-from solon_fl.simulations.attacks.registry import make_attack_mod
+from solon_fl.simulations.attacks.registry import lie_if_told
 
 app = ClientApp()
-
-
-def lie_if_told(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Attack if the node's config says so, or in a simulation the run's. For trying out: your app has no such mod."""
-    node, run = context.node_config, context.run_config
-    simulated_liar = str(node.get("partition-id")) in str(run["liars"]).split(",")
-    attack = str(node.get("attack") or (run["attack"] if simulated_liar else ""))
-    if not attack:
-        return call_next(message, context)
-    task = SolonTask.from_message(message)
-    own_number = task.group * task.group_size + task.slot
-    mod = make_attack_mod(attack, frozenset({own_number}), seed=task.seed, code=task.make_code())
-    return mod(message, context, call_next)
 
 
 @app.train(mods=[lie_if_told, solon_mod(returns="model")])

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from solon_fl.coding import LinearCode
+from solon_fl.coding import Code, Decoder
 from solon_fl.coding._types import FloatArray
 from solon_fl.coding.projection import project_rows
 
@@ -55,14 +55,14 @@ class Encoded:
 
     Parameters
     ----------
-    code : LinearCode
+    code : Code
         The code under attack.
     attack : Attack
         Makes the malicious gradient of the true one, which all nodes of a group have in common: one that lives on
         differences between honest nodes (ALIE, Min-Max) leaves it as it is.
     """
 
-    code: LinearCode
+    code: Code
     attack: Attack
     omniscient = True
 
@@ -85,20 +85,20 @@ class NearCodeword:
 
     Parameters
     ----------
-    code : LinearCode
-        The code under attack.
+    decoder : Decoder
+        The decoder under attack.
     size : float
         Norm of a liar's lie (root mean square over the liars), in typical norms.
     """
 
-    code: LinearCode
+    decoder: Decoder
     size: float = 1.0
     omniscient = True
 
     def best_liars(self) -> list[int]:
         """Return the s slots of C that carry most of v."""
         slots, entries = self._singular_vector()
-        order = np.argsort(-np.abs(entries))[: self.code.byzantine]
+        order = np.argsort(-np.abs(entries))[: self.decoder.byzantine]
         return sorted(int(slots[position]) for position in order)
 
     def lies(self, vectors: Tensor, liars: Sequence[int], rng: torch.Generator) -> Tensor:
@@ -113,12 +113,12 @@ class NearCodeword:
 
     def _singular_vector(self) -> tuple[np.ndarray, np.ndarray]:
         """Return C and v, by search over runs of neighbouring slots (the worst sets of the Fourier code)."""
-        size, count = self.code.group_size, 2 * self.code.byzantine
+        size, count = self.decoder.code.group_size, 2 * self.decoder.byzantine
         if size <= 12:
             sets = [np.array(chosen) for chosen in combinations(range(size), count)]
         else:
             sets = [(np.arange(count) + start) % size for start in range(size)]
-        parity = self.code.parity
+        parity = self.decoder.code.parity
         worst = min(sets, key=lambda chosen: float(np.linalg.svd(parity[:, chosen])[1].min()))
         return worst, np.linalg.svd(parity[:, worst])[2][-1]
 
@@ -132,13 +132,13 @@ class OtherGradient:
 
     Parameters
     ----------
-    code : LinearCode
+    code : Code
         The code under attack.
     size : float
         Norm of a liar's lie (root mean square over the liars), in typical norms.
     """
 
-    code: LinearCode
+    code: Code
     size: float = 1.0
     omniscient = True
 
@@ -160,7 +160,7 @@ class PartialCollusion:
     After Borah & Harshan, arXiv:2405.07454: not all adversaries should inject precision noise.
     """
 
-    code: LinearCode
+    decoder: Decoder
     size: float = 100.0
     omniscient = True
 
@@ -169,7 +169,7 @@ class PartialCollusion:
         noise = torch.randn(len(liars), vectors.shape[1], generator=rng, dtype=torch.float64)
         noise *= _typical_norm(vectors) / noise.norm(dim=1, keepdim=True)
         sizes = torch.full((len(liars), 1), self.size, dtype=torch.float64)
-        sizes[: len(liars) // 2] = 3 * self.code.rtol
+        sizes[: len(liars) // 2] = 3 * self.decoder.rtol
         return vectors[list(liars)] + (sizes * noise).to(vectors)
 
 
@@ -210,18 +210,18 @@ class BelowTolerance:
     The lies are w_j times one common vector. If all r shares arrive, the decoder lets a residual |H[:, L] w| pass up to
     sqrt(r) * rtol * scale, where scale is the ((r - k) // 2 + k)-th smallest norm of a share: above it looks again,
     and above three times that it locates. Of all w with that residual this one has the largest effect
-    |pinv(G)[:, L] w| on the gradient. It must do no more than `Decoded.error_bound` and `LinearCode.certificate` say.
+    |pinv(G)[:, L] w| on the gradient. It must do no more than `Decoded.error_bound` and `Decoder.certificate` say.
 
     Parameters
     ----------
-    code : LinearCode
-        The code under attack.
+    decoder : Decoder
+        The decoder under attack.
     size : float
         Residual that the lies leave, in units of what passes: just below 1 is not noticed, as honest shares are
         off by a little float noise, too.
     """
 
-    code: LinearCode
+    decoder: Decoder
     size: float = 0.9
     omniscient = True
 
@@ -238,12 +238,12 @@ class BelowTolerance:
         if not lying:
             return np.zeros(0)
         # With H[:, L] = Q R and y = R w: the unit vector y that maximises |pinv(G)[:, L] R^-1 y|.
-        inverse = np.linalg.pinv(np.linalg.qr(self.code.parity[:, lying], mode="r"))
-        effect = np.linalg.pinv(self.code.generator)[:, lying] @ inverse
+        inverse = np.linalg.pinv(np.linalg.qr(self.decoder.code.parity[:, lying], mode="r"))
+        effect = np.linalg.pinv(self.decoder.code.generator)[:, lying] @ inverse
         return np.asarray(inverse @ np.linalg.svd(effect)[2][0])
 
     def _tolerated(self, vectors: Tensor) -> float:
-        code = self.code
+        code = self.decoder.code
         norms = torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64).sort().values
         scale = float(norms[(code.group_size - code.compression) // 2 + code.compression - 1])
-        return math.sqrt(code.group_size) * code.rtol * scale
+        return math.sqrt(code.group_size) * self.decoder.rtol * scale

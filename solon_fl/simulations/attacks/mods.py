@@ -10,11 +10,12 @@ from flwr.app import Array, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from torch import Tensor
 
+from solon_fl.baselines.draco.task import DRACO_TASK
 from solon_fl.coding.digests import DIGEST_SIZE, share_digest
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.attacks.base import Attack
 from solon_fl.simulations.attacks.labels import FLIP_LABELS
-from solon_fl.task import DIGESTS, DRACO_TASK, TASK, SolonTask
+from solon_fl.task import DIGESTS, TASK, SolonTask
 from solon_fl.wire import to_array, trusted_tensor
 
 __all__ = [

@@ -1,13 +1,17 @@
 """All attacks by name, ready to be put around a ClientApp."""
 
+import warnings
 from collections.abc import Callable, Set
 from dataclasses import dataclass
 
-from flwr.clientapp.typing import Mod
+from flwr.app import Context, Message
+from flwr.clientapp.typing import ClientAppCallable, Mod
 from torch import Tensor
 
-from solon_fl.coding import LinearCode
+from solon_fl.coding import CertificateWarning, Decoder
+from solon_fl.config import make_decoder
 from solon_fl.errors import ConfigurationError
+from solon_fl.task import SolonTask
 
 from .base import Attack
 from .code_aware import BelowTolerance, Encoded, NearCodeword, OtherGradient, PartialCollusion, ProjectionAware, SameLie
@@ -16,10 +20,10 @@ from .omniscient import Alie, FallOfEmpires, InnerProduct, Mimic, MinMax, MinSum
 from .simple import BitFlip, Constant, NotFinite, RandomGaussian, Reverse, SignFlip
 from .tuning import Aggregate
 
-__all__ = ["ATTACKS", "AttackFactory", "NamedAttack", "make_attack_mod"]
+__all__ = ["ATTACKS", "AttackFactory", "NamedAttack", "lie_if_told", "lone_liar_mod", "make_attack_mod"]
 
-AttackFactory = Callable[[Set[int], int, Aggregate | None, LinearCode | None], Mod]
-"""From the numbers of the nodes that lie, a seed, the aggregator under attack, and Solon's code: a mod."""
+AttackFactory = Callable[[Set[int], int, Aggregate | None, Decoder | None], Mod]
+"""From the numbers of the nodes that lie, a seed, the aggregator under attack, and Solon's decoder: a mod."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class NamedAttack:
 
 
 def make_attack_mod(
-    name: str, liars: Set[int], seed: int, aggregate: Aggregate | None = None, code: LinearCode | None = None
+    name: str, liars: Set[int], seed: int, aggregate: Aggregate | None = None, decoder: Decoder | None = None
 ) -> Mod:
     """Return the mod of an attack of `ATTACKS`.
 
@@ -61,7 +65,7 @@ def make_attack_mod(
         What the server makes of the vectors that the nodes send (of coded shares: the decode of one group's), for
         the attacks that are tuned against it. Default: "foe" is tuned against the mean, "min-max" and "min-sum"
         are not tuned.
-    code : LinearCode, optional
+    decoder : Decoder, optional
         Solon's, where the vectors are its shares.
 
     Raises
@@ -72,11 +76,37 @@ def make_attack_mod(
     if name not in ATTACKS:
         raise ConfigurationError(f"attack must be one of {', '.join(ATTACKS)}; got attack={name!r}.")
     attack = ATTACKS[name]
-    if attack.needs_code and code is None:
+    if attack.needs_code and decoder is None:
         raise ConfigurationError(
-            f"attack={name!r} is made against Solon's code; got code=None; use it with strategy='solon'."
+            f"attack={name!r} is made against Solon's code; got decoder=None; use it with strategy='solon'."
         )
-    return attack.factory(liars, seed, aggregate, code)
+    return attack.factory(liars, seed, aggregate, decoder)
+
+
+def lone_liar_mod(name: str, task: SolonTask) -> Mod:
+    """Return the mod of an attack of `ATTACKS` for a node of Solon's that knows its own task and no other liar.
+
+    Of the decoder it supposes what fits its group best: that s is the most that r and k allow.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CertificateWarning)
+        decoder = make_decoder(task.make_code(), (task.group_size - task.compression) // 2, 0, 1e-6)
+    own_number = task.group * task.group_size + task.slot
+    return make_attack_mod(name, frozenset({own_number}), seed=task.seed, decoder=decoder)
+
+
+def lie_if_told(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Attack if the node's config says so: a mod for trying out an app, on a deployment or in a simulation.
+
+    The node's config names the attack ("attack"); in a simulation, where nodes have a partition id, the run's config
+    does, for the partition ids that it lists ("liars", separated by commas).
+    """
+    node, run = context.node_config, context.run_config
+    simulated_liar = str(node.get("partition-id")) in str(run.get("liars", "")).split(",")
+    attack = str(node.get("attack") or (run.get("attack", "") if simulated_liar else ""))
+    if not attack:
+        return call_next(message, context)
+    return lone_liar_mod(attack, SolonTask.from_message(message))(message, context, call_next)
 
 
 def _mean(vectors: Tensor) -> Tensor:
@@ -84,27 +114,27 @@ def _mean(vectors: Tensor) -> Tensor:
 
 
 def _plain(attack: Attack) -> AttackFactory:
-    return lambda liars, seed, aggregate, code: attack_mod(attack, liars, seed)
+    return lambda liars, seed, aggregate, decoder: attack_mod(attack, liars, seed)
 
 
 def _tuned(make: Callable[[Aggregate | None], Attack]) -> AttackFactory:
-    return lambda liars, seed, aggregate, code: attack_mod(make(aggregate), liars, seed)
+    return lambda liars, seed, aggregate, decoder: attack_mod(make(aggregate), liars, seed)
 
 
-def _against_code(make: Callable[[LinearCode], Attack]) -> AttackFactory:
-    def factory(liars: Set[int], seed: int, aggregate: Aggregate | None, code: LinearCode | None) -> Mod:
-        if code is None:
-            raise ConfigurationError("this attack is made against Solon's code; got code=None; pass the code.")
-        return attack_mod(make(code), liars, seed)
+def _against_code(make: Callable[[Decoder], Attack]) -> AttackFactory:
+    def factory(liars: Set[int], seed: int, aggregate: Aggregate | None, decoder: Decoder | None) -> Mod:
+        if decoder is None:
+            raise ConfigurationError("this attack is made against Solon's code; got decoder=None; pass the decoder.")
+        return attack_mod(make(decoder), liars, seed)
 
     return factory
 
 
 def _without_vectors(make: Callable[[Set[int]], Mod]) -> AttackFactory:
-    return lambda liars, seed, aggregate, code: make(liars)
+    return lambda liars, seed, aggregate, decoder: make(liars)
 
 
-def _projection_aware(liars: Set[int], seed: int, aggregate: Aggregate | None, code: LinearCode | None) -> Mod:
+def _projection_aware(liars: Set[int], seed: int, aggregate: Aggregate | None, decoder: Decoder | None) -> Mod:
     # Another seed than the run's, from which a simulated server may draw: no node can know what is drawn later.
     return attack_mod(ProjectionAware(seed=seed + 1), liars, seed)
 
@@ -143,13 +173,15 @@ ATTACKS: dict[str, NamedAttack] = {
     "same-lie": NamedAttack("all liars add one common vector", _plain(SameLie())),
     "constant-encoded": NamedAttack(
         "the shares of a gradient of -100 everywhere",
-        _against_code(lambda code: Encoded(code, Constant())),
+        _against_code(lambda decoder: Encoded(decoder.code, Constant())),
         needs_code=True,
     ),
     "near-codeword": NamedAttack(
         "lies that other nodes' lies would nearly explain", _against_code(NearCodeword), needs_code=True
     ),
-    "other-gradient": NamedAttack("the shares of one other gradient", _against_code(OtherGradient), needs_code=True),
+    "other-gradient": NamedAttack(
+        "the shares of one other gradient", _against_code(lambda decoder: OtherGradient(decoder.code)), needs_code=True
+    ),
     "partial-collusion": NamedAttack(
         "some liars whisper near the tolerance, the others shout", _against_code(PartialCollusion), needs_code=True
     ),

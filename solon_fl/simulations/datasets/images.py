@@ -24,7 +24,7 @@ def fashion_mnist_6k(data_dir: Path | None) -> Dataset:
     if data_dir is not None:
         rule = f"fashion-mnist-6k is embedded and reads no folder; got data_dir={data_dir}"
         raise ConfigurationError(f"{rule}; leave --data-dir out, or choose fashion-mnist for the full set.")
-    file = resources.files("solon_fl.simulations") / "data" / "fashion_mnist_6k.npz"
+    file = resources.files("solon_fl.simulations.datasets") / "data" / "fashion_mnist_6k.npz"
     with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
         train = arrays["train_images"][:, None], arrays["train_labels"]
         test = arrays["test_images"][:, None], arrays["test_labels"]

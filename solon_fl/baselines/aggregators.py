@@ -1,0 +1,199 @@
+"""Aggregators of whole gradients as strategies: Flower's own, and any function of the nodes' gradients."""
+
+import logging
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from torch import Tensor
+
+from solon_fl.baselines.vectors import Layout, VectorStrategy, Verdict
+from solon_fl.strategies.loop import Aggregated, Round, RoundStrategy, Run
+from solon_fl.strategies.model import OptimizerFactory, ServerModel
+from solon_fl.strategies.reports import GroupReport, RoundReport
+from solon_fl.task import ARRAYS
+
+__all__ = ["AggregatorStrategy", "GradientStrategy"]
+
+logger = logging.getLogger("flwr")
+
+
+class AggregatorStrategy(VectorStrategy):
+    """Lets a function aggregate gradients, and steps a torch optimizer with the result.
+
+    Parameters
+    ----------
+    num_nodes : int
+        P, nodes in the run.
+    aggregate : callable
+        Takes the gradients, an (n, d) float32 or float64 tensor, one row a node that sent a valid one, and returns
+        a (d,) tensor: a function of yours, or an object of byzfl, such as ``byzfl.GeometricMedian()``.
+    optimizer, buffers, on_round
+        See `SolonStrategy`.
+
+    Notes
+    -----
+    Nodes send gradients as for `GradientStrategy`, so the same ClientApp serves both. What is malformed or not
+    finite never reaches the function: it is dropped and reported, and n is that much smaller. Several published
+    aggregators return NaN if a single node sends one; here none of them is asked to deal with it.
+    Guarantee: that of the function. If it raises, or what it returns is not finite or has another length, the
+    round is skipped.
+    Memory: the (n, d) matrix beside the replies.
+    """
+
+    def __init__(
+        self,
+        num_nodes: int,
+        aggregate: Callable[[Tensor], Tensor],
+        optimizer: OptimizerFactory,
+        *,
+        buffers: Collection[str] = (),
+        on_round: Callable[[RoundReport], None] | None = None,
+    ) -> None:
+        self.aggregate = aggregate
+        super().__init__(num_nodes, optimizer, buffers=buffers, on_round=on_round)
+
+    def summary(self) -> None:
+        """Log what aggregates."""
+        name = getattr(self.aggregate, "__name__", type(self.aggregate).__name__)
+        logger.info("\t├──> %s on the gradients of %d nodes", name, self.num_nodes)
+
+    def layout(self, model: ServerModel) -> tuple[str, Layout]:
+        """See `VectorStrategy.layout`."""
+        return ARRAYS, model.layout
+
+    def combine(self, sent: Mapping[int, dict[str, Tensor]], model: ServerModel) -> Verdict:
+        """See `VectorStrategy.combine`."""
+        vectors = torch.empty(len(sent), model.dim, dtype=model.vector.dtype)
+        for row, number in zip(vectors, sorted(sent), strict=True):
+            torch.cat([tensor.reshape(-1).to(row.dtype) for tensor in sent[number].values()], out=row)
+        try:
+            direction = torch.as_tensor(self.aggregate(vectors)).to(model.vector)
+        except Exception as error:  # too few vectors left, for one
+            logger.error("The aggregator failed, and the round is skipped: %s: %s", type(error).__name__, error)
+            return None, ()
+        if direction.shape != (model.dim,) or not direction.isfinite().all():
+            logger.error("What the aggregator returned is no finite vector of %d numbers; skipped.", model.dim)
+            return None, ()
+        return direction, ()
+
+
+class GradientStrategy(RoundStrategy["InnerRun"]):
+    """Lets another strategy aggregate gradients, and steps a torch optimizer with the result.
+
+    Flower's strategies replace the model by what they aggregate. Here nodes send gradients (as an ArrayRecord with the
+    model's floating-point entries; where a buffer stands, its change), `inner` aggregates them, and the
+    optimizer steps, just as `SolonStrategy` does: so that all differences in a comparison come from the
+    aggregation. Krum's distances, too, are meant for gradients.
+
+    Parameters
+    ----------
+    inner : Strategy
+        For example ``flwr.serverapp.strategy.MultiKrum(...)``; does everything but the step.
+    optimizer, buffers, on_round
+        See `SolonStrategy`.
+
+    Notes
+    -----
+    Guarantee: that of `inner`, for replies that Flower's own checks let through. One odd reply aborts the run, and
+    one NaN can pass into the model, as they do in Flower.
+    """
+
+    def __init__(
+        self,
+        inner: Strategy,
+        optimizer: OptimizerFactory,
+        *,
+        buffers: Collection[str] = (),
+        on_round: Callable[[RoundReport], None] | None = None,
+    ) -> None:
+        self.inner = inner
+        super().__init__(optimizer, buffers=buffers, on_round=on_round)
+
+    def summary(self) -> None:
+        """Log the inner strategy's settings."""
+        self.inner.summary()
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Leave it to the inner strategy."""
+        return self.inner.configure_evaluate(server_round, arrays, config, grid)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Leave it to the inner strategy."""
+        return self.inner.aggregate_evaluate(server_round, replies)
+
+    def begin(self, model: ServerModel, timeout: float | None, *, follows_up: bool) -> "InnerRun":
+        """See `RoundStrategy.begin`."""
+        return InnerRun(self.inner, model, timeout)
+
+
+class InnerRun(Run):
+    """A run whose nodes the inner strategy chooses, in every round."""
+
+    def __init__(self, inner: Strategy, model: ServerModel, timeout: float | None) -> None:
+        super().__init__(model, timeout)
+        self.inner = inner
+
+    def open_round(self, server_round: int, config: ConfigRecord, grid: Grid) -> "InnerRound":
+        """See `Run.open_round`."""
+        return InnerRound(self, server_round, config, grid)
+
+
+class InnerRound(Round[int]):
+    """One round; messages are numbered as the inner strategy returns them."""
+
+    def __init__(self, run: InnerRun, server_round: int, config: ConfigRecord, grid: Grid) -> None:
+        self._run = run
+        self._round = server_round
+        self._config = config
+        self._grid = grid
+        self._nodes: dict[int, int] = {}  # ids, by message
+        self._replies: dict[int, Message] = {}
+
+    def messages(self, arrays: ArrayRecord) -> dict[int, Message]:
+        """See `Round.messages`; they are the inner strategy's."""
+        messages = dict(enumerate(self._run.inner.configure_train(self._round, arrays, self._config, self._grid)))
+        self._nodes = {key: message.metadata.dst_node_id for key, message in messages.items()}
+        return messages
+
+    def receive(self, batch: list[tuple[int, Message]]) -> bool:
+        """See `Round.receive`."""
+        self._replies.update(batch)
+        return len(self._replies) == len(self._nodes)
+
+    def close(self) -> Aggregated:
+        """See `Round.close`; the inner strategy aggregates the gradients."""
+        replies, self._replies = self._replies, {}
+        bytes_in = sum(_size(reply) for reply in replies.values())
+        report = self._report(replies)
+        gradient, _ = self._run.inner.aggregate_train(self._round, list(replies.values()))
+        direction = None if gradient is None else self._run.model.to_vector(gradient)
+        return Aggregated(direction=direction, groups=(report,), bytes_in=bytes_in)
+
+    def _report(self, replies: dict[int, Message]) -> GroupReport:
+        """Report who answered; whether what they sent is true, nobody knows here."""
+        return GroupReport(
+            group=0,
+            nodes=tuple(sorted(self._nodes.values())),
+            status="clean",
+            corrupt_nodes=(),
+            silent_nodes=tuple(node_id for key, node_id in self._nodes.items() if key not in replies),
+            malformed_nodes={
+                self._nodes[key]: str(reply.error.reason)[:300] for key, reply in replies.items() if reply.has_error()
+            },
+            residual=0.0,
+            tolerance=math.inf,
+            error_bound=math.inf,
+        )
+
+
+def _size(reply: Message) -> int:
+    """Return the bytes of a reply's arrays."""
+    if reply.has_error():
+        return 0
+    return sum(len(array.data) for record in reply.content.array_records.values() for array in record.values())

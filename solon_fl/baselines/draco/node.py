@@ -1,0 +1,57 @@
+"""The node's part of Draco."""
+
+import torch
+from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import Mod
+from torch import Tensor
+
+from solon_fl.baselines.draco.task import DracoTask
+from solon_fl.clients.mixin import SolonClientMixin
+from solon_fl.task import ARRAYS, SHARE, Batch
+from solon_fl.wire import to_array
+
+__all__ = ["draco_client_app"]
+
+
+def draco_client_app(client: SolonClientMixin, mods: list[Mod] | None = None) -> ClientApp:
+    """Return the ClientApp that serves a Solon client to `DracoStrategy`: the same model and the same `batch_loss`.
+
+    Parameters
+    ----------
+    client : SolonClientMixin
+        Its `mean_gradient` is called with the batches that Draco's code gives this node.
+    mods : list of Flower mods, optional
+        Put around training.
+
+    Notes
+    -----
+    Cost: 2 s + 1 batches or more a round. With the cyclic code every batch's gradient is weighted by a complex
+    number of its own: they are computed one by one, and the reply is a (2, d) array, real and imaginary part.
+    """
+    app = ClientApp()
+
+    @app.train(mods=mods)
+    def train(message: Message, context: Context) -> Message:
+        task = DracoTask.from_message(message)
+        vector = _encoded(client, task, message.content.array_records[ARRAYS], context)
+        return Message(RecordDict({SHARE: ArrayRecord({SHARE: to_array(vector)})}), reply_to=message)
+
+    return app
+
+
+def _encoded(client: SolonClientMixin, task: DracoTask, arrays: ArrayRecord, context: Context) -> Tensor:
+    """Return the weighted sum of the gradients of the node's batches."""
+    code = task.make_code()
+    batches = [Batch(task.seed, task.round, number) for number in code.batches(task.number)]
+    if not code.is_complex:  # equal weights
+        return client.mean_gradient(arrays, batches, task.buffers, context)
+    total: Tensor | None = None
+    for batch, weight in zip(batches, code.weights(task.number), strict=True):
+        gradient = client.mean_gradient(arrays, [batch], task.buffers, context)
+        if total is None:
+            total = torch.zeros(2, gradient.numel(), dtype=gradient.dtype, device=gradient.device)
+        total[0].add_(gradient, alpha=float(weight.real))
+        total[1].add_(gradient, alpha=float(weight.imag))
+    assert total is not None
+    return total

@@ -1,0 +1,182 @@
+"""Draco's repetition code: majority votes."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from solon_fl.baselines.draco.code import FAILED, DracoCode, DracoDecoded, smallest_norm, weighted_sum
+from solon_fl.coding._types import FloatArray
+from solon_fl.coding.projection import BLOCK
+from solon_fl.coding.screening import LARGEST_NORM
+
+__all__ = ["RepetitionCode"]
+
+NARROW_BLOCK = 1024
+WIDE_BLOCK = 65_536  # numbers compared at once: with those they are compared to, half a MB
+
+
+class RepetitionCode(DracoCode):
+    """Draco's repetition code: groups of 2s + 1 or more nodes compute the same batches, and vote.
+
+    The nodes are cut into n // (2s + 1) groups of consecutive numbers, as equal as possible. A group's batches have
+    the numbers of its nodes, and each of its nodes sends their mean gradient. See `DracoCode` for parameters and
+    errors.
+
+    Notes
+    -----
+    Guarantee: as long as honest vectors of a group are within rtol of each other (relative to their norm) and at most
+    s of its nodes lie, whatever they know and send, the group's vector is within rtol of an honest one, every node
+    further than 2 rtol from it is named, and no honest node is. A lie closer than that may be taken or pass unnamed.
+    s + 1 liars who send the same vector win their group; a group without s + 1 that agree fails the decode.
+    Cost: n d comparisons if the honest vectors of a group are identical, on average less than 2 n d whatever liars
+    send. A group of g nodes whose honest vectors differ costs g^2 d / 2 multiply-adds.
+    Differs from the paper: voting tolerates float noise; group sizes need not divide n.
+
+    References
+    ----------
+    Chen et al., "DRACO", ICML 2018, section 4 (repetition code, majority vote).
+    """
+
+    is_complex = False
+
+    @cached_property
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """The nodes (and batches) of each group."""
+        num_groups = self.num_nodes // (2 * self.byzantine + 1)
+        return tuple(tuple(part.tolist()) for part in np.array_split(np.arange(self.num_nodes), num_groups))
+
+    def batches(self, node: int) -> tuple[int, ...]:
+        """Return the numbers of the group's nodes."""
+        return next(group for group in self.groups if node in group)
+
+    def weights(self, node: int) -> npt.NDArray[np.complex128]:
+        """Return 1 / size, once for each node of the group."""
+        size = len(self.batches(node))
+        return np.full(size, 1 / size, dtype=np.complex128)
+
+    def _decode(self, vectors: dict[int, Tensor], generator: torch.Generator | None) -> DracoDecoded:
+        fresh = np.random.default_rng(None if generator is None else int(torch.randint(2**62, (), generator=generator)))
+        elected, corrupt, residual, tolerance = [], set(range(self.num_nodes)), 0.0, 0.0
+        for group in self.groups:
+            members = {node: vectors[node] for node in group if node in vectors}
+            vote = self._vote_of_identical(members, fresh) or self._vote_of_near(members)
+            if vote is None:
+                return FAILED
+            corrupt -= set(vote.agreeing)
+            elected.append((len(group) / self.num_nodes, vote.winner))
+            residual, tolerance = max(residual, *vote.agreeing.values()), max(tolerance, vote.limit)
+        weights, winners = zip(*elected, strict=True)
+        return DracoDecoded(
+            gradient=weighted_sum(np.array(weights), winners),
+            corrupt_nodes=tuple(sorted(corrupt)),
+            residual=residual,
+            tolerance=tolerance,
+        )
+
+    def _vote_of_identical(self, members: dict[int, Tensor], fresh: np.random.Generator) -> "_Vote | None":
+        """Return the vote for a vector that s + 1 nodes have sent, number for number; None if there is none.
+
+        Nodes of the same hardware and software agree so. A candidate is drawn, and whoever equals it set aside with
+        it: if most are honest, few candidates are looked at, and no node can arrange to be the first.
+        """
+        undecided = fresh.permutation(list(members)).tolist()
+        while len(undecided) > self.byzantine:
+            winner = members[undecided[0]]
+            others = _equal(winner, {node: members[node] for node in undecided[1:]})
+            size = _norm(winner) if len(others) >= self.byzantine else math.inf
+            if size < LARGEST_NORM:
+                limit = 2 * (self.rtol * size + smallest_norm(winner))
+                agreeing = dict.fromkeys([undecided[0], *others], 0.0)
+                rest = {node: vector for node, vector in members.items() if node not in agreeing}
+                distances = _distances(list(rest.values()), winner, limit)
+                near = {node: away for node, away in zip(rest, distances, strict=True) if away <= limit}
+                return _Vote(winner=winner, agreeing=agreeing | near, limit=limit)
+            undecided = [node for node in undecided[1:] if node not in others]
+        return None
+
+    def _vote_of_near(self, members: dict[int, Tensor]) -> "_Vote | None":
+        """Return the vote for a vector that s others are within rtol of; None if there is none.
+
+        Candidates come in the order of the distance to their s-th nearest, the least first: all within it but s are
+        honest.
+        """
+        if len(members) <= self.byzantine:
+            return None
+        nodes = list(members)
+        norms, apart = _all_distances(list(members.values()))
+        radii = np.partition(apart, self.byzantine, axis=1)[:, self.byzantine]
+        for candidate in np.argsort(radii, kind="stable").tolist():
+            winner = members[nodes[candidate]]
+            limit = self.rtol * float(norms[candidate]) + smallest_norm(winner)
+            if radii[candidate] <= limit and norms[candidate] < LARGEST_NORM:
+                agreeing = {
+                    nodes[row]: float(apart[candidate, row]) for row in np.flatnonzero(apart[candidate] <= 2 * limit)
+                }
+                return _Vote(winner=winner, agreeing=agreeing, limit=2 * limit)
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Vote:
+    """What a group elected."""
+
+    winner: Tensor
+    agreeing: dict[int, float]  # distance by node, of those not further than the limit
+    limit: float
+
+
+def _equal(centre: Tensor, vectors: dict[int, Tensor]) -> set[int]:
+    """Return the nodes whose vectors equal the centre in every entry."""
+    equal = set(vectors)
+    start, stop = 0, NARROW_BLOCK  # most that differ do so at once
+    while equal and start < centre.numel():
+        block = centre[start:stop]
+        equal = {node for node in equal if _is_equal(vectors[node][start:stop], block)}
+        start, stop = stop, stop + WIDE_BLOCK
+    return equal
+
+
+def _is_equal(one: Tensor, other: Tensor) -> bool:
+    # On a CPU numpy's comparison takes half the time of torch's.
+    return np.array_equal(one.numpy(), other.numpy()) if one.device.type == "cpu" else torch.equal(one, other)
+
+
+def _norm(vector: Tensor) -> float:
+    """Return |vector|, in float64."""
+    starts = range(0, vector.numel(), BLOCK)
+    return math.hypot(*(float(torch.linalg.vector_norm(vector[start : start + BLOCK].double())) for start in starts))
+
+
+def _distances(vectors: Sequence[Tensor], centre: Tensor, limit: float) -> list[float]:
+    """Return |vector - centre| for each, in float64; of those above the limit only a part that is above it, too."""
+    squares = [0.0] * len(vectors)
+    near = list(range(len(vectors)))
+    for start in range(0, centre.numel(), BLOCK):
+        block = centre[start : start + BLOCK].double()
+        for row in near:
+            difference = vectors[row][start : start + BLOCK] - block
+            squares[row] += float(difference @ difference)
+        near = [row for row in near if squares[row] <= limit * limit]
+        if not near:
+            break
+    return [math.sqrt(square) for square in squares]
+
+
+def _all_distances(vectors: Sequence[Tensor]) -> tuple[FloatArray, FloatArray]:
+    """Return the norms, (N,), and all distances, (N, N), in float64; those of vectors that are not finite are inf."""
+    first, second = np.triu_indices(len(vectors), 1)
+    norms = np.zeros(len(vectors))
+    squares = np.zeros(len(first))
+    for start in range(0, vectors[0].numel(), BLOCK):
+        block = torch.stack([vector[start : start + BLOCK] for vector in vectors]).double()
+        norms = np.hypot(norms, torch.linalg.vector_norm(block, dim=1).cpu().numpy())
+        squares += torch.nn.functional.pdist(block).square().cpu().numpy()
+    apart = np.zeros((len(vectors), len(vectors)))
+    apart[first, second] = apart[second, first] = np.sqrt(squares)
+    return norms, np.nan_to_num(apart, nan=math.inf, posinf=math.inf)

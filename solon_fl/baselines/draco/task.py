@@ -1,0 +1,72 @@
+"""What the server asks of one node in one round of Draco."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, get_args
+
+from flwr.app import ConfigRecord, Message
+
+from solon_fl.baselines.draco.code import DracoCode
+from solon_fl.baselines.draco.cyclic import CyclicCode
+from solon_fl.baselines.draco.repetition import RepetitionCode
+from solon_fl.checks import check_one_of
+from solon_fl.task import task_values
+
+__all__ = ["DRACO_TASK", "DracoCodeName", "DracoTask", "make_draco_code"]
+
+DRACO_TASK = "draco"  # server -> node: a DracoTask
+DracoCodeName = Literal["repetition", "cyclic"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DracoTask:
+    """A node's work in one round of Draco.
+
+    Attributes
+    ----------
+    round, number : int
+        Server round (from 1), and the node's number, from 0.
+    seed : int
+        Of the run.
+    buffers : tuple of str
+        Entries of the model that no gradient moves: their change is encoded.
+    code, num_nodes, byzantine
+        See `DracoStrategy`.
+    """
+
+    round: int
+    number: int
+    seed: int
+    code: DracoCodeName
+    num_nodes: int
+    byzantine: int
+    buffers: tuple[str, ...] = ()
+
+    def make_code(self) -> DracoCode:
+        """Return the code."""
+        return make_draco_code(self.code, self.num_nodes, self.byzantine)
+
+    def to_record(self) -> ConfigRecord:
+        """Return the task as a Flower record, a new one for every node."""
+        values: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
+        values["buffers"] = list(self.buffers)
+        return ConfigRecord(values)
+
+    @classmethod
+    def from_message(cls, message: Message) -> "DracoTask":
+        """Return the task that a message from the server carries.
+
+        Raises
+        ------
+        ConfigurationError
+            If there is none, or it is not one that this version understands.
+        """
+        texts = {"code": get_args(DracoCodeName)}
+        return cls(**task_values(message, DRACO_TASK, "DracoStrategy", cls.__slots__, texts))
+
+
+@lru_cache(maxsize=8)
+def make_draco_code(name: DracoCodeName, num_nodes: int, byzantine: int) -> DracoCode:
+    """Return the code of that name and those parameters (one object per set of parameters and process)."""
+    check_one_of("code", name, get_args(DracoCodeName))
+    return (RepetitionCode if name == "repetition" else CyclicCode)(num_nodes, byzantine)

@@ -1,0 +1,143 @@
+"""What the baselines share: numbered nodes without coded groups, each of which sends the same arrays."""
+
+import logging
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from solon_fl.checks import check_whole
+from solon_fl.strategies.loop import Aggregated, Round, RoundStrategy, Run
+from solon_fl.strategies.model import OptimizerFactory, ServerModel
+from solon_fl.strategies.replies import Layout, Unusable, read, read_arrays
+from solon_fl.strategies.reports import GroupReport, RoundReport
+from solon_fl.strategies.roster import wait_for_nodes
+from solon_fl.task import ARRAYS, CONFIG
+
+__all__ = ["Layout", "VectorStrategy", "Verdict"]
+
+Verdict = tuple[Tensor | None, tuple[int, ...]]  # the direction, (d,), and the numbers of the nodes held to lie
+Sent = Mapping[int, dict[str, Tensor]]  # the arrays of each node, by its number
+logger = logging.getLogger("flwr")
+
+
+class VectorStrategy(RoundStrategy["VectorRun"]):
+    """Nodes numbered 0 to P - 1 send arrays of a known layout; subclasses combine them.
+
+    Their order is that of registered names, then of Flower's ids. Whatever else a node sends, it counts as having sent
+    nothing, and is logged and reported.
+
+    Parameters
+    ----------
+    num_nodes : int
+        P, nodes in the run.
+    optimizer, buffers, on_round
+        See `SolonStrategy`.
+    """
+
+    def __init__(
+        self,
+        num_nodes: int,
+        optimizer: OptimizerFactory,
+        *,
+        buffers: Collection[str] = (),
+        on_round: Callable[[RoundReport], None] | None = None,
+    ) -> None:
+        check_whole("num_nodes", num_nodes, 1)
+        self.num_nodes = num_nodes
+        super().__init__(optimizer, buffers=buffers, on_round=on_round)
+
+    @abstractmethod
+    def layout(self, model: ServerModel) -> tuple[str, Layout]:
+        """Return the name of the record in a reply, and its arrays."""
+
+    @abstractmethod
+    def combine(self, sent: Sent, model: ServerModel) -> Verdict:
+        """Return what the arrays of the nodes that sent some amount to. They must not be written to."""
+
+    def task(self, server_round: int, number: int, model: ServerModel) -> dict[str, ConfigRecord]:
+        """Return what node `number` is told beside model and config."""
+        return {}
+
+    def begin(self, model: ServerModel, timeout: float | None, *, follows_up: bool) -> "VectorRun":
+        """See `RoundStrategy.begin`."""
+        return VectorRun(self, model, timeout)
+
+
+class VectorRun(Run):
+    """A run whose nodes are those that were there when it began."""
+
+    def __init__(self, strategy: VectorStrategy, model: ServerModel, timeout: float | None) -> None:
+        super().__init__(model, timeout)
+        self.strategy = strategy
+        self._nodes: list[int] = []  # ids, by number
+
+    def open_round(self, server_round: int, config: ConfigRecord, grid: Grid) -> "VectorRound":
+        """See `Run.open_round`; the first call waits for the nodes."""
+        if not self._nodes:
+            found = wait_for_nodes(grid, self.strategy.num_nodes, self.timeout)
+            self._nodes = [node.node_id for node in found[: self.strategy.num_nodes]]
+        return VectorRound(self, server_round, config, self._nodes)
+
+
+class VectorRound(Round[int]):
+    """One round; messages have the node's number for a key."""
+
+    def __init__(self, run: VectorRun, server_round: int, config: ConfigRecord, nodes: list[int]) -> None:
+        self._run = run
+        self._round = server_round
+        self._config = config
+        self._nodes = nodes
+        name, layout = run.strategy.layout(run.model)
+        self._reader = partial(read_arrays, name=name, layout=layout)
+        self._sent: dict[int, dict[str, Tensor]] = {}
+        self._malformed: dict[int, str] = {}
+
+    def messages(self, arrays: ArrayRecord) -> dict[int, Message]:
+        """See `Round.messages`."""
+        run, messages = self._run, {}
+        for number, node_id in enumerate(self._nodes):
+            settings = ConfigRecord({**self._config, "server-round": self._round})
+            task = run.strategy.task(self._round, number, run.model)
+            content = RecordDict({ARRAYS: arrays, CONFIG: settings, **task})
+            messages[number] = Message(content, node_id, MessageType.TRAIN, ttl=run.timeout, group_id=str(self._round))
+        return messages
+
+    def receive(self, batch: list[tuple[int, Message]]) -> bool:
+        """See `Round.receive`; the first reply of a node counts."""
+        for number, reply in batch:
+            if number in self._sent or number in self._malformed:
+                continue
+            found = read(reply, self._reader)
+            if isinstance(found, Unusable):
+                self._malformed[number] = found.reason
+                logger.warning("Node %d: unusable: %s", self._nodes[number], found.reason)
+            else:
+                self._sent[number] = found
+        return len(self._sent) + len(self._malformed) == len(self._nodes)
+
+    def close(self) -> Aggregated:
+        """See `Round.close`."""
+        sent, self._sent = self._sent, {}
+        run = self._run
+        direction, liars = run.strategy.combine(sent, run.model) if sent else (None, ())
+        status = "undecodable" if direction is None else "corrected" if liars else "clean"
+        report = GroupReport(
+            group=0,
+            nodes=tuple(self._nodes),
+            status=status,
+            corrupt_nodes=tuple(self._nodes[number] for number in liars if number in sent),
+            silent_nodes=tuple(
+                node_id for number, node_id in enumerate(self._nodes) if number not in {*sent, *self._malformed}
+            ),
+            malformed_nodes={self._nodes[number]: reason for number, reason in self._malformed.items()},
+            residual=0.0,
+            tolerance=math.inf,
+            error_bound=math.inf,
+        )
+        bytes_in = sum(tensor.numel() * tensor.element_size() for arrays in sent.values() for tensor in arrays.values())
+        return Aggregated(direction=direction, groups=(report,), bytes_in=bytes_in)

@@ -1,0 +1,125 @@
+"""What `solon-fl plan` says of liars counted in all, and nodes that are regrouped every round."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from rich import box
+from rich.table import Table
+
+from solon_fl.simulations.plan.overflow import least_byzantine, overflow_in_run, overflow_probability
+from solon_fl.simulations.plan.planner import LARGEST_GROUP, Choice, Plan
+
+__all__ = ["Regrouping"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Regrouping:
+    """The run asked about.
+
+    Attributes
+    ----------
+    liars : int
+        b, among all nodes.
+    rounds : int
+        Of the run; the places are drawn anew in every one.
+    risk : float
+        Accepted probability that in some round some group has more than s liars.
+    """
+
+    liars: int
+    rounds: int
+    risk: float
+
+    def overflow(self, choice: Choice) -> tuple[float, float]:
+        """Return the probability that some group has more than s liars, in a round and in the run."""
+        once = overflow_probability(choice.num_nodes, choice.group_size, choice.byzantine, self.liars)
+        return once, overflow_in_run(once, self.rounds)
+
+    def least_byzantine(self, num_nodes: int, group_size: int) -> int:
+        """Return the smallest s that is within the risk, whether or not groups of that size bear it."""
+        return least_byzantine(num_nodes, group_size, self.liars, self.rounds, self.risk)
+
+    def quickest(self, planned: Plan) -> Choice | None:
+        """Return the choice with the shortest round among those within the risk that are not void, if there is one."""
+        within = (choice for choice in planned.choices if self.overflow(choice)[1] <= self.risk)
+        return next((choice for choice in within if not choice.is_void), None)
+
+    def enough(self, planned: Plan) -> tuple[int, list[int]] | None:
+        """Return the smallest s within the risk over all group sizes that bear it, and those sizes; None if none."""
+        sizes: dict[int, list[int]] = {}
+        for size in range(1, LARGEST_GROUP + 1):
+            if planned.num_nodes % size == 0:
+                least = self.least_byzantine(planned.num_nodes, size)
+                if _bears(size, least, planned.best.stragglers):
+                    sizes.setdefault(least, []).append(size)
+        return (min(sizes), sizes[min(sizes)]) if sizes else None
+
+    def table(self, shown: Collection[Choice]) -> Table:
+        """Return a table with a row for every group size shown: the probabilities don't depend on k."""
+        table = Table(
+            title=f"{self.liars} liars in all, regrouped every round",
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+        )
+        columns = (
+            "r",
+            "s",
+            "groups",
+            "more than s\nin a round",
+            f"in {self.rounds:,}\nrounds",
+            "least s for\nthe risk",
+        )
+        for heading in columns:
+            table.add_column(heading, justify="right", no_wrap=True)
+        for size, choice in sorted({choice.group_size: choice for choice in shown}.items()):
+            once, in_run = self.overflow(choice)
+            least = self.least_byzantine(choice.num_nodes, size)
+            table.add_row(
+                str(size),
+                str(choice.byzantine),
+                str(choice.num_groups),
+                _probability(once),
+                _probability(in_run),
+                str(least) if _bears(size, least, choice.stragglers) else f"[dim]{least} (needs larger r)[/]",
+                style="bold green" if in_run <= self.risk else "",
+            )
+        return table
+
+    def sentence(self, planned: Plan) -> str:
+        """Return which s will do, or that none will."""
+        enough = self.enough(planned)
+        if enough is None:
+            return (
+                f"[bold]No s that groups of up to {LARGEST_GROUP} nodes bear keeps the probability over "
+                f"{self.rounds:,} rounds within {self.risk:g}[/] (--risk): use more nodes, or trust fewer."
+            )
+        least, sizes = enough
+        byzantine = planned.best.byzantine
+        then = "as planned" if least == byzantine else f"plan again with --byzantine {least}"
+        fixed = (
+            "So regrouping gains nothing here: fixed groups need no larger s, whoever lies."
+            if least == self.liars
+            else f"Fixed groups need s = {self.liars} against an attacker who picks which nodes to corrupt."
+        )
+        chosen = self.quickest(planned)
+        quickest = ""
+        if chosen is not None:
+            quickest = (
+                f" With s = {byzantine}, the shortest round within the risk takes {chosen.seconds.total:.3g} s: "
+                f"r = {chosen.group_size}, k = {chosen.compression}."
+            )
+        return (
+            f"[bold]Regrouped every round, s = {least} is the smallest[/] that some group exceeds in {self.rounds:,} "
+            f"rounds with a probability of at most {self.risk:g} (--risk), in groups of r = "
+            f"{', '.join(map(str, sizes))}: {then}. {fixed}{quickest}"
+        )
+
+
+def _bears(group_size: int, byzantine: int, stragglers: int) -> bool:
+    """Return whether r allows such an s, with k = 1 at least."""
+    return group_size >= 2 * byzantine + stragglers + 1
+
+
+def _probability(value: float) -> str:
+    return "0" if value == 0 else f"{value:.1e}" if value < 0.01 else f"{value:.2f}"

@@ -1,0 +1,1 @@
+"""Comparing strategies under attacks: grids of runs, their results, and the report."""

@@ -1,0 +1,1 @@
+"""Planning: which group size and compression make a round shortest."""

@@ -1,0 +1,170 @@
+"""How long the server decodes, measured here: what the planner reckons with."""
+
+import os
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import numpy as np
+import torch
+
+from solon_fl.baselines import CyclicCode, RepetitionCode
+from solon_fl.coding import CertificateWarning
+from solon_fl.config import CodeName, make_code, make_decoder
+from solon_fl.errors import ConfigurationError
+
+__all__ = ["Kind", "MeasuredServer", "ServerSeconds"]
+
+Kind = Literal["solon", "no defence", "draco-repetition", "draco-cyclic"]
+# (kind, num_nodes, group_size, compression, dim) -> seconds of the server in one round
+ServerSeconds = Callable[[Kind, int, int, int, int], float]
+
+MEASURED_GROUP = 64  # nodes of the largest group that is decoded to be timed
+MEASURED_NODES = 128  # of Draco's codes, likewise
+MEASURED_COLUMNS = (1_000, 250_000)
+MEASURED_COMPRESSION = 10
+MEASURED_VECTORS = 16
+
+
+class MeasuredServer:
+    """The server's seconds, measured in this process on random vectors.
+
+    Parameters
+    ----------
+    byzantine : int
+        s: as many shares are lies, in every group.
+    code, rtol
+        Of the `SolonConfig`.
+    share_bytes : 4 or 8
+        Of one entry of a share.
+    threads : int
+        Of torch while it measures.
+
+    Notes
+    -----
+    Solon: a decode is timed (median of three, after a first one that fills caches) at 1,000 and 250,000 columns (fewer
+    in groups of more than 16 nodes), once for every group size, with k = 10 or the largest that fits: a decode takes a
+    part that does not depend on m (locating) and one that is linear in m and hardly depends on k. Groups of
+    more than 64 nodes are not decoded but extrapolated: the columns by r, locating by r^4. Averaging the groups is
+    added.
+    Draco: the same with one group of its repetition code, or all nodes of its cyclic code (more than 128 are
+    extrapolated by their number). Honest vectors of a group are identical, as on equal machines: the repetition
+    code's votes take several times as long where they differ by float noise.
+    No defence: averaging is timed on 16 vectors, and taken to be linear in their length and number.
+    """
+
+    def __init__(
+        self,
+        *,
+        byzantine: int,
+        code: CodeName = "fourier",
+        rtol: float = 1e-6,
+        share_bytes: int = 4,
+        threads: int = 1,
+    ) -> None:
+        check_threads(threads)
+        self.byzantine = byzantine
+        self.code: CodeName = code
+        self.rtol = rtol
+        self.dtype = torch.float32 if share_bytes == 4 else torch.float64
+        self.threads = threads
+        self._decoding: dict[tuple[Kind, int], tuple[float, float]] = {}  # by group size: seconds, and seconds a column
+        self._averaging: float | None = None  # seconds a number
+
+    def __call__(self, kind: Kind, num_nodes: int, group_size: int, compression: int, dim: int) -> float:
+        """Return the server's seconds in one round."""
+        if kind == "no defence":
+            return self._average(num_nodes * dim)
+        measured = min(group_size, MEASURED_GROUP if kind == "solon" else MEASURED_NODES)
+        if (kind, measured) not in self._decoding:
+            measure = self._measure_decoding if kind == "solon" else self._measure_draco
+            self._decoding[kind, measured] = measure(kind, measured)
+        fixed, per_column = self._decoding[kind, measured]
+        if kind != "solon":
+            return num_nodes / measured * (fixed + per_column * dim)
+        growth = group_size / measured
+        num_groups = num_nodes // group_size
+        decode = growth**4 * fixed + growth * per_column * -(-dim // compression)
+        return num_groups * decode + self._average(num_groups * dim)
+
+    def _average(self, numbers: int) -> float:
+        if self._averaging is None:
+            vectors = list(torch.ones(MEASURED_VECTORS, MEASURED_COLUMNS[1], dtype=self.dtype))
+            total = torch.zeros_like(vectors[0])
+
+            def average() -> None:
+                for vector in vectors:
+                    total.add_(vector)
+                total.div_(len(vectors))
+
+            with _threads(self.threads):
+                self._averaging = _median_seconds(average) / (MEASURED_VECTORS * MEASURED_COLUMNS[1])
+        return self._averaging * numbers
+
+    def _measure_draco(self, kind: Kind, size: int) -> tuple[float, float]:
+        lies = min(self.byzantine, (size - 1) // 2)
+        code = CyclicCode(size, lies) if kind == "draco-cyclic" else RepetitionCode(size, lies)
+        rng = torch.Generator().manual_seed(0)
+        many = min(MEASURED_COLUMNS[1], MEASURED_COLUMNS[1] * 8 // size)
+        if isinstance(code, CyclicCode):
+            weights = np.stack([code.matrix.real, code.matrix.imag], axis=1).reshape(2 * size, size)
+            gradients = torch.randn(size, many, dtype=self.dtype, generator=rng)
+            vectors = (torch.from_numpy(weights).to(self.dtype) @ gradients).view(size, 2, many)
+        else:
+            vectors = torch.randn(many, dtype=self.dtype, generator=rng).repeat(size, 1)
+        vectors[:lies] = torch.randn(vectors[:lies].shape, dtype=self.dtype, generator=rng)
+        return self._time(lambda columns: code.decode(dict(enumerate(vectors[..., :columns])), generator=rng), many)
+
+    def _measure_decoding(self, kind: Kind, size: int) -> tuple[float, float]:
+        lies = min(self.byzantine, (size - 1) // 2)
+        compression = min(MEASURED_COMPRESSION, size - 2 * lies)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CertificateWarning)
+            decoder = make_decoder(make_code(self.code, size, compression), lies, 0, self.rtol)
+        rng = torch.Generator().manual_seed(0)
+        many = min(MEASURED_COLUMNS[1], MEASURED_COLUMNS[1] * 16 // size)  # as many numbers for every size
+        shares = torch.from_numpy(decoder.code.generator).to(self.dtype) @ torch.randn(
+            compression, many, dtype=self.dtype, generator=rng
+        )
+        shares[:lies] = torch.randn(lies, many, dtype=self.dtype, generator=rng)
+        return self._time(lambda columns: decoder.decode(shares[:, :columns], generator=rng), many)
+
+    def _time(self, decode: Callable[[int], object], many: int) -> tuple[float, float]:
+        """Return the seconds of a decode that do not depend on the number of columns, and those of one column."""
+        few = MEASURED_COLUMNS[0]
+        with _threads(self.threads):
+            short = _median_seconds(lambda: decode(few))
+            long = _median_seconds(lambda: decode(many))
+        per_column = max(long - short, 0.0) / (many - few)
+        return max(short - few * per_column, 0.0), per_column
+
+
+def check_threads(threads: int) -> None:
+    """Raise ConfigurationError if torch can't have so many threads."""
+    most = 4 * (os.cpu_count() or 1)
+    if not 1 <= threads <= most:
+        raise ConfigurationError(f"threads must be from 1 to {most} on this machine; got threads={threads}.")
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _median_seconds(work: Callable[[], object]) -> float:
+    """Return the median of three runs, after one that does not count."""
+    work()
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)

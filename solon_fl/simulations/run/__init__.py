@@ -1,0 +1,1 @@
+"""Running one scenario: nodes, strategies, engines, and what comes of it."""

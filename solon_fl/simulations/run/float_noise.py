@@ -1,0 +1,145 @@
+"""Calibrating the nodes of a scenario, of which some compute in another way than others: float noise that is real."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message
+from flwr.clientapp.typing import ClientAppCallable, Mod
+from flwr.serverapp import Grid, ServerApp
+
+from solon_fl.clients import SolonTask
+from solon_fl.errors import ConfigurationError, SolonError
+from solon_fl.simulations.attacks.registry import lone_liar_mod
+from solon_fl.simulations.datasets import load_dataset
+from solon_fl.simulations.datasets.models import build_model
+from solon_fl.simulations.run.engine import run_apps
+from solon_fl.simulations.run.nodes import ImageClient
+from solon_fl.simulations.run.scenario import Scenario
+from solon_fl.strategies import Calibration, buffer_names, calibrate
+from solon_fl.wire import to_array
+
+__all__ = ["Kernels", "NodeKind", "calibrate_scenario"]
+
+Kernels = Literal["onednn", "native"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeKind:
+    """What decides in which order a node adds up numbers, and so what rounding does to its sums.
+
+    Attributes
+    ----------
+    threads : int
+        Of torch.
+    kernels : "onednn" or "native"
+        Which of torch's CPU kernels compute.
+    """
+
+    threads: int = 1
+    kernels: Kernels = "onednn"
+
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise ConfigurationError(f"threads must be a whole number >= 1; got threads={self.threads}.")
+        if self.kernels not in get_args(Kernels):
+            raise ConfigurationError(
+                f"kernels must be one of {', '.join(get_args(Kernels))}; got kernels={self.kernels!r}."
+            )
+
+
+def calibrate_scenario(
+    scenario: Scenario, kinds: Sequence[NodeKind] = (NodeKind(),), *, rounds: int = 1, liars: int | None = None
+) -> Calibration:
+    """Measure the float noise between a scenario's nodes.
+
+    Parameters
+    ----------
+    scenario : Scenario
+        Model, data, nodes, attack; strategy "solon". Every node computes, whatever `compute_once` says.
+    kinds : sequence of NodeKind
+        Given to the nodes in turn.
+    rounds, liars
+        See `solon_fl.strategies.calibrate`.
+
+    Raises
+    ------
+    ConfigurationError
+        If the scenario can't be calibrated: another strategy, or an attack on engine "ray", whose nodes come in an
+        order that nobody knows.
+    GroupFailedError
+        If no group could be compared.
+    """
+    if scenario.strategy != "solon":
+        raise ConfigurationError(f"calibration is for strategy='solon'; got strategy={scenario.strategy!r}.")
+    if scenario.engine == "ray" and scenario.attack is not None:
+        raise ConfigurationError(
+            f"calibration with an attack needs engine='in-process'; got engine='ray', attack={scenario.attack!r}."
+        )
+    dataset = load_dataset(scenario.dataset, scenario.data_dir)
+    client = ImageClient(replace(scenario, compute_once=False), dataset)
+    model = build_model(scenario.model, dataset.input_shape, dataset.num_classes, seed=scenario.config.seed)
+    arrays = ArrayRecord({name: to_array(value) for name, value in model.state_dict().items()})
+    outcome: list[Calibration | SolonError] = []
+    server_app = ServerApp()
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        try:
+            found: Calibration | SolonError = calibrate(
+                *(grid, arrays, scenario.config),
+                buffers=buffer_names(model),
+                train_config=ConfigRecord({"lr": scenario.local_learning_rate}),
+                rounds=rounds,
+                timeout=scenario.timeout,
+                liars=liars,
+            )
+        except SolonError as error:  # Flower's engine would swallow it
+            found = error
+        outcome.append(found)
+
+    run_apps(server_app, client.client_app([_lying(scenario), _computing_as(tuple(kinds))]), scenario)
+    if isinstance(outcome[0], SolonError):
+        raise outcome[0]
+    return outcome[0]
+
+
+def _number(context: Context) -> int:
+    return int(context.node_config["partition-id"])
+
+
+def _computing_as(kinds: tuple[NodeKind, ...]) -> Mod:
+    """Return a mod that lets each node compute as its kind does."""
+
+    def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        with _computing(kinds[_number(context) % len(kinds)]):
+            return call_next(message, context)
+
+    return mod
+
+
+@contextmanager
+def _computing(kind: NodeKind) -> Iterator[None]:
+    threads, enabled = torch.get_num_threads(), torch.backends.mkldnn.enabled
+    torch.set_num_threads(kind.threads)
+    # Its own context manager, flags, sets more than this, with a warning. Types don't show that this is a property.
+    setattr(torch.backends.mkldnn, "enabled", kind.kernels == "onednn")  # noqa: B010
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        setattr(torch.backends.mkldnn, "enabled", enabled)  # noqa: B010
+
+
+def _lying(scenario: Scenario) -> Mod:
+    """Return a mod that lets the scenario's liars lie: attacks know nodes by slot, and here a group has but one."""
+
+    def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        if scenario.attack is None or _number(context) not in scenario.liars:
+            return call_next(message, context)
+        attack = lone_liar_mod(scenario.attack, SolonTask.from_message(message))
+        return attack(message, context, call_next)
+
+    return mod

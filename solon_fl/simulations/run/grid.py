@@ -1,0 +1,103 @@
+"""A Flower Grid that runs the ClientApp in this process: no Ray, no start-up, the same messages."""
+
+import logging
+from collections.abc import Iterable, Mapping
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from solon_fl.errors import ConfigurationError
+from solon_fl.simulations.run._compat import assign_message_id, become_server
+
+__all__ = ["InProcessGrid"]
+
+CLIENT_APP_RAISED = 2  # Flower's error code for it
+logger = logging.getLogger("flwr")
+
+
+class InProcessGrid(Grid):
+    """Nodes 1..num_nodes, all of them the given ClientApp; a message is handled when its reply is pulled.
+
+    Parameters
+    ----------
+    client_app : ClientApp
+        Called for every message, with a Context per node whose node_config has "partition-id" (0 for node 1)
+        and "num-partitions", as in Flower's simulation. What it raises becomes an error reply, and None no
+        reply, as in a deployment.
+    num_nodes : int
+        P.
+    run_config : mapping, optional
+        The run's settings, which apps find in ``context.run_config``.
+    """
+
+    def __init__(
+        self, client_app: ClientApp, num_nodes: int, run_config: Mapping[str, bool | float | int | str] | None = None
+    ) -> None:
+        if num_nodes < 1:
+            raise ConfigurationError(f"num_nodes must be at least 1; got num_nodes={num_nodes}.")
+        become_server()
+        self._client_app = client_app
+        self._run = Run.create_empty(run_id=1)
+        self._contexts = {
+            node_id: Context(
+                run_id=self._run.run_id,
+                node_id=node_id,
+                node_config={"partition-id": node_id - 1, "num-partitions": num_nodes},
+                state=RecordDict(),
+                run_config=dict(run_config or {}),
+            )
+            for node_id in range(1, num_nodes + 1)
+        }
+        self._waiting: dict[str, Message] = {}
+
+    def set_run(self, run: Run) -> None:
+        """Set the run."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run."""
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Return a new message (Flower has deprecated this in favour of Message itself)."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the ids of all nodes."""
+        return list(self._contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Take messages; they are handled when their replies are pulled."""
+        message_ids = []
+        for message in messages:
+            if message.metadata.dst_node_id not in self._contexts:
+                raise ConfigurationError(f"there is no node {message.metadata.dst_node_id} in this grid")
+            message_ids.append(assign_message_id(message))
+            self._waiting[message_ids[-1]] = message
+        return message_ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Handle the messages of these ids and return the replies to them."""
+        replies = [self._handle(self._waiting.pop(i)) for i in list(message_ids) if i in self._waiting]
+        return [reply for reply in replies if reply is not None]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Handle messages at once and return the replies."""
+        return self.pull_messages(self.push_messages(messages))
+
+    def _handle(self, message: Message) -> Message | None:
+        context = self._contexts[message.metadata.dst_node_id]
+        try:
+            reply: Message | None = self._client_app(message, context)
+        except Exception as error:  # as in a deployment, a ClientApp's exception is an error reply
+            logger.debug("Node %d raised", context.node_id, exc_info=True)
+            reason = f"{type(error).__name__}: {error}"
+            reply = Message(Error(code=CLIENT_APP_RAISED, reason=reason), reply_to=message)
+        if reply is not None:
+            assign_message_id(reply)
+        return reply

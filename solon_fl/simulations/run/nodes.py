@@ -1,0 +1,133 @@
+"""The simulated nodes: classification of images or texts with any strategy."""
+
+import math
+from collections.abc import Callable, Sequence, Set
+from functools import partial
+
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import Tensor, nn
+from torch.nn import functional
+
+from solon_fl.baselines import draco_client_app, signum_mod
+from solon_fl.clients import Batch, SolonClientMixin, SolonTask
+from solon_fl.simulations.attacks import flips_labels, seen_labels
+from solon_fl.simulations.attacks.registry import ATTACKS
+from solon_fl.simulations.datasets import Dataset, load_dataset
+from solon_fl.simulations.datasets.models import build_model
+from solon_fl.simulations.run.scenario import Scenario
+from solon_fl.simulations.run.strategies import STRATEGIES
+from solon_fl.strategies import buffer_names
+from solon_fl.task import ARRAYS, CONFIG
+from solon_fl.wire import to_array
+
+__all__ = ["ImageClient", "make_client_app"]
+
+
+class ImageClient(SolonClientMixin):
+    """Classifies the images or texts of a scenario; serves Solon's strategy and the others."""
+
+    def __init__(self, scenario: Scenario, dataset: Dataset | None = None) -> None:
+        self.scenario = scenario
+        self._dataset = dataset
+        self._model: nn.Module | None = None
+        self._computed_round = 0
+        self._computed: dict[object, Tensor] = {}  # of that round, by what was computed
+
+    def __getstate__(self) -> dict[str, object]:
+        # A Ray actor gets the description and loads the data itself.
+        fresh = ImageClient(self.scenario)
+        return fresh.__dict__
+
+    @property
+    def dataset(self) -> Dataset:
+        """The data, loaded when first needed."""
+        if self._dataset is None:
+            self._dataset = load_dataset(self.scenario.dataset, self.scenario.data_dir)
+        return self._dataset
+
+    def build_model(self, context: Context) -> nn.Module:
+        """See `SolonClientMixin.build_model`; one for all nodes, as the server's weights replace its own."""
+        if self._model is None:
+            shape, classes = self.dataset.input_shape, self.dataset.num_classes
+            self._model = build_model(self.scenario.model, shape, classes, seed=0)
+        return self._model
+
+    def batch_loss(self, model: nn.Module, batch: Batch, context: Context) -> Tensor:
+        """Return the cross-entropy of batch_size examples drawn for this batch."""
+        chosen = batch.sample(len(self.dataset.train_labels), self.scenario.batch_size)
+        inputs = self.dataset.train_inputs[chosen].to(self.device())
+        labels = seen_labels(self.dataset.train_labels[chosen], self.dataset.num_classes, context)
+        return functional.cross_entropy(model(inputs), labels.to(self.device()))
+
+    def mean_gradient(
+        self, arrays: ArrayRecord, batches: Sequence[Batch], buffers: Sequence[str], context: Context
+    ) -> Tensor:
+        """See `SolonClientMixin.mean_gradient`; computed once for all nodes if the scenario says so."""
+        compute = partial(super().mean_gradient, arrays, batches, buffers, context)
+        return self._once(context, batches[0].round, tuple(batch.number for batch in batches), compute)
+
+    def update(self, arrays: ArrayRecord, task: SolonTask, context: Context, config: dict[str, object]) -> Tensor:
+        """See `SolonClientMixin.update`; computed once per group if the scenario says so."""
+        return self._once(context, task.round, task.group, partial(super().update, arrays, task, context, config))
+
+    def train_alone(self, message: Message, context: Context) -> Message:
+        """Answer with the plain gradient of one batch: the node's part in strategies without groups.
+
+        Node number n takes the batch of the same number, so that honest runs of all strategies see the same data.
+        """
+        arrays = message.content.array_records[ARRAYS]
+        server_round = int(str(message.content.config_records[CONFIG]["server-round"]))
+        batch = Batch(self.scenario.config.seed, server_round, int(context.node_config["partition-id"]))
+        gradient = self.mean_gradient(arrays, [batch], buffer_names(self.build_model(context)), context)
+        content = RecordDict(
+            {
+                ARRAYS: _split(gradient, arrays),
+                "metrics": MetricRecord({"num-examples": self.scenario.batch_size}),
+            }
+        )
+        return Message(content, reply_to=message)
+
+    def _once(self, context: Context, server_round: int, what: object, compute: Callable[[], Tensor]) -> Tensor:
+        """Return what `compute` gives, from memory if it was computed in this round already."""
+        if not self.scenario.compute_once:
+            return compute()
+        if self._computed_round != server_round:
+            self._computed.clear()
+            self._computed_round = server_round
+        key = (what, flips_labels(context))  # honest nodes never get what was computed on flipped labels
+        if key not in self._computed:
+            self._computed[key] = compute()
+        return self._computed[key]
+
+
+def make_client_app(client: ImageClient, liars: Set[int] | None = None) -> ClientApp:
+    """Return the ClientApp of a scenario's nodes, the liars among them included; see `Scenario.mods`."""
+    scenario = client.scenario
+    attack = scenario.mods(liars)
+    kind = STRATEGIES[scenario.strategy].client
+    if kind == "solon":
+        return client.client_app(attack)
+    if kind == "draco":
+        return draco_client_app(client, attack)
+    app = ClientApp()
+    if kind == "signum":
+        model = client.build_model(Context(run_id=0, node_id=0, node_config={}, state=RecordDict(), run_config={}))
+        signs = signum_mod(scenario.momentum, buffer_names(model))
+        # Liars lie about the gradient, and send the signs of that; but what spoils replies, spoils the signs.
+        spoils_replies = scenario.attack is not None and ATTACKS[scenario.attack].spoils_replies
+        attack = [*attack, signs] if spoils_replies else [signs, *attack]
+    app.train(mods=attack)(client.train_alone)
+    return app
+
+
+def _split(vector: Tensor, arrays: ArrayRecord) -> ArrayRecord:
+    """Return a vector as an ArrayRecord with the names and shapes of the floating-point entries of another."""
+    parts: dict[str, Array] = {}
+    start = 0
+    for name, array in arrays.items():
+        if array.dtype.startswith("float"):
+            size = math.prod(array.shape)
+            parts[name] = to_array(vector[start : start + size].view(tuple(array.shape)))
+            start += size
+    return ArrayRecord(parts)

@@ -1,0 +1,201 @@
+"""One simulated run, described by one object."""
+
+import math
+from collections.abc import Callable, Set
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from flwr.clientapp.typing import Mod
+from torch import Tensor
+
+from solon_fl.config import SolonConfig
+from solon_fl.errors import ConfigurationError
+from solon_fl.simulations.attacks.registry import ATTACKS, make_attack_mod
+from solon_fl.simulations.datasets import DATASETS
+from solon_fl.simulations.datasets.models import MODELS
+from solon_fl.simulations.run.strategies import STRATEGIES
+from solon_fl.strategies import RoundReport
+from solon_fl.strategies.loop import RoundStrategy
+
+__all__ = ["ATTACKS", "STRATEGIES", "Engine", "Scenario"]
+
+Engine = Literal["in-process", "ray"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """Who trains what, on which data, under which attack.
+
+    Parameters
+    ----------
+    config : SolonConfig
+        Nodes, liars, code, seed. The other strategies take from it what they need.
+    strategy : str
+        One of `STRATEGIES`.
+    attack : str or None
+        One of `ATTACKS`, or None: all nodes are honest.
+    num_liars : int, optional
+        Liars among all nodes, at most s in a group of Solon's, or r - k - 1 if the config accepts results beyond the
+        bound. Default: s in every group. Strategies without groups are made for this number. With the config's
+        regroup "round" any nodes may lie, the default is s in all, and with more than s it is left to chance whether
+        some group has more than s in some round.
+    dataset, model : str
+        One of `DATASETS` and `MODELS`; the model must be for the kind of data, images or texts.
+    data_dir : Path, optional
+        Where a data set that is not embedded lies.
+    rounds, batch_size : int
+        Every round, each of the config's P batches (batches_per_group a group) has batch_size examples.
+    learning_rate, momentum : float
+        Of the server's SGD.
+    sign_learning_rate : float
+        Of the server's SGD with strategy "signum"; the momentum is then the nodes'.
+    local_learning_rate : float
+        Of the local steps, in mode "update".
+    engine : "in-process" or "ray"
+        Where the ClientApp runs: here, or on Flower's own simulation (needs the extra "ray").
+    compute_once : bool
+        Honest nodes of a group compute the same gradient: compute it once per group and process.
+
+    Raises
+    ------
+    ConfigurationError
+        If a name is unknown (the message lists those that exist), a number is out of its range, or the attack is made
+        against Solon's code and the strategy is another.
+    """
+
+    config: SolonConfig
+    strategy: str = "solon"
+    attack: str | None = None
+    num_liars: int | None = None
+    dataset: str = "fashion-mnist-6k"
+    model: str = "cnn"
+    data_dir: Path | None = None
+    rounds: int = 60
+    batch_size: int = 32
+    learning_rate: float = 0.05
+    momentum: float = 0.9
+    sign_learning_rate: float = 0.002
+    local_learning_rate: float = 0.05
+    engine: Engine = "in-process"
+    compute_once: bool = True
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("strategy", self.strategy, tuple(STRATEGIES)),
+            ("attack", self.attack, (None, *ATTACKS)),
+            ("dataset", self.dataset, tuple(DATASETS)),
+            ("model", self.model, tuple(MODELS)),
+            ("engine", self.engine, get_args(Engine)),
+        ):
+            if value not in known:
+                names = ", ".join("none" if option is None else option for option in known)
+                raise ConfigurationError(f"{name} must be one of {names}; got {name}={value!r}.")
+        settings = STRATEGIES[self.strategy].settings
+        if settings:
+            object.__setattr__(self, "config", replace(self.config, **settings))
+        for name in ("rounds", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name} must be at least 1; got {name}={getattr(self, name)}.")
+        for name in ("learning_rate", "sign_learning_rate", "local_learning_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigurationError(f"{name} must be positive; got {name}={getattr(self, name)}.")
+        if not 0 <= self.momentum < 1:
+            raise ConfigurationError(f"momentum must be in [0, 1); got momentum={self.momentum}.")
+        contender = STRATEGIES[self.strategy]
+        if contender.client != "solon" and self.config.mode == "update":
+            raise ConfigurationError(f"mode='update' is for strategy='solon'; got strategy={self.strategy!r}.")
+        most = self._most_liars_in_group * self.config.num_groups
+        if self.num_liars is not None and not 0 <= self.num_liars <= most:
+            raise ConfigurationError(
+                f"num_liars must be from 0 to {most}, byzantine={self.config.byzantine} in each of "
+                f"{self.config.num_groups} groups; got num_liars={self.num_liars}; raise byzantine, or lower num_liars."
+                if self.config.beyond_bound == "reject"
+                else f"num_liars must be from 0 to {most}, {self._most_liars_in_group} in each of "
+                f"{self.config.num_groups} groups (beyond_bound='accept'); got num_liars={self.num_liars}; lower it."
+            )
+        if self.attack is not None and ATTACKS[self.attack].needs_code and contender.client != "solon":
+            raise ConfigurationError(
+                f"attack={self.attack!r} is made against Solon's code; got strategy={self.strategy!r}; use "
+                "strategy='solon', or another attack."
+            )
+        if self.config.regroup == "round" and self.engine != "in-process":
+            raise ConfigurationError(
+                "regroup='round' is simulated with engine='in-process' alone, where the liars can tell each other "
+                f"their places; got engine={self.engine!r}."
+            )
+        contender.check(self)
+
+    @property
+    def expected_liars(self) -> int:
+        """Liars among all nodes that a strategy without groups must be ready for, an attack or not."""
+        if self.num_liars is not None:
+            return self.num_liars
+        return self.config.byzantine * (1 if self.config.regroup == "round" else self.config.num_groups)
+
+    @property
+    def _most_liars_in_group(self) -> int:
+        """s, or what may be located beyond the bound: r - k - 1, if that is more."""
+        config = self.config
+        beyond = config.group_size - config.compression - 1 if config.beyond_bound == "accept" else 0
+        return max(config.byzantine, beyond)
+
+    @property
+    def liars(self) -> frozenset[int]:
+        """Numbers (group * group_size + slot) of the nodes that lie, chosen by the seed; see `num_liars`.
+
+        With regroup "round" nodes are numbered as `InProcessGrid` has them, from 0, and any may lie.
+        """
+        if self.attack is None:
+            return frozenset()
+        size, most = self.config.group_size, self._most_liars_in_group
+        rng = torch.Generator().manual_seed(self.config.seed)
+        if self.config.regroup == "round":
+            return frozenset(torch.randperm(self.config.num_nodes, generator=rng)[: self.expected_liars].tolist())
+        if self.num_liars is None:
+            each = self.config.byzantine
+            chosen = [torch.randperm(size, generator=rng)[:each] for _ in range(self.config.num_groups)]
+            return frozenset(int(slot) + group * size for group, slots in enumerate(chosen) for slot in slots)
+        liars: list[int] = []
+        for number in torch.randperm(self.config.num_nodes, generator=rng).tolist():
+            if len(liars) < self.num_liars and sum(n // size == number // size for n in liars) < most:
+                liars.append(number)
+        return frozenset(liars)
+
+    @property
+    def timeout(self) -> float:
+        """Of a round, seconds. In this process all replies that there will be are there after one look."""
+        return 0.01 if self.engine == "in-process" else 600.0
+
+    def mods(self, liars: Set[int] | None = None) -> list[Mod]:
+        """Return the attack as a Flower mod, or nothing.
+
+        Parameters
+        ----------
+        liars : set of int, optional
+            Numbers group * group_size + slot of the places whose nodes lie; it may be changed between rounds. Default:
+            `liars`.
+        """
+        if self.attack is None:
+            return []
+        contender = STRATEGIES[self.strategy]
+        decoder = self.config.make_decoder() if contender.client == "solon" else None
+        liars = self.liars if liars is None else liars
+        return [make_attack_mod(self.attack, liars, self.config.seed, contender.aggregate(self), decoder)]
+
+    def make_optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+        """Return the server's optimizer."""
+        rate = self.learning_rate if self.config.mode == "gradient" else 1.0
+        momentum = self.momentum if self.config.mode == "gradient" else 0.0
+        return torch.optim.SGD(parameters, lr=rate, momentum=momentum)
+
+    def make_sign_optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+        """Return the server's optimizer for signs: momentum is the nodes'."""
+        return torch.optim.SGD(parameters, lr=self.sign_learning_rate)
+
+    def make_strategy(
+        self, buffers: tuple[str, ...], on_round: Callable[[RoundReport], None], **arguments: Any
+    ) -> RoundStrategy[Any]:
+        """Return the Flower strategy; what it takes besides can be given."""
+        return STRATEGIES[self.strategy].make(self, buffers=buffers, on_round=on_round, **arguments)

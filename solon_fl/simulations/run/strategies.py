@@ -1,0 +1,283 @@
+"""All strategies by name: how each is made for a scenario, what it costs, and what an attacker knows of it."""
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp.strategy import Bulyan, FedAvg, FedMedian, FedTrimmedAvg, Krum, MultiKrum, Strategy
+from torch import Tensor
+
+from solon_fl.baselines import AggregatorStrategy, DracoStrategy, GradientStrategy, SignumStrategy
+from solon_fl.baselines.draco.task import DracoCodeName, make_draco_code
+from solon_fl.errors import ConfigurationError
+from solon_fl.simulations.attacks import Aggregate
+from solon_fl.simulations.run._compat import become_server
+from solon_fl.strategies import RoundReport, SolonStrategy
+from solon_fl.strategies.loop import RoundStrategy
+from solon_fl.task import ARRAYS
+from solon_fl.wire import to_array, trusted_tensor
+
+if TYPE_CHECKING:
+    from solon_fl.simulations.run.scenario import Scenario
+
+__all__ = ["STRATEGIES", "Contender"]
+
+Client = Literal["solon", "plain", "draco", "signum"]
+
+
+class Contender(ABC):
+    """A strategy that takes part in comparisons.
+
+    Attributes
+    ----------
+    title : str
+        Its name for people.
+    colour : str
+        In plots; the colour-blind can tell them apart by colour and line style (Okabe & Ito).
+    client : str
+        What the nodes run: "solon" (shares), "plain" (the gradient of one batch), "draco" or "signum".
+    settings : mapping
+        What it sets in the scenario's `SolonConfig`, whatever was there.
+    """
+
+    title: str
+    colour: str
+    client: Client = "plain"
+    settings: Mapping[str, Any] = MappingProxyType({})
+
+    @abstractmethod
+    def make(self, scenario: "Scenario", **arguments: Any) -> RoundStrategy[Any]:
+        """Return the Flower strategy; `arguments` are its buffers and on_round."""
+
+    @abstractmethod
+    def aggregate(self, scenario: "Scenario") -> Aggregate:
+        """Return what the server makes of the vectors that (a group's) nodes send: attackers know it."""
+
+    def check(self, scenario: "Scenario") -> None:  # noqa: B027  # most have nothing to refuse
+        """Raise ConfigurationError if the strategy can't promise anything in this scenario."""
+
+    def batches_per_node(self, scenario: "Scenario") -> int:
+        """Return how many batches the busiest node computes in a round in which all together see P."""
+        return 1
+
+    def waited(self, report: RoundReport) -> bool:
+        """Return whether the server would have waited for its deadline, as some node did not answer."""
+        return bool(report.silent_nodes)
+
+
+class _Solon(Contender):
+    client = "solon"
+
+    def __init__(self, title: str, colour: str, **settings: Any) -> None:
+        self.title, self.colour = title, colour
+        self.settings = settings
+
+    def make(self, scenario: "Scenario", **arguments: Any) -> RoundStrategy[Any]:
+        config = scenario.config
+        return SolonStrategy(config, scenario.make_optimizer, projection_seed=config.seed, **arguments)
+
+    def aggregate(self, scenario: "Scenario") -> Aggregate:
+        decoder = scenario.config.make_decoder()
+
+        def decode(shares: Tensor) -> Tensor:
+            gradient = decoder.decode(shares).gradient
+            if gradient is None:
+                raise ArithmeticError("the group can't be decoded")
+            return gradient
+
+        return decode
+
+    def batches_per_node(self, scenario: "Scenario") -> int:
+        return scenario.config.batches_per_group
+
+    def waited(self, report: RoundReport) -> bool:
+        # A group is decoded as soon as k + s shares agree; nodes at rest are asked once others have been waited for.
+        return any(group.silent_nodes and (group.escalated or not group.decoded) for group in report.groups)
+
+
+class _Flower(Contender):
+    """One of Flower's own strategies, on gradients."""
+
+    def __init__(
+        self, title: str, colour: str, make_inner: Callable[..., Strategy], least_nodes: Callable[[int], int]
+    ) -> None:
+        self.title, self.colour = title, colour
+        self._make_inner = make_inner
+        self._least_nodes = least_nodes
+
+    def check(self, scenario: "Scenario") -> None:
+        nodes, liars = scenario.config.num_nodes, scenario.expected_liars
+        if nodes < self._least_nodes(liars):
+            raise ConfigurationError(
+                f"{self.title} needs at least {self._least_nodes(liars)} nodes for {liars} liars; got "
+                f"num_nodes={nodes}; add nodes, or lower num_liars or byzantine."
+            )
+
+    def make(self, scenario: "Scenario", **arguments: Any) -> RoundStrategy[Any]:
+        return GradientStrategy(self._inner(scenario), scenario.make_optimizer, **arguments)
+
+    def aggregate(self, scenario: "Scenario") -> Aggregate:
+        inner = self._inner(scenario)
+        become_server()
+
+        def aggregate(vectors: Tensor) -> Tensor:
+            replies = []
+            for vector in vectors:
+                content = RecordDict(
+                    {
+                        ARRAYS: ArrayRecord({"vector": to_array(vector)}),
+                        "metrics": MetricRecord({"num-examples": 1}),
+                    }
+                )
+                replies.append(Message(content, reply_to=Message(RecordDict(), 1, MessageType.TRAIN)))
+            arrays, _ = inner.aggregate_train(1, replies)
+            if arrays is None:
+                raise ArithmeticError(f"{self.title} returned nothing")
+            return trusted_tensor(arrays["vector"])
+
+        return aggregate
+
+    def _inner(self, scenario: "Scenario") -> Strategy:
+        nodes = scenario.config.num_nodes
+        everybody = {"fraction_evaluate": 0.0, "min_train_nodes": nodes, "min_available_nodes": nodes}
+        return self._make_inner(nodes, scenario.expected_liars, **everybody)
+
+
+def _trimmed(nodes: int, liars: int, **everybody: Any) -> Strategy:
+    return FedTrimmedAvg(beta=(liars + 0.25) / nodes, **everybody)  # it cuts int(beta * nodes) at each end
+
+
+def _multikrum(nodes: int, liars: int, **everybody: Any) -> Strategy:
+    return MultiKrum(num_malicious_nodes=liars, num_nodes_to_select=nodes - liars, **everybody)
+
+
+class _Draco(Contender):
+    client = "draco"
+
+    def __init__(self, title: str, colour: str, code: DracoCodeName) -> None:
+        self.title, self.colour = title, colour
+        self._code: DracoCodeName = code
+
+    def _byzantine(self, scenario: "Scenario") -> int:
+        """Return s: liars of a group for the repetition code, of all nodes for the cyclic code."""
+        return scenario.config.byzantine if self._code == "repetition" else scenario.expected_liars
+
+    def check(self, scenario: "Scenario") -> None:
+        code = make_draco_code(self._code, scenario.config.num_nodes, self._byzantine(scenario))
+        for members in getattr(code, "groups", ()):
+            liars = len(scenario.liars & set(members))
+            if liars > code.byzantine:
+                raise ConfigurationError(
+                    f"{self.title} needs at most byzantine={code.byzantine} liars in each of its groups; got {liars} "
+                    f"among the nodes {members[0]} to {members[-1]}; set num_liars to {code.byzantine} or fewer."
+                )
+
+    def make(self, scenario: "Scenario", **arguments: Any) -> RoundStrategy[Any]:
+        config = scenario.config
+        return DracoStrategy(
+            config.num_nodes,
+            self._byzantine(scenario),
+            scenario.make_optimizer,
+            code=self._code,
+            seed=config.seed,
+            projection_seed=config.seed,
+            **arguments,
+        )
+
+    def aggregate(self, scenario: "Scenario") -> Aggregate:
+        code = make_draco_code(self._code, scenario.config.num_nodes, self._byzantine(scenario))
+
+        def decode(vectors: Tensor) -> Tensor:
+            shaped = vectors.view(len(vectors), 2, -1) if code.is_complex else vectors
+            gradient = code.decode(dict(enumerate(shaped))).gradient
+            if gradient is None:
+                raise ArithmeticError("the round can't be decoded")
+            return gradient
+
+        return decode
+
+    def batches_per_node(self, scenario: "Scenario") -> int:
+        code = make_draco_code(self._code, scenario.config.num_nodes, self._byzantine(scenario))
+        return max(len(code.batches(number)) for number in range(code.num_nodes))
+
+
+class _Signum(Contender):
+    title, colour, client = "Signum", "#CC79A7", "signum"
+
+    def make(self, scenario: "Scenario", **arguments: Any) -> RoundStrategy[Any]:
+        return SignumStrategy(scenario.config.num_nodes, scenario.make_sign_optimizer, **arguments)
+
+    def aggregate(self, scenario: "Scenario") -> Aggregate:
+        return lambda vectors: vectors.sign().sum(0).sign()
+
+
+class _ByzFL(Contender):
+    """An aggregator of byzfl."""
+
+    def __init__(self, title: str, colour: str, make_rule: Callable[[Any, int], Aggregate]) -> None:
+        self.title, self.colour = title, colour
+        self._make_rule = make_rule
+
+    def check(self, scenario: "Scenario") -> None:
+        self.aggregate(scenario)
+
+    def make(self, scenario: "Scenario", **arguments: Any) -> RoundStrategy[Any]:
+        rule = self.aggregate(scenario)
+        return AggregatorStrategy(scenario.config.num_nodes, rule, scenario.make_optimizer, **arguments)
+
+    def aggregate(self, scenario: "Scenario") -> Aggregate:
+        try:
+            byzfl = importlib.import_module("byzfl")
+        except Exception as error:  # it imports torchvision, which may not fit the torch that is installed
+            raise ConfigurationError(
+                f"{self.title} is byzfl's, which can't be imported ({str(error)[:100]}); "
+                "pip install 'solon-fl[byzfl]', with a torchvision that fits your torch."
+            ) from error
+        return self._make_rule(byzfl, scenario.expected_liars)
+
+
+def _mixed_then_trimmed(byzfl: Any, liars: int) -> Aggregate:
+    mix, trim = byzfl.NNM(f=liars), byzfl.TrMean(f=liars)
+
+    def rule(vectors: Tensor) -> Tensor:
+        return torch.as_tensor(trim(mix(vectors)))
+
+    return rule
+
+
+STRATEGIES: dict[str, Contender] = {
+    "solon": _Solon("Solon", "#0072B2"),
+    "solon-reactive": _Solon("Solon (reactive)", "#EE7733", redundancy="reactive"),
+    "solon-digest": _Solon("Solon (digests)", "#009988", verification="digest"),
+    "solon-reactive-digest": _Solon("Solon (dig.+react)", "#EE3377", verification="digest", redundancy="reactive"),
+    "fedavg": _Flower("FedAvg", "#D55E00", lambda nodes, liars, **everybody: FedAvg(**everybody), lambda f: 1),
+    "fedmedian": _Flower(
+        "FedMedian", "#999933", lambda nodes, liars, **everybody: FedMedian(**everybody), lambda f: 2 * f + 1
+    ),
+    "fedtrimmedavg": _Flower("FedTrimmedAvg", "#882255", _trimmed, lambda f: 2 * f + 1),
+    "krum": _Flower(
+        "Krum",
+        "#661100",
+        lambda nodes, liars, **everybody: Krum(num_malicious_nodes=liars, **everybody),
+        lambda f: 2 * f + 3,
+    ),
+    "multikrum": _Flower("MultiKrum", "#E69F00", _multikrum, lambda f: 2 * f + 3),
+    "bulyan": _Flower(
+        "Bulyan",
+        "#009E73",
+        lambda nodes, liars, **everybody: Bulyan(num_malicious_nodes=liars, **everybody),
+        lambda f: 4 * f + 3,
+    ),
+    "draco-repetition": _Draco("Draco (repetition)", "#56B4E9", "repetition"),
+    "draco-cyclic": _Draco("Draco (cyclic)", "#332288", "cyclic"),
+    "signum": _Signum(),
+    "byzfl-geometric-median": _ByzFL("Geometric median", "#44AA99", lambda byzfl, f: byzfl.GeometricMedian()),
+    "byzfl-centered-clipping": _ByzFL("Centred clipping", "#AA4499", lambda byzfl, f: byzfl.CenteredClipping()),
+    "byzfl-caf": _ByzFL("CAF", "#117733", lambda byzfl, f: byzfl.CAF(f=f)),
+    "byzfl-nnm": _ByzFL("NNM + trimmed mean", "#DDCC77", _mixed_then_trimmed),
+}
+"""The strategies that a scenario can name."""

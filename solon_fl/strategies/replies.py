@@ -1,0 +1,206 @@
+"""Everything that reads what nodes send. Any byte of it may be hostile, and nothing of it is ever raised."""
+
+import logging
+import math
+import statistics
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from torch import Tensor
+
+from solon_fl.coding.digests import DIGEST_SIZE
+from solon_fl.errors import InvalidReplyError
+from solon_fl.task import DIGESTS, SHARE
+from solon_fl.wire import STYPE, npy_header
+
+__all__ = [
+    "Layout",
+    "Unusable",
+    "median_metrics",
+    "one_line",
+    "read",
+    "read_arrays",
+    "read_digests",
+    "read_finite_share",
+    "read_share",
+    "read_silo",
+    "untrusted_tensor",
+]
+
+Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]  # of each array that a node sends, by name
+Content = TypeVar("Content")
+MOST_METRICS = 100  # of one node
+logger = logging.getLogger("flwr")
+
+
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """Why a reply can't be used, in one printable line."""
+
+    reason: str
+
+
+def read(reply: Message, reader: Callable[[Message], Content]) -> Content | Unusable:
+    """Return what a reader makes of a reply, or why it can't. Whatever the reply holds, nothing is raised."""
+    try:
+        if reply.has_error():
+            raise InvalidReplyError(f"error {reply.error.code}: {reply.error.reason}")
+        return reader(reply)
+    except Exception as error:  # InvalidReplyError, or whatever a hostile record makes Flower raise
+        return Unusable(one_line(str(error)) or type(error).__name__)
+
+
+def read_share(reply: Message, length: int, dtype: torch.dtype) -> Tensor:
+    """Return the share that a reply carries, (length,), on the message's own bytes.
+
+    Raises
+    ------
+    InvalidReplyError
+        If the reply holds other records, or an array of another shape, dtype or number of bytes.
+    """
+    record = reply.content.get(SHARE)
+    if not isinstance(record, ArrayRecord) or list(record) != [SHARE]:
+        raise InvalidReplyError(f"expected one ArrayRecord {SHARE!r} with the one array {SHARE!r}")
+    return untrusted_tensor(record[SHARE], (length,), dtype)
+
+
+def read_finite_share(reply: Message, length: int, dtype: torch.dtype) -> Tensor:
+    """Return the share that a reply carries, (length,), if it holds neither NaN nor inf; see `read_share`."""
+    share = read_share(reply, length, dtype)
+    if not bool(share.isfinite().all()):
+        raise InvalidReplyError("the share holds NaN or inf")
+    return share
+
+
+def read_digests(reply: Message, group_size: int) -> bytes:
+    """Return the digests that a reply carries, 32 bytes for each of r shares.
+
+    Raises
+    ------
+    InvalidReplyError
+        If there are none, or not so many.
+    """
+    record = reply.content.get(DIGESTS)
+    digests = record.get(DIGESTS) if isinstance(record, ConfigRecord) and list(record) == [DIGESTS] else None
+    if not isinstance(digests, bytes) or len(digests) != DIGEST_SIZE * group_size:
+        raise InvalidReplyError(f"expected one ConfigRecord {DIGESTS!r} with {DIGEST_SIZE * group_size} bytes")
+    return digests
+
+
+def read_arrays(reply: Message, name: str, layout: Layout) -> dict[str, Tensor]:
+    """Return the arrays of the record `name` of a reply, on the message's own bytes.
+
+    Raises
+    ------
+    InvalidReplyError
+        If the reply holds anything else: other records or arrays, other shapes, dtypes or sizes, or numbers that are
+        not finite.
+    """
+    record = reply.content.get(name)
+    if not isinstance(record, ArrayRecord) or list(record) != list(layout):
+        raise InvalidReplyError(f"expected an ArrayRecord {name!r} with the arrays {list(layout)[:5]}")
+    arrays = {key: untrusted_tensor(record[key], shape, dtype) for key, (shape, dtype) in layout.items()}
+    for key, tensor in arrays.items():
+        if tensor.is_floating_point() and not tensor.sum().isfinite():  # a sum is not finite if an entry is not
+            raise InvalidReplyError(f"the array {key!r} holds NaN or inf, or numbers too large to add up")
+    return arrays
+
+
+def read_silo(reply: Message) -> str:
+    """Return the name of the silo that a node says it is in.
+
+    Raises
+    ------
+    InvalidReplyError
+        If the name has not 1 to 200 characters; other errors if there is none.
+    """
+    name = reply.content.config_records["silo"]["name"]
+    if not isinstance(name, str) or not 0 < len(name) <= 200:
+        raise InvalidReplyError("a silo's name has 1 to 200 characters")
+    return name
+
+
+def median_metrics(replies: Iterable[Message], num_nodes: int) -> MetricRecord | None:
+    """Return the median of every metric that more than half of num_nodes nodes reported as one finite number.
+
+    None if there is no such metric. The median is within what honest nodes report as long as they are the majority.
+    """
+    reported: dict[str, list[float]] = {}
+    for reply in replies:
+        for name, value in _finite_metrics(reply).items():
+            reported.setdefault(name, []).append(value)
+    medians = {name: statistics.median(values) for name, values in reported.items() if 2 * len(values) > num_nodes}
+    return MetricRecord(dict(medians)) if medians else None
+
+
+def _finite_metrics(reply: Message) -> dict[str, float]:
+    found: dict[str, float] = {}
+    try:
+        if reply.has_content():
+            records = reply.content.metric_records.values()
+            metrics = (item for record in records for item in record.items())
+            for name, value in islice(metrics, MOST_METRICS):
+                if isinstance(value, (int, float)) and math.isfinite(value):
+                    found[name] = float(value)
+    except Exception as error:  # anything may come from a node
+        logger.warning("Node %d: metrics ignored: %s", reply.metadata.src_node_id, one_line(str(error)))
+    return found
+
+
+def untrusted_tensor(array: Array, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return an array that a node sent as a tensor of that shape and dtype on its bytes, if it is exactly that.
+
+    The header is compared, never parsed: there is one byte string that says "this shape of this dtype", so a
+    forged one can't make the server allocate anything. The result shares memory with the message and must
+    not be written to.
+
+    Raises
+    ------
+    InvalidReplyError
+        If dtype, shape, serialisation, header or number of bytes differ from what was asked for.
+    """
+    numpy_dtype = np.dtype(str(dtype).removeprefix("torch."))
+    header = _npy_header(shape, numpy_dtype)
+    expected = len(header) + math.prod(shape) * numpy_dtype.itemsize
+    for what, got, wanted in (
+        ("serialisation", array.stype, STYPE),
+        ("dtype", array.dtype, str(numpy_dtype)),
+        ("shape", tuple(array.shape), shape),
+        ("size in bytes", len(array.data), expected),
+    ):
+        if got != wanted:
+            raise InvalidReplyError(f"{what} of the array should be {wanted}; got {_shown(got)}")
+    if not array.data.startswith(header):
+        raise InvalidReplyError("the array's npy header does not say what it should")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable")  # it is only read
+        if not math.prod(shape):
+            return torch.empty(shape, dtype=dtype)
+        return torch.frombuffer(array.data, dtype=dtype, offset=len(header)).view(shape)
+
+
+def _shown(claimed: object) -> str:
+    """Return what a node claims, cut before it is written out: Python refuses to write numbers of 4,300 digits."""
+    if isinstance(claimed, tuple):
+        shown = ", ".join(_shown(size) for size in claimed[:5])
+        return f"({shown}, ...)" if len(claimed) > 5 else f"({shown},)" if len(claimed) == 1 else f"({shown})"
+    if isinstance(claimed, int) and claimed.bit_length() > 64:
+        return "a huge number"
+    return str(claimed)[:80]
+
+
+def one_line(text: str) -> str:
+    """Return what a node says as one short printable line: it goes into the server's log."""
+    return "".join(c if c.isprintable() else " " for c in " ".join(text[:600].split()))[:300]
+
+
+@lru_cache(maxsize=64)
+def _npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
+    return npy_header(shape, dtype)

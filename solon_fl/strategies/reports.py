@@ -1,0 +1,140 @@
+"""What a round reports: to a callback, and as Flower metrics."""
+
+from dataclasses import dataclass
+
+from flwr.app import MetricRecord
+
+from solon_fl.coding import DecodeStatus
+
+__all__ = ["GroupReport", "RoundReport"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupReport:
+    """What became of one group in one round.
+
+    Attributes
+    ----------
+    group : int
+        Its number.
+    nodes : tuple of (int or None)
+        Ids of its nodes, by slot; None where there was none to ask, or it was left to rest.
+    status : str
+        A `DecodeStatus`.
+    different_bits : tuple of int
+        Ids of the nodes that sent other digests than those elected (verification "digest"), or a share that does not
+        match them, though it is no lie: other hardware or software, or a vote that failed.
+    escalated : bool
+        Whether nodes that were to rest had to be asked after all (redundancy "reactive").
+    escalated_by : tuple of int
+        Ids of the nodes asked at first because of which that was so: those that had sent no share by then, and those
+        whose share or digests turned out to differ.
+    corrupt_nodes : tuple of int
+        Ids of the nodes whose shares were located as lies.
+    silent_nodes : tuple of int
+        Ids of the nodes that had not answered when the group was decoded: silent, or slower than the k + s
+        whose agreement sufficed.
+    malformed_nodes : dict
+        Id of each node whose reply was not a share, and what was wrong with it.
+    residual, tolerance, error_bound : float
+        See `Decoded`.
+    """
+
+    group: int
+    nodes: tuple[int | None, ...]
+    status: str
+    corrupt_nodes: tuple[int, ...]
+    silent_nodes: tuple[int, ...]
+    malformed_nodes: dict[int, str]
+    residual: float
+    tolerance: float
+    error_bound: float
+    escalated: bool = False
+    escalated_by: tuple[int, ...] = ()
+    different_bits: tuple[int, ...] = ()
+
+    @property
+    def decoded(self) -> bool:
+        """Whether there was a gradient."""
+        return self.status in (DecodeStatus.CLEAN, DecodeStatus.CORRECTED, DecodeStatus.BEYOND_BOUND)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundReport:
+    """What happened in one round.
+
+    Attributes
+    ----------
+    round : int
+        From 1.
+    groups : tuple of GroupReport
+        One a group; in strategies without groups one for all nodes.
+    stepped : bool
+        Whether the optimizer made a step.
+    bytes_out, bytes_in : int
+        Bytes of model sent to all nodes asked, and of shares (or whatever else the strategy asks for) received.
+    seconds_waiting, seconds_aggregating, seconds_stepping : float
+        Server's time for: sending and waiting for replies (0 under Flower's own `start`, which waits
+        itself); checking, decoding and averaging them; the step, and writing the new model for the nodes.
+    """
+
+    round: int
+    groups: tuple[GroupReport, ...]
+    stepped: bool
+    bytes_out: int
+    bytes_in: int
+    seconds_waiting: float
+    seconds_aggregating: float
+    seconds_stepping: float
+
+    @property
+    def corrupt_nodes(self) -> tuple[int, ...]:
+        """Ids of all nodes located as liars, ascending."""
+        return tuple(sorted(node for group in self.groups for node in group.corrupt_nodes))
+
+    @property
+    def silent_nodes(self) -> tuple[int, ...]:
+        """Ids of all nodes that had not answered when their group was decoded (silent, or just slow), ascending."""
+        return tuple(sorted(node for group in self.groups for node in group.silent_nodes))
+
+    @property
+    def malformed_nodes(self) -> tuple[int, ...]:
+        """Ids of all nodes whose reply was not a share, ascending."""
+        return tuple(sorted(node for group in self.groups for node in group.malformed_nodes))
+
+    @property
+    def escalated_groups(self) -> tuple[int, ...]:
+        """Numbers of the groups of which nodes that were to rest had to be asked after all."""
+        return tuple(group.group for group in self.groups if group.escalated)
+
+    @property
+    def nodes_asked(self) -> int:
+        """Nodes that had a task: as many computed what their group computes."""
+        return sum(node is not None for group in self.groups for node in group.nodes)
+
+    @property
+    def failed_groups(self) -> tuple[int, ...]:
+        """Numbers of the groups that could not be decoded."""
+        return tuple(group.group for group in self.groups if not group.decoded)
+
+    def to_metrics(self) -> MetricRecord:
+        """Return the report as Flower metrics (an empty list where there is nobody to name)."""
+        decoded = [group for group in self.groups if group.decoded]
+        return MetricRecord(
+            {
+                "corrupt-nodes": list(self.corrupt_nodes),
+                "silent-nodes": list(self.silent_nodes),
+                "malformed-nodes": list(self.malformed_nodes),
+                "failed-groups": list(self.failed_groups),
+                "largest-residual": max((group.residual for group in decoded), default=0.0),
+                "largest-error-bound": max((group.error_bound for group in decoded), default=0.0),
+                "escalated-groups": list(self.escalated_groups),
+                "nodes-asked": self.nodes_asked,
+                "stepped": int(self.stepped),
+                "bytes-out": self.bytes_out,
+                "bytes-in": self.bytes_in,
+                "seconds-waiting": self.seconds_waiting,
+                "seconds-aggregating": self.seconds_aggregating,
+                "seconds-stepping": self.seconds_stepping,
+            }
+        )

@@ -1,0 +1,460 @@
+"""Which node is in which group and slot, in every round, and what each was caught at."""
+
+import hashlib
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from flwr.app import Message, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid
+
+from solon_fl.config import SolonConfig
+from solon_fl.errors import ConfigurationError, NodesMissingError
+from solon_fl.strategies.exchange import exchange
+from solon_fl.strategies.replies import Unusable, one_line, read, read_silo
+from solon_fl.strategies.reports import GroupReport, RoundReport
+from solon_fl.task import SILO_QUERY
+
+__all__ = ["NodeRecord", "NodeState", "Place", "Roster", "wait_for_nodes"]
+
+NodeState = Literal["member", "spare", "substitute", "away", "quarantined", "refused"]
+Place = tuple[int, int]  # group, slot
+Places = tuple[tuple[int | None, ...], ...]  # node ids by group and slot; None where nobody is
+STRANGERS_PATIENCE = 15.0  # seconds that nodes which come later have to say which silo they are in
+logger = logging.getLogger("flwr")
+
+
+def wait_for_nodes(grid: Grid, num_nodes: int, timeout: float | None) -> list[NodeInfo]:
+    """Return all connected nodes, by ascending name and id, as soon as there are num_nodes of them.
+
+    Parameters
+    ----------
+    timeout : float or None
+        Seconds to wait; None waits for ever, as Flower's own strategies do.
+    """
+    started = time.monotonic()
+    last_log = -60.0
+    while len(nodes := connected_nodes(grid)) < num_nodes:
+        waited = time.monotonic() - started
+        if timeout is not None and waited > timeout:
+            raise NodesMissingError(
+                f"the run needs num_nodes={num_nodes} nodes; only {len(nodes)} connected within {timeout:g} s; "
+                "start more nodes, raise timeout, or lower num_nodes."
+            )
+        if waited - last_log > 10:
+            logger.info("Waiting for nodes: %d connected, %d needed.", len(nodes), num_nodes)
+            last_log = waited
+        time.sleep(min(1.0, 0.05 + waited / 10))
+    return nodes
+
+
+def connected_nodes(grid: Grid) -> list[NodeInfo]:
+    """Return the nodes that are connected now, by ascending registered name, then id."""
+    nodes = {node.node_id: node for node in grid.get_nodes()}
+    return sorted(nodes.values(), key=lambda node: (node.name, node.node_id))
+
+
+@dataclass(slots=True, kw_only=True)
+class NodeRecord:
+    """One node over a whole run: an entry of the suspicion ledger.
+
+    Attributes
+    ----------
+    identity : str
+        What the node can't choose: a digest of the public key that it has proved to hold ("key:..."; without
+        Flower's SuperNode authentication a SuperNode makes itself a new key at every start), or Flower's number for
+        its connection where there are no keys, as in simulations ("id:...").
+    name : str
+        Under which it was registered with the SuperLink; "" if under none.
+    node_id : int
+        Flower's number for its connection, when last seen; 0 if another node has that number now.
+    silo : str or None
+        With grouping "silo".
+    place : (int, int) or None
+        Group and slot that are its own; None for spares. With `SolonConfig.regroup` "round": in the latest round.
+    state : str
+        "member": it has its place. "away": it is not connected. "spare": it waits. "substitute": it fills in for a node
+        that is away or quarantined. "quarantined": it gets no more tasks. "refused": it came later, and
+        `SolonConfig.strangers` is "refuse".
+    rounds : int
+        In which it had a task.
+    lying, malformed, silent : int
+        Rounds in which its share was located as a lie, in which it sent something else than a share (or an error), and
+        in which it had not answered when its group was decoded.
+    late : int
+        Those of the silent ones in which its answer came after all.
+    different_bits : int
+        Rounds in which its share was right, but not bit by bit, or its digests were others than those elected. No
+        offence: its hardware or software may be another.
+    escalations : int
+        Rounds in which nodes at rest had to be asked because of it (redundancy "reactive").
+    last_offence : str
+        The latest lie or malformed reply, in words.
+    """
+
+    identity: str
+    name: str = ""
+    node_id: int
+    silo: str | None = None
+    place: Place | None = None
+    state: NodeState = "spare"
+    rounds: int = 0
+    lying: int = 0
+    malformed: int = 0
+    silent: int = 0
+    late: int = 0
+    different_bits: int = 0
+    escalations: int = 0
+    last_offence: str = ""
+
+    @property
+    def label(self) -> str:
+        """Its name, or else its id: what the log calls it."""
+        return repr(self.name) if self.name else str(self.node_id)
+
+    @property
+    def offences(self) -> int:
+        """What quarantine counts: lies and malformed replies. Silence may be the network's fault."""
+        return self.lying + self.malformed
+
+
+class Roster:
+    """Gives every place, a slot of a group, to a node, and keeps the ledger of what the nodes did.
+
+    A place belongs to one node for the whole run, known by its identity: when it comes back from a restart or from
+    behind a broken line, it has its place again. While it is away or in quarantine, a spare fills in, if there is
+    one. Nodes that connect after the run began are strangers: spares, or refused.
+
+    With `SolonConfig.regroup` "round", all places are drawn anew in every round, among the nodes that are connected and
+    neither quarantined nor refused; who gets none waits for the next draw. If there are fewer nodes than places, each
+    group lacks about as many.
+
+    Parameters
+    ----------
+    config : SolonConfig
+        Of the run.
+    seed : int, optional
+        Makes the places drawn a function of the seed, the round and the nodes, for simulation only. Default: fresh
+        entropy in every round, so that there is no generator whose state anybody could learn.
+    """
+
+    def __init__(self, config: SolonConfig, seed: int | None = None) -> None:
+        self._config = config
+        self._seed = seed
+        self._nodes: dict[str, NodeRecord] = {}  # by identity
+        self._owners: dict[Place, str] = {}  # in the order of groups and slots
+        self._substitutes: dict[Place, str] = {}
+        self._connected: frozenset[str] = frozenset()
+
+    @property
+    def ledger(self) -> dict[str, NodeRecord]:
+        """Every node that was ever seen, by its identity."""
+        return self._nodes
+
+    @property
+    def places(self) -> Places:
+        """Node ids by group and slot; None where nobody is."""
+        config = self._config
+        return tuple(
+            tuple(self._node_at((group, slot)) for slot in range(config.group_size))
+            for group in range(config.num_groups)
+        )
+
+    def label(self, node_id: int) -> str:
+        """Return what the log calls the node of this id."""
+        record = self._of(node_id)
+        return str(node_id) if record is None else record.label
+
+    def update(self, grid: Grid, timeout: float | None, server_round: int) -> None:
+        """See who is connected, and fill the places for the round; the first call waits for num_nodes nodes.
+
+        After `restore` it waits too, but only until the timeout: some nodes may be gone for good.
+        """
+        config = self._config
+        began = not self._nodes
+        try:
+            nodes = connected_nodes(grid) if self._connected else wait_for_nodes(grid, config.num_nodes, timeout)
+        except NodesMissingError as error:
+            if began:
+                raise
+            logger.warning("Going on all the same: %s", error)
+            nodes = connected_nodes(grid)
+        newcomers = self._meet(nodes)
+        if not began:
+            newcomers = self._admit(newcomers)
+            timeout = STRANGERS_PATIENCE if timeout is None else min(timeout, STRANGERS_PATIENCE)
+        if config.grouping == "silo":
+            self._learn_silos(grid, newcomers, timeout)
+        for record in self._nodes.values():
+            if record.state not in ("quarantined", "refused"):
+                record.state = "spare" if record.identity in self._connected else "away"
+        if config.regroup == "round":
+            self._draw_places(server_round)
+            return
+        if began:
+            self._found(newcomers)
+        self._fill_places()
+
+    def troubles(self, node_id: int) -> int:
+        """Return how often the node of this id has offended, or made the server ask nodes at rest."""
+        record = self._of(node_id)
+        return 0 if record is None else record.offences + record.escalations
+
+    def liars_gone(self, group: int) -> int:
+        """Return how many places of a group are empty because their owners were caught lying and are in quarantine."""
+        owners = [self._nodes[owner] for place, owner in self._owners.items() if place[0] == group]
+        return sum(
+            owner.state == "quarantined" and owner.lying > 0 and owner.place not in self._substitutes
+            for owner in owners
+        )
+
+    def record(self, report: RoundReport) -> None:
+        """Enter a round's report into the ledger, and quarantine those who have offended often enough.
+
+        What nodes sent is no offence in a group that failed because no more than s of them sent a share.
+        """
+        offenders = []
+        for group in report.groups:
+            offending = {**group.malformed_nodes, **dict.fromkeys(group.corrupt_nodes, "a lie")}
+            if self._failed_for_all(group):
+                offending = {}
+            for node_id in group.nodes:
+                record = None if node_id is None else self._of(node_id)
+                if record is None or node_id is None:
+                    continue
+                record.rounds += 1
+                record.silent += node_id in group.silent_nodes
+                record.different_bits += node_id in group.different_bits
+                record.escalations += node_id in group.escalated_by
+                if node_id in offending:
+                    record.lying += node_id in group.corrupt_nodes
+                    record.malformed += node_id in group.malformed_nodes
+                    record.last_offence = f"round {report.round}: {offending[node_id]}"
+                    offenders.append(record)
+        for record in offenders:
+            self._consider_quarantine(record)
+
+    def record_late(self, node_id: int) -> None:
+        """Enter that an answer to an earlier round came after all."""
+        record = self._of(node_id)
+        if record is not None:
+            record.late += 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the whole state, as json can write it."""
+        return {
+            "nodes": [asdict(record) for record in self._nodes.values()],
+            "substitutes": [[*place, identity] for place, identity in self._substitutes.items()],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `to_dict` returned."""
+        self._nodes = {}
+        for fields in state["nodes"]:
+            place = fields["place"]
+            record = NodeRecord(**{**fields, "place": None if place is None else (place[0], place[1])})
+            self._nodes[record.identity] = record
+        owned = {record.place: identity for identity, record in self._nodes.items() if record.place is not None}
+        self._owners = dict(sorted(owned.items()))
+        self._substitutes = {(group, slot): identity for group, slot, identity in state["substitutes"]}
+        self._connected = frozenset()
+
+    # Who is who
+
+    def _of(self, node_id: int) -> NodeRecord | None:
+        return next((record for record in self._nodes.values() if record.node_id == node_id), None)
+
+    def _meet(self, nodes: Iterable[NodeInfo]) -> list[NodeRecord]:
+        """Note who is connected; return those never seen before."""
+        newcomers = []
+        connected = set()
+        for node in nodes:
+            identity = _identity(node)
+            connected.add(identity)
+            record = self._nodes.get(identity)
+            if record is None:
+                record = self._nodes[identity] = NodeRecord(identity=identity, node_id=node.node_id)
+                newcomers.append(record)
+            record.node_id = node.node_id
+            record.name = one_line(node.name)
+        self._connected = frozenset(connected)
+        taken = {self._nodes[identity].node_id for identity in connected}
+        for identity in self._nodes.keys() - connected:
+            if self._nodes[identity].node_id in taken:  # tasks meant for it must not go to another
+                self._nodes[identity].node_id = 0
+        return newcomers
+
+    def _learn_silos(self, grid: Grid, nodes: Iterable[NodeRecord], timeout: float | None) -> None:
+        """Note each node's silo: what stands before the "/" in its registered name, or else what it declares."""
+        asked = {}
+        for record in nodes:
+            silo, slash, _ = record.name.partition("/")
+            if slash and silo:
+                record.silo = silo
+            else:
+                asked[record.node_id] = record
+        messages = {node_id: Message(RecordDict(), node_id, SILO_QUERY, ttl=timeout) for node_id in asked}
+
+        def receive(batch: list[tuple[int, Message]]) -> bool:
+            for node_id, reply in batch:
+                silo = read(reply, read_silo)
+                if isinstance(silo, Unusable):
+                    label = asked[node_id].label
+                    logger.warning("Node %s did not say which silo it is in: %s", label, silo.reason)
+                else:
+                    asked[node_id].silo = silo
+            return False
+
+        if messages:
+            exchange(grid, messages, timeout, receive)
+
+    # Who is where
+
+    def _found(self, nodes: list[NodeRecord]) -> None:
+        """Give the places to their owners, once and for all."""
+        config = self._config
+        if config.grouping == "server":
+            size = config.group_size
+            groups = [nodes[i : i + size] for i in range(0, config.num_nodes, size)]
+        else:
+            groups = self._groups_by_silo(nodes)
+        for group, members in enumerate(groups):
+            for slot, record in enumerate(members):
+                record.place = (group, slot)
+                self._owners[group, slot] = record.identity
+        spares = [record.label for record in nodes if record.place is None]
+        if spares:
+            logger.info("%d nodes wait as spares: %s", len(spares), ", ".join(spares))
+
+    def _draw_places(self, server_round: int) -> None:
+        """Give the places of this round to nodes drawn among all that can have one, slot by slot of all groups."""
+        config = self._config
+        for record in self._nodes.values():
+            record.place = None
+        present = [record for record in self._nodes.values() if record.state == "spare"]
+        # numpy's seeds can't be negative, torch's can.
+        rng = np.random.default_rng(None if self._seed is None else [self._seed % 2**64, server_round])
+        drawn = [present[number] for number in rng.permutation(len(present))[: config.num_nodes]]
+        for number, record in enumerate(drawn):
+            slot, group = divmod(number, config.num_groups)
+            record.place = (group, slot)
+            record.state = "member"
+        self._owners = {record.place: record.identity for record in drawn if record.place is not None}
+        if len(drawn) < config.num_nodes:
+            logger.warning("Only %d nodes take part in this round, of %d.", len(drawn), config.num_nodes)
+
+    def _groups_by_silo(self, nodes: Iterable[NodeRecord]) -> list[list[NodeRecord]]:
+        config = self._config
+        members: dict[str, list[NodeRecord]] = {}
+        for record in nodes:
+            if record.silo is not None:
+                members.setdefault(record.silo, []).append(record)
+        full = {silo: records for silo, records in sorted(members.items()) if len(records) >= config.group_size}
+        if len(full) != config.num_groups:
+            counts = {silo: len(records) for silo, records in sorted(members.items())}
+            raise ConfigurationError(
+                f"grouping='silo' needs {config.num_groups} silos of at least group_size={config.group_size} nodes; "
+                f"got {counts}; start more nodes in the small silos, or change num_nodes or group_size."
+            )
+        return [records[: config.group_size] for records in full.values()]
+
+    def _admit(self, strangers: list[NodeRecord]) -> list[NodeRecord]:
+        """Return those that may wait as spares."""
+        for record in strangers:
+            if self._config.strangers == "refuse":
+                record.state = "refused"
+                logger.warning("Node %s connected after the run began and is refused.", record.label)
+            elif self._config.regroup == "round":
+                logger.info("Node %s connected after the run began and takes part in the draws.", record.label)
+            else:
+                logger.info("Node %s connected after the run began and waits as a spare.", record.label)
+        return [record for record in strangers if record.state != "refused"]
+
+    def _fill_places(self) -> None:
+        """Let owners have their places, and spares those of owners who are away or in quarantine."""
+        for place, owner in self._owners.items():
+            if self._nodes[owner].state == "spare":
+                self._nodes[owner].state = "member"
+                if self._substitutes.pop(place, None) is not None:
+                    logger.info("Node %s is back in its place.", self._nodes[owner].label)
+            elif self._nodes[self._substitutes.get(place, owner)].state != "spare":
+                self._substitutes.pop(place, None)
+        for identity in self._substitutes.values():
+            self._nodes[identity].state = "substitute"
+        for place, owner in self._owners.items():
+            if self._nodes[owner].state == "member" or place in self._substitutes:
+                continue
+            substitute = self._best_spare(self._nodes[owner].silo)
+            if substitute is not None:
+                substitute.state = "substitute"
+                self._substitutes[place] = substitute.identity
+                logger.warning(
+                    "Node %s (group %d) is %s: node %s fills in.",
+                    *(self._nodes[owner].label, place[0], self._nodes[owner].state, substitute.label),
+                )
+
+    def _best_spare(self, silo: str | None) -> NodeRecord | None:
+        """Return the spare of that silo with the fewest offences."""
+        spares = [r for r in self._nodes.values() if r.state == "spare" and r.place is None and r.silo == silo]
+        return min(spares, key=lambda record: record.offences, default=None)
+
+    def _node_at(self, place: Place) -> int | None:
+        """Return the id of the node that has a place now.
+
+        An owner who is away keeps it if nobody fills in: it may be back within the round.
+        """
+        holder = self._substitutes.get(place, self._owners.get(place))
+        if holder is None or self._nodes[holder].state == "quarantined":
+            return None
+        return self._nodes[holder].node_id or None
+
+    def _failed_for_all(self, group: GroupReport) -> bool:
+        """Whether so few of a group sent a share that they may all be liars: then nothing shows that it could be had.
+
+        The gradient may not be finite, or the batches can't be read. Were honest nodes put in quarantine for it, those
+        left would not be enough to bear a liar.
+        """
+        asked = sum(node is not None for node in group.nodes)
+        usable = asked - len(group.malformed_nodes) - len(group.silent_nodes)
+        return not group.decoded and usable <= self._config.byzantine
+
+    def _consider_quarantine(self, record: NodeRecord) -> None:
+        limit = self._config.quarantine_after
+        if limit is None or record.offences < limit:
+            return
+        if record.place is not None and not self._can_do_without_another(record.place[0]):
+            logger.warning(
+                "Node %s has offended %d times, but a group needs %d nodes and has no more to spare: "
+                "it is not quarantined.",
+                *(record.label, record.offences, self._config.num_agreeing),
+            )
+            return
+        record.state = "quarantined"
+        logger.warning(
+            "Node %s is quarantined after %d offences; the last was in %s",
+            *(record.label, record.offences, record.last_offence),
+        )
+
+    def _can_do_without_another(self, group: int) -> bool:
+        """Return whether a group could be decoded if one more of its owners were missing, with no substitute.
+
+        Where places are drawn anew: whether every group could be in the next round.
+        """
+        config = self._config
+        if config.regroup == "round":
+            present = sum(record.state in ("member", "spare") for record in self._nodes.values())
+            return (present - 1) // config.num_groups >= config.num_agreeing
+        missing = sum(
+            place[0] == group and self._nodes[owner].state == "quarantined" for place, owner in self._owners.items()
+        )
+        return config.group_size - missing - 1 >= config.num_agreeing
+
+
+def _identity(node: NodeInfo) -> str:
+    if node.public_key:
+        return f"key:{hashlib.blake2b(node.public_key, digest_size=16).hexdigest()}"
+    return f"id:{node.node_id}"

@@ -1,0 +1,261 @@
+"""One training run of Solon's strategy: its nodes and groups, round by round."""
+
+import logging
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.serverapp import Grid
+
+from solon_fl.config import SolonConfig, num_agreeing
+from solon_fl.errors import GroupFailedError
+from solon_fl.strategies.calibration import Calibration, measure
+from solon_fl.strategies.digest_group import DigestGroupRound
+from solon_fl.strategies.group import GroupRound
+from solon_fl.strategies.loop import Aggregated, Round, Run
+from solon_fl.strategies.model import ServerModel
+from solon_fl.strategies.reports import GroupReport, RoundReport
+from solon_fl.strategies.roster import Place, Roster
+from solon_fl.task import SolonTask, digest_key
+
+__all__ = ["SolonRun"]
+
+logger = logging.getLogger("flwr")
+
+
+class SolonRun(Run):
+    """See `SolonStrategy` for the parameters.
+
+    Attributes
+    ----------
+    config : SolonConfig
+        After a calibration, with the rtol that is used.
+    roster : Roster
+        Who has which place, and what each node did.
+    """
+
+    def __init__(
+        self,
+        config: SolonConfig,
+        model: ServerModel,
+        timeout: float | None,
+        *,
+        follows_up: bool,
+        seed: int | None,
+        calibrate: bool,
+    ) -> None:
+        super().__init__(model, timeout)
+        self.config = config
+        self.roster = Roster(config, seed)
+        self.projection = None if seed is None else torch.Generator().manual_seed(seed)
+        self._follows_up = follows_up
+        self._calibrate = calibrate
+        self._told: set[int] = set()  # of nodes with different bits
+
+    def prepare(self, grid: Grid, arrays: ArrayRecord, config: ConfigRecord) -> None:
+        """Raise rtol above the nodes' float noise, if asked to."""
+        if not self._calibrate:
+            return
+        found = measure(
+            *(grid, self.roster, self.model, arrays, self.config),
+            rounds=1,
+            train_config=config,
+            timeout=self.timeout,
+            liars=self.config.byzantine,
+        )
+        _log_calibration(found)
+        self._raise_rtol(found.rtol, "\trtol is raised from %g to %g for this run.", self.config.rtol, found.rtol)
+
+    def open_round(self, server_round: int, config: ConfigRecord, grid: Grid) -> "SolonRound":
+        """See `Run.open_round`."""
+        self.roster.update(grid, self.timeout, server_round)
+        groups = [self._open_group(server_round, group, nodes) for group, nodes in enumerate(self.roster.places)]
+        return SolonRound(self, server_round, config, groups)
+
+    def _open_group(self, server_round: int, group: int, nodes: tuple[int | None, ...]) -> GroupRound:
+        config, byzantine = self.config, self._liars_left(group)
+        make: Callable[..., GroupRound] = GroupRound
+        if config.verification == "digest":
+            make = partial(
+                DigestGroupRound,
+                digest_key=digest_key(config.seed, server_round, group),
+                can_decode_by_algebra=config.can_decode_by_algebra,
+            )
+        return make(
+            group=group,
+            nodes=nodes,
+            resting=self._resting(nodes, byzantine),
+            byzantine=byzantine,
+            decoder=config.make_decoder(),
+            dim=self.model.dim,
+            dtype=self.model.vector.dtype,
+            projection=self.projection,
+            label=self.label,
+        )
+
+    def _resting(self, nodes: tuple[int | None, ...], byzantine: int) -> set[int]:
+        """Return the slots of nodes that rest at first: drawn, but those that gave most trouble before all others."""
+        if self.config.redundancy == "full" or not self._follows_up:
+            return set()
+        present = {slot: node_id for slot, node_id in enumerate(nodes) if node_id is not None}
+        if self.projection is None:  # fresh entropy, so that nobody knows who will be watched
+            order = np.random.default_rng().permutation(len(present)).tolist()
+        else:
+            order = torch.randperm(len(present), generator=self.projection).tolist()
+        slots = list(present)
+        drawn = sorted((slots[i] for i in order), key=lambda slot: self.roster.troubles(present[slot]))
+        enough = num_agreeing(self.config.verification, byzantine, self.config.compression)
+        return set(drawn[enough + self.config.stragglers :])
+
+    def _liars_left(self, group: int) -> int:
+        """Return how many of a group may still lie: s, less those in quarantine if the user agrees."""
+        s, least = self.config.byzantine, self.config.least_byzantine
+        if self.config.redundancy == "full" or least is None or least >= s:
+            return s
+        return max(s - self.roster.liars_gone(group), least)
+
+    def record(self, report: RoundReport) -> None:
+        """Enter the report into the ledger; see `Run.record`."""
+        self.roster.record(report)
+        different = {node for group in report.groups for node in group.different_bits} - self._told
+        if different:
+            self._told |= different
+            logger.warning(
+                "Nodes %s compute other bits than their groups (other hardware or software, or they vote wrongly). As "
+                "long as s + 1 nodes of each group agree, that does no harm.",
+                ", ".join(self.label(node) for node in sorted(different)),
+            )
+        if report.failed_groups and self.config.on_group_failure == "stop":
+            raise GroupFailedError(
+                f"round {report.round}: groups {list(report.failed_groups)} of {len(report.groups)} could not be "
+                "decoded and on_group_failure='stop'; the log says why."
+            )
+
+    def record_late(self, node_id: int) -> None:
+        """See `Run.record_late`."""
+        self.roster.record_late(node_id)
+
+    def label(self, node_id: int) -> str:
+        """See `Run.label`."""
+        return self.roster.label(node_id)
+
+    def evaluating_nodes(self) -> list[int]:
+        """See `Run.evaluating_nodes`."""
+        return [node_id for nodes in self.roster.places for node_id in nodes if node_id is not None]
+
+    def notes(self) -> dict[str, Any]:
+        """See `Run.notes`."""
+        projection = None if self.projection is None else bytes(self.projection.get_state().tolist()).hex()
+        return {"roster": self.roster.to_dict(), "projection": projection, "rtol": self.config.rtol}
+
+    def restore(self, notes: Mapping[str, Any]) -> None:
+        """See `Run.restore`."""
+        self.roster.restore(notes["roster"])
+        rtol = notes.get("rtol", 0.0)
+        self._raise_rtol(rtol, "\trtol is %g, as calibrated when the run began.", rtol)
+        if self.projection is not None and notes["projection"] is not None:
+            self.projection.set_state(torch.tensor(list(bytes.fromhex(notes["projection"])), dtype=torch.uint8))
+
+    def _raise_rtol(self, rtol: float, text: str, *values: float) -> None:
+        if rtol > self.config.rtol:
+            logger.info(text, *values)
+            self.config = replace(self.config, rtol=rtol)
+
+
+class SolonRound(Round[Place]):
+    """One round of a run; messages have the node's place, group and slot, for a key."""
+
+    def __init__(self, run: SolonRun, server_round: int, train_config: ConfigRecord, groups: list[GroupRound]) -> None:
+        self._run = run
+        self._round = server_round
+        self._train_config = train_config
+        self._groups = groups
+        self._weights = run.config.group_weights or (1.0,) * len(groups)
+        self._sum: torch.Tensor | None = None  # of the gradients so far, weighted
+        self._sum_of_weights = 0.0
+
+    def messages(self, arrays: ArrayRecord) -> dict[Place, Message]:
+        """Return one message per node: the shared model, and a config and a task of its own."""
+        return self._tasks([(group.group, slot) for group in self._groups for slot in group.asked], arrays)
+
+    def follow_up(self, late: bool) -> dict[Place, Message]:
+        """Wake the nodes at rest of groups that need them."""
+        places = [(group.group, slot) for group in self._groups for slot in group.wake(late)]
+        return self._tasks(places, self._run.model.to_record()) if places else {}
+
+    def receive(self, batch: list[tuple[Place, Message]]) -> bool:
+        """Take replies that came together; return whether every group's outcome is certain."""
+        while batch:  # emptied, so that a group's shares are gone once it is decoded
+            (group, slot), reply = batch.pop(0)
+            self._groups[group].receive(slot, reply)
+        self._decode(last=False)
+        return all(group.closed for group in self._groups)
+
+    def close(self) -> Aggregated:
+        """Decode what is open, and average the groups as the policy says."""
+        self._decode(last=True)
+        reports = tuple(group.report for group in self._groups)
+        failed = [report for report in reports if not report.decoded]
+        policy = self._run.config.on_group_failure
+        for report in failed:
+            self._log_failure(report)
+        usable = self._sum is not None and (not failed or policy == "exclude")
+        return Aggregated(
+            direction=self._sum.div_(self._sum_of_weights) if usable and self._sum is not None else None,
+            groups=reports,
+            bytes_in=sum(group.bytes_in for group in self._groups),
+        )
+
+    def _tasks(self, places: Collection[Place], arrays: ArrayRecord) -> dict[Place, Message]:
+        run, messages = self._run, {}
+        for group, slot in sorted(places):
+            node_id = self._groups[group].nodes[slot]
+            if node_id is not None:
+                task = SolonTask.of_run(
+                    *(run.config, self._round),
+                    group=group,
+                    slot=slot,
+                    dim=run.model.dim,
+                    buffers=run.model.buffers,
+                )
+                messages[group, slot] = task.to_message(arrays, self._train_config, node_id, run.timeout)
+        return messages
+
+    def _decode(self, *, last: bool) -> None:
+        """Decode the groups that can be, and add each gradient to the sum: no more than one is kept beside it."""
+        for group, weight in zip(self._groups, self._weights, strict=True):
+            gradient = group.decode(last=last)
+            if gradient is None:
+                continue
+            self._sum = gradient.mul_(weight) if self._sum is None else self._sum.add_(gradient, alpha=weight)
+            self._sum_of_weights += weight
+
+    def _log_failure(self, report: GroupReport) -> None:
+        malformed = list(report.malformed_nodes.items())
+        reasons = "; ".join(f"node {self._run.label(node)}: {reason}" for node, reason in malformed[:3])
+        logger.error(
+            "Group %d failed (%s): %d silent, %d malformed%s. Either more nodes lie or are missing than configured, or "
+            "the nodes of the group do not compute the same (batches must come from the task alone, not from a data "
+            "loader or the global random state), or they differ by float noise above rtol (to measure it: "
+            "solon_fl.strategies.calibrate; with verification='digest' and r < 2 s + e + k: by a single bit). "
+            "Policy: %s.",
+            report.group,
+            report.status,
+            len(report.silent_nodes),
+            len(report.malformed_nodes),
+            f" ({reasons})" if reasons else "",
+            self._run.config.on_group_failure,
+        )
+
+
+def _log_calibration(found: Calibration) -> None:
+    """Log what was measured; of the nodes, list only those that are outlying, malformed or silent."""
+    logger.info("\tcalibrated: %s", found.finding)
+    for node_id in (*found.outliers, *found.malformed, *found.silent):
+        logger.info("\t\tnode %s: %s", found.labels[node_id], found.of_node(node_id))
+    for warning in found.warnings:
+        logger.warning("%s", warning)

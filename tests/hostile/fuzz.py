@@ -1,0 +1,62 @@
+"""Feeds a coverage-guided fuzzer's bytes, as replies of a node, to everything that reads what nodes send.
+
+Run it with ``make fuzz``, or with libFuzzer's options: ``python -m fuzz.replies -runs=100000 -max_len=400``. What must
+hold is in tests/hostile_checks.py; a failure is a traceback and a file ``crash-...`` that reproduces it:
+``python -m fuzz.replies crash-...``. SOLON_FUZZ_CHECK=check_group runs one check alone: left to itself, the
+fuzzer prefers the slow ones, which have more code.
+"""
+
+import os
+import resource
+import sys
+
+import atheris
+
+READERS = [
+    f"solon_fl.strategies.{name}" for name in ("group", "calibration", "vectors", "evaluation", "nodes", "exchange")
+]
+with atheris.instrument_imports(include=[*READERS, "solon_fl.wire", "tests.hostile.replies"]):
+    from tests import hostile_checks
+
+ADDRESS_SPACE = 6 << 30  # bytes that the process may have in all; torch maps most of them at once
+
+
+class Bytes:
+    """Choices made by a fuzzer's bytes."""
+
+    def __init__(self, data: bytes) -> None:
+        self._provider = atheris.FuzzedDataProvider(data)
+
+    def whole(self, least: int, most: int) -> int:
+        return int(self._provider.ConsumeIntInRange(least, most))
+
+    def binary(self, most: int) -> bytes:
+        return bytes(self._provider.ConsumeBytes(self.whole(0, most)))
+
+    def text(self, most: int) -> str:
+        return str(self._provider.ConsumeUnicode(self.whole(0, most)))
+
+
+def main() -> None:
+    """Fuzz until libFuzzer's options say stop."""
+    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
+    only = os.environ.get("SOLON_FUZZ_CHECK")
+    checks = []
+    for check in hostile_checks.CHECKS:
+        if only in (None, check.__name__):
+            checks += [check] * (1 if check in hostile_checks.SLOW else 60)
+            with hostile_checks.only_one_liners():
+                check(Bytes(b""))  # whatever is made once is made before memory is measured
+
+    def one_input(data: bytes) -> None:
+        source = Bytes(data)
+        check = checks[source.whole(0, len(checks) - 1)]
+        with hostile_checks.only_one_liners():
+            check(source)
+
+    atheris.Setup(sys.argv, one_input)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

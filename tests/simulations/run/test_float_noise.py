@@ -1,0 +1,118 @@
+"""Nodes that really compute in different ways, on this machine."""
+
+from functools import partial
+
+import pytest
+import torch
+from flwr.app import ArrayRecord
+from typer.testing import CliRunner
+
+from solon_fl.cli import app
+from solon_fl.config import SolonConfig
+from solon_fl.errors import ConfigurationError, GroupFailedError
+from solon_fl.simulations import InProcessGrid, NodeKind, Scenario, build_model, calibrate_scenario, load_dataset
+from solon_fl.simulations.attacks import Reverse
+from solon_fl.simulations.attacks.mods import attack_mod
+from solon_fl.simulations.run.float_noise import _computing_as
+from solon_fl.simulations.run.nodes import ImageClient
+from solon_fl.strategies import RoundReport, SolonStrategy, buffer_names
+
+KINDS = (NodeKind(kernels="onednn"), NodeKind(kernels="native"))
+CONFIG = SolonConfig(num_nodes=7, byzantine=2, compression=3, batches_per_group=2)
+SCENARIO = Scenario(config=CONFIG, batch_size=8)
+
+
+@pytest.mark.slow
+def test_nodes_of_one_kind_are_equal_and_two_kinds_of_kernels_are_not() -> None:
+    assert calibrate_scenario(SCENARIO).identical
+    found = calibrate_scenario(SCENARIO, KINDS)
+    assert not found.identical
+    assert 1e-8 < found.noise < 1e-6
+    assert calibrate_scenario(SCENARIO, KINDS, rounds=2).noise >= found.noise
+    assert torch.get_num_threads() == 1
+    assert torch.backends.mkldnn.enabled
+
+
+@pytest.mark.slow
+def test_real_noise_fails_below_what_was_measured_and_is_decoded_above() -> None:
+    noise = calibrate_scenario(SCENARIO, KINDS).noise
+    dataset = load_dataset(SCENARIO.dataset)
+    model = build_model(SCENARIO.model, dataset.input_shape, dataset.num_classes, seed=0)
+    statuses = {}
+    for rtol in (noise / 20, 4 * noise):
+        reports: list[RoundReport] = []
+        scenario = Scenario(
+            config=SolonConfig(num_nodes=7, byzantine=2, compression=3, batches_per_group=2, rtol=rtol),
+            batch_size=8,
+            compute_once=False,
+        )
+        client_app = ImageClient(scenario, dataset).client_app([attack_mod(Reverse(), {0, 3}), _computing_as(KINDS)])
+        strategy = SolonStrategy(scenario.config, scenario.make_optimizer, on_round=reports.append, projection_seed=0)
+        arrays = ArrayRecord(dict(model.state_dict()))
+        strategy.start(InProcessGrid(client_app, 7), arrays, num_rounds=2, timeout=0.1)
+        assert buffer_names(model) == ()
+        statuses[rtol] = {group.status for report in reports for group in report.groups}
+    assert list(statuses.values()) == [{"undecodable"}, {"corrected"}]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "reverse",
+        "alie",
+        "foe",
+        "same-lie",
+        "label-flip",
+        "bit-flip",
+        "other-gradient",
+        "crash",
+        "malformed",
+        "late",
+        "nan",
+    ],
+)
+def test_a_scenarios_liars_are_named(attack: str) -> None:
+    scenario = Scenario(config=CONFIG, batch_size=8, model="logistic", attack=attack)
+    found = calibrate_scenario(scenario, KINDS)
+    named = {node_id - 1 for node_id in (*found.outliers, *found.malformed, *found.silent)}
+    assert named == scenario.liars
+    assert found.rtol == 1e-6
+
+
+def test_what_can_not_be_calibrated_is_refused() -> None:
+    for arguments, message in (
+        ({"strategy": "fedavg"}, "strategy='fedavg'"),
+        ({"engine": "ray", "attack": "alie"}, "engine='ray', attack='alie'"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            calibrate_scenario(Scenario(config=CONFIG, **arguments))  # type: ignore[arg-type]  # names
+    with pytest.raises(ConfigurationError, match="kernels='cuda'"):
+        NodeKind(kernels="cuda")  # type: ignore[arg-type]  # the point
+    with pytest.raises(ConfigurationError, match="threads=0"):
+        NodeKind(threads=0)
+
+
+@pytest.mark.slow
+def test_what_nodes_answer_is_told_if_nothing_can_be_compared() -> None:
+    scenario = Scenario(config=CONFIG, batch_size=9000)
+    with pytest.raises(GroupFailedError, match="batch_size=9000"):
+        calibrate_scenario(scenario)
+
+
+@pytest.mark.slow
+def test_the_command_prints_a_table_and_the_line_to_use() -> None:
+    invoke = partial(CliRunner().invoke, app)
+    sizes = ["--nodes", "7", "--compression", "3", "--batch-size", "8", "--model", "logistic"]
+    done = invoke(["calibrate", *sizes, "--threads", "1,2", "--kernels", "onednn,native", "--attack", "reverse"])
+    assert done.exit_code == 0, done.output
+    lines = done.output.splitlines()
+    assert lines[0].split() == ["group", "node", "distance"]
+    assert sum(line.endswith("an outlier") for line in lines) == 2
+    assert "rtol=1e-06 suits" in done.output
+    assert lines[-1] == "To use it (the default): SolonConfig(..., rtol=1e-06)"
+    for arguments, message in ((["--threads", "1,x"], "--threads '1,x'"), (["--kernels", "gpu"], "kernels='gpu'")):
+        error = invoke(["calibrate", *arguments]).exception
+        assert isinstance(error, ConfigurationError)
+        assert message in str(error)
+    assert "docs/how-to/calibrate.md" in " ".join(invoke(["calibrate", "--help"]).output.split())

@@ -1,0 +1,283 @@
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, Context, RecordDict
+from torch import Tensor
+
+from solon_fl.clients import Batch
+from solon_fl.coding import RepetitionCode
+from solon_fl.config import SolonConfig
+from solon_fl.errors import ConfigurationError
+from solon_fl.simulations import ATTACKS, Outcome, Scenario, simulate
+from solon_fl.simulations.run.nodes import ImageClient
+from solon_fl.simulations.run.strategies import STRATEGIES
+from solon_fl.task import make_draco_code
+from solon_fl.wire import to_array
+from tests.support import vector_of
+
+CONFIG = SolonConfig(num_nodes=14, byzantine=2, compression=3)
+BYZFL = [name for name in STRATEGIES if name.startswith("byzfl-")]
+PLAIN = [name for name, contender in STRATEGIES.items() if contender.client == "plain"]
+
+
+class Median:
+    def __call__(self, vectors: Tensor) -> Tensor:
+        return vectors.quantile(0.5, dim=0)
+
+
+class Knowing:
+    """An aggregator that is told the number of liars."""
+
+    def __init__(self, f: int) -> None:
+        self.f = f
+
+
+class Trimmed(Knowing):
+    def __call__(self, vectors: Tensor) -> Tensor:
+        return vectors.sort(0).values[self.f : len(vectors) - self.f].mean(0)
+
+
+class Mixed(Knowing):
+    def __call__(self, vectors: Tensor) -> Tensor:
+        nearest = torch.cdist(vectors, vectors).argsort(1)[:, : len(vectors) - self.f]
+        return vectors[nearest].mean(1)
+
+
+@pytest.fixture
+def byzfl(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Stands for the package byzfl, which need not be installed."""
+    module = ModuleType("byzfl")
+    parts = {"GeometricMedian": Median, "CenteredClipping": Median, "CAF": Trimmed, "NNM": Mixed, "TrMean": Trimmed}
+    for name, part in parts.items():
+        setattr(module, name, part)
+    monkeypatch.setitem(sys.modules, "byzfl", module)
+    return module
+
+
+def scenario(strategy: str, **changes: Any) -> Scenario:
+    values: dict[str, Any] = {"config": CONFIG, "num_liars": 2, "model": "logistic", "rounds": 2, "batch_size": 8}
+    return Scenario(**{**values, "strategy": strategy, **changes})
+
+
+def run(strategy: str, **changes: Any) -> Outcome:
+    return simulate(scenario(strategy, **changes))
+
+
+def random_vectors(rows: int = 14, dim: int = 12) -> Tensor:
+    return torch.randn(rows, dim, generator=torch.Generator().manual_seed(0))
+
+
+def assert_close(first: Tensor, second: Tensor) -> None:
+    torch.testing.assert_close(first.double(), second.double(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attack", [None, "reverse"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_runs_and_reports_what_it_cost(strategy: str, attack: str | None, byzfl: ModuleType) -> None:
+    outcome = run(strategy, attack=attack)
+    assert outcome.error is None
+    assert [record.round for record in outcome.records] == [0, 1, 2]
+    for record in outcome.records[1:]:
+        assert record.report is not None
+        assert record.report.stepped
+        assert record.report.bytes_in > 0
+        assert record.report.seconds_aggregating > 0
+        assert record.report.seconds_stepping > 0
+        assert record.report.silent_nodes == ()
+        assert not record.waited
+    if attack is None:
+        assert outcome.offences == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_nodes_named_as_silent_are_those_that_are(strategy: str, byzfl: ModuleType) -> None:
+    outcome = run(strategy, attack="silent", config=SolonConfig(num_nodes=14, byzantine=2, compression=3, seed=3))
+    liars = outcome.scenario.liars
+    assert len(liars) == 2
+    if "reactive" in strategy:  # it asks a part of the nodes, and waits only where silence makes it ask the others
+        assert set(outcome.offences) <= liars
+        asked_more = [bool(record.report and record.report.escalated_groups) for record in outcome.records]
+        assert [record.waited for record in outcome.records] == asked_more
+        return
+    assert outcome.offences == {liar: {"silent": 2} for liar in liars}
+    # Solon decodes without them; every other strategy waits until the deadline.
+    assert [record.waited for record in outcome.records] == [False] + 2 * [strategy not in ("solon", "solon-digest")]
+
+
+@pytest.mark.parametrize("strategy", BYZFL)
+def test_without_byzfl_there_is_a_plain_error(strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "byzfl", None)  # importing it raises ImportError
+    with pytest.raises(ConfigurationError, match=r"is byzfl's, which can't be imported .*'solon-fl\[byzfl\]'"):
+        scenario(strategy)
+
+
+def mean_of_the_rest(vectors: Tensor, f: int) -> Tensor:
+    return vectors.sort(0).values[f : len(vectors) - f].mean(0)
+
+
+RULES: dict[str, Callable[[Tensor], Tensor]] = {
+    "fedavg": lambda vectors: vectors.mean(0),
+    "fedmedian": lambda vectors: vectors.quantile(0.5, dim=0),
+    "fedtrimmedavg": lambda vectors: mean_of_the_rest(vectors, 2),
+    "signum": lambda vectors: vectors.sign().sum(0).sign(),
+    "byzfl-geometric-median": Median(),
+    "byzfl-centered-clipping": Median(),
+    "byzfl-caf": Trimmed(2),
+    "byzfl-nnm": lambda vectors: Trimmed(2)(Mixed(2)(vectors)),
+}
+
+
+@pytest.mark.parametrize("strategy", RULES)
+def test_attackers_know_what_the_server_makes_of_vectors(strategy: str, byzfl: ModuleType) -> None:
+    vectors = random_vectors()
+    assert_close(STRATEGIES[strategy].aggregate(scenario(strategy))(vectors), RULES[strategy](vectors))
+
+
+@pytest.mark.parametrize(("num_nodes", "num_liars"), [(5, 0), (5, 1), (5, 2), (10, 4), (15, 3), (15, 6), (100, 29)])
+def test_the_trimmed_mean_cuts_as_many_at_each_end_as_there_are_liars(num_nodes: int, num_liars: int) -> None:
+    config = SolonConfig(num_nodes=num_nodes, byzantine=2, compression=1)
+    aggregate = STRATEGIES["fedtrimmedavg"].aggregate(scenario("fedtrimmedavg", config=config, num_liars=num_liars))
+    vectors = random_vectors(num_nodes)
+    assert_close(aggregate(vectors), mean_of_the_rest(vectors, num_liars))
+
+
+def test_krum_picks_one_of_the_vectors_and_no_lie() -> None:
+    vectors = random_vectors()
+    vectors[[3, 8]] += 100
+    picked = STRATEGIES["krum"].aggregate(scenario("krum"))(vectors)
+    matches = [row for row, vector in enumerate(vectors) if torch.equal(vector, picked.float())]
+    assert len(matches) == 1
+    assert matches[0] not in (3, 8)
+
+
+def test_multikrum_averages_all_but_the_liars() -> None:
+    vectors = random_vectors()
+    vectors[[3, 8]] += 100
+    honest = vectors[[row for row in range(14) if row not in (3, 8)]]
+    assert_close(STRATEGIES["multikrum"].aggregate(scenario("multikrum"))(vectors), honest.mean(0))
+
+
+@pytest.mark.slow  # Flower collects garbage for every node
+def test_bulyan_stays_among_the_honest() -> None:
+    vectors = random_vectors()
+    vectors[[3, 8]] += 100
+    aggregated = STRATEGIES["bulyan"].aggregate(scenario("bulyan"))(vectors)
+    honest = vectors[[row for row in range(14) if row not in (3, 8)]]
+    assert (aggregated >= honest.min(0).values).all()
+    assert (aggregated <= honest.max(0).values).all()
+
+
+def test_solon_decodes_the_gradient_of_a_group() -> None:
+    gradient = random_vectors(1)[0]
+    code = CONFIG.make_code()
+    shares = torch.stack([code.encode(gradient, slot) for slot in range(code.group_size)])
+    shares[[0, 4]] += 100
+    decoded = STRATEGIES["solon"].aggregate(scenario("solon"))(shares)
+    assert_close(decoded[: len(gradient)], gradient)
+    shares[2] += 50
+    with pytest.raises(ArithmeticError, match="the group can't be decoded"):
+        STRATEGIES["solon"].aggregate(scenario("solon"))(shares)
+
+
+@pytest.mark.parametrize("name", ["repetition", "cyclic"])
+def test_draco_decodes_the_mean_of_all_batches(name: Any) -> None:
+    gradients = random_vectors()
+    code = make_draco_code(name, 14, 2)
+    rows = []
+    for node in range(14):
+        weights = torch.from_numpy(code.weights(node))
+        combined = (weights[:, None] * gradients[list(code.batches(node))]).sum(0)
+        rows.append(torch.stack([combined.real, combined.imag]) if code.is_complex else combined.real)
+    sent = torch.stack(rows).float().flatten(1)
+    sent[[3, 8]] += 100
+    assert_close(STRATEGIES[f"draco-{name}"].aggregate(scenario(f"draco-{name}"))(sent), gradients.mean(0))
+    sent[[0, 1, 2, 4, 5]] = torch.randn(5, sent.shape[1], generator=torch.Generator().manual_seed(1))
+    with pytest.raises(ArithmeticError, match="the round can't be decoded"):
+        STRATEGIES[f"draco-{name}"].aggregate(scenario(f"draco-{name}"))(sent)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", [*PLAIN, "signum"])
+def test_the_first_step_is_that_of_the_aggregate(strategy: str, byzfl: ModuleType) -> None:
+    """What attackers are told is what the running strategy does with the nodes' vectors."""
+    chosen = scenario(strategy, rounds=1, learning_rate=0.5, sign_learning_rate=0.5, momentum=0.0)
+    client = ImageClient(chosen)
+    context = Context(run_id=0, node_id=0, node_config={}, state=RecordDict(), run_config={})
+    arrays = ArrayRecord({k: to_array(v) for k, v in client.build_model(context).state_dict().items()})
+    gradients = torch.stack([client.mean_gradient(arrays, [Batch(0, 1, n)], (), context) for n in range(14)])
+    expected = vector_of(arrays) - 0.5 * STRATEGIES[strategy].aggregate(chosen)(gradients).double()
+    torch.testing.assert_close(vector_of(simulate(chosen).arrays), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_batches_of_the_busiest_node(strategy: str, byzfl: ModuleType) -> None:
+    config = SolonConfig(num_nodes=16, byzantine=2, compression=4)
+    expected = {"draco-repetition": 6, "draco-cyclic": 7}  # 16 nodes in 6 + 5 + 5; 2 liars + 1
+    expected |= {name: 8 for name in STRATEGIES if name.startswith("solon")}  # r
+    chosen = scenario(strategy, config=config, num_liars=3)
+    assert STRATEGIES[strategy].batches_per_node(chosen) == expected.get(strategy, 1)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "changes", "message"),
+    [
+        ("bulyan", {"num_liars": 3}, "Bulyan needs at least 15 nodes for 3 liars; got num_nodes=14; add nodes, or"),
+        ("krum", {"config": SolonConfig(num_nodes=5, byzantine=2, compression=1)}, "Krum needs at least 7 .*=5"),
+        ("multikrum", {"config": SolonConfig(num_nodes=5, byzantine=2, compression=1)}, "num_nodes=5"),
+        ("solon", {"num_liars": 5}, "num_liars must be from 0 to 4, byzantine=2 in each of 2 groups; got num_liars=5"),
+        ("fedavg", {"num_liars": -1}, "num_liars=-1"),
+        *(
+            (strategy, {"attack": attack}, f"attack='{attack}' is made against Solon's code; got strategy='{strategy}'")
+            for strategy in ("fedavg", "draco-cyclic", "signum")
+            for attack, made in ATTACKS.items()
+            if made.needs_code
+        ),
+    ],
+)
+def test_what_a_strategy_can_not_do_is_refused(strategy: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        scenario(strategy, **changes)
+
+
+def test_more_liars_in_a_group_of_dracos_than_it_bears_are_refused() -> None:
+    # Solon's groups are nodes 0-9, 10-19, ...; Draco's are 0-4, 5-9, ... and get more than 2 of them with some seed.
+    groups = RepetitionCode(22, 2).groups
+    crowded = []
+    for seed in range(20):
+        config = SolonConfig(num_nodes=22, byzantine=2, compression=7, seed=seed)
+        liars = scenario("solon", config=config, num_liars=4, attack="reverse").liars
+        most = max(len(liars & set(group)) for group in groups)
+        if most <= 2:
+            assert scenario("draco-repetition", config=config, num_liars=4, attack="reverse").liars == liars
+            continue
+        crowded.append(seed)
+        message = (
+            rf"Draco \(repetition\) needs at most byzantine=2 liars in each of its groups; got {most} among the nodes "
+            r"\d+ to \d+; set num_liars to 2 or fewer"
+        )
+        with pytest.raises(ConfigurationError, match=message):
+            scenario("draco-repetition", config=config, num_liars=4, attack="reverse")
+    assert 0 < len(crowded) < 20
+    # Without an attack nobody lies.
+    config = SolonConfig(num_nodes=22, byzantine=2, compression=7, seed=crowded[0])
+    assert scenario("draco-repetition", config=config, num_liars=4).liars == frozenset()
+
+
+@pytest.mark.slow
+def test_honest_runs_of_all_that_average_end_alike() -> None:
+    solon = vector_of(run("solon", rounds=4).arrays)
+    for strategy in ("fedavg", "draco-repetition", "draco-cyclic"):
+        torch.testing.assert_close(vector_of(run(strategy, rounds=4).arrays), solon, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_tuned_attack_hurts_averages_at_least_as_much_as_the_fixed_one() -> None:
+    tuned, fixed = (run("fedavg", attack=attack, rounds=4, num_liars=4) for attack in ("foe", "ipm"))
+    assert tuned.records[-1].loss >= fixed.records[-1].loss
+    assert tuned.accuracy <= fixed.accuracy
