@@ -3,9 +3,9 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg, FedMedian
 
+from solon_fl.baselines import GradientStrategy
 from solon_fl.clients import Batch
 from solon_fl.simulations import InProcessGrid
-from solon_fl.strategies import GradientStrategy
 from solon_fl.wire import to_array
 from tests.support import SGD, Regression, initial_model, record_of, train, vector_of
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from solon_fl.clients import draco_client_app
+from solon_fl.baselines import DracoStrategy, draco_client_app
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations import InProcessGrid
 from solon_fl.simulations.attacks import RandomGaussian, Reverse
 from solon_fl.simulations.attacks.mods import attack_mod, malformed_mod, silent_mod
-from solon_fl.strategies import DracoStrategy, RoundReport
+from solon_fl.strategies import RoundReport
 from tests.support import SGD, Regression, initial_model, record_of, train, vector_of
 
 NUM_NODES = 14

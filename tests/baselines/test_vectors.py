@@ -13,14 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from solon_fl.baselines import AggregatorStrategy, SignumStrategy, signum_mod
 from solon_fl.baselines.signum import majority_of_signs
 from solon_fl.baselines.vectors import VectorStrategy
-from solon_fl.clients import Batch, signum_mod
+from solon_fl.clients import Batch
 from solon_fl.errors import ConfigurationError, GroupFailedError
 from solon_fl.simulations import InProcessGrid
 from solon_fl.simulations.attacks import Reverse
 from solon_fl.simulations.attacks.mods import MALFORMATIONS, attack_mod, malformed_mod, silent_mod
-from solon_fl.strategies import AggregatorStrategy, RoundReport, SignumStrategy, buffer_names
+from solon_fl.strategies import RoundReport, buffer_names
+from solon_fl.strategies.model import ServerModel
 from solon_fl.wire import to_array
 from tests.support import SGD, Regression, initial_model, record_of, spoil, vector_of
 
@@ -138,10 +140,10 @@ def test_an_aggregator_that_fails_skips_the_round(broken: Aggregate, caplog: pyt
 
 
 def test_of_two_replies_the_first_counts() -> None:
-    strategy = SignumStrategy(NUM_NODES, SGD)
-    messages = list(
-        strategy.configure_train(1, record_of(initial_model()), ConfigRecord(), InProcessGrid(plain_app([]), 7))
-    )
+    arrays = record_of(initial_model())
+    run = SignumStrategy(NUM_NODES, SGD).begin(ServerModel(arrays, (), SGD), 1.0, follows_up=True)
+    opened = run.open_round(1, ConfigRecord(), InProcessGrid(plain_app([]), 7))
+    messages = list(opened.messages(arrays).values())
     for number, message in enumerate(messages):
         message.metadata.__dict__["_message_id"] = str(number)
 
@@ -151,9 +153,9 @@ def test_of_two_replies_the_first_counts() -> None:
 
     empty = Message(RecordDict(), reply_to=messages[0])
     replies = [signs(message, 255) for message in messages] + [signs(message, 0) for message in messages] + [empty]
-    strategy._receive([(number % NUM_NODES, reply) for number, reply in enumerate(replies)])
-    assert [int(arrays["signs"][0]) for arrays in strategy._sent.values()] == [255] * NUM_NODES
-    assert strategy._malformed == {}
+    opened.receive([(number % NUM_NODES, reply) for number, reply in enumerate(replies)])
+    assert [int(arrays["signs"][0]) for arrays in opened._sent.values()] == [255] * NUM_NODES
+    assert opened._malformed == {}
 
 
 def test_nobody_sends_anything() -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from solon_fl.clients import Batch
-from solon_fl.coding import CertificateWarning, FourierCode
+from solon_fl.coding import CertificateWarning, Decoder, FourierCode
 from solon_fl.errors import ConfigurationError, GroupFailedError, NodesMissingError
 from solon_fl.simulations import InProcessGrid
 from solon_fl.simulations.attacks import Constant, NotFinite, RandomGaussian, Reverse
@@ -87,7 +87,7 @@ def test_equal_nodes_are_found_to_be_identical_and_the_floor_is_kept() -> None:
     found = calibrated(rounds=2)
     assert found.identical
     assert (found.noise, found.rtol) == (0.0, 1e-6)
-    assert found.certificate == small_config().make_code().certificate
+    assert found.certificate == small_config().make_decoder().certificate
     assert found.distances == dict.fromkeys(ALL, 0.0)
     assert (found.outliers, found.malformed, found.silent, found.warnings) == ((), {}, (), ())
     assert found.groups == (tuple(range(1, 8)), tuple(range(8, 15)))
@@ -313,7 +313,7 @@ def test_a_certificate_of_one_or_more_is_told_with_a_remedy() -> None:
     assert found.certificate >= 1
     assert "should be below 1: lower byzantine or compression" in found.warnings[-1]
     with pytest.warns(CertificateWarning):
-        FourierCode(byzantine=2, compression=3, rtol=found.rtol)
+        Decoder(FourierCode(group_size=7, compression=3), byzantine=2, rtol=found.rtol)
 
 
 @pytest.mark.parametrize(
@@ -324,7 +324,7 @@ def test_rtol_is_rounded_up_to_two_digits(value: float, rounded: float) -> None:
 
 
 def test_the_slots_asked_for_mix_the_chunks() -> None:
-    codes = FourierCode(byzantine=2, compression=3, group_size=9), FourierCode(byzantine=2, compression=6)
+    codes = FourierCode(group_size=9, compression=3), FourierCode(group_size=10, compression=6)
     for code in codes:
         slots = _mixing_slots(code)
         assert len(slots) >= 4
@@ -339,7 +339,7 @@ def test_the_margin_suffices_for_all_slots_even_if_one_chunk_holds_the_whole_gra
     byzantine: int, compression: int, group_size: int
 ) -> None:
     """Each share's noise is then the same part of its norm, but the decoder takes rtol of the k-th smallest norm."""
-    generator = FourierCode(byzantine=byzantine, compression=compression, group_size=group_size).generator
+    generator = FourierCode(group_size=group_size, compression=compression).generator
     norms = np.sort(np.abs(generator), axis=0)  # of the shares, by the chunk
     assert (np.sqrt((norms**2).mean(0)) <= MARGIN * norms[compression - 1]).all()
 

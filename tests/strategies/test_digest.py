@@ -191,7 +191,7 @@ def test_digests_of_another_round_or_group_are_worth_nothing() -> None:
 
 
 def test_digests_are_those_of_each_share() -> None:
-    code = FourierCode(byzantine=2, compression=3)
+    code = FourierCode(group_size=7, compression=3)
     gradient = torch.linspace(-1, 1, 20)
     digests = share_digests(code, gradient, b"key")
     assert len(digests) == 7 * 32

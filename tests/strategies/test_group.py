@@ -3,26 +3,44 @@
 import logging
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
 from torch import Tensor
 
-from solon_fl import FourierCode
+from solon_fl import Decoder, FourierCode
 from solon_fl.coding.digests import share_digests
 from solon_fl.simulations.run._compat import become_server
+from solon_fl.strategies.digest_group import DigestGroupRound
 from solon_fl.strategies.group import GroupRound
 from solon_fl.wire import to_array
 
-CODE = FourierCode(byzantine=2, compression=3)
+CODE = FourierCode(group_size=7, compression=3)
+DECODER = Decoder(CODE, byzantine=2)
 GRADIENT = torch.linspace(-1, 2, 20)
-ACCEPTING = FourierCode(byzantine=2, compression=3, beyond_bound="accept")
+ACCEPTING = Decoder(CODE, byzantine=2, beyond_bound="accept")
 NODES = (70, 71, 72, 73, 74, 75, 76)
 
 
-def new_round(code: FourierCode = CODE) -> GroupRound:
-    return GroupRound(group=1, nodes=NODES, code=code, dim=20, dtype=torch.float32)
+class Keeping(GroupRound):
+    """A group that keeps the gradient that decode returns."""
+
+    gradient: Tensor | None = None
+
+    def decode(self, *, last: bool) -> Tensor | None:
+        gradient = super().decode(last=last)
+        self.gradient = self.gradient if gradient is None else gradient
+        return gradient
+
+
+class KeepingByDigest(Keeping, DigestGroupRound):
+    pass
+
+
+def new_round(decoder: Decoder = DECODER, **changes: Any) -> Keeping:
+    return Keeping(group=1, nodes=NODES, byzantine=2, decoder=decoder, dim=20, dtype=torch.float32, **changes)
 
 
 def reply(content: RecordDict | Error) -> Message:
@@ -56,7 +74,7 @@ def test_a_group_closes_when_k_plus_s_shares_agree_and_not_before() -> None:
 
 
 def test_who_made_others_be_asked_is_reported_and_not_who_was_woken() -> None:
-    group = GroupRound(group=1, nodes=NODES, code=CODE, dim=20, dtype=torch.float32, resting={5, 6})
+    group = new_round(resting={5, 6})
     for slot in (1, 2, 3):
         group.receive(slot, honest(slot))
     group.receive(4, reply_with(torch.full((7,), 50.0)))
@@ -245,12 +263,21 @@ KEY = b"round"
 DIGESTS = share_digests(CODE, GRADIENT, KEY)
 
 
-def resting_round(digests: bool = False, resting: set[int] | None = None) -> GroupRound:
+def resting_round(digests: bool = False) -> Keeping:
     """Slots 5 and 6 rest, or with digests 3 to 6."""
-    group = new_round()
-    group.resting = resting or ({3, 4, 5, 6} if digests else {5, 6})
-    group.digest_key = KEY if digests else None
-    return group
+    if not digests:
+        return new_round(resting={5, 6})
+    return KeepingByDigest(
+        group=1,
+        nodes=NODES,
+        byzantine=2,
+        decoder=DECODER,
+        dim=20,
+        dtype=torch.float32,
+        resting={3, 4, 5, 6},
+        digest_key=KEY,
+        can_decode_by_algebra=True,
+    )
 
 
 def voting(slot: int, share: Tensor | None = None, digests: bytes = DIGESTS) -> Message:
