@@ -1,7 +1,8 @@
 """The mathematics: codes, locators and the decoder. Needs torch and numpy, and nothing of Flower."""
 
 from .code import Code
-from .decoder import BeyondBound, CertificateWarning, Decoded, Decoder, DecodeStatus, smallest_group
+from .decoded import Decoded, DecodeStatus
+from .decoder import BeyondBound, CertificateWarning, Decoder, smallest_group
 from .fourier import FourierCode
 from .locating import LocatingProblem, Locator
 from .locators import ExhaustiveLocator, RationalLocator, SubspaceLocator

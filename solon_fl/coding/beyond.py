@@ -8,13 +8,81 @@ from collections.abc import Iterator
 from itertools import combinations, islice
 
 import numpy as np
+from torch import Tensor
 
 from ._types import ComplexArray, FloatArray, IntArray
+from .amplification import worst_amplification
+from .code import Code
+from .decoded import Decoded, DecodeStatus
+from .projection import NOISE_MARGIN
+from .solving import least_squares
 
-__all__ = ["can_try_all_sets", "supporting_rows"]
+__all__ = ["can_try_all_sets", "only_supported_gradient", "supporting_rows"]
 
 MAX_SETS = 3_000_000  # tried in some 5 s
 SETS_AT_ONCE = 32_768  # of 20 rows, 5 MB a matrix
+
+
+def only_supported_gradient(
+    code: Code,
+    slots: list[int],
+    projected: FloatArray,
+    norms: FloatArray,
+    noise: FloatArray,
+    rows: list[Tensor],
+    dim: int,
+) -> Decoded | None:
+    """Return the only gradient that k + 1 or more rows agree with.
+
+    None if there is none, more than one, or none that leaves a row out; or if there are too many sets to try.
+
+    Parameters
+    ----------
+    slots : list of n int
+        Of the rows, which are finite.
+    projected : (n, q) float64
+        The projected rows.
+    norms, noise : (n,) float64
+        Of each row, and what an honest row of that norm may be off by.
+    rows : list of n Tensors, (m,)
+        The shares.
+    dim : int
+        d.
+    """
+    compression = code.compression
+    if not can_try_all_sets(len(slots), compression):
+        return None
+    order = np.argsort(norms)  # honest noise is relative to the k-th smallest norm: of k + 1 rows, the second largest
+    noise_of_row = noise[order]
+    supporting = supporting_rows(
+        code.points[slots][order],
+        code.multipliers[slots][order],
+        projected[order],
+        compression,
+        NOISE_MARGIN * math.sqrt(compression + 1) * noise_of_row,
+    )
+    if not supporting or len(supporting) == len(slots):
+        return None
+    kept = sorted(int(row) for row in order[supporting])
+    tolerance = math.sqrt(len(kept)) * float(noise_of_row[supporting[-2]])
+    support = tuple(row for row in range(len(slots)) if row not in kept)
+    solution = least_squares(code.generator[slots], support, rows, dim)
+    if not solution.residual <= tolerance:  # not one gradient but several
+        return None
+    kept_slots = [slots[row] for row in kept]
+    amplification = worst_amplification(code.generator[kept_slots].tobytes(), len(kept), compression + 1, False)
+    if not amplification < math.inf:
+        amplification = code.worst_amplification(compression + 1)
+    return Decoded(
+        gradient=solution.gradient,
+        status=DecodeStatus.BEYOND_BOUND,
+        corrupt_slots=tuple(slots[row] for row in support),
+        erased_slots=(),
+        residual=solution.residual,
+        tolerance=tolerance,
+        error_bound=amplification * (solution.residual + tolerance) + solution.rounding,
+        num_agreeing=len(kept),
+    )
 
 
 def can_try_all_sets(num_rows: int, compression: int) -> bool:

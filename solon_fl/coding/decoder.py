@@ -5,13 +5,12 @@ Steps (the numbers are those of docs/explanation/the-code.md): 1 validate, 2 com
 fails, and the decoder is told to go on: docs/explanation/beyond-the-bound.md.
 """
 
-import enum
 import math
 import warnings
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from typing import Literal, get_args
 
 import numpy as np
@@ -22,13 +21,12 @@ from solon_fl.checks import check_between, check_one_of, check_whole
 from solon_fl.errors import ConfigurationError
 
 from ._types import FloatArray
-from .amplification import worst_amplification
-from .beyond import can_try_all_sets, supporting_rows
+from .beyond import only_supported_gradient
 from .code import Code
+from .decoded import Decoded, DecodeStatus
 from .locating import LocatingProblem, Locator
 from .locators import locate_rows
-from .projection import UNDERESTIMATE
-from .screening import LARGEST_NORM, NOISE_MARGIN, Screened, project_finite, screen, smallest_noise
+from .projection import LARGEST_NORM, NOISE_MARGIN, SMALLEST_NUMBER, UNDERESTIMATE, project_finite
 from .solving import Interpolation, Solution, interpolate, least_squares
 
 __all__ = [
@@ -51,70 +49,34 @@ class CertificateWarning(UserWarning):
     """The worst case of this decoder exceeds the gradient itself: liars just below rtol could ruin it."""
 
 
-class DecodeStatus(enum.StrEnum):
-    """How a decode ended."""
-
-    CLEAN = "clean"  # all shares that arrived agree
-    CORRECTED = "corrected"  # some shares were lies; without them the others agree
-    BEYOND_BOUND = "beyond-bound"  # more lies than that; one gradient only is left that k + 1 or more shares agree with
-    UNDECODABLE = "undecodable"  # no set of shares small enough explains the disagreement
-    TOO_FEW_SHARES = "too-few-shares"  # fewer than k usable shares
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Decoded:
-    """The outcome of decoding one group.
+class _Screened:
+    """The shares that are left after the screening.
 
     Attributes
     ----------
-    gradient : Tensor or None
-        The group's gradient, (dim,), dtype and device of the shares; None if the decode failed.
-    status : DecodeStatus
-        `ok` is true for CLEAN, CORRECTED and BEYOND_BOUND.
-    corrupt_slots : tuple of int
-        Slots whose shares were located as lies, ascending.
-    erased_slots : tuple of int
-        Slots whose shares were missing or not finite, ascending.
-    residual : float
-        Norm of what the shares kept disagree with the gradient by, over all columns; inf if the decode failed.
-    tolerance : float
-        The residual up to which disagreement counts as noise; nan if the decode failed.
-    error_bound : float
-        Bound on the norm of gradient - truth, whatever the liars know and do, as long as honest shares are within
-        rtol of the truth and either 2 * lies + erasures <= r - k, or at most s shares are lies and
-        num_agreeing >= k + s (then however many are missing). If the status is BEYOND_BOUND: as long as k + 1 of the
-        shares that are not erased are honest. inf if the decode failed.
-    num_agreeing : int
-        Shares that the gradient was solved from, and that agree with it; 0 if the decode failed.
+    slots : list of int
+        Slots of the finite shares.
+    alive : list of int
+        Those that are not absurd.
+    noise : float
+        Norm of what honest shares may disagree by.
+    max_errors : int
+        Lies among the alive that can be located.
+    liars : int
+        Lies that there may be among the alive: `max_errors`, or what is left of s, if that is more.
     """
 
-    gradient: Tensor | None = field(repr=False)
-    status: DecodeStatus
-    corrupt_slots: tuple[int, ...]
-    erased_slots: tuple[int, ...]
-    residual: float
-    tolerance: float
-    error_bound: float
-    num_agreeing: int
+    slots: list[int]
+    alive: list[int]
+    noise: float
+    max_errors: int
+    liars: int
 
     @property
-    def ok(self) -> bool:
-        """Whether there is a gradient."""
-        return self.gradient is not None
-
-    @classmethod
-    def failed(cls, status: DecodeStatus, erased_slots: tuple[int, ...] = ()) -> "Decoded":
-        """Return a failure."""
-        return cls(
-            gradient=None,
-            status=status,
-            corrupt_slots=(),
-            erased_slots=erased_slots,
-            residual=math.inf,
-            tolerance=math.nan,
-            error_bound=math.inf,
-            num_agreeing=0,
-        )
+    def tolerance(self) -> float:
+        """The residual up to which a projected one may have been within 3 `noise`."""
+        return UNDERESTIMATE * NOISE_MARGIN * self.noise
 
 
 class Decoder:
@@ -202,6 +164,9 @@ class Decoder:
         self.rtol = rtol
         self.locator = locator
         self.beyond_bound = beyond_bound
+        # Asked for in every decode.
+        self._amplification = cache(code.worst_amplification)
+        self._share_dim = cache(code.share_dim)
         if self.certificate >= 1:
             warnings.warn(
                 f"the certificate of {self!r} is {self.certificate:.1e}, but should be below 1: "
@@ -272,7 +237,7 @@ class Decoder:
         Chen et al., "Solon", arXiv:2110.01595, for the scheme.
         """
         compression = self.code.compression
-        rows = _alike(self._by_slot(shares), None if dim is None else self.code.share_dim(dim))
+        rows = _alike(self._by_slot(shares), None if dim is None else self._share_dim(dim))
         if dim is None:
             dim = compression * next((share.numel() for share in rows.values()), 0)
         decoded = self._decode_within_bound(rows, dim, generator)
@@ -374,48 +339,60 @@ class Decoder:
         Right if k + 1 shares are honest, for these agree with the truth. So that s liars can't make anything up,
         k + s + 1 shares must be there.
         """
-        code, compression = self.code, self.code.compression
         slots, projected, norms = project_finite(rows, generator)
-        if len(slots) <= compression + max(self.byzantine, 1) or not can_try_all_sets(len(slots), compression):
+        if len(slots) <= self.code.compression + max(self.byzantine, 1):
             return None
-        order = np.argsort(
-            norms
-        )  # honest noise is relative to the k-th smallest norm: of k + 1 rows, the second largest
-        noise_of_row = self.rtol * norms[order] + smallest_noise(code, rows[slots[0]])
-        supporting = supporting_rows(
-            code.points[slots][order],
-            code.multipliers[slots][order],
-            projected[order],
-            compression,
-            NOISE_MARGIN * math.sqrt(compression + 1) * noise_of_row,
-        )
-        if not supporting or len(supporting) == len(slots):
-            return None
-        kept = sorted(int(row) for row in order[supporting])
-        noise = math.sqrt(len(kept)) * float(noise_of_row[supporting[-2]])
-        support = tuple(row for row in range(len(slots)) if row not in kept)
-        solution = least_squares(code.generator[slots], support, [rows[slot] for slot in slots], dim)
-        if not solution.residual <= noise:  # not one gradient but several
-            return None
-        kept_slots = [slots[row] for row in kept]
-        amplification = worst_amplification(code.generator[kept_slots].tobytes(), len(kept), compression + 1, False)
-        if not amplification < math.inf:
-            amplification = code.worst_amplification(compression + 1)
-        return Decoded(
-            gradient=solution.gradient,
-            status=DecodeStatus.BEYOND_BOUND,
-            corrupt_slots=tuple(slots[row] for row in support),
-            erased_slots=self._absent(slots),
-            residual=solution.residual,
-            tolerance=noise,
-            error_bound=amplification * (solution.residual + noise) + solution.rounding,
-            num_agreeing=len(kept),
+        noise = self.rtol * norms + self._smallest_noise(rows[slots[0]])
+        found = only_supported_gradient(self.code, slots, projected, norms, noise, [rows[s] for s in slots], dim)
+        return found and replace(found, erased_slots=self._absent(slots))
+
+    def _screen(self, slots: list[int], norms: FloatArray, rows: Mapping[int, Tensor]) -> _Screened:
+        """Step 4: drop the absurd shares, and say how much noise and how many lies the others may hold.
+
+        `slots` are those of the finite shares, `norms` theirs.
+        """
+        code = self.code
+        floor = self._smallest_noise(rows[slots[0]])
+        alive, scale = self._without_absurd_rows(norms, floor)
+        max_errors = (len(alive) - code.compression) // 2  # 2 * lies + erasures <= r - k, dropped rows being erasures
+        return _Screened(
+            slots=slots,
+            alive=[slots[row] for row in alive],
+            noise=math.sqrt(len(alive)) * (self.rtol * scale + floor),
+            max_errors=max_errors,
+            liars=max(max_errors, self.byzantine - (len(slots) - len(alive))),
         )
 
-    def _screen(self, slots: list[int], norms: FloatArray, rows: Mapping[int, Tensor]) -> Screened:
-        return screen(self.code, self.byzantine, self.rtol, slots, norms, rows[slots[0]])
+    def _without_absurd_rows(self, norms: FloatArray, floor: float) -> tuple[list[int], float]:
+        """Drop rows so large that no gradient explains them together with the others; return the rest and the scale.
 
-    def _problem(self, screened: Screened, projected: FloatArray, margin: float) -> LocatingProblem:
+        If l of the rows may be lies (the budget's (n - k) // 2, or s if that is more), k of the l + k smallest are
+        honest, and those k fix the gradient: its norm is at most amplification * sqrt(k) times the largest of them, and
+        no honest row is larger than that. What is dropped is thus certainly a lie; left in, it could drown small lies
+        in the rounding of float64.
+
+        The scale, the norm of the largest of those l + k, is at least that of the k-th smallest honest row (so it
+        vanishes with the gradient only) and, if l + k rows are honest, at most that of the largest.
+        """
+        code, rtol = self.code, self.rtol
+        order = np.argsort(norms).tolist()
+        while True:
+            spare = len(order) - code.compression
+            liars = max(spare // 2, min(spare, self.byzantine - (len(norms) - len(order))))
+            scale = float(norms[order[liars + code.compression - 1]])
+            limit = (1.01 + 2 * rtol) * code.amplification * math.sqrt(code.compression) * (scale + 2 * floor)
+            absurd = min(liars, sum(float(norms[row]) > limit for row in order))
+            if absurd == 0:
+                return sorted(order), scale
+            order = order[:-absurd]
+
+    def _smallest_noise(self, share: Tensor) -> float:
+        """Return what k roundings next to zero can change a share by: rtol means nothing there."""
+        limits = torch.finfo(share.dtype)
+        step = max(limits.smallest_normal * limits.eps, SMALLEST_NUMBER)
+        return self.code.compression * step * math.sqrt(share.numel())
+
+    def _problem(self, screened: _Screened, projected: FloatArray, margin: float) -> LocatingProblem:
         """Return the problem of locating lies of more than `margin` times the noise."""
         return LocatingProblem(
             generator=self.code.generator[screened.alive],
@@ -426,7 +403,7 @@ class Decoder:
             tolerance=margin * screened.noise,
         )
 
-    def _decoded(self, screened: Screened, solution: Solution) -> Decoded:
+    def _decoded(self, screened: _Screened, solution: Solution) -> Decoded:
         kept = {slot for row, slot in enumerate(screened.alive) if row not in solution.support}
         corrupt = tuple(slot for slot in screened.slots if slot not in kept)
         return Decoded(
@@ -436,9 +413,26 @@ class Decoder:
             erased_slots=self._absent(screened.slots),
             residual=solution.residual,
             tolerance=screened.tolerance,
-            error_bound=_error_bound(self.code, screened, solution),
+            error_bound=self._error_bound(screened, solution),
             num_agreeing=len(kept),
         )
+
+    def _error_bound(self, screened: _Screened, solution: Solution) -> float:
+        """Bound |gradient - truth| given what was seen; see docs/explanation/the-code.md for the proof.
+
+        All but `liars` of the rows kept are honest and agree with the result up to `delta`: the first bound. A
+        row that is accused but honest deviates from the result by no more than `threshold`; so those that deviate by
+        more are lies, and if the others (doubtful) are added to the rows kept, the lies are fewer: the second.
+        """
+        num_rows, compression = len(screened.alive), self.code.compression
+        delta = solution.residual + solution.residual_rounding + screened.noise
+        honest_kept = max(num_rows - len(solution.lies) - screened.liars, compression)
+        honest = max(num_rows - screened.liars, compression)
+        bound = self._amplification(honest_kept) * delta
+        smallest, largest = solution.lies - solution.lies_rounding, solution.lies + solution.lies_rounding
+        doubtful = largest[smallest <= bound + screened.noise]
+        second = self._amplification(honest) * (delta + float(np.linalg.norm(doubtful)))
+        return min(bound, second) + solution.rounding
 
     def _failed(self, status: DecodeStatus, slots: list[int]) -> Decoded:
         return Decoded.failed(status, self._absent(slots))
@@ -489,21 +483,3 @@ def _look(
             break
         problem = replace(problem, tolerance=problem.residual(support) / 2)
     return solution
-
-
-def _error_bound(code: Code, screened: Screened, solution: Solution) -> float:
-    """Bound |gradient - truth| given what was seen; see docs/explanation/the-code.md for the proof.
-
-    All but `liars` of the rows kept are honest and agree with the result up to `delta`: the first bound. A
-    row that is accused but honest deviates from the result by no more than `threshold`; so those that deviate by
-    more are lies, and if the others (doubtful) are added to the rows kept, the lies are fewer: the second.
-    """
-    num_rows, compression = len(screened.alive), code.compression
-    delta = solution.residual + solution.residual_rounding + screened.noise
-    honest_kept = max(num_rows - len(solution.lies) - screened.liars, compression)
-    honest = max(num_rows - screened.liars, compression)
-    bound = code.worst_amplification(honest_kept) * delta
-    smallest, largest = solution.lies - solution.lies_rounding, solution.lies + solution.lies_rounding
-    doubtful = largest[smallest <= bound + screened.noise]
-    second = code.worst_amplification(honest) * (delta + float(np.linalg.norm(doubtful)))
-    return min(bound, second) + solution.rounding

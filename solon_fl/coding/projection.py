@@ -6,7 +6,7 @@ decoder sees when it checks all columns at the end.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -14,12 +14,33 @@ from torch import Tensor
 
 from ._types import FloatArray
 
-__all__ = ["NUM_PROJECTIONS", "UNDERESTIMATE", "project_rows"]
+__all__ = [
+    "LARGEST_NORM",
+    "NOISE_MARGIN",
+    "NUM_PROJECTIONS",
+    "SMALLEST_NUMBER",
+    "UNDERESTIMATE",
+    "project_finite",
+    "project_rows",
+]
 
 NUM_PROJECTIONS = 16  # q
 # No matrix's norm exceeds 9.4 times that of its projection but with a probability of 1e-9 (Chernoff's bound).
 UNDERESTIMATE = 9.4
+NOISE_MARGIN = 3.0  # projected noise is larger than 3 times the noise with a probability of about 1e-8
+LARGEST_NORM = 1e150  # of a usable share; its square must not overflow
+SMALLEST_NUMBER = 1e-150  # its square must not underflow
 BLOCK = 8192  # columns worked on at once: with 20 rows and float64, 1.3 MB, about a core's cache
+
+
+def project_finite(
+    rows: Mapping[int, Tensor], generator: torch.Generator | None
+) -> tuple[list[int], FloatArray, FloatArray]:
+    """Return the slots of the finite shares, their projections and their norms."""
+    slots = sorted(rows)
+    projected, norms = project_rows([rows[slot] for slot in slots], generator)
+    usable = norms < LARGEST_NORM  # false for NaN
+    return [slot for slot, use in zip(slots, usable, strict=True) if use], projected[usable], norms[usable]
 
 
 def project_rows(

@@ -1,7 +1,6 @@
 """One group in one round, with digests: lies become erasures where honest nodes compute the same bits."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from solon_fl.coding import Decoded, DecodeStatus
 from solon_fl.coding.digests import DIGEST_SIZE, elect, share_digest
 from solon_fl.strategies.group import GroupRound, distance
-from solon_fl.strategies.replies import Unusable, read, read_digests
+from solon_fl.strategies.replies import Unusable, read_all, read_share_and_digests
 
 __all__ = ["DigestGroupRound"]
 
@@ -35,21 +34,21 @@ class DigestGroupRound(GroupRound):
     _digests: dict[int, bytes] = field(default_factory=dict)  # of the shares
     _votes: dict[int, bytes] = field(default_factory=dict)  # lists of digests, by the slot of who sent them
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._vote_reader: Callable[[Message], bytes] = partial(read_digests, group_size=self.decoder.code.group_size)
-
-    def _take(self, slot: int, reply: Message) -> int | Unusable:
-        size = super()._take(slot, reply)
-        if isinstance(size, Unusable):
-            return size
-        vote = read(reply, self._vote_reader)
-        if isinstance(vote, Unusable):
-            del self._shares[slot]
-            return vote
-        self._votes[slot] = vote
-        self._digests[slot] = share_digest(self._shares[slot], self.digest_key)
-        return size + len(vote)
+    def _take(self, replies: dict[int, Message]) -> None:
+        reader = partial(
+            read_share_and_digests,
+            length=self._share_dim,
+            dtype=self.dtype,
+            group_size=self.decoder.code.group_size,
+        )
+        for slot, found in read_all(replies, reader).items():
+            if isinstance(found, Unusable):
+                self._refuse(slot, found)
+                continue
+            share, self._votes[slot] = found
+            self._digests[slot] = share_digest(share, self.digest_key)
+            self._keep(slot, share)
+            self.bytes_in += len(self._votes[slot])
 
     def _try_to_decode(self, last: bool) -> Tensor | None:
         gradient = self._decode_by_digests()

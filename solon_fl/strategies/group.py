@@ -11,7 +11,7 @@ from flwr.app import Message
 from torch import Tensor
 
 from solon_fl.coding import Decoded, Decoder, DecodeStatus
-from solon_fl.strategies.replies import Unusable, read, read_share
+from solon_fl.strategies.replies import Unusable, read_all, read_share
 from solon_fl.strategies.reports import GroupReport
 
 __all__ = ["GroupRound"]
@@ -65,7 +65,7 @@ class GroupRound:
     _report: GroupReport | None = None  # None while the group is open
 
     def __post_init__(self) -> None:
-        self._reader = partial(read_share, length=self.decoder.code.share_dim(self.dim), dtype=self.dtype)
+        self._share_dim = self.decoder.code.share_dim(self.dim)
 
     @property
     def closed(self) -> bool:
@@ -104,17 +104,20 @@ class GroupRound:
         self.resting = set()
         return woken
 
-    def receive(self, slot: int, reply: Message) -> None:
-        """Take one reply; whatever is in it, nothing is raised. The first reply of a slot counts."""
-        node_id = self.nodes[slot]
-        if self.closed or node_id is None or slot in self._shares or node_id in self._malformed:
-            return
-        found = self._take(slot, reply)
-        if isinstance(found, Unusable):
-            self._malformed[node_id] = found.reason
-            logger.warning("Node %s (group %d): not a share: %s", self.label(node_id), self.group, found.reason)
-        else:
-            self.bytes_in += found
+    def receive(self, replies: dict[int, Message]) -> None:
+        """Take replies by slot, out of the dict; whatever is in them, nothing is raised.
+
+        The first reply of a slot counts.
+        """
+        for slot in self._known_slots() & replies.keys():
+            del replies[slot]
+        self._take(replies)
+
+    def _known_slots(self) -> set[int]:
+        """Return the slots of which no reply is wanted any more."""
+        slots = range(len(self.nodes))
+        done = {slot for slot in slots if self.nodes[slot] is None or self.nodes[slot] in self._malformed}
+        return set(slots) if self.closed else done | self._shares.keys()
 
     def decode(self, *, last: bool) -> Tensor | None:
         """Decode if nothing that may still come can change the result, or if nothing will come (`last`).
@@ -131,13 +134,24 @@ class GroupRound:
         """
         return None if self.closed else self._try_to_decode(last)
 
-    def _take(self, slot: int, reply: Message) -> int | Unusable:
-        """Keep what a reply holds, and return its bytes; or why it is of no use."""
-        share = read(reply, self._reader)
-        if isinstance(share, Unusable):
-            return share
+    def _take(self, replies: dict[int, Message]) -> None:
+        """Read replies, and keep what they hold."""
+        reader = partial(read_share, length=self._share_dim, dtype=self.dtype)
+        for slot, share in read_all(replies, reader).items():
+            if isinstance(share, Unusable):
+                self._refuse(slot, share)
+            else:
+                self._keep(slot, share)
+
+    def _keep(self, slot: int, share: Tensor) -> None:
         self._shares[slot] = share
-        return share.numel() * share.element_size()
+        self.bytes_in += share.numel() * share.element_size()
+
+    def _refuse(self, slot: int, unusable: Unusable) -> None:
+        node_id = self.nodes[slot]
+        if node_id is not None:
+            self._malformed[node_id] = unusable.reason
+            logger.warning("Node %s (group %d): not a share: %s", self.label(node_id), self.group, unusable.reason)
 
     @property
     def _all_here(self) -> bool:
@@ -152,7 +166,7 @@ class GroupRound:
         decoded = self.decoder.decode(self._shares, dim=self.dim, generator=self.projection, last=last)
         beyond_bound = decoded.status is DecodeStatus.BEYOND_BOUND
         trusted = beyond_bound or decoded.num_agreeing >= needed
-        if decoded.ok and not trusted:
+        if not trusted and decoded.ok:
             # Within the code's budget, but with this many nodes missing, s liars could have made it up.
             decoded = Decoded.failed(DecodeStatus.TOO_FEW_SHARES, decoded.erased_slots)
         if beyond_bound:

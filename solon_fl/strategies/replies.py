@@ -4,7 +4,7 @@ import logging
 import math
 import statistics
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -26,16 +26,19 @@ __all__ = [
     "median_metrics",
     "one_line",
     "read",
+    "read_all",
     "read_arrays",
     "read_digests",
     "read_finite_share",
     "read_share",
+    "read_share_and_digests",
     "read_silo",
     "untrusted_tensor",
 ]
 
 Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]  # of each array that a node sends, by name
 Content = TypeVar("Content")
+Key = TypeVar("Key", bound=Hashable)
 MOST_METRICS = 100  # of one node
 logger = logging.getLogger("flwr")
 
@@ -57,6 +60,15 @@ def read(reply: Message, reader: Callable[[Message], Content]) -> Content | Unus
         return Unusable(one_line(str(error)) or type(error).__name__)
 
 
+def read_all(replies: dict[Key, Message], reader: Callable[[Message], Content]) -> dict[Key, Content | Unusable]:
+    """Return what a reader makes of each reply; see `read`. The dict is emptied: a message is as large as its share."""
+    found: dict[Key, Content | Unusable] = {}
+    while replies:
+        key = next(iter(replies))
+        found[key] = read(replies.pop(key), reader)
+    return found
+
+
 def read_share(reply: Message, length: int, dtype: torch.dtype) -> Tensor:
     """Return the share that a reply carries, (length,), on the message's own bytes.
 
@@ -69,6 +81,11 @@ def read_share(reply: Message, length: int, dtype: torch.dtype) -> Tensor:
     if not isinstance(record, ArrayRecord) or list(record) != [SHARE]:
         raise InvalidReplyError(f"expected one ArrayRecord {SHARE!r} with the one array {SHARE!r}")
     return untrusted_tensor(record[SHARE], (length,), dtype)
+
+
+def read_share_and_digests(reply: Message, length: int, dtype: torch.dtype, group_size: int) -> tuple[Tensor, bytes]:
+    """Return the share that a reply carries, and the digests; see `read_share` and `read_digests`."""
+    return read_share(reply, length, dtype), read_digests(reply, group_size)
 
 
 def read_finite_share(reply: Message, length: int, dtype: torch.dtype) -> Tensor:

@@ -189,9 +189,13 @@ class SolonRound(Round[Place]):
 
     def receive(self, batch: list[tuple[Place, Message]]) -> bool:
         """Take replies that came together; return whether every group's outcome is certain."""
-        while batch:  # emptied, so that a group's shares are gone once it is decoded
+        by_group: dict[int, dict[int, Message]] = {}
+        while batch:  # all is emptied, so that a group's shares are gone once it is decoded
             (group, slot), reply = batch.pop(0)
-            self._groups[group].receive(slot, reply)
+            by_group.setdefault(group, {}).setdefault(slot, reply)
+            del reply
+        for group, replies in by_group.items():
+            self._groups[group].receive(replies)
         self._decode(last=False)
         return all(group.closed for group in self._groups)
 

@@ -29,6 +29,9 @@ class Keeping(GroupRound):
 
     gradient: Tensor | None = None
 
+    def receive_one(self, slot: int, reply: Message) -> None:
+        self.receive({slot: reply})
+
     def decode(self, *, last: bool) -> Tensor | None:
         gradient = super().decode(last=last)
         self.gradient = self.gradient if gradient is None else gradient
@@ -61,10 +64,10 @@ def honest(slot: int) -> Message:
 def test_a_group_closes_when_k_plus_s_shares_agree_and_not_before() -> None:
     group = new_round()
     for slot in (6, 0, 3, 5):
-        group.receive(slot, honest(slot))
+        group.receive_one(slot, honest(slot))
         group.decode(last=False)
         assert not group.closed
-    group.receive(1, honest(1))
+    group.receive_one(1, honest(1))
     group.decode(last=False)
     assert group.report is not None
     assert group.report.status == "clean"
@@ -76,13 +79,13 @@ def test_a_group_closes_when_k_plus_s_shares_agree_and_not_before() -> None:
 def test_who_made_others_be_asked_is_reported_and_not_who_was_woken() -> None:
     group = new_round(resting={5, 6})
     for slot in (1, 2, 3):
-        group.receive(slot, honest(slot))
-    group.receive(4, reply_with(torch.full((7,), 50.0)))
+        group.receive_one(slot, honest(slot))
+    group.receive_one(4, reply_with(torch.full((7,), 50.0)))
     group.decode(last=False)
     assert group.wake(late=False) == []
     assert group.wake(late=True) == [5, 6]
-    group.receive(0, honest(0))  # silent until the others were woken
-    group.receive(5, honest(5))
+    group.receive_one(0, honest(0))  # silent until the others were woken
+    group.receive_one(5, honest(5))
     group.decode(last=False)
     assert group.report is not None
     assert group.report.corrupt_nodes == (74,)
@@ -93,12 +96,12 @@ def test_who_made_others_be_asked_is_reported_and_not_who_was_woken() -> None:
 
 def test_a_lie_among_the_first_five_keeps_the_group_open_until_five_agree() -> None:
     group = new_round()
-    group.receive(2, reply_with(torch.full((7,), 50.0)))
+    group.receive_one(2, reply_with(torch.full((7,), 50.0)))
     for slot in (0, 1, 3, 4):
-        group.receive(slot, honest(slot))
+        group.receive_one(slot, honest(slot))
         group.decode(last=False)
         assert not group.closed
-    group.receive(5, honest(5))
+    group.receive_one(5, honest(5))
     group.decode(last=False)
     assert group.report is not None
     assert group.report.corrupt_nodes == (72,)
@@ -113,13 +116,13 @@ def test_forged_agreement_of_k_plus_s_minus_one_shares_is_not_enough() -> None:
     null = torch.linalg.svd(torch.from_numpy(CODE.generator[[0, 1]]))[2][2]
     lie = GRADIENT + torch.outer(null, torch.ones(7)).reshape(-1)[:20].float()
     for slot in (0, 1):
-        group.receive(slot, honest(slot))
+        group.receive_one(slot, honest(slot))
     for slot in (2, 3):
-        group.receive(slot, reply_with(CODE.encode(lie, slot)))
+        group.receive_one(slot, reply_with(CODE.encode(lie, slot)))
     group.decode(last=False)
     assert not group.closed
     for slot in (4, 5, 6):
-        group.receive(slot, honest(slot))
+        group.receive_one(slot, honest(slot))
     group.decode(last=False)
     assert group.report is not None
     assert group.report.corrupt_nodes == (72, 73)
@@ -128,7 +131,7 @@ def test_forged_agreement_of_k_plus_s_minus_one_shares_is_not_enough() -> None:
 def test_at_the_deadline_what_is_there_decides() -> None:
     group = new_round()
     for slot in (0, 1, 2, 3, 6):
-        group.receive(slot, honest(slot))
+        group.receive_one(slot, honest(slot))
     group.decode(last=True)
     assert group.report is not None
     assert group.report.status == "clean"
@@ -140,7 +143,7 @@ def test_at_the_deadline_fewer_than_k_plus_s_shares_that_agree_are_not_trusted()
     for there in ((0,), (0, 1, 2), (0, 1, 2, 3)):
         group = new_round()
         for slot in there:
-            group.receive(slot, honest(slot))
+            group.receive_one(slot, honest(slot))
         group.decode(last=True)
         assert group.report is not None
         assert group.report.status == "too-few-shares"
@@ -167,9 +170,9 @@ BAD_REPLIES = {
 @pytest.mark.parametrize("name", BAD_REPLIES)
 def test_a_reply_that_is_no_share_is_an_erasure_with_a_reason(name: str) -> None:
     group = new_round()
-    group.receive(4, BAD_REPLIES[name]())
+    group.receive_one(4, BAD_REPLIES[name]())
     for slot in (0, 1, 2, 3, 5, 6):
-        group.receive(slot, honest(slot))
+        group.receive_one(slot, honest(slot))
     group.decode(last=False)
     assert group.report is not None
     assert list(group.report.malformed_nodes) == [74]
@@ -181,7 +184,7 @@ def test_a_reply_that_is_no_share_is_an_erasure_with_a_reason(name: str) -> None
 
 def test_what_a_node_says_reaches_the_log_as_one_short_line() -> None:
     group = new_round()
-    group.receive(0, reply(Error(code=2, reason="bad\n[92mINFO: all is well\x1b[2J" + "x" * 10**6)))
+    group.receive_one(0, reply(Error(code=2, reason="bad\n[92mINFO: all is well\x1b[2J" + "x" * 10**6)))
     group.decode(last=True)
     assert group.report is not None
     reason = group.report.malformed_nodes[70]
@@ -192,21 +195,21 @@ def test_what_a_node_says_reaches_the_log_as_one_short_line() -> None:
 def test_the_first_reply_of_a_slot_counts() -> None:
     group = new_round()
     for slot in range(7):
-        group.receive(slot, honest(slot))
-        group.receive(slot, reply_with(torch.full((7,), 9.0)))  # from all slots: the shares of another gradient
+        group.receive_one(slot, honest(slot))
+        group.receive_one(slot, reply_with(torch.full((7,), 9.0)))  # from all slots: the shares of another gradient
     group.decode(last=False)
     assert group.report is not None
     assert group.report.status == "clean"
     assert group.gradient is not None
     torch.testing.assert_close(group.gradient, GRADIENT, rtol=1e-5, atol=1e-6)
-    group.receive(0, reply_with(torch.full((7,), 9.0)))  # after closing: ignored
+    group.receive_one(0, reply_with(torch.full((7,), 9.0)))  # after closing: ignored
     assert group.report.status == "clean"
 
 
 def test_more_liars_than_s_fail_loudly() -> None:
     group = new_round()
     for slot in range(7):
-        group.receive(slot, reply_with(torch.full((7,), float(slot**2))) if slot < 3 else honest(slot))
+        group.receive_one(slot, reply_with(torch.full((7,), float(slot**2))) if slot < 3 else honest(slot))
     group.decode(last=False)
     assert group.report is not None
     assert group.report.status == "undecodable"
@@ -219,7 +222,7 @@ def test_more_liars_than_s_are_named_if_results_beyond_the_bound_are_accepted(ca
         for slot in range(7):
             assert not group.closed
             assert not caplog.text
-            group.receive(slot, reply_with(torch.full((7,), float(slot**2))) if 2 < slot < 6 else honest(slot))
+            group.receive_one(slot, reply_with(torch.full((7,), float(slot**2))) if 2 < slot < 6 else honest(slot))
             group.decode(last=False)
     assert group.report is not None
     assert group.report.status == "beyond-bound"
@@ -237,7 +240,7 @@ def test_more_liars_than_s_are_named_if_results_beyond_the_bound_are_accepted(ca
 def test_a_result_beyond_the_bound_waits_for_the_deadline() -> None:
     group = new_round(ACCEPTING)
     for slot in range(6):
-        group.receive(slot, reply_with(torch.full((7,), float(slot**2))) if slot in (2, 3) else honest(slot))
+        group.receive_one(slot, reply_with(torch.full((7,), float(slot**2))) if slot in (2, 3) else honest(slot))
         group.decode(last=False)
         assert not group.closed  # four agree, and the seventh may make them five
     group.decode(last=True)
@@ -250,7 +253,7 @@ def test_a_result_beyond_the_bound_waits_for_the_deadline() -> None:
 def test_what_two_liars_could_make_up_is_not_accepted_beyond_the_bound() -> None:
     group = new_round(ACCEPTING)
     for slot in range(5):
-        group.receive(slot, reply_with(torch.full((7,), 9.0)) if slot == 2 else honest(slot))
+        group.receive_one(slot, reply_with(torch.full((7,), 9.0)) if slot == 2 else honest(slot))
     group.decode(last=True)
     assert group.report is not None
     assert group.report.status == "too-few-shares"  # four agree, which are k + 1, but of five shares
@@ -301,14 +304,14 @@ def test_who_rests_is_asked_once_when_the_last_reply_is_bad(bad: str, digests: b
     asked = group.asked
     for slot in asked:
         assert group.wake(late=False) == []
-        group.receive(slot, BAD[bad]() if slot == 1 else voting(slot))
-        group.receive(slot, voting(slot))  # a second reply is dropped
+        group.receive_one(slot, BAD[bad]() if slot == 1 else voting(slot))
+        group.receive_one(slot, voting(slot))  # a second reply is dropped
         group.decode(last=False)
         assert not group.closed
     woken = group.wake(late=False)
     assert woken == [slot for slot in range(7) if slot not in asked]
     assert group.wake(late=True) == []
-    group.receive(woken[0], voting(woken[0]))  # k + s shares agree, or s + 1 votes are equal and k shares match
+    group.receive_one(woken[0], voting(woken[0]))  # k + s shares agree, or s + 1 votes are equal and k shares match
     group.decode(last=False)
     assert group.report is not None
     assert group.report.escalated
@@ -321,7 +324,7 @@ def test_who_rests_is_asked_once_when_the_last_reply_is_bad(bad: str, digests: b
 def test_who_rests_is_asked_late_if_somebody_is_silent_who_may_still_answer(digests: bool) -> None:
     group = resting_round(digests)
     for slot in group.asked[:-1]:
-        group.receive(slot, voting(slot))
+        group.receive_one(slot, voting(slot))
     group.decode(last=False)
     silent = group.asked[-1]
     assert group.wake(late=False) == []
@@ -329,12 +332,12 @@ def test_who_rests_is_asked_late_if_somebody_is_silent_who_may_still_answer(dige
     assert woken == list(range(silent + 1, 7))
     group.decode(last=False)
     assert not group.closed
-    group.receive(silent, voting(silent))
+    group.receive_one(silent, voting(silent))
     group.decode(last=False)
     assert group.report is not None
     assert group.report.status == "clean"
     assert group.wake(late=True) == []
-    group.receive(woken[0], voting(woken[0], torch.zeros(7)))  # too late to do harm
+    group.receive_one(woken[0], voting(woken[0], torch.zeros(7)))  # too late to do harm
     assert group.report.corrupt_nodes == ()
     assert group.report.nodes == NODES
 
@@ -342,7 +345,7 @@ def test_who_rests_is_asked_late_if_somebody_is_silent_who_may_still_answer(dige
 def test_a_group_whose_time_is_up_before_its_resting_nodes_were_asked_fails_and_does_not_name_them() -> None:
     for digests in (False, True):
         group = resting_round(digests)
-        group.receive(0, voting(0))
+        group.receive_one(0, voting(0))
         group.decode(last=True)
         assert group.report is not None
         assert not group.report.decoded
@@ -356,15 +359,15 @@ def test_s_liars_with_equal_votes_and_shares_that_match_them_do_not_win() -> Non
     other = -GRADIENT
     votes = share_digests(CODE, other, KEY)
     group = resting_round(digests=True)
-    group.receive(0, voting(0, CODE.encode(other, 0), votes))
-    group.receive(1, voting(1, CODE.encode(other, 1), votes))
-    group.receive(2, voting(2))
+    group.receive_one(0, voting(0, CODE.encode(other, 0), votes))
+    group.receive_one(1, voting(1, CODE.encode(other, 1), votes))
+    group.receive_one(2, voting(2))
     group.decode(last=False)
     assert group.wake(late=False) == [3, 4, 5, 6]
-    group.receive(3, voting(3))
+    group.receive_one(3, voting(3))
     group.decode(last=False)
     assert not group.closed
-    group.receive(4, voting(4))
+    group.receive_one(4, voting(4))
     group.decode(last=False)
     assert group.report is not None
     assert group.report.corrupt_nodes == (70, 71)

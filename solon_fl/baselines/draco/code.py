@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from solon_fl.coding._types import FloatArray
-from solon_fl.coding.projection import BLOCK, project_rows
-from solon_fl.coding.screening import LARGEST_NORM, SMALLEST_NUMBER
+from solon_fl.coding.projection import BLOCK, LARGEST_NORM, SMALLEST_NUMBER, project_rows
 from solon_fl.errors import ConfigurationError
 
 __all__ = ["FAILED", "DracoCode", "DracoDecoded", "Received", "receive", "smallest_norm", "weighted_sum"]

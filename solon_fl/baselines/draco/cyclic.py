@@ -14,7 +14,7 @@ from solon_fl.coding._types import FloatArray
 from solon_fl.coding.fourier import trigonometric_columns
 from solon_fl.coding.locating import LocatingProblem, Support
 from solon_fl.coding.locators import locate_rows
-from solon_fl.coding.screening import NOISE_MARGIN
+from solon_fl.coding.projection import NOISE_MARGIN
 
 __all__ = ["CyclicCode"]
 
