@@ -1,15 +1,62 @@
-"""Locating problems, and ways to decode, for the tests of locators and decoders."""
+"""Codes, decoders and locating problems for the tests of coding, and ways to decode."""
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from solon_fl import LinearCode, LocatingProblem
-from solon_fl.coding import decoder
+from solon_fl import Code, Decoded, Decoder, FourierCode, LocatingProblem
+from solon_fl.coding import smallest_group
 
 
-def problem_of(code: LinearCode, lies: dict[int, float], seed: int = 0, num_projections: int = 16) -> LocatingProblem:
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def smallest_decoder(
+    kind: type[Code], *, byzantine: int, compression: int, stragglers: int = 0, **more: Any
+) -> Decoder:
+    """Return the decoder of the smallest code of that kind that bears s liars and e missing shares."""
+    size = smallest_group(byzantine=byzantine, compression=compression, stragglers=stragglers)
+    code = kind(group_size=size, compression=compression)
+    return Decoder(code, byzantine=byzantine, stragglers=stragglers, **more)
+
+
+def fourier_decoder(*, byzantine: int, compression: int, stragglers: int = 0, **more: Any) -> Decoder:
+    """Return the decoder of the smallest Fourier code that bears s liars and e missing shares."""
+    return smallest_decoder(FourierCode, byzantine=byzantine, compression=compression, stragglers=stragglers, **more)
+
+
+def shares_of(code: Code, gradient: Tensor) -> dict[int, Tensor]:
+    return {slot: code.encode(gradient, slot) for slot in range(code.group_size)}
+
+
+def decode(
+    decoder: Decoder, shares: dict[int, Tensor], *, looking: bool, dim: int | None = None, seed: int | None = None
+) -> Decoded:
+    """Decode; if `looking`, by projection and least squares at once, without trying what is mostly enough."""
+    with without_comparing(looking):
+        return decoder.decode(shares, dim=dim, generator=None if seed is None else seeded(seed))
+
+
+def without_comparing(wanted: bool) -> AbstractContextManager[object]:
+    """Let decoders project and look at once, if wanted, without trying what is mostly enough."""
+    return patch.object(Decoder, "_decode_fast", return_value=None) if wanted else nullcontext()
+
+
+def error_of(decoded: Decoded, gradient: Tensor) -> float:
+    """Return the norm of what the decoded gradient is off by."""
+    assert decoded.gradient is not None
+    assert decoded.gradient.shape == gradient.shape
+    error = decoded.gradient.double() - gradient.double()
+    largest = error.abs().max().clamp_min(5e-324)  # the squares of small errors underflow
+    return float((error / largest).norm() * largest)
+
+
+def problem_of(code: Code, lies: dict[int, float], seed: int = 0, num_projections: int = 16) -> LocatingProblem:
     """Return the problem in which the rows in `lies` are off by a vector of that norm, random for each."""
     rng = np.random.default_rng(seed)
     projected = code.generator @ rng.normal(size=(code.compression, num_projections))
@@ -21,11 +68,6 @@ def problem_of(code: LinearCode, lies: dict[int, float], seed: int = 0, num_proj
         projected=projected,
         points=code.points,
         multipliers=code.multipliers,
-        max_errors=code.byzantine,
+        max_errors=(code.group_size - code.compression) // 2,
         tolerance=1e-9,
     )
-
-
-def without_comparing(wanted: bool) -> AbstractContextManager[object]:
-    """Let decoders project and look at once, if wanted, without trying what is mostly enough."""
-    return patch.object(decoder, "_decode_fast", return_value=None) if wanted else nullcontext()

@@ -9,16 +9,17 @@ import torch
 
 from solon_fl import (
     CertificateWarning,
+    Code,
+    Decoder,
     ExhaustiveLocator,
     FourierCode,
-    LinearCode,
     Locator,
     RationalLocator,
     SubspaceLocator,
     VandermondeCode,
 )
 from solon_fl.simulations import attacks as a
-from tests.coding.problems import without_comparing
+from tests.coding.problems import shares_of, smallest_decoder, without_comparing
 from tests.support import without_address
 
 
@@ -26,8 +27,12 @@ def mean(vectors: torch.Tensor) -> torch.Tensor:
     return vectors.mean(0)
 
 
-def encoded_constant(code: LinearCode) -> a.Encoded:
-    return a.Encoded(code, a.Constant())
+def encoded_constant(decoder: Decoder) -> a.Attack:
+    return a.Encoded(decoder.code, a.Constant())
+
+
+def other_gradient(decoder: Decoder) -> a.Attack:
+    return a.OtherGradient(decoder.code)
 
 
 LOCATORS: dict[str, Locator | None] = {
@@ -61,7 +66,7 @@ ATTACKS = [
     a.ProjectionAware(),
     a.NearCodeword,
     encoded_constant,
-    a.OtherGradient,
+    other_gradient,
     a.PartialCollusion,
     a.BelowTolerance,
 ]
@@ -75,27 +80,27 @@ HARMLESS = (a.BitFlip, a.PartialCollusion, a.BelowTolerance)  # some of their li
 @pytest.mark.parametrize("kind", [FourierCode, VandermondeCode])
 @pytest.mark.parametrize(("byzantine", "compression"), [(1, 3), (3, 4)])
 def test_the_result_is_within_its_bound(
-    kind: type[LinearCode],
+    kind: type[Code],
     byzantine: int,
     compression: int,
     locator: str,
-    attack: a.Attack | Callable[[LinearCode], a.Attack],
+    attack: a.Attack | Callable[[Decoder], a.Attack],
     dtype: torch.dtype,
     looking: bool,
 ) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CertificateWarning)
-        code = kind(byzantine=byzantine, compression=compression, locator=LOCATORS[locator])
-    attack = attack(code) if callable(attack) else attack
+        decoder = smallest_decoder(kind, byzantine=byzantine, compression=compression, locator=LOCATORS[locator])
+    attack = attack(decoder) if callable(attack) else attack
     rng = torch.Generator().manual_seed(5)
     gradient = torch.randn(200, generator=rng, dtype=torch.float64).to(dtype)
-    honest = torch.stack([code.encode(gradient, slot) for slot in range(code.group_size)])
-    liars = sorted(torch.randperm(code.group_size, generator=rng)[:byzantine].tolist())
+    honest = torch.stack(list(shares_of(decoder.code, gradient).values()))
+    liars = sorted(torch.randperm(len(honest), generator=rng)[:byzantine].tolist())
     received = honest.clone()
     received[liars] = attack.lies(honest, liars, rng)
 
     with without_comparing(looking):
-        decoded = code.decode(received, dim=200, generator=rng)
+        decoded = decoder.decode(received, dim=200, generator=rng)
     if decoded.gradient is not None:
         assert decoded.gradient.dtype == dtype
         assert float((decoded.gradient - gradient).double().norm()) <= decoded.error_bound

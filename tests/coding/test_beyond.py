@@ -11,33 +11,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from solon_fl import ConfigurationError, Decoded, DecodeStatus, FourierCode, LinearCode, VandermondeCode
-from solon_fl.coding import beyond, decoder
+from solon_fl import Code, ConfigurationError, Decoded, Decoder, DecodeStatus, VandermondeCode
+from solon_fl.coding import beyond
 from solon_fl.coding._types import IntArray
 from solon_fl.coding.beyond import _checks, supporting_rows
 from solon_fl.coding.locating import parity_of
 from solon_fl.simulations.attacks import Attack, NearCodeword, OtherGradient, SameLie
+from tests.coding.problems import error_of, fourier_decoder, seeded, shares_of, smallest_decoder
 
-SMALL = FourierCode(byzantine=2, compression=3, beyond_bound="accept")
-SPARE = FourierCode(byzantine=2, compression=3, stragglers=1, beyond_bound="accept")
-EVEN = FourierCode(byzantine=2, compression=4, stragglers=1, beyond_bound="accept")
-REAL_NODES = VandermondeCode(byzantine=2, compression=3, beyond_bound="accept")
-LARGE = FourierCode(byzantine=5, compression=10, beyond_bound="accept")
-CODES: list[LinearCode] = [SMALL, SPARE, EVEN, REAL_NODES]
+SMALL = fourier_decoder(byzantine=2, compression=3, beyond_bound="accept")
+SPARE = fourier_decoder(byzantine=2, compression=3, stragglers=1, beyond_bound="accept")
+EVEN = fourier_decoder(byzantine=2, compression=4, stragglers=1, beyond_bound="accept")
+REAL_NODES = smallest_decoder(VandermondeCode, byzantine=2, compression=3, beyond_bound="accept")
+LARGE = fourier_decoder(byzantine=5, compression=10, beyond_bound="accept")
+DECODERS = [SMALL, SPARE, EVEN, REAL_NODES]
 DIM = 120
 
 
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def draw(
-    code: LinearCode, seed: int, num_liars: int, dtype: torch.dtype = torch.float32
-) -> tuple[Tensor, Tensor, list[int]]:
+def draw(code: Code, seed: int, num_liars: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, list[int]]:
     """Return a gradient, its shares and who is to lie."""
     rng = seeded(seed)
     gradient = torch.randn(DIM, generator=rng, dtype=torch.float64).to(dtype)
-    shares = torch.stack([code.encode(gradient, slot) for slot in range(code.group_size)])
+    shares = torch.stack(list(shares_of(code, gradient).values()))
     return gradient, shares, sorted(torch.randperm(code.group_size, generator=rng)[:num_liars].tolist())
 
 
@@ -45,7 +40,7 @@ def random_lies(num_liars: int, length: int, rng: torch.Generator) -> Tensor:
     return torch.nn.functional.normalize(torch.randn(num_liars, length, generator=rng, dtype=torch.float64), dim=1)
 
 
-def framing(code: LinearCode, liars: list[int], rng: torch.Generator, length: int) -> Tensor:
+def framing(code: Code, liars: list[int], rng: torch.Generator, length: int) -> Tensor:
     """Return lies whose syndromes are as near as can be to those of one lie of an honest node."""
     honest = [slot for slot in range(code.group_size) if slot not in liars]
     framed = honest[int(torch.randint(len(honest), (1,), generator=rng))]
@@ -53,8 +48,9 @@ def framing(code: LinearCode, liars: list[int], rng: torch.Generator, length: in
     return torch.from_numpy(weights)[:, None] * random_lies(1, length, rng)
 
 
-def lies(code: LinearCode, kind: str, size: float, shares: Tensor, liars: list[int], rng: torch.Generator) -> Tensor:
+def lies(decoder: Decoder, kind: str, size: float, shares: Tensor, liars: list[int], rng: torch.Generator) -> Tensor:
     """Return what the liars send; `size` in norms of a typical share."""
+    code = decoder.code
     honest, length, count = shares[liars].double(), shares.shape[1], len(liars)
     typical = float(shares.double().norm(dim=1).median())
     if kind == "zero":
@@ -64,7 +60,7 @@ def lies(code: LinearCode, kind: str, size: float, shares: Tensor, liars: list[i
     attacks: dict[str, Attack] = {
         "same": SameLie(size),
         "other-gradient": OtherGradient(code, size),
-        "near-codeword": NearCodeword(code, size),
+        "near-codeword": NearCodeword(decoder, size),
     }
     if kind in attacks:
         return attacks[kind].lies(shares.double(), liars, rng)
@@ -91,7 +87,7 @@ KINDS += ["framing-and-loud", "two-gradients", "zero", "as-another"]
 
 
 def attacked(
-    code: LinearCode,
+    decoder: Decoder,
     kind: str,
     size: float,
     seed: int,
@@ -99,21 +95,17 @@ def attacked(
     num_missing: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, dict[int, Tensor], list[int]]:
+    code = decoder.code
     gradient, shares, liars = draw(code, seed, num_liars, dtype)
     received = shares.clone()
     if liars:
-        received[liars] = lies(code, kind, size, shares, liars, seeded(seed)).to(dtype)
+        received[liars] = lies(decoder, kind, size, shares, liars, seeded(seed)).to(dtype)
     honest = [slot for slot in range(code.group_size) if slot not in liars]
     return (
         gradient,
         {slot: received[slot] for slot in range(code.group_size) if slot not in honest[:num_missing]},
         liars,
     )
-
-
-def error_of(decoded: Decoded, gradient: Tensor) -> float:
-    assert decoded.gradient is not None
-    return float((decoded.gradient.double() - gradient.double()).norm())
 
 
 def assert_right(decoded: Decoded, gradient: Tensor, liars: list[int]) -> None:
@@ -130,14 +122,15 @@ seeds = st.integers(0, 2**32)
 # Up to n - k - 1 lies
 
 
-@pytest.mark.parametrize("code", CODES, ids=repr)
+@pytest.mark.parametrize("decoder", DECODERS, ids=repr)
 @given(seed=seeds, data=st.data())
-def test_more_than_s_random_lies_are_located(code: LinearCode, seed: int, data: st.DataObject) -> None:
+def test_more_than_s_random_lies_are_located(decoder: Decoder, seed: int, data: st.DataObject) -> None:
+    code = decoder.code
     most = code.group_size - code.compression - 1
     num_liars = data.draw(st.integers((most + 1) // 2 + 1, most), label="num_liars")
     size = 10 ** data.draw(st.floats(-1, 20), label="decade")
-    gradient, received, liars = attacked(code, "random", size, seed, num_liars)
-    decoded = code.decode(received)
+    gradient, received, liars = attacked(decoder, "random", size, seed, num_liars)
+    decoded = decoder.decode(received)
     if decoded.status is not DecodeStatus.CORRECTED:  # where the screen dropped huge ones, the others were within it
         assert_right(decoded, gradient, liars)
     assert decoded.corrupt_slots == tuple(liars)
@@ -156,7 +149,7 @@ def test_up_to_nine_random_lies_of_twenty_are_located(num_liars: int, seed: int)
 
 
 @given(
-    code=st.sampled_from(CODES),
+    decoder=st.sampled_from(DECODERS),
     kind=st.sampled_from(KINDS),
     decade=st.floats(-8, 12),
     seed=seeds,
@@ -165,12 +158,13 @@ def test_up_to_nine_random_lies_of_twenty_are_located(num_liars: int, seed: int)
 )
 @settings(max_examples=500)
 def test_a_result_beyond_the_bound_is_never_wrong_while_k_plus_1_shares_are_honest(
-    code: LinearCode, kind: str, decade: float, seed: int, dtype: torch.dtype, data: st.DataObject
+    decoder: Decoder, kind: str, decade: float, seed: int, dtype: torch.dtype, data: st.DataObject
 ) -> None:
     num_missing = data.draw(st.integers(0, 2), label="num_missing")
-    num_liars = data.draw(st.integers(1, code.group_size - num_missing - code.compression - 1), label="num_liars")
-    gradient, received, liars = attacked(code, kind, 10**decade, seed, num_liars, num_missing, dtype)
-    decoded = code.decode(received, dim=DIM)
+    most = decoder.code.group_size - num_missing - decoder.code.compression - 1
+    num_liars = data.draw(st.integers(1, most), label="num_liars")
+    gradient, received, liars = attacked(decoder, kind, 10**decade, seed, num_liars, num_missing, dtype)
+    decoded = decoder.decode(received, dim=DIM)
     if decoded.status is DecodeStatus.BEYOND_BOUND:
         assert_right(decoded, gradient, liars)
 
@@ -187,15 +181,20 @@ def test_colluders_of_a_large_group_do_not_make_a_result_wrong(
         assert_right(decoded, gradient, liars)
 
 
-@given(code=st.sampled_from(CODES), kind=st.sampled_from(KINDS), decade=st.floats(-8, 12), seed=seeds, data=st.data())
+@given(
+    decoder=st.sampled_from(DECODERS), kind=st.sampled_from(KINDS), decade=st.floats(-8, 12), seed=seeds, data=st.data()
+)
 def test_s_liars_can_make_up_nothing_however_many_are_missing(
-    code: LinearCode, kind: str, decade: float, seed: int, data: st.DataObject
+    decoder: Decoder, kind: str, decade: float, seed: int, data: st.DataObject
 ) -> None:
-    num_liars = data.draw(st.integers(0, code.byzantine), label="num_liars")
-    num_missing = data.draw(st.integers(0, code.group_size - num_liars), label="num_missing")
-    gradient, received, liars = attacked(code, kind, 10**decade, seed, num_liars, num_missing)
-    decoded = code.decode(received, dim=DIM)
-    if decoded.status is DecodeStatus.BEYOND_BOUND or decoded.num_agreeing >= code.compression + code.byzantine:
+    num_liars = data.draw(st.integers(0, decoder.byzantine), label="num_liars")
+    num_missing = data.draw(st.integers(0, decoder.code.group_size - num_liars), label="num_missing")
+    gradient, received, liars = attacked(decoder, kind, 10**decade, seed, num_liars, num_missing)
+    decoded = decoder.decode(received, dim=DIM)
+    if (
+        decoded.status is DecodeStatus.BEYOND_BOUND
+        or decoded.num_agreeing >= decoder.code.compression + decoder.byzantine
+    ):
         assert error_of(decoded, gradient) <= decoded.error_bound
         assert set(decoded.corrupt_slots) <= set(liars)
 
@@ -210,15 +209,16 @@ def test_lies_of_one_direction_are_located_unless_they_cancel() -> None:
 
 def test_a_quiet_lie_among_the_rows_kept_stays_in_the_bound() -> None:
     """It is hidden where the honest rows tell little: more than noise does where all rows kept are honest."""
-    code = FourierCode(byzantine=3, compression=4, beyond_bound="accept")
+    decoder = fourier_decoder(byzantine=3, compression=4, beyond_bound="accept")
+    code = decoder.code
     gradient = torch.randn(DIM, generator=seeded(1), dtype=torch.float64)
-    shares = torch.stack([code.encode(gradient, slot) for slot in range(10)])
+    shares = torch.stack(list(shares_of(code, gradient).values()))
     kept, quiet, loud = [0, 1, 2, 3, 4, 7], 5, [5, 6, 8, 9]
-    noise = math.sqrt(len(kept)) * code.rtol * float(shares[kept].norm(dim=1).sort().values[-2])
+    noise = math.sqrt(len(kept)) * decoder.rtol * float(shares[kept].norm(dim=1).sort().values[-2])
     lie = 0.9 * noise / float(np.linalg.norm(parity_of(code.generator[kept])[:, quiet]))
     shares[kept[quiet]] += lie * random_lies(1, shares.shape[1], seeded(2))[0]
     shares[loud] += 1e3 * random_lies(len(loud), shares.shape[1], seeded(3))
-    decoded = code.decode(shares)
+    decoded = decoder.decode(shares)
     assert_right(decoded, gradient, loud)
     all_honest = 1 / float(np.linalg.svd(code.generator[kept], compute_uv=False)[-1])
     assert error_of(decoded, gradient) > all_honest * (decoded.residual + decoded.tolerance)
@@ -259,10 +259,10 @@ def test_missing_and_not_finite_shares_are_erasures() -> None:
 
 def test_n_minus_k_liars_can_make_a_result_wrong() -> None:
     """Of five liars two side with another gradient that two honest shares fit too: four are k + 1."""
-    gradient, shares, _ = draw(SPARE, 0, 0)
+    gradient, shares, _ = draw(SPARE.code, 0, 0)
     received = shares.double()
-    other = OtherGradient(SPARE).lies(received, [2, 3], seeded(0))
-    assert SPARE.parity.shape == (5, 8)
+    other = OtherGradient(SPARE.code).lies(received, [2, 3], seeded(0))
+    assert SPARE.code.parity.shape == (5, 8)
     received[[4, 5, 6]] += random_lies(3, received.shape[1], seeded(1))
     received[[2, 3]] = other
     decoded = SPARE.decode(received)
@@ -299,10 +299,10 @@ def test_too_many_sets_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @given(kind=st.sampled_from(KINDS), seed=seeds, num_liars=st.integers(0, 4))
 def test_by_default_nothing_changes(kind: str, seed: int, num_liars: int) -> None:
-    default = FourierCode(byzantine=2, compression=3)
+    default = fourier_decoder(byzantine=2, compression=3)
     assert default.beyond_bound == "reject"
     _, received, _ = attacked(default, kind, 1.0, seed, num_liars)
-    rejecting, accepting = (code.decode(received, generator=seeded(seed)) for code in (default, SMALL))
+    rejecting, accepting = (decoder.decode(received, generator=seeded(seed)) for decoder in (default, SMALL))
     assert rejecting.status is not DecodeStatus.BEYOND_BOUND
     if rejecting.num_agreeing >= 5:
         assert accepting.gradient is not None
@@ -312,14 +312,14 @@ def test_by_default_nothing_changes(kind: str, seed: int, num_liars: int) -> Non
 
 def test_an_option_that_does_not_exist() -> None:
     with pytest.raises(ConfigurationError, match="beyond_bound='maybe'"):
-        FourierCode(byzantine=1, compression=2, beyond_bound="maybe")  # type: ignore[arg-type]  # the point
+        fourier_decoder(byzantine=1, compression=2, beyond_bound="maybe")
 
 
 # The parts
 
 
-@pytest.mark.parametrize("code", [*CODES, LARGE], ids=repr)
-def test_checks_are_unit_vectors_that_honest_rows_of_the_set_satisfy(code: LinearCode) -> None:
+@pytest.mark.parametrize("code", [decoder.code for decoder in (*DECODERS, LARGE)], ids=repr)
+def test_checks_are_unit_vectors_that_honest_rows_of_the_set_satisfy(code: Code) -> None:
     sets: IntArray = np.array(list(combinations(range(code.group_size), code.compression + 1))[::7], dtype=np.int64)
     checks = _checks(code.points, code.multipliers, sets)
     np.testing.assert_allclose(checks @ code.generator, 0, atol=1e-13)
@@ -328,8 +328,8 @@ def test_checks_are_unit_vectors_that_honest_rows_of_the_set_satisfy(code: Linea
         assert set(np.flatnonzero(check)) == set(chosen)
 
 
-@given(code=st.sampled_from([SMALL, EVEN]), seed=seeds, lying=st.sets(st.integers(0, 6)))
-def test_supporting_rows_are_those_of_the_oracle(code: LinearCode, seed: int, lying: set[int]) -> None:
+@given(code=st.sampled_from([SMALL.code, EVEN.code]), seed=seeds, lying=st.sets(st.integers(0, 6)))
+def test_supporting_rows_are_those_of_the_oracle(code: Code, seed: int, lying: set[int]) -> None:
     rng = np.random.default_rng(seed)
     projected = code.generator @ rng.normal(size=(code.compression, 16))
     for row in lying:
@@ -347,7 +347,7 @@ def test_supporting_rows_are_those_of_the_oracle(code: LinearCode, seed: int, ly
 def test_where_the_worst_rows_can_not_be_found_the_code_knows_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     gradient, received, liars = attacked(SMALL, "random", 1.0, 0, 3)
     exact = SMALL.decode(received, generator=seeded(0))
-    monkeypatch.setattr(decoder, "worst_amplification", lambda *_: math.inf)
+    monkeypatch.setattr("solon_fl.coding.decoder.worst_amplification", lambda *_: math.inf)
     bounded = SMALL.decode(received, generator=seeded(0))
     assert_right(bounded, gradient, liars)
     assert exact.error_bound <= bounded.error_bound
@@ -363,7 +363,7 @@ GRADIENTS: dict[str, Callable[[], Tensor]] = {
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_gradients_of_any_size(name: str) -> None:
     gradient = GRADIENTS[name]()
-    shares = {slot: SMALL.encode(gradient, slot) for slot in range(7)}
+    shares = shares_of(SMALL.code, gradient)
     for slot in (1, 2, 6):
         shares[slot] = torch.randn(4, generator=seeded(slot)) * max(1.0, float(gradient.abs().max()))
     decoded = SMALL.decode(shares)

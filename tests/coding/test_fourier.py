@@ -5,25 +5,22 @@ from hypothesis import strategies as st
 
 from solon_fl import FourierCode
 
-sizes = st.tuples(st.integers(0, 3), st.integers(1, 6), st.integers(0, 2))
+codes = st.builds(
+    lambda compression, spare: FourierCode(group_size=compression + spare, compression=compression),
+    st.integers(1, 6),
+    st.integers(0, 8),
+)
 
 
-def make(size: tuple[int, int, int]) -> FourierCode:
-    byzantine, compression, stragglers = size
-    return FourierCode(byzantine=byzantine, compression=compression, stragglers=stragglers)
-
-
-@given(size=sizes)
-def test_columns_are_orthogonal_and_rows_of_norm_1(size: tuple[int, int, int]) -> None:
-    code = make(size)
+@given(code=codes)
+def test_columns_are_orthogonal_and_rows_of_norm_1(code: FourierCode) -> None:
     expected = code.group_size / code.compression * np.eye(code.compression)
     np.testing.assert_allclose(code.generator.T @ code.generator, expected, atol=1e-12)
     np.testing.assert_allclose(np.linalg.norm(code.generator, axis=1), 1, rtol=1e-12)
 
 
-@given(size=sizes)
-def test_rows_are_the_trigonometric_functions_of_the_docstring(size: tuple[int, int, int]) -> None:
-    code = make(size)
+@given(code=codes)
+def test_rows_are_the_trigonometric_functions_of_the_docstring(code: FourierCode) -> None:
     angles = 2 * np.pi * np.arange(code.group_size) / code.group_size
     columns = [] if code.compression % 2 == 0 else [np.full(code.group_size, np.sqrt(1 / 2))]
     frequency = 1 if code.compression % 2 else 0.5
@@ -40,9 +37,8 @@ def test_rows_are_the_trigonometric_functions_of_the_docstring(size: tuple[int, 
     np.testing.assert_allclose(code.generator, expected, atol=1e-12)
 
 
-@given(size=sizes, seed=st.integers(0, 2**32))
-def test_shares_are_values_of_a_polynomial_at_the_roots_of_unity(size: tuple[int, int, int], seed: int) -> None:
-    code = make(size)
+@given(code=codes, seed=st.integers(0, 2**32))
+def test_shares_are_values_of_a_polynomial_at_the_roots_of_unity(code: FourierCode, seed: int) -> None:
     message = np.random.default_rng(seed).normal(size=code.compression)
     values = code.multipliers * (code.generator @ message)
     powers = code.points[:, None] ** np.arange(code.compression)
@@ -52,9 +48,8 @@ def test_shares_are_values_of_a_polynomial_at_the_roots_of_unity(size: tuple[int
     np.testing.assert_allclose(np.abs(code.points), 1)
 
 
-@given(size=sizes, turn=st.integers(0, 14))
-def test_turning_the_slots_changes_no_singular_value(size: tuple[int, int, int], turn: int) -> None:
-    code = make(size)
+@given(code=codes, turn=st.integers(0, 14))
+def test_turning_the_slots_changes_no_singular_value(code: FourierCode, turn: int) -> None:
     rows = np.arange(code.compression)
     turned = (rows + turn) % code.group_size
     np.testing.assert_allclose(
@@ -64,6 +59,6 @@ def test_turning_the_slots_changes_no_singular_value(size: tuple[int, int, int],
 
 @pytest.mark.parametrize("compression", [1, 2, 5, 6])
 def test_parity_annihilates_the_generator(compression: int) -> None:
-    code = FourierCode(byzantine=2, compression=compression, stragglers=1)
+    code = FourierCode(group_size=5 + compression, compression=compression)
     np.testing.assert_allclose(code.parity @ code.generator, 0, atol=1e-12)
     np.testing.assert_allclose(code.parity @ code.parity.T, np.eye(5), atol=1e-12)

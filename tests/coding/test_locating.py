@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from solon_fl import FourierCode, LinearCode, VandermondeCode
+from solon_fl import Code, FourierCode, VandermondeCode
 from solon_fl.coding.locating import parity_of
 from tests.coding.problems import problem_of
 
@@ -17,9 +17,9 @@ from tests.coding.problems import problem_of
     seed=st.integers(0, 2**32),
 )
 def test_residuals_are_those_of_least_squares(
-    kind: type[LinearCode], compression: int, num_projections: int, seed: int
+    kind: type[Code], compression: int, num_projections: int, seed: int
 ) -> None:
-    code = kind(byzantine=2, compression=compression)
+    code = kind(group_size=4 + compression, compression=compression)
     problem = problem_of(code, {0: 1.0, 2: 1e-3}, seed, num_projections)
     for size in range(3):
         supports = np.array(list(combinations(range(code.group_size), size)), dtype=np.int64)
@@ -32,7 +32,7 @@ def test_residuals_are_those_of_least_squares(
 
 
 def test_all_residuals_cover_every_support_once() -> None:
-    problem = problem_of(FourierCode(byzantine=3, compression=2), {1: 1.0})
+    problem = problem_of(FourierCode(group_size=8, compression=2), {1: 1.0})
     supports, residuals = problem.all_residuals()
     assert [tuple(support) for support in supports.tolist()] == list(combinations(range(8), 3))
     assert problem.num_supports == len(supports)
@@ -40,7 +40,7 @@ def test_all_residuals_cover_every_support_once() -> None:
 
 
 def test_small_lies_beside_huge_ones_are_not_lost_in_a_difference() -> None:
-    problem = problem_of(FourierCode(byzantine=2, compression=3), {1: 1e6, 4: 1e-6})
+    problem = problem_of(FourierCode(group_size=7, compression=3), {1: 1e6, 4: 1e-6})
     assert problem.residual((1,)) == pytest.approx(1e-6, rel=0.9)
     assert problem.residual((1, 4)) < 1e-9
 

@@ -1,21 +1,25 @@
-"""The three locators on the same problems; the decoder's tests say what they are good for together."""
+"""The three locators on the same problems, and what the decoder makes of whatever a locator says."""
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from solon_fl import (
+    Code,
+    DecodeStatus,
     ExhaustiveLocator,
     FourierCode,
-    LinearCode,
+    LocatingProblem,
     Locator,
     RationalLocator,
     SubspaceLocator,
     VandermondeCode,
 )
+from solon_fl.coding.locating import Support
 from solon_fl.coding.locators import _hankel_support, power_syndromes
-from tests.coding.problems import problem_of
+from tests.coding.problems import fourier_decoder, problem_of, shares_of
 
 LOCATORS: list[Locator] = [ExhaustiveLocator(), SubspaceLocator(), RationalLocator()]
 
@@ -28,9 +32,9 @@ LOCATORS: list[Locator] = [ExhaustiveLocator(), SubspaceLocator(), RationalLocat
     seed=st.integers(0, 2**32),
 )
 def test_as_many_lies_as_allowed_are_located(
-    locator: Locator, kind: type[LinearCode], compression: int, exponents: list[float], seed: int
+    locator: Locator, kind: type[Code], compression: int, exponents: list[float], seed: int
 ) -> None:
-    code = kind(byzantine=2, compression=compression)
+    code = kind(group_size=4 + compression, compression=compression)
     rows = sorted(np.random.default_rng(seed).choice(code.group_size, 2, replace=False).tolist())
     lies = {row: 10**exponent for row, exponent in zip(rows, exponents, strict=True)}
     assert locator.locate(problem_of(code, lies, seed)) == tuple(rows)
@@ -39,7 +43,7 @@ def test_as_many_lies_as_allowed_are_located(
 @pytest.mark.parametrize("locator", LOCATORS, ids=lambda locator: type(locator).__name__)
 @pytest.mark.parametrize("row", range(8))
 def test_fewer_lies_than_allowed_are_among_those_named(locator: Locator, row: int) -> None:
-    support = locator.locate(problem_of(FourierCode(byzantine=2, compression=4), {row: 1.0}, seed=row))
+    support = locator.locate(problem_of(FourierCode(group_size=8, compression=4), {row: 1.0}, seed=row))
     assert row in support
     assert len(support) <= 2
 
@@ -47,15 +51,15 @@ def test_fewer_lies_than_allowed_are_among_those_named(locator: Locator, row: in
 @pytest.mark.parametrize("locator", [ExhaustiveLocator(), SubspaceLocator()], ids=lambda one: type(one).__name__)
 @pytest.mark.parametrize("seed", range(10))
 def test_five_liars_of_twenty_are_located(locator: Locator, seed: int) -> None:
-    code = FourierCode(byzantine=5, compression=10)
+    code = FourierCode(group_size=20, compression=10)
     rows = sorted(np.random.default_rng(seed).choice(20, 5, replace=False).tolist())
     assert locator.locate(problem_of(code, dict.fromkeys(rows, 0.01), seed)) == tuple(rows)
 
 
 @pytest.mark.parametrize("kind", [FourierCode, VandermondeCode])
 @pytest.mark.parametrize("seed", range(10))
-def test_without_noise_the_null_space_alone_names_the_liars(kind: type[LinearCode], seed: int) -> None:
-    code = kind(byzantine=3, compression=4, rtol=1e-9)
+def test_without_noise_the_null_space_alone_names_the_liars(kind: type[Code], seed: int) -> None:
+    code = kind(group_size=10, compression=4)
     rows = sorted(np.random.default_rng(seed).choice(10, 3, replace=False).tolist())
     problem = problem_of(code, dict.fromkeys(rows, 1.0), seed)
     assert _hankel_support(problem, power_syndromes(problem), 3) == tuple(rows)
@@ -67,31 +71,31 @@ def test_exchanges_mend_what_noise_did_to_the_null_space(seed: int, monkeypatch:
     innocent = [row for row in range(20) if row not in rows]
     wrong = tuple(sorted([*rows[1:], innocent[seed]]))
     monkeypatch.setattr("solon_fl.coding.locators._hankel_support", lambda *_: wrong)
-    problem = problem_of(FourierCode(byzantine=5, compression=10), dict.fromkeys(rows, 1.0), seed)
+    problem = problem_of(FourierCode(group_size=20, compression=10), dict.fromkeys(rows, 1.0), seed)
     assert SubspaceLocator().locate(problem) == tuple(rows)
 
 
 def test_subspace_returns_the_best_of_its_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
     attempts = iter([((0, 1), 1.0), ((2, 3), 2.0)])  # for two lies, for one; neither within the tolerance
     monkeypatch.setattr("solon_fl.coding.locators._exchange", lambda *_: next(attempts))
-    assert SubspaceLocator().locate(problem_of(FourierCode(byzantine=2, compression=3), {0: 1.0, 4: 1.0})) == (0, 1)
+    assert SubspaceLocator().locate(problem_of(FourierCode(group_size=7, compression=3), {0: 1.0, 4: 1.0})) == (0, 1)
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_subspace_finds_ten_liars_of_forty(seed: int) -> None:
-    code = FourierCode(byzantine=10, compression=20, rtol=1e-14)
+    code = FourierCode(group_size=40, compression=20)
     rows = sorted(np.random.default_rng(seed).choice(40, 10, replace=False).tolist())
     assert SubspaceLocator().locate(problem_of(code, dict.fromkeys(rows, 1.0), seed)) == tuple(rows)
 
 
 def test_exhaustive_is_the_least_of_all_residuals() -> None:
-    problem = problem_of(FourierCode(byzantine=2, compression=3), {0: 1.0, 1: 1.0, 2: 1.0})  # one too many
+    problem = problem_of(FourierCode(group_size=7, compression=3), {0: 1.0, 1: 1.0, 2: 1.0})  # one too many
     support = ExhaustiveLocator().locate(problem)
     assert problem.residual(support) == problem.all_residuals()[1].min()
 
 
 def test_exhaustive_names_nobody_where_there_are_too_many_supports() -> None:
-    problem = problem_of(FourierCode(byzantine=2, compression=3), {0: 1.0})
+    problem = problem_of(FourierCode(group_size=7, compression=3), {0: 1.0})
     # C(7, 2) supports of (4 - 2) x 4 numbers
     assert ExhaustiveLocator(max_numbers=21 * 8).can_try_all(problem)
     assert ExhaustiveLocator(max_numbers=21 * 8).locate(problem) != ()
@@ -99,9 +103,44 @@ def test_exhaustive_names_nobody_where_there_are_too_many_supports() -> None:
 
 
 @pytest.mark.parametrize("kind", [FourierCode, VandermondeCode])
-def test_power_syndromes_vanish_for_honest_rows_and_show_the_point_of_a_lie(kind: type[LinearCode]) -> None:
-    code = kind(byzantine=2, compression=3)
+def test_power_syndromes_vanish_for_honest_rows_and_show_the_point_of_a_lie(kind: type[Code]) -> None:
+    code = kind(group_size=7, compression=3)
     np.testing.assert_allclose(power_syndromes(problem_of(code, {})), 0, atol=1e-9)
     syndromes = power_syndromes(problem_of(code, {4: 1.0}))
     np.testing.assert_allclose(syndromes[1:], code.points[4] * syndromes[:-1], atol=1e-9)
     assert np.abs(syndromes[0]).max() > 1e-3
+
+
+# In a decode
+
+
+class Says:
+    """A locator that always gives the same answer."""
+
+    def __init__(self, *rows: int) -> None:
+        self.rows = rows
+
+    def locate(self, problem: LocatingProblem) -> Support:
+        return self.rows
+
+
+@pytest.mark.parametrize("rows", [(), (0,), (0, 1), (0, 1, 2, 3), (3, 3), (2, 5, 6)])
+def test_a_wrong_locator_makes_a_failure_not_a_wrong_result(rows: tuple[int, ...]) -> None:
+    decoder = fourier_decoder(byzantine=2, compression=3, locator=Says(*rows))
+    shares = shares_of(decoder.code, torch.arange(6.0))
+    shares[2], shares[5] = shares[2] + 1, shares[5] - 3
+    assert decoder.decode(shares).status is DecodeStatus.UNDECODABLE
+
+
+def test_a_locator_in_disorder_is_understood() -> None:
+    decoder = fourier_decoder(byzantine=2, compression=3, locator=Says(5, 2))
+    shares = shares_of(decoder.code, torch.arange(6.0))
+    shares[2], shares[5] = shares[2] + 1, shares[5] - 3
+    assert decoder.decode(shares).corrupt_slots == (2, 5)
+
+
+def test_needless_accusations_are_dropped() -> None:
+    decoder = fourier_decoder(byzantine=2, compression=3, locator=Says(2, 5))
+    shares = shares_of(decoder.code, torch.arange(6.0))
+    shares[5] = shares[5] - 3
+    assert decoder.decode(shares).corrupt_slots == (5,)

@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from solon_fl import DecodeStatus
 from solon_fl.coding.projection import BLOCK, NUM_PROJECTIONS, UNDERESTIMATE, project_rows
+from solon_fl.simulations.attacks import ProjectionAware
+from tests.coding.problems import decode, fourier_decoder, seeded, shares_of
+from tests.coding.received import assert_within_bound, receive
 from tests.oracles import chernoff_underestimate
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def projected_norms(rows: list[Tensor], seed: int) -> np.ndarray:
@@ -111,3 +111,40 @@ def test_fresh_projections_are_drawn_from_the_operating_systems_entropy(monkeypa
     block, mixing = expected.standard_normal((10, NUM_PROJECTIONS)), expected.standard_normal((16, 16))
     np.testing.assert_allclose(first[0], row.numpy() @ block @ mixing / NUM_PROJECTIONS, rtol=1e-12)
     assert calls == [()]
+
+
+# In a decode
+
+
+def test_the_default_projection_cannot_be_foreseen() -> None:
+    decoder = fourier_decoder(byzantine=2, compression=3)
+    gradient = torch.randn(300, generator=seeded(0))
+    shares = shares_of(decoder.code, gradient)
+    liars = [1, 4]
+    lies = ProjectionAware(seed=11).lies(torch.stack(list(shares.values())), liars, seeded(1))
+    shares.update(zip(liars, lies, strict=True))
+    for _ in range(20):
+        decoded = decoder.decode(shares)
+        assert decoded.corrupt_slots == (1, 4)
+        assert_within_bound(decoded, gradient)
+
+
+def test_a_lie_that_foresaw_the_projection_is_not_located_but_noticed() -> None:
+    decoder = fourier_decoder(byzantine=2, compression=3)
+    gradient = torch.randn(300, generator=seeded(0), dtype=torch.float64)
+    shares = shares_of(decoder.code, gradient)
+    liars = [1, 4]
+    lies = ProjectionAware(seed=11).lies(torch.stack(list(shares.values())), liars, seeded(1))
+    shares.update(zip(liars, lies, strict=True))
+    decoded = decode(decoder, shares, looking=True, seed=11)
+    assert decoded.status is DecodeStatus.UNDECODABLE
+    assert decoded.corrupt_slots == ()
+    assert decode(decoder, shares, looking=False, seed=11).corrupt_slots == (1, 4)  # the second projection is another
+
+
+def test_a_generator_reproduces_a_decode() -> None:
+    decoder = fourier_decoder(byzantine=2, compression=3)
+    case = receive(decoder, "random", 1.0, 0, 2)
+    a, b = (decoder.decode(case.received, generator=seeded(3)) for _ in range(2))
+    torch.testing.assert_close(a.gradient, b.gradient, rtol=0, atol=0)
+    assert (a.residual, a.error_bound) == (b.residual, b.error_bound)

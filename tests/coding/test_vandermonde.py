@@ -6,25 +6,25 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from solon_fl import ConfigurationError, VandermondeCode
+from solon_fl import ConfigurationError, Decoder, VandermondeCode
 from tests.oracles import decode_exactly, encode_exactly
 
 
-@given(byzantine=st.integers(0, 2), compression=st.integers(1, 5))
-def test_rows_are_powers_of_the_node_of_norm_one(byzantine: int, compression: int) -> None:
-    code = VandermondeCode(byzantine=byzantine, compression=compression)
+@given(compression=st.integers(1, 5), spare=st.integers(0, 4))
+def test_rows_are_powers_of_the_node_of_norm_one(compression: int, spare: int) -> None:
+    code = VandermondeCode(group_size=compression + spare, compression=compression)
     powers = code.points[:, None] ** np.arange(compression)
     np.testing.assert_allclose(code.generator * code.multipliers[:, None], powers, atol=1e-12)
     np.testing.assert_allclose(np.linalg.norm(code.generator, axis=1), 1)
 
 
 def test_default_nodes_are_chebyshevs() -> None:
-    code = VandermondeCode(byzantine=1, compression=2)
+    code = VandermondeCode(group_size=4, compression=2)
     np.testing.assert_allclose(code.points, np.cos(np.pi * np.array([1, 3, 5, 7]) / 8))
 
 
 def test_given_nodes_are_used() -> None:
-    code = VandermondeCode(byzantine=1, compression=1, nodes=[1, 2, 4])
+    code = VandermondeCode(group_size=3, compression=1, nodes=[1, 2, 4])
     np.testing.assert_array_equal(code.points, [1.0, 2.0, 4.0])
 
 
@@ -34,7 +34,7 @@ def test_given_nodes_are_used() -> None:
 )
 def test_nodes_must_be_distinct_and_finite(nodes: list[float], shown: str) -> None:
     with pytest.raises(ConfigurationError, match=shown):
-        VandermondeCode(byzantine=1, compression=1, nodes=nodes)
+        VandermondeCode(group_size=3, compression=1, nodes=nodes)
 
 
 @given(seed=st.integers(0, 2**32), num_lies=st.integers(0, 2))
@@ -49,9 +49,9 @@ def test_decoding_agrees_with_exact_arithmetic(seed: int, num_lies: int) -> None
     exact_chunks, exact_lies = decode_exactly(nodes, shares, compression=3, max_lies=2)
     assert (exact_chunks, exact_lies) == (chunks, tuple(lies))
 
-    code = VandermondeCode(byzantine=2, compression=3, nodes=[float(node) for node in nodes], rtol=1e-9)
+    code = VandermondeCode(group_size=7, compression=3, nodes=[float(node) for node in nodes])
     received = torch.tensor([[float(entry) for entry in share] for share in shares], dtype=torch.float64)
-    decoded = code.decode(received / torch.from_numpy(code.multipliers)[:, None])
+    decoded = Decoder(code, byzantine=2, rtol=1e-9).decode(received / torch.from_numpy(code.multipliers)[:, None])
     assert decoded.corrupt_slots == exact_lies
     assert decoded.gradient is not None
     expected = torch.tensor([[float(entry) for entry in chunk] for chunk in exact_chunks], dtype=torch.float64)
