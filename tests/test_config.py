@@ -12,6 +12,9 @@ def test_group_size_and_batches_default_to_the_theorems_minimum() -> None:
     assert (config.group_size, config.num_groups, config.batches_per_group) == (11, 2, 11)
     assert config.make_code().group_size == 11
     assert config.make_code() is config.make_code()
+    assert config.make_decoder() is config.make_decoder()
+    assert config.make_decoder().code is config.make_code()
+    assert (config.make_decoder().byzantine, config.make_decoder().stragglers) == (2, 1)
 
 
 @pytest.mark.parametrize(
@@ -50,18 +53,19 @@ def test_a_misspelt_setting_fails() -> None:
         SolonConfig(num_nodes=20, byzantine=2, compresion=6)  # type: ignore[call-arg]  # the point of the test
 
 
-def test_with_digests_nothing_is_said_of_a_code_that_the_run_does_not_use() -> None:
+def test_with_digests_nothing_is_said_of_a_decoder_that_the_run_does_not_use() -> None:
     # Algebra would need r = 25 for this k, with a void certificate; warnings are errors here.
     config = SolonConfig(num_nodes=20, byzantine=5, compression=15, verification="digest")
-    assert (config.group_size, config.make_code().byzantine) == (20, 0)
+    decoder = config.make_decoder()
+    assert (config.group_size, decoder.byzantine, decoder.stragglers) == (20, 0, 5)
 
 
 @pytest.mark.parametrize("code", ["fourier", "vandermonde"])
-def test_the_code_is_told_what_to_do_beyond_the_bound(code: CodeName) -> None:
+def test_the_decoder_is_told_what_to_do_beyond_the_bound(code: CodeName) -> None:
     config = SolonConfig(num_nodes=7, byzantine=2, compression=3, code=code)
-    assert config.make_code().beyond_bound == "reject"
+    assert config.make_decoder().beyond_bound == "reject"
     accepting = replace(config, beyond_bound="accept")
-    assert accepting.make_code().beyond_bound == "accept"
+    assert accepting.make_decoder().beyond_bound == "accept"
 
 
 @pytest.mark.parametrize(

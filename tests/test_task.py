@@ -18,9 +18,7 @@ TASK_EXAMPLE = SolonTask(
     dim=10,
     mode="gradient",
     code="fourier",
-    byzantine=1,
     compression=3,
-    stragglers=0,
     group_size=5,
     buffers=("bn.running_mean",),
 )

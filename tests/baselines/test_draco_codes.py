@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from solon_fl import ConfigurationError
-from solon_fl.coding import CyclicCode, DracoCode, RepetitionCode
+from solon_fl.baselines import CyclicCode, DracoCode, RepetitionCode
 
 SIZES = [(1, 0), (4, 0), (3, 1), (7, 1), (8, 1), (15, 2), (23, 5), (45, 5), (100, 5)]
 KINDS = [RepetitionCode, CyclicCode]
