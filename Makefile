@@ -23,7 +23,7 @@ test: $(VENV)/.installed-dev lint types
 
 # One check after the other: left to itself, the fuzzer prefers the slow ones. The last four are whole rounds.
 FUZZ_RUNS ?= 250000
-FUZZ = $(BIN)/python -m fuzz.replies -max_len=512 -len_control=20 -rss_limit_mb=4096 -artifact_prefix=.fuzz/
+FUZZ = $(BIN)/python -m tests.hostile.fuzz -max_len=512 -len_control=20 -rss_limit_mb=4096 -artifact_prefix=.fuzz/
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[fuzz]"
 	set -e; for check in check_group check_digests check_exchange check_silo check_metrics; do \

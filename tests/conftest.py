@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+collect_ignore = ["hostile/fuzz.py"]  # a program of its own, and atheris is no dependency of the tests
+
 torch.set_num_threads(1)  # tests run in several processes, and threads that wait for each other cost more
 
 settings.register_profile("solon", deadline=None, max_examples=60, print_blob=True)

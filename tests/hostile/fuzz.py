@@ -1,8 +1,8 @@
 """Feeds a coverage-guided fuzzer's bytes, as replies of a node, to everything that reads what nodes send.
 
-Run it with ``make fuzz``, or with libFuzzer's options: ``python -m fuzz.replies -runs=100000 -max_len=400``. What must
-hold is in tests/hostile_checks.py; a failure is a traceback and a file ``crash-...`` that reproduces it:
-``python -m fuzz.replies crash-...``. SOLON_FUZZ_CHECK=check_group runs one check alone: left to itself, the
+Run it with ``make fuzz``, or with libFuzzer's options: ``python -m tests.hostile.fuzz -runs=100000 -max_len=400``. What
+must hold is in checks.py; a failure is a traceback and a file ``crash-...`` that reproduces it:
+``python -m tests.hostile.fuzz crash-...``. SOLON_FUZZ_CHECK=check_group runs one check alone: left to itself, the
 fuzzer prefers the slow ones, which have more code.
 """
 
@@ -12,11 +12,11 @@ import sys
 
 import atheris
 
-READERS = [
-    f"solon_fl.strategies.{name}" for name in ("group", "calibration", "vectors", "evaluation", "nodes", "exchange")
-]
-with atheris.instrument_imports(include=[*READERS, "solon_fl.wire", "tests.hostile.replies"]):
-    from tests import hostile_checks
+READERS = ("replies", "group", "digest_group", "calibration", "roster", "exchange")
+INSTRUMENTED = [f"solon_fl.strategies.{name}" for name in READERS]
+INSTRUMENTED += ["solon_fl.baselines.vectors", "solon_fl.wire", "tests.hostile.replies"]
+with atheris.instrument_imports(include=INSTRUMENTED):
+    from tests.hostile import checks
 
 ADDRESS_SPACE = 6 << 30  # bytes that the process may have in all; torch maps most of them at once
 
@@ -41,17 +41,17 @@ def main() -> None:
     """Fuzz until libFuzzer's options say stop."""
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
     only = os.environ.get("SOLON_FUZZ_CHECK")
-    checks = []
-    for check in hostile_checks.CHECKS:
+    weighted = []
+    for check in checks.CHECKS:
         if only in (None, check.__name__):
-            checks += [check] * (1 if check in hostile_checks.SLOW else 60)
-            with hostile_checks.only_one_liners():
+            weighted += [check] * (1 if check in checks.SLOW else 60)
+            with checks.only_one_liners():
                 check(Bytes(b""))  # whatever is made once is made before memory is measured
 
     def one_input(data: bytes) -> None:
         source = Bytes(data)
-        check = checks[source.whole(0, len(checks) - 1)]
-        with hostile_checks.only_one_liners():
+        check = weighted[source.whole(0, len(weighted) - 1)]
+        with checks.only_one_liners():
             check(source)
 
     atheris.Setup(sys.argv, one_input)

@@ -1,4 +1,4 @@
-"""Whatever nodes send, nothing leaves the strategy; fuzz/replies.py runs the same checks a million times."""
+"""Whatever nodes send, nothing leaves the strategy; tests/hostile/fuzz.py runs the same checks a million times."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests import hostile_checks
+from tests.hostile import checks
 from tests.hostile.replies import Source
 
 
@@ -28,12 +28,12 @@ class Drawn:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("check", hostile_checks.CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", checks.CHECKS, ids=lambda check: check.__name__)
 def test_hostile_replies(check: Callable[[Source], None]) -> None:
-    @settings(max_examples=10 if check in hostile_checks.SLOW else 60)
+    @settings(max_examples=10 if check in checks.SLOW else 60)
     @given(st.data())
     def run(data: Any) -> None:
-        with hostile_checks.only_one_liners():
+        with checks.only_one_liners():
             check(Drawn(data))
 
     run()
@@ -42,6 +42,6 @@ def test_hostile_replies(check: Callable[[Source], None]) -> None:
 def test_more_than_allowed_is_noticed() -> None:
     with (
         pytest.raises(AssertionError, match="bytes were allocated; 1000 are allowed"),
-        hostile_checks.allocating_at_most(1000),
+        checks.allocating_at_most(1000),
     ):
         bytes(5000)
