@@ -31,7 +31,7 @@ class Regression(SolonClientMixin):
         return self.make_model()
 
     def batch_loss(self, model: nn.Module, batch: Batch, context: Context) -> Tensor:
-        inputs = torch.randn(8, 7, generator=batch.generator())
+        inputs = torch.randn(8, 7, generator=batch.generator()).to(self.device())
         loss: Tensor = (model(inputs) - inputs.sum(1, keepdim=True)).square().mean()
         return loss
 
@@ -40,8 +40,8 @@ class Regression(SolonClientMixin):
 
 
 def initial_model(make_model: Callable[[], nn.Module] = lambda: nn.Linear(7, 1)) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)  # models are built on the CPU
         return make_model()
 
 

@@ -29,9 +29,7 @@ def task_for(model: nn.Module, **changes: Any) -> SolonTask:
         "dim": len(flatten(model.state_dict())),
         "mode": "gradient",
         "code": "fourier",
-        "byzantine": 2,
         "compression": 3,
-        "stragglers": 0,
         "group_size": 7,
         "buffers": buffer_names(model),
     }
@@ -87,14 +85,14 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 
 
 def reference(model: nn.Module, client: Regression, task: SolonTask) -> Tensor:
-    """The vector computed the plain way: autograd.grad, and the buffers' change."""
-    model = copy.deepcopy(model).train()
+    """The vector computed the plain way, on the client's device: autograd.grad, and the buffers' change."""
+    model = copy.deepcopy(model).to(client.device()).train()
     before = flatten({name: value.clone() for name, value in model.state_dict().items()})
     state = model.state_dict(keep_vars=True)
     names = [name for name, value in state.items() if value.requires_grad]
     sums = {name: torch.zeros_like(state[name]) for name in names}
     for batch in task.batches:
-        torch.manual_seed(batch.torch_seed)
+        torch.manual_seed(batch.torch_seed)  # of the CPU and of all GPUs: dropout draws where it computes
         loss = client.batch_loss(model, batch, CONTEXT)
         for name, gradient in zip(names, torch.autograd.grad(loss, [state[n] for n in names]), strict=True):
             sums[name] += gradient
@@ -108,7 +106,8 @@ def test_the_gradient_is_the_mean_over_the_batches(name: str) -> None:
     model, client = initial_model(MODELS[name]), Regression(MODELS[name])
     task = task_for(model)
     vector = client.gradient(record_of(model), task, CONTEXT, {})
-    with torch.random.fork_rng():
+    gpus = [client.device()] if client.device().type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):
         torch.testing.assert_close(vector, reference(model, client, task), rtol=1e-4, atol=1e-6)
 
 
@@ -152,7 +151,8 @@ def test_every_kind_of_model_trains_and_is_protected(name: str) -> None:
 def test_batch_norm_statistics_are_the_average_of_the_groups() -> None:
     model, client = initial_model(normalised_model), Regression(normalised_model)
     result, _ = train(small_config(), client=client, model=model, rounds=1)
-    changes = [client.gradient(record_of(model), task_for(model, group=g, num_batches=7), CONTEXT, {}) for g in (0, 1)]
+    tasks = [task_for(model, group=group, num_batches=7) for group in (0, 1)]
+    changes = [client.gradient(record_of(model), task, CONTEXT, {}).cpu() for task in tasks]
     start = 7 * 5 + 5 + 5 + 5  # behind the first layer and the normalisation's weight and bias
     expected = sum(change[start : start + 5] for change in changes) / 2
     assert isinstance(expected, Tensor)

@@ -24,7 +24,7 @@ def gradient_app(change: Any = lambda arrays: arrays) -> ClientApp:
         arrays = message.content.array_records["arrays"]
         gradient = client.mean_gradient(arrays, task.batches, (), context)
         named = {"weight": gradient[:7].view(1, 7), "bias": gradient[7:]}
-        record = ArrayRecord(change({name: value.numpy() for name, value in named.items()}))
+        record = ArrayRecord(change({name: value.cpu().numpy() for name, value in named.items()}))
         return Message(RecordDict({"gradient": record, "metrics": MetricRecord({"loss": 1.0})}), reply_to=message)
 
     return app
@@ -63,7 +63,7 @@ def trained_model_app() -> ClientApp:
         arrays = message.content.array_records["arrays"]
         rate = float(str(message.content.config_records["config"]["lr"]))
         change = client.update(arrays, task, context, {"lr": rate})
-        trained = vector_of(arrays).float() + change
+        trained = vector_of(arrays).float() + change.cpu()
         record = ArrayRecord({"weight": trained[:7].view(1, 7), "bias": trained[7:]})
         return Message(RecordDict({"arrays": record}), reply_to=message)
 
