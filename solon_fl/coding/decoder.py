@@ -10,7 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
@@ -164,9 +164,7 @@ class Decoder:
         self.rtol = rtol
         self.locator = locator
         self.beyond_bound = beyond_bound
-        # Asked for in every decode.
-        self._amplification = cache(code.worst_amplification)
-        self._share_dim = cache(code.share_dim)
+        self._amplifications: dict[int, float] = {}  # by number of rows; asked for in every decode
         if self.certificate >= 1:
             warnings.warn(
                 f"the certificate of {self!r} is {self.certificate:.1e}, but should be below 1: "
@@ -237,7 +235,7 @@ class Decoder:
         Chen et al., "Solon", arXiv:2110.01595, for the scheme.
         """
         compression = self.code.compression
-        rows = _alike(self._by_slot(shares), None if dim is None else self._share_dim(dim))
+        rows = _alike(self._by_slot(shares), None if dim is None else self.code.share_dim(dim))
         if dim is None:
             dim = compression * next((share.numel() for share in rows.values()), 0)
         decoded = self._decode_within_bound(rows, dim, generator)
@@ -433,6 +431,11 @@ class Decoder:
         doubtful = largest[smallest <= bound + screened.noise]
         second = self._amplification(honest) * (delta + float(np.linalg.norm(doubtful)))
         return min(bound, second) + solution.rounding
+
+    def _amplification(self, num_rows: int) -> float:
+        if num_rows not in self._amplifications:
+            self._amplifications[num_rows] = self.code.worst_amplification(num_rows)
+        return self._amplifications[num_rows]
 
     def _failed(self, status: DecodeStatus, slots: list[int]) -> Decoded:
         return Decoded.failed(status, self._absent(slots))

@@ -1,6 +1,7 @@
 """The laws of `Decoder.decode`: what it accepts, what it guarantees, where that ends, and its symmetries."""
 
 import math
+import pickle
 import warnings
 
 import numpy as np
@@ -89,6 +90,15 @@ def test_repr_shows_every_parameter() -> None:
     decoder = Decoder(VandermondeCode(group_size=9, compression=2), byzantine=1, stragglers=3, rtol=1e-5)
     expected = "Decoder(VandermondeCode(group_size=9, compression=2), byzantine=1, stragglers=3, rtol=1e-05)"
     assert repr(decoder) == expected
+
+
+def test_a_decoder_can_be_sent_to_another_process() -> None:
+    decoder = fourier_decoder(byzantine=2, compression=3)
+    shares = shares_of(decoder.code, draw(8, 30)) | {3: draw(9, 10)}
+    decoder.decode(shares)  # what it remembers goes along
+    copy = pickle.loads(pickle.dumps(decoder))
+    assert repr(copy) == repr(decoder)
+    assert copy.decode(shares).corrupt_slots == (3,)
 
 
 # What decode accepts
