@@ -98,7 +98,7 @@ def check_group(source: Source) -> None:
         return
     group = GroupRound(group=0, nodes=NODES, byzantine=2, decoder=DECODER, dim=DIM, dtype=torch.float32)
     with allocating_at_most(100_000 + 4 * size_of(reply)):
-        group.receive(slot, reply)
+        group.receive({slot: reply})
     share = group._shares.get(slot)
     if share is None:
         reason = group._malformed[NODES[slot]]
@@ -113,13 +113,13 @@ def check_group(source: Source) -> None:
             return
         raise AssertionError("a share was refused that can be read")
     assert_is_the_replys(share, reply)
-    group.receive(slot, HONEST_REPLIES[slot])
+    group.receive({slot: HONEST_REPLIES[slot]})
     assert group._shares[slot] is share, "the first reply counts"
     if torch.equal(share, SHARES[slot]):
         return
     for other in range(7):
         if other != slot:
-            group.receive(other, HONEST_REPLIES[other])
+            group.receive({other: HONEST_REPLIES[other]})
     gradient = group.decode(last=False)
     assert_is_right(gradient, group.report)
     assert {*group.report.corrupt_nodes, *group.report.malformed_nodes} <= {NODES[slot]}, group.report
@@ -150,8 +150,8 @@ def check_digests(source: Source) -> None:
             if reply is None:
                 continue
             with allocating_at_most(100_000 + 4 * size_of(reply)):
-                group.receive(slot, reply)
-        group.receive(slot, REPLIES_WITH_DIGESTS[slot])
+                group.receive({slot: reply})
+        group.receive({slot: REPLIES_WITH_DIGESTS[slot]})
         votes = list(group._votes.values())
         assert all(type(vote) is bytes and len(vote) == 7 * 32 for vote in votes)
         assert group._shares.keys() <= group._votes.keys()
