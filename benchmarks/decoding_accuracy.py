@@ -40,31 +40,32 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import Tensor
 
-from solon_fl import Decoded, FourierCode, LinearCode, Locator, RationalLocator, SubspaceLocator, VandermondeCode
+from solon_fl import Code, Decoded, Decoder, FourierCode, Locator, RationalLocator, SubspaceLocator, VandermondeCode
+from solon_fl.coding import smallest_group
 from solon_fl.simulations import attacks as a
 
 SMALLEST_LIE = 1e-3  # of an honest share's norm: lies from here on must be named
 PRECISE = 1e-5
 TRIALS_PER_TASK = 50
 
-ATTACKS: dict[str, Callable[[LinearCode], a.Attack]] = {
-    "reverse": lambda code: a.Reverse(),
-    "constant": lambda code: a.Constant(),
-    "sign-flip": lambda code: a.SignFlip(),
-    "random": lambda code: a.RandomGaussian(),
-    "mixed-sizes": lambda code: a.RandomGaussian(),  # each liar of its own size
-    "alie": lambda code: a.Alie(),
-    "ipm": lambda code: a.InnerProduct(),
-    "min-max": lambda code: a.MinMax(),
-    "min-sum": lambda code: a.MinSum(),
-    "mimic": lambda code: a.Mimic(),
-    "same-lie": lambda code: a.SameLie(),
+ATTACKS: dict[str, Callable[[Decoder], a.Attack]] = {
+    "reverse": lambda decoder: a.Reverse(),
+    "constant": lambda decoder: a.Constant(),
+    "sign-flip": lambda decoder: a.SignFlip(),
+    "random": lambda decoder: a.RandomGaussian(),
+    "mixed-sizes": lambda decoder: a.RandomGaussian(),  # each liar of its own size
+    "alie": lambda decoder: a.Alie(),
+    "ipm": lambda decoder: a.InnerProduct(),
+    "min-max": lambda decoder: a.MinMax(),
+    "min-sum": lambda decoder: a.MinSum(),
+    "mimic": lambda decoder: a.Mimic(),
+    "same-lie": lambda decoder: a.SameLie(),
     "near-codeword": a.NearCodeword,
-    "other-gradient": a.OtherGradient,
+    "other-gradient": lambda decoder: a.OtherGradient(decoder.code),
     "partial-collusion": a.PartialCollusion,
-    "bit-flip": lambda code: a.BitFlip(),
-    "nan": lambda code: a.NotFinite(),
-    "silent": lambda code: a.NotFinite(),  # no share at all
+    "bit-flip": lambda decoder: a.BitFlip(),
+    "nan": lambda decoder: a.NotFinite(),
+    "silent": lambda decoder: a.NotFinite(),  # no share at all
 }
 UNSCALED = ("bit-flip", "nan", "silent")
 LOCATORS: dict[str, Callable[[], Locator] | None] = {
@@ -72,7 +73,7 @@ LOCATORS: dict[str, Callable[[], Locator] | None] = {
     "subspace": SubspaceLocator,
     "rational": RationalLocator,
 }
-CODES: dict[str, type[LinearCode]] = {"fourier": FourierCode, "vandermonde": VandermondeCode}
+CODES: dict[str, type[Code]] = {"fourier": FourierCode, "vandermonde": VandermondeCode}
 
 
 @dataclass(frozen=True)
@@ -125,18 +126,18 @@ def all_cells(trials: int) -> Iterator[Cell]:
 
 
 @lru_cache(maxsize=4)
-def make_code(kind: str, locator: str, byzantine: int, compression: int) -> LinearCode:
+def make_decoder(kind: str, locator: str, byzantine: int, compression: int) -> Decoder:
     make_locator = LOCATORS[locator]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the table shows what a void certificate means
-        return CODES[kind](
-            byzantine=byzantine, compression=compression, locator=None if make_locator is None else make_locator()
-        )
+        size = smallest_group(byzantine=byzantine, compression=compression)
+        code = CODES[kind](group_size=size, compression=compression)
+        return Decoder(code, byzantine=byzantine, locator=None if make_locator is None else make_locator())
 
 
 @lru_cache(maxsize=4)
-def hardest_liars(code: LinearCode) -> list[int]:
-    return a.NearCodeword(code).best_liars()
+def hardest_liars(decoder: Decoder) -> list[int]:
+    return a.NearCodeword(decoder).best_liars()
 
 
 def typical_norm(shares: Tensor) -> float:
@@ -154,10 +155,10 @@ def draw_size(trial: int, rng: torch.Generator) -> float:
     return float(10 ** (decades * torch.rand(1, generator=rng, dtype=torch.float64) - 3))
 
 
-def corrupt(code: LinearCode, name: str, shares: Tensor, liars: list[int], size: float, rng: torch.Generator) -> Tensor:
+def corrupt(decoder: Decoder, name: str, shares: Tensor, liars: list[int], size: float, rng: torch.Generator) -> Tensor:
     """Return the shares with the liars' replaced; the lies' root mean square is `size` honest norms."""
     corrupted = shares.clone()
-    lies = ATTACKS[name](code).lies(shares, liars, rng)
+    lies = ATTACKS[name](decoder).lies(shares, liars, rng)
     if name not in UNSCALED:
         deviation = lies.double() - shares[liars].double()
         norms = deviation.norm(dim=1)
@@ -174,17 +175,18 @@ def corrupt(code: LinearCode, name: str, shares: Tensor, liars: list[int], size:
 
 def run_trial(cell: Cell, trial: int, seed: int, tally: Tally) -> None:
     rng = torch.Generator().manual_seed(seed * 1_000_000_007 + trial)
-    code = make_code(cell.code, cell.locator, cell.byzantine, cell.compression)
+    decoder = make_decoder(cell.code, cell.locator, cell.byzantine, cell.compression)
+    code = decoder.code
     name = list(ATTACKS)[trial % len(ATTACKS)]
     gradient = draw_gradient(rng)
     honest = torch.stack([code.encode(gradient, slot) for slot in range(code.group_size)])
     liars = sorted(torch.randperm(code.group_size, generator=rng)[: cell.liars].tolist())
-    if name == "near-codeword" and cell.liars == code.byzantine and trial % 2:
-        liars = hardest_liars(code)
-    received = corrupt(code, name, honest, liars, draw_size(trial, rng), rng)
+    if name == "near-codeword" and cell.liars == decoder.byzantine and trial % 2:
+        liars = hardest_liars(decoder)
+    received = corrupt(decoder, name, honest, liars, draw_size(trial, rng), rng)
     shares = {slot: share for slot, share in enumerate(received) if not (name == "silent" and slot in liars)}
     started = time.perf_counter()
-    decoded = code.decode(shares, dim=gradient.numel(), generator=rng)
+    decoded = decoder.decode(shares, dim=gradient.numel(), generator=rng)
     tally.seconds += time.perf_counter() - started
     tally.trials += 1
     judge(decoded, name, gradient, honest, received, liars, tally)
@@ -242,16 +244,16 @@ HEADER += ["> 1e-5", "worst", "certificate", "ms"]
 def table_rows(cells: list[Cell], tallies: list[Tally]) -> list[list[str]]:
     rows = []
     for cell, tally in zip(cells, tallies, strict=True):
-        code = make_code(cell.code, cell.locator, cell.byzantine, cell.compression)
-        numbers = [cell.byzantine, cell.compression, code.group_size, cell.liars, tally.trials]
+        decoder = make_decoder(cell.code, cell.locator, cell.byzantine, cell.compression)
+        numbers = [cell.byzantine, cell.compression, decoder.code.group_size, cell.liars, tally.trials]
         counts = [tally.outside.total(), tally.failed.total(), tally.misnamed.total(), tally.imprecise.total()]
-        rates = [f"{tally.worst:.0e}", f"{code.certificate:.0e}", f"{1e3 * tally.seconds / tally.trials:.1f}"]
+        rates = [f"{tally.worst:.0e}", f"{decoder.certificate:.0e}", f"{1e3 * tally.seconds / tally.trials:.1f}"]
         rows.append([cell.code, cell.locator, *map(str, numbers + counts), *rates])
     return rows
 
 
 def notes(cells: list[Cell], tallies: list[Tally]) -> Iterator[str]:
-    """Say which attacks are behind the counts, where the code is the default."""
+    """Say which attacks are behind the counts, where the locator is the default."""
     for cell, tally in zip(cells, tallies, strict=True):
         if cell.locator == "default":
             for what in ("outside", "failed", "misnamed"):

@@ -109,10 +109,10 @@ def available_memory() -> int:
 def peak_memory_of_a_decode(case: Case) -> float:
     """Return by how many MB of 1e6 bytes the process grows at most while it decodes with s lies. Linux only."""
     received = case.lying()
-    case.code.decode(received, dim=case.dim)
+    case.decoder.decode(received, dim=case.dim)
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to the present
     before = status("VmRSS")
-    decoded = case.code.decode(received, dim=case.dim)
+    decoded = case.decoder.decode(received, dim=case.dim)
     assert decoded.corrupt_slots == tuple(case.liars)
     return (status("VmHWM") - before) / 1e6
 

@@ -11,9 +11,8 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import Bulyan, FedAvg, MultiKrum, Strategy
 from torch import Tensor
 
-from solon_fl import FourierCode
-from solon_fl.baselines.draco.code import DracoDecoded
-from solon_fl.coding import CyclicCode, Decoded, RepetitionCode
+from solon_fl import Decoded, Decoder, FourierCode
+from solon_fl.baselines import CyclicCode, DracoDecoded, RepetitionCode
 from solon_fl.strategies.group import GroupRound
 from solon_fl.task import SHARE
 from solon_fl.wire import to_array
@@ -35,7 +34,8 @@ class Case:
 
     def __init__(self, r: int, k: int, s: int, dim: int, device: str) -> None:
         self.r, self.k, self.s, self.dim = r, k, s, dim
-        self.code = FourierCode(byzantine=s, compression=k, group_size=r)
+        self.code = FourierCode(group_size=r, compression=k)
+        self.decoder = Decoder(self.code, byzantine=s)
         self.rng = torch.Generator().manual_seed(0)
         self.gradient = torch.randn(dim, generator=self.rng).to(device)
         # Each in memory of its own, as replies come.
@@ -60,7 +60,7 @@ class Case:
                 row.copy_(share)
 
         def decode(received: dict[int, Tensor]) -> Decoded:
-            return code.decode(received, dim=self.dim)
+            return self.decoder.decode(received, dim=self.dim)
 
         def is_right(decoded: Decoded, corrupt: list[int]) -> None:
             assert decoded.gradient is not None, decoded
@@ -139,12 +139,16 @@ class Case:
     def _collect(self, replies: list[Message]) -> Tensor | None:
         """Do with a group's replies what the server does: check, read, decode, report."""
         group = GroupRound(
-            group=0, nodes=tuple(range(1, self.r + 1)), code=self.code, dim=self.dim, dtype=self.gradient.dtype
+            group=0,
+            nodes=tuple(range(1, self.r + 1)),
+            byzantine=self.s,
+            decoder=self.decoder,
+            dim=self.dim,
+            dtype=self.gradient.dtype,
         )
         for slot, reply in enumerate(replies):
-            group.receive(slot, reply)
-        group.decode(last=True)
-        return group.gradient
+            group.receive({slot: reply})
+        return group.decode(last=True)
 
     @staticmethod
     def _aggregate(strategy: Strategy, replies: list[Message]) -> np.ndarray[Any, Any]:
