@@ -42,7 +42,7 @@ class Calibration:
     rtol : float
         To use: 4 times `noise`, at least 1e-6 (1e-12 for float64 shares), rounded up to two digits.
     certificate : float
-        The worst relative error with that rtol; see `solon_fl.FourierCode`.
+        The worst relative error with that rtol; see `solon_fl.Decoder`.
     identical : bool
         Whether the shares of every group were equal bit for bit, outliers apart. One liar can make it False.
     distances : dict
