@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from solon_fl.errors import InvalidReplyError
-from solon_fl.strategies.replies import Unusable, read, untrusted_tensor
+from solon_fl.strategies.replies import Unusable, read, read_all, untrusted_tensor
 from solon_fl.wire import npy_header, to_array
 from tests.hostile.replies import question_to
 
@@ -110,3 +110,18 @@ def test_an_error_that_flower_reports_is_never_read() -> None:
     reply = Message(Error(3, "the node\x1b[2J crashed"), reply_to=question_to(1))
     found = read(reply, lambda reply: reply.content)
     assert found == Unusable("error 3: the node [2J crashed")
+
+
+def test_replies_are_dropped_as_they_are_read() -> None:
+    replies = {slot: Message(RecordDict(), reply_to=question_to(slot)) for slot in (3, 1, 2)}
+    left: list[int] = []
+
+    def reader(reply: Message) -> int:
+        left.append(len(replies))
+        if reply.metadata.src_node_id == 1:
+            raise InvalidReplyError("not this one")
+        return reply.metadata.src_node_id
+
+    assert read_all(replies, reader) == {3: 3, 1: Unusable("not this one"), 2: 2}
+    assert left == [2, 1, 0]
+    assert replies == {}
