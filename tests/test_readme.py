@@ -10,7 +10,7 @@ from flwr.app import ArrayRecord, Context, RecordDict
 from torch import Tensor, nn
 
 from solon_fl import SolonConfig
-from solon_fl.cli import app
+from solon_fl.cli.app import app
 from solon_fl.simulations import InProcessGrid
 from solon_fl.simulations.attacks import Reverse
 from solon_fl.simulations.attacks.mods import attack_mod

@@ -5,9 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
-from rich.console import Console
-from rich.progress import track
 
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.datasets.dataset import Dataset, damaged, existing_folder
@@ -67,13 +64,20 @@ def _read_batch(path: Path) -> Split:
 
 
 def _read_image_folder(root: Path, classes: list[str]) -> Split:
+    try:  # late, as all other data sets do without the extra that brings them
+        from PIL import Image
+        from rich.console import Console
+        from rich.progress import track
+    except ImportError as error:
+        rule = "folders of images are read with Pillow and rich"
+        raise ConfigurationError(f"{rule}; got {error}; run pip install 'solon-fl[simulation]'.") from error
     files = [path for path in sorted(root.glob("*/*")) if path.suffix.lower() in (".jpg", ".jpeg", ".png")]
     found = sorted({path.parent.name for path in files})
     if found != classes or len(classes) != NUM_CLASSES:
         rule = "cifar10 needs data_batch_1, cifar-10-batches-py/data_batch_1, or JPEG or PNG images of the same "
         rule += f"{NUM_CLASSES} classes in train/<class>/ and test/<class>/"
         got = f"found no batches, and images of the classes {found} in {root}"
-        raise ConfigurationError(f"{rule}; {got}; name another folder with --data-dir.")
+        raise ConfigurationError(f"{rule}; {got}; set data_dir to another folder.")
     images = np.empty((len(files), 3, _SIDE, _SIDE), dtype=np.uint8)
     progress = track(files, f"Reading {root}", console=Console(stderr=True), transient=True)
     for slot, path in zip(images, progress, strict=True):
