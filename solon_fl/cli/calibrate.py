@@ -49,13 +49,13 @@ def calibrate_command(
 ) -> None:
     """Measure the float noise between nodes, and print the rtol that it needs.
 
-    Honest nodes that add up the same numbers in another order differ by rounding: other processors, numbers of threads,
-    versions. rtol must be above that. Here nodes of two kinds, on this machine:
+    Honest nodes with other processors, versions or numbers of threads add up the same numbers in another order, and so
+    differ by rounding. rtol must be above that. For example, nodes of four kinds on this machine:
 
         solon-fl calibrate --threads 1,2 --kernels onednn,native
 
-    On nodes of your own the same is done by a function, called in your ServerApp: solon_fl.strategies.calibrate(grid,
-    initial_arrays, config). See docs/how-to/calibrate.md.
+    On nodes of your own, call solon_fl.strategies.calibrate(grid, initial_arrays, config) in your ServerApp: see
+    docs/how-to/calibrate.md.
     """
     set_log_level(verbose)
     given = {

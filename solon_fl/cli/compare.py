@@ -48,7 +48,7 @@ KEYS = Keys(
 def compare_command(
     name: Annotated[
         str,
-        typer.Argument(metavar="COMPARISON", help="One that comes with the package (see --list), or your .toml file."),
+        typer.Argument(metavar="COMPARISON", help="A name that --list shows, or your .toml file."),
     ] = "demo",
     strategies: Annotated[str | None, typer.Option(help=f"Comma-separated: {', '.join(STRATEGIES)}.")] = None,
     attacks: Annotated[str | None, typer.Option(help=f"Comma-separated: none, {', '.join(ATTACKS)}.")] = None,
@@ -68,13 +68,14 @@ def compare_command(
 ) -> None:
     """Run strategies against attacks, and write a report with tables and plots.
 
-    A run that is finished is not run again: stop whenever you like, and start the same command to go on. Times
-    are reckoned for each network from bytes, batches and the server's measured seconds. For example:
+    COMPARISON is a name that --list shows, or a .toml file of yours. Finished runs are kept: stop whenever you like,
+    and start the same command to go on. Times are computed for each network from bytes, batches and the server's
+    measured seconds. For example:
 
         solon-fl compare --strategies solon,bulyan,signum --attacks none,alie,foe --networks wan-100m
 
-    Options and --set take the place of what the comparison says. A file of your own looks like those of --list, which
-    lie in the package's folder solon_fl/simulations/compare/comparisons.
+    Options and --set replace what the comparison says. To write a file of your own, start from one in the package's
+    folder solon_fl/simulations/compare/comparisons.
     """
     if show_list:
         _print_list()

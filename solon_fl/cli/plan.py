@@ -96,9 +96,9 @@ def plan_command(
 ) -> None:
     """Choose group size and compression for your nodes, model and network.
 
-    The server's part is measured on this machine; computation and transfers are computed. At the end it says what
-    digests and reactive redundancy would bring; --set verification=any --set redundancy=any ranks all there is. For
-    example:
+    The server's seconds are measured on this machine; those of nodes and links are computed. The end of the plan says
+    what digests and reactive redundancy would bring; --set verification=any --set redundancy=any ranks these choices
+    with the others. For example:
 
         solon-fl plan --nodes 100 --byzantine 5 --model-size 11M --batch-seconds 0.5 --network home-20m
     """

@@ -82,7 +82,7 @@ def simulate_command(
 
         solon-fl simulate --nodes 20 --byzantine 2 --compression 6 --attack alie
 
-    and the same with batches of 64 and digests:
+    The same with larger batches, and with digests:
 
         solon-fl simulate --attack alie --set batch_size=64 --set verification=digest
     """

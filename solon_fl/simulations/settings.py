@@ -1,4 +1,4 @@
-"""Settings by name: fields of dataclasses, read from the tables of a TOML file or from texts of the command line."""
+"""Reads the fields of dataclasses from the tables of a TOML file, or from texts on the command line."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -18,20 +18,20 @@ _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: 
 def read_table(
     kind: type, values: Mapping[str, Any], *, table: str = "", excluded: Iterable[str] = (), complete: bool = False
 ) -> dict[str, Any]:
-    """Return the entries of a table as arguments for a dataclass.
+    """Convert the entries of a TOML table to arguments of a dataclass.
 
     Parameters
     ----------
     kind : type
         The dataclass.
     values : mapping
-        Entries as TOML has them.
+        The entries.
     table : str
         The table's name, for messages.
     excluded : iterable of str
         Fields that the table may not set.
     complete : bool
-        Whether every field without a default must be there.
+        Whether every field without a default must have an entry.
 
     Raises
     ------
@@ -51,14 +51,15 @@ def read_table(
 
 
 def typed(name: str, value: Any, hint: Any) -> Any:
-    """Return a value as TOML has it in the type of a dataclass's field.
+    """Convert a value from TOML to the type of a dataclass's field.
 
     Parameters
     ----------
     name : str
         For messages.
     value : object
-        A list stands for a tuple, a whole number for a float, a text for a path or for what is chosen by its name.
+        A list becomes a tuple, a whole number a float where one is wanted, and a text a path. Anything else that is
+        not a number or a bool is given by its name.
     hint : type
         Of the field.
 
@@ -96,7 +97,7 @@ def typed(name: str, value: Any, hint: Any) -> Any:
 
 
 def from_text(text: str, hint: Any) -> Any:
-    """Return what a text says, as TOML would have it; the text itself if it is nothing of that type.
+    """Convert a text to the value that TOML would have for it; leave it as it is if it does not fit the type.
 
     Examples
     --------
@@ -189,6 +190,6 @@ def _is_optional(hint: Any) -> bool:
 
 
 def _plain(hint: Any) -> Any:
-    """Return the one type that a hint stands for: what is neither a number nor a truth nor a path is given by name."""
+    """Return the one type to convert to: str for everything that is given by its name."""
     plain = next(option for option in _options(hint) if option is not type(None))
     return plain if plain in _NAMES or get_origin(plain) is tuple else str

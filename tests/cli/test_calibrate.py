@@ -7,6 +7,7 @@ from tests.cli.command import is_refused, solon_fl
 SMALL = ("--nodes", "7", "--compression", "3", "--set", "batch_size=8", "--model", "logistic")
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_the_line_to_use() -> None:
     done = solon_fl("calibrate", *SMALL, "--threads", "1,2", "--kernels", "onednn,native", "--attack", "reverse")
     assert done.exit_code == 0, done.output

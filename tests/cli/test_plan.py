@@ -47,7 +47,6 @@ def test_what_is_no_quantity(text: str) -> None:
         parse_quantity("--bandwidth", text)
 
 
-@pytest.mark.slow
 def test_the_plan_fits_a_terminal_and_says_what_to_use() -> None:
     done = solon_fl_plan(*REQUIRED, "--network", "home-20m")
     assert done.exit_code == 0, done.output
@@ -89,7 +88,6 @@ def test_json_has_every_number_and_the_server_measures() -> None:
     assert not any(key.startswith("overflow") for key in best)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -117,7 +115,6 @@ def test_bad_settings_are_one_plain_message(arguments: list[str], message: str) 
     assert message in done.stderr
 
 
-@pytest.mark.slow
 def test_regrouping_is_shown_for_every_group_size_and_fits_a_terminal() -> None:
     done = solon_fl_plan(*REQUIRED, "--liars-in-all", "3", "--set", "rounds=10", "--set", "risk=0.5")
     assert done.exit_code == 0, done.output
@@ -137,7 +134,6 @@ def test_regrouping_is_shown_for_every_group_size_and_fits_a_terminal() -> None:
     assert re.search(r"solon-fl simulate .* --set group_size=5 --set regroup=round\n", done.stdout)
 
 
-@pytest.mark.slow
 def test_no_settings_are_recommended_that_exceed_the_risk() -> None:
     done = solon_fl_plan(*REQUIRED, "--liars-in-all", "3")
     assert done.exit_code == 0, done.output
@@ -150,7 +146,6 @@ def test_no_settings_are_recommended_that_exceed_the_risk() -> None:
     assert "Use it" not in hopeless
 
 
-@pytest.mark.slow
 def test_json_has_the_probabilities_of_regrouping() -> None:
     done = solon_fl_plan(*REQUIRED, "--liars-in-all", "4", "--json")
     assert done.exit_code == 0, done.output
@@ -164,7 +159,6 @@ def test_json_has_the_probabilities_of_regrouping() -> None:
     assert result["regrouping"] == wanted
 
 
-@pytest.mark.slow
 def test_the_plan_says_what_digests_and_reactive_redundancy_would_bring() -> None:
     done = solon_fl_plan(*REQUIRED)
     assert done.exit_code == 0, done.output
@@ -190,7 +184,6 @@ def test_the_plan_says_what_digests_and_reactive_redundancy_would_bring() -> Non
     assert "Reactive redundancy presupposes that faults are rare" in sentence
 
 
-@pytest.mark.slow
 def test_all_variants_can_be_ranked() -> None:
     done = solon_fl_plan(*REQUIRED, "--set", "verification=digest", "--set", "redundancy=reactive")
     assert done.exit_code == 0, done.output
@@ -206,7 +199,6 @@ def test_all_variants_can_be_ranked() -> None:
     assert told.count("Digests presuppose") == told.count("Reactive redundancy presupposes") == 2
 
 
-@pytest.mark.slow
 def test_json_has_every_variant() -> None:
     done = solon_fl_plan(*REQUIRED, "--set", "verification=any", "--set", "redundancy=any", "--all", "--json")
     assert done.exit_code == 0, done.output

@@ -9,6 +9,7 @@ from tests.cli.command import is_refused, solon_fl
 SMALL = ("--nodes", "14", "--compression", "3", "--model", "logistic", "--set", "batch_size=8")
 
 
+@pytest.mark.slow
 def test_simulate_names_the_liars_and_leaves_files(tmp_path: Path) -> None:
     done = solon_fl("simulate", *SMALL, "--attack", "reverse", "--rounds", "3", "--output", str(tmp_path / "out"))
     assert done.exit_code == 0, done.output
@@ -17,6 +18,7 @@ def test_simulate_names_the_liars_and_leaves_files(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"rounds.jsonl", "plot.png"}
 
 
+@pytest.mark.slow
 def test_simulate_goes_beyond_the_bound_if_told_to(tmp_path: Path) -> None:
     done = solon_fl(
         *("simulate", *SMALL, "--attack", "random", "--rounds", "2", "--output", str(tmp_path / "out")),
@@ -27,6 +29,7 @@ def test_simulate_goes_beyond_the_bound_if_told_to(tmp_path: Path) -> None:
     assert "could not be decoded" not in done.stdout
 
 
+@pytest.mark.slow
 def test_a_strategy_that_breaks_off_is_told_and_fails(tmp_path: Path) -> None:
     done = solon_fl(
         *("simulate", "--strategy", "fedavg", "--model", "logistic", "--attack", "malformed"),
@@ -36,6 +39,7 @@ def test_a_strategy_that_breaks_off_is_told_and_fails(tmp_path: Path) -> None:
     assert "The run broke off" in done.stdout
 
 
+@pytest.mark.slow
 def test_what_is_set_is_what_is_run(tmp_path: Path) -> None:
     wanted = {
         "local_learning_rate": 0.125,

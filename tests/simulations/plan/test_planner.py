@@ -368,7 +368,9 @@ def test_the_server_is_asked_for_every_row() -> None:
 def test_the_measured_server_follows_its_laws_and_leaves_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_time, "MEASURED_NODES", 32)  # in place of 128, which take seconds
     before = torch.get_num_threads()
-    server = MeasuredServer(byzantine=2, threads=2)
+    assert MeasuredServer(byzantine=2, threads=2)("draco-repetition", 20, 5, 1, 10**6) > 0
+    assert torch.get_num_threads() == before
+    server = MeasuredServer(byzantine=2)
     assert server("solon", 20, 10, 2, 10**7) > server("solon", 20, 10, 6, 10**7) > 0
     average = server("no defence", 20, 1, 1, 10**6)
     assert average > 0
