@@ -9,6 +9,7 @@ import numpy as np
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.datasets.dataset import Dataset, damaged, existing_folder
 from solon_fl.simulations.datasets.images import NUM_CLASSES, Split, normalised
+from solon_fl.simulations.extras import simulation_extra
 
 __all__ = ["cifar10"]
 
@@ -64,13 +65,6 @@ def _read_batch(path: Path) -> Split:
 
 
 def _read_image_folder(root: Path, classes: list[str]) -> Split:
-    try:  # late, as all other data sets do without the extra that brings them
-        from PIL import Image
-        from rich.console import Console
-        from rich.progress import track
-    except ImportError as error:
-        rule = "folders of images are read with Pillow and rich"
-        raise ConfigurationError(f"{rule}; got {error}; run pip install 'solon-fl[simulation]'.") from error
     files = [path for path in sorted(root.glob("*/*")) if path.suffix.lower() in (".jpg", ".jpeg", ".png")]
     found = sorted({path.parent.name for path in files})
     if found != classes or len(classes) != NUM_CLASSES:
@@ -78,6 +72,11 @@ def _read_image_folder(root: Path, classes: list[str]) -> Split:
         rule += f"{NUM_CLASSES} classes in train/<class>/ and test/<class>/"
         got = f"found no batches, and images of the classes {found} in {root}"
         raise ConfigurationError(f"{rule}; {got}; set data_dir to another folder.")
+    with simulation_extra("folders of images"):
+        from PIL import Image
+        from rich.console import Console
+        from rich.progress import track
+
     images = np.empty((len(files), 3, _SIDE, _SIDE), dtype=np.uint8)
     progress = track(files, f"Reading {root}", console=Console(stderr=True), transient=True)
     for slot, path in zip(images, progress, strict=True):
