@@ -50,7 +50,7 @@ def existing_folder(name: str, data_dir: Path | None, contents: str) -> Path:
     """The folder that the user named, if it is one."""
     if data_dir is None or not data_dir.is_dir():
         rule = f"{name} is read from an existing folder of yours; got data_dir={data_dir}"
-        raise ConfigurationError(f"{rule}; name the folder that holds {contents} with --data-dir.")
+        raise ConfigurationError(f"{rule}; set data_dir to the folder that holds {contents}.")
     return data_dir
 
 

@@ -23,7 +23,7 @@ def fashion_mnist_6k(data_dir: Path | None) -> Dataset:
     """The set in the package; it reads no folder."""
     if data_dir is not None:
         rule = f"fashion-mnist-6k is embedded and reads no folder; got data_dir={data_dir}"
-        raise ConfigurationError(f"{rule}; leave --data-dir out, or choose fashion-mnist for the full set.")
+        raise ConfigurationError(f"{rule}; leave data_dir out, or choose fashion-mnist for the full set.")
     file = resources.files("solon_fl.simulations.datasets") / "data" / "fashion_mnist_6k.npz"
     with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
         train = arrays["train_images"][:, None], arrays["train_labels"]
@@ -41,7 +41,7 @@ def fashion_mnist(data_dir: Path | None) -> Dataset:
             if path.is_file():
                 return _read_idx(path, dimensions)
         rule = f"fashion-mnist needs {stem} or {stem}.gz; found neither in {', '.join(map(str, folders))}"
-        raise ConfigurationError(f"{rule}; put it in one of them, or name another folder with --data-dir.")
+        raise ConfigurationError(f"{rule}; put it in one of them, or set data_dir to another folder.")
 
     train = read("train-images-idx3-ubyte", 3)[:, None], read("train-labels-idx1-ubyte", 1)
     test = read("t10k-images-idx3-ubyte", 3)[:, None], read("t10k-labels-idx1-ubyte", 1)

@@ -63,7 +63,7 @@ def synthetic_reviews(data_dir: Path | None) -> Dataset:
     """
     if data_dir is not None:
         rule = f"synthetic-reviews is made in code and reads no folder; got data_dir={data_dir}"
-        raise ConfigurationError(f"{rule}; leave --data-dir out, or choose movie-reviews for real texts.")
+        raise ConfigurationError(f"{rule}; leave data_dir out, or choose movie-reviews for real texts.")
     rng = np.random.default_rng(0)
     train, test = _made_up(rng, 5000), _made_up(rng, 1000)
     return Dataset("synthetic-reviews", *train, *test, 2, _SYNTHETIC_VOCABULARY)
@@ -118,7 +118,7 @@ def _read_polarity(data_dir: Path | None) -> list[_Snippet]:
     for label, name in enumerate(("rt-polarity.neg", "rt-polarity.pos")):
         if not (folder / name).is_file():
             rule = f"movie-reviews needs rt-polarity.pos and rt-polarity.neg; found no {name} in {folder}"
-            raise ConfigurationError(f"{rule}; put it there, or name another folder, or a file, with --data-dir.")
+            raise ConfigurationError(f"{rule}; put it there, or set data_dir to another folder or file.")
         # Not splitlines: Latin-1 has characters that it would take for ends of lines.
         lines = (folder / name).read_text(encoding="latin-1").split("\n")
         snippets += [(line, label) for line in lines if line.strip()]

@@ -34,7 +34,7 @@ def svhn(data_dir: Path | None) -> Dataset:
 def _read_mat(path: Path) -> Split:
     if not path.is_file():
         rule = f"svhn needs train_32x32.mat and test_32x32.mat; found no {path.name} in {path.parent}"
-        raise ConfigurationError(f"{rule}; put it there, or name another folder with --data-dir.")
+        raise ConfigurationError(f"{rule}; put it there, or set data_dir to another folder.")
     try:
         content = memoryview(path.read_bytes())
         if content[:_HEADER_BYTES][-4:] != _VERSION:

@@ -194,9 +194,10 @@ def test_flowers_own_engine_gives_the_same_curve(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     outcome = run(attack="reverse", rounds=3)
     command = [sys.executable, "-c", "from solon_fl.cli import main; main()", "simulate"]
-    options = "--nodes 14 --compression 3 --model logistic --attack reverse --rounds 3 --batch-size 8 --engine ray"
+    options = "--nodes 14 --compression 3 --model logistic --attack reverse --rounds 3"
+    settings = "--set batch_size=8 --set engine=ray"
     done = subprocess.run(
-        [*command, *options.split(), "--output", str(tmp_path)],
+        [*command, *options.split(), *settings.split(), "--output", str(tmp_path)],
         capture_output=True,
         text=True,
         timeout=300,
