@@ -13,13 +13,13 @@ from rich.table import Table
 from solon_fl.cli.terminal import check_output, console, progress_bar, set_log_level, show_rounds
 from solon_fl.simulations.attacks.registry import ATTACKS
 from solon_fl.simulations.compare.comparison import Comparison, load_comparison, shipped_comparisons
-from solon_fl.simulations.compare.report import comparison_table, plot_accuracy, times_table, write_report
+from solon_fl.simulations.compare.plots import plot_accuracy
+from solon_fl.simulations.compare.report import write_report
 from solon_fl.simulations.compare.results import Cell, Results, run_comparison
+from solon_fl.simulations.compare.tables import comparison_table, times_table
 from solon_fl.simulations.network import NETWORKS
 from solon_fl.simulations.plan.server_time import check_threads
-from solon_fl.simulations.run.outcome import RoundRecord
-from solon_fl.simulations.run.scenario import Scenario
-from solon_fl.simulations.run.strategies import STRATEGIES
+from solon_fl.simulations.run import STRATEGIES, RoundRecord, Scenario
 
 __all__ = ["compare", "compare_command"]
 

@@ -6,9 +6,9 @@ from typing import Annotated, get_args
 import typer
 
 from solon_fl.config import CodeName, Mode
-from solon_fl.simulations.datasets import DATASETS
-from solon_fl.simulations.datasets.models import MODELS
-from solon_fl.simulations.run.scenario import ATTACKS, Engine
+from solon_fl.simulations.attacks import ATTACKS
+from solon_fl.simulations.datasets import DATASETS, MODELS
+from solon_fl.simulations.run import Engine
 
 Nodes = Annotated[int, typer.Option(help="P: nodes in the run, a multiple of the group size.")]
 Compression = Annotated[int, typer.Option(help="k: a node sends 1/k of the gradient.")]

@@ -13,9 +13,9 @@ from solon_fl.coding import BeyondBound, DecodeStatus
 from solon_fl.config import CodeName, Mode, Redundancy, Regroup, SolonConfig, Verification
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.plan.server_time import check_threads
-from solon_fl.simulations.run.engine import Outcome
-from solon_fl.simulations.run.output import offences_table, plot_run, write_jsonl
-from solon_fl.simulations.run.scenario import STRATEGIES, Engine, Scenario
+from solon_fl.simulations.run import STRATEGIES, Engine, Outcome, Scenario
+from solon_fl.simulations.run.plots import plot_run
+from solon_fl.simulations.run.tables import offences_table
 from solon_fl.strategies import Checkpoints
 
 __all__ = ["simulate_command"]
@@ -139,7 +139,7 @@ def simulate_command(
         checkpoints = Checkpoints(output / "checkpoints", every=checkpoint_every)
     with progress_bar() as progress:
         outcome = run_scenario(scenario, progress, checkpoints)
-    write_jsonl(outcome, output / "rounds.jsonl")
+    outcome.save(output / "rounds.jsonl")
     plot_run(outcome, output / "plot.png")
     if STRATEGIES[strategy].client == "solon" or outcome.offences:
         console.print(offences_table(outcome))

@@ -5,13 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
-from rich.console import Console
-from rich.progress import track
 
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.datasets.dataset import Dataset, damaged, existing_folder
 from solon_fl.simulations.datasets.images import NUM_CLASSES, Split, normalised
+from solon_fl.simulations.extras import simulation_extra
 
 __all__ = ["cifar10"]
 
@@ -74,6 +72,11 @@ def _read_image_folder(root: Path, classes: list[str]) -> Split:
         rule += f"{NUM_CLASSES} classes in train/<class>/ and test/<class>/"
         got = f"found no batches, and images of the classes {found} in {root}"
         raise ConfigurationError(f"{rule}; {got}; name another folder with --data-dir.")
+    with simulation_extra("folders of images"):
+        from PIL import Image
+        from rich.console import Console
+        from rich.progress import track
+
     images = np.empty((len(files), 3, _SIDE, _SIDE), dtype=np.uint8)
     progress = track(files, f"Reading {root}", console=Console(stderr=True), transient=True)
     for slot, path in zip(images, progress, strict=True):

@@ -1,8 +1,12 @@
 """The simulated nodes: classification of images or texts with any strategy."""
 
 import math
-from collections.abc import Callable, Sequence, Set
-from functools import partial
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import lru_cache, partial
+from pathlib import Path
 
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -11,17 +15,25 @@ from torch.nn import functional
 
 from solon_fl.baselines import draco_client_app, signum_mod
 from solon_fl.clients import Batch, SolonClientMixin, SolonTask
-from solon_fl.simulations.attacks import flips_labels, seen_labels
-from solon_fl.simulations.attacks.registry import ATTACKS
-from solon_fl.simulations.datasets import Dataset, load_dataset
-from solon_fl.simulations.datasets.models import build_model
+from solon_fl.simulations.attacks import ATTACKS, Liars, flips_labels, partition_id, seen_labels
+from solon_fl.simulations.datasets import Dataset, build_model, load_dataset
 from solon_fl.simulations.run.scenario import Scenario
 from solon_fl.simulations.run.strategies import STRATEGIES
 from solon_fl.strategies import buffer_names
 from solon_fl.task import ARRAYS, CONFIG
 from solon_fl.wire import to_array
 
-__all__ = ["ImageClient", "make_client_app"]
+__all__ = ["ImageClient", "load_data", "make_client_app", "measure_batch_seconds"]
+
+
+def load_data(scenario: Scenario) -> Dataset:
+    """Return a scenario's data, from memory if it was loaded last."""
+    return _load(scenario.dataset, scenario.data_dir)
+
+
+@lru_cache(maxsize=1)
+def _load(name: str, data_dir: Path | None) -> Dataset:
+    return load_dataset(name, data_dir)
 
 
 class ImageClient(SolonClientMixin):
@@ -43,7 +55,7 @@ class ImageClient(SolonClientMixin):
     def dataset(self) -> Dataset:
         """The data, loaded when first needed."""
         if self._dataset is None:
-            self._dataset = load_dataset(self.scenario.dataset, self.scenario.data_dir)
+            self._dataset = load_data(self.scenario)
         return self._dataset
 
     def build_model(self, context: Context) -> nn.Module:
@@ -74,11 +86,11 @@ class ImageClient(SolonClientMixin):
     def train_alone(self, message: Message, context: Context) -> Message:
         """Answer with the plain gradient of one batch: the node's part in strategies without groups.
 
-        Node number n takes the batch of the same number, so that honest runs of all strategies see the same data.
+        A node takes the batch that has its number, so that honest runs of all strategies see the same data.
         """
         arrays = message.content.array_records[ARRAYS]
         server_round = int(str(message.content.config_records[CONFIG]["server-round"]))
-        batch = Batch(self.scenario.config.seed, server_round, int(context.node_config["partition-id"]))
+        batch = Batch(self.scenario.config.seed, server_round, partition_id(context))
         gradient = self.mean_gradient(arrays, [batch], buffer_names(self.build_model(context)), context)
         content = RecordDict(
             {
@@ -101,8 +113,8 @@ class ImageClient(SolonClientMixin):
         return self._computed[key]
 
 
-def make_client_app(client: ImageClient, liars: Set[int] | None = None) -> ClientApp:
-    """Return the ClientApp of a scenario's nodes, the liars among them included; see `Scenario.mods`."""
+def make_client_app(client: ImageClient, liars: Liars | None = None) -> ClientApp:
+    """Return the ClientApp of a scenario's nodes, honest or not; see `Scenario.mods` for `liars`."""
     scenario = client.scenario
     attack = scenario.mods(liars)
     kind = STRATEGIES[scenario.strategy].client
@@ -112,13 +124,32 @@ def make_client_app(client: ImageClient, liars: Set[int] | None = None) -> Clien
         return draco_client_app(client, attack)
     app = ClientApp()
     if kind == "signum":
-        model = client.build_model(Context(run_id=0, node_id=0, node_config={}, state=RecordDict(), run_config={}))
+        model = client.build_model(_nobody())
         signs = signum_mod(scenario.momentum, buffer_names(model))
         # Liars lie about the gradient, and send the signs of that; but what spoils replies, spoils the signs.
         spoils_replies = scenario.attack is not None and ATTACKS[scenario.attack].spoils_replies
         attack = [*attack, signs] if spoils_replies else [signs, *attack]
     app.train(mods=attack)(client.train_alone)
     return app
+
+
+def measure_batch_seconds(scenario: Scenario) -> float:
+    """Return how many seconds one node takes for the gradient of one batch on this machine (median of 5)."""
+    client = ImageClient(replace(scenario, compute_once=False), load_data(scenario))
+    context = _nobody()
+    model = client.build_model(context)
+    arrays = ArrayRecord({name: to_array(value) for name, value in model.state_dict().items()})
+    seconds = []
+    for number in range(6):
+        started = time.monotonic()
+        client.mean_gradient(arrays, [Batch(0, 0, number)], buffer_names(model), context)
+        seconds.append(time.monotonic() - started)
+    return statistics.median(seconds[1:])  # the first warms up
+
+
+def _nobody() -> Context:
+    """Return a context for what is the same on every node."""
+    return Context(run_id=0, node_id=0, node_config={}, state=RecordDict(), run_config={})
 
 
 def _split(vector: Tensor, arrays: ArrayRecord) -> ArrayRecord:

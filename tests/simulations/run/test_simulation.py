@@ -1,33 +1,15 @@
 import dataclasses
-import importlib.util
-import json
-import subprocess
-import sys
-import time
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from flwr.app import ArrayRecord
 
 from solon_fl.config import SolonConfig
-from solon_fl.errors import CheckpointError, ConfigurationError
-from solon_fl.simulations import ATTACKS, Outcome, RoundRecord, Scenario, simulate
-from solon_fl.simulations.run.output import offences_table, plot_run, write_jsonl
-from solon_fl.strategies import Checkpoints
+from solon_fl.errors import ConfigurationError
+from solon_fl.simulations import ATTACKS, Outcome
+from solon_fl.strategies import RoundReport
+from tests.simulations.run.small import CONFIG, REGROUPED, curve, run
 from tests.support import vector_of
-
-CONFIG = SolonConfig(num_nodes=14, byzantine=2, compression=3)
-
-
-def run(**changes: Any) -> Outcome:
-    values: dict[str, Any] = {"config": CONFIG, "model": "logistic", "rounds": 4, "batch_size": 8}
-    return simulate(Scenario(**{**values, **changes}))
-
-
-def curve(outcome: Outcome) -> list[float]:
-    return [record.accuracy for record in outcome.records]
 
 
 @pytest.fixture(scope="module")
@@ -157,160 +139,12 @@ def test_more_images_than_there_are_is_refused() -> None:
         run(batch_size=6000)
 
 
-def test_ray_that_is_not_installed_is_a_plain_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigurationError, match=r"solon-fl\[ray\]"):
-        run(engine="ray")
-
-
-def test_the_jsonl_tells_everything(tmp_path: Path) -> None:
-    outcome = run(attack="nan", rounds=2)
-    write_jsonl(outcome, tmp_path / "new folder" / "rounds.jsonl")
-    lines = [json.loads(line) for line in (tmp_path / "new folder" / "rounds.jsonl").read_text().splitlines()]
-    head, *rounds, summary = lines
-    assert head["scenario"]["config"]["byzantine"] == 2
-    assert head["liars"] == sorted(outcome.scenario.liars)
-    assert set(head["versions"]) == {"solon-fl", "flwr", "torch", "numpy"}
-    assert [line["round"] for line in rounds] == [0, 1, 2]
-    groups = rounds[1]["report"]["groups"]
-    assert [group["status"] for group in groups] == ["clean", "clean"]
-    assert sorted(int(number) for group in groups for number in group["malformed_nodes"]) == head["liars"]
-    assert summary["final_accuracy"] == outcome.accuracy
-    assert summary["offences"] == {str(number): {"malformed": 2} for number in sorted(outcome.scenario.liars)}
-
-
-def test_plot_and_table_of_a_run_are_made(tmp_path: Path, honest: Outcome) -> None:
-    attacked = run(attack="alie", rounds=2)
-    plot_run(attacked, tmp_path / "run.png")
-    plot_run(honest, tmp_path / "honest.png")
-    for name in ("run.png", "honest.png"):
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-    assert offences_table(attacked).row_count == 4
-
-
-@pytest.mark.slow
-def test_flowers_own_engine_gives_the_same_curve(tmp_path: Path) -> None:
-    """In a process of its own: Ray starts others, and warns about its future."""
-    pytest.importorskip("ray")
-    outcome = run(attack="reverse", rounds=3)
-    command = [sys.executable, "-c", "from solon_fl.cli import main; main()", "simulate"]
-    options = "--nodes 14 --compression 3 --model logistic --attack reverse --rounds 3 --batch-size 8 --engine ray"
-    done = subprocess.run(
-        [*command, *options.split(), "--output", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    _, *rounds, summary = [json.loads(line) for line in (tmp_path / "rounds.jsonl").read_text().splitlines()]
-    assert [line["accuracy"] for line in rounds] == pytest.approx(curve(outcome), abs=0.003)
-    # Replies trickle in here: a group may be decoded before a slow node, liar or not, was heard.
-    lying = {int(number) for number, kinds in summary["offences"].items() if "lying" in kinds}
-    assert lying
-    assert lying <= outcome.scenario.liars
-
-
-@pytest.mark.parametrize("attack", [None, "alie"])
-def test_a_run_that_broke_off_goes_on_as_if_nothing_had_happened(attack: str | None, tmp_path: Path) -> None:
-    whole = run(attack=attack, rounds=6)
-
-    def interrupt(record: RoundRecord) -> None:
-        if record.round == 5:
-            raise KeyboardInterrupt
-
-    scenario = Scenario(config=CONFIG, model="logistic", rounds=6, batch_size=8, attack=attack)
-    checkpoints = Checkpoints(tmp_path, every=2)
-    with pytest.raises(KeyboardInterrupt):
-        simulate(scenario, interrupt, checkpoints)
-    seen: list[int] = []
-    resumed = simulate(scenario, lambda record: seen.append(record.round), checkpoints)
-    assert seen == [5, 6], "the last checkpoint was that of round 4"
-    assert vector_of(resumed.arrays).equal(vector_of(whole.arrays))
-    assert curve(resumed) == curve(whole)
-    assert resumed.offences == whole.offences
-    assert resumed.ledger == whole.ledger
-    assert [record.report.round for record in resumed.records if record.report] == [1, 2, 3, 4, 5, 6]
-    again = simulate(scenario, lambda record: pytest.fail("nothing is left to do"), checkpoints)
-    assert vector_of(again.arrays).equal(vector_of(whole.arrays))
-    assert curve(again) == curve(whole)
-
-
-def test_going_on_for_more_rounds_and_with_other_settings(tmp_path: Path) -> None:
-    scenario = Scenario(config=CONFIG, model="logistic", rounds=2, batch_size=8)
-    checkpoints = Checkpoints(tmp_path)
-    simulate(scenario, checkpoints=checkpoints)
-    longer = simulate(dataclasses.replace(scenario, rounds=3), checkpoints=checkpoints)
-    assert curve(longer) == curve(run(rounds=3))
-    with pytest.raises(CheckpointError, match="has come to round 3, beyond num_rounds=2"):
-        simulate(scenario, checkpoints=checkpoints)
-    with pytest.raises(CheckpointError, match=r"scenario.learning_rate is .0\.05. there and .0\.1. here"):
-        simulate(dataclasses.replace(scenario, learning_rate=0.1), checkpoints=checkpoints)
-    with pytest.raises(ConfigurationError, match="checkpoints are for strategy='solon'; got strategy='fedavg'"):
-        simulate(dataclasses.replace(scenario, strategy="fedavg"), checkpoints=checkpoints)
-
-
-KILLED = """
-import sys
-from pathlib import Path
-import torch
-from solon_fl import SolonConfig
-from solon_fl.simulations import Scenario, simulate
-from solon_fl.simulations.run.output import write_jsonl
-from solon_fl.strategies import Checkpoints
-
-torch.set_num_threads(1)
-folder = Path(sys.argv[1])
-scenario = Scenario(
-    config=SolonConfig(num_nodes=14, byzantine=2, compression=3),
-    model="logistic",
-    rounds=60,
-    batch_size=8,
-    attack="alie",
-)
-print("ready", flush=True)
-outcome = simulate(scenario, lambda record: print(record.round, flush=True), Checkpoints(folder, every=3))
-write_jsonl(outcome, folder / "done.jsonl")
-torch.save({name: array.numpy() for name, array in outcome.arrays.items()}, folder / "model.pt")
-"""
-
-
-@pytest.mark.slow
-def test_kill_9_at_random_moments_changes_nothing(tmp_path: Path) -> None:
-    """The server is killed again and again, at moments of no round in particular, until it is through."""
-    random = torch.Generator().manual_seed(0)
-    kills = 0
-    while not (tmp_path / "model.pt").exists():
-        process = subprocess.Popen([sys.executable, "-c", KILLED, tmp_path], stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        assert process.stdout.readline(), "it goes on"
-        if kills < 3:
-            time.sleep(0.25 * float(torch.rand((), generator=random)))
-            process.kill()
-            kills += process.wait() != 0
-        process.stdout.read()
-        process.stdout.close()
-        assert process.wait() == 0 or kills
-    assert kills >= 2
-    whole = run(rounds=60, attack="alie")
-    model = torch.load(tmp_path / "model.pt", weights_only=False)
-    for name, array in whole.arrays.items():
-        assert (model[name] == array.numpy()).all(), "bit by bit"
-    lines = [json.loads(line) for line in (tmp_path / "done.jsonl").read_text().splitlines()]
-    assert [line["accuracy"] for line in lines[1:-1]] == curve(whole)
-    assert not list(tmp_path.glob("*.part"))
-
-
-REGROUPED = dataclasses.replace(CONFIG, regroup="round")
-
-
-def test_regrouping_changes_no_bit_of_an_honest_run(honest: Outcome) -> None:
+def test_regrouping_changes_no_bit_of_an_honest_run(honest: Outcome, seats: list[RoundReport]) -> None:
     outcome = run(config=REGROUPED)
     assert vector_of(outcome.arrays).equal(vector_of(honest.arrays))
     assert curve(outcome) == curve(honest)
     assert outcome.offences == {}
-    groups = [record.report.groups[0].nodes for record in outcome.records if record.report]
+    groups = [report.groups[0].nodes for report in seats]
     assert len(set(groups)) == 4
 
 
@@ -329,33 +163,32 @@ def test_regrouped_liars_change_nothing_and_are_named_in_the_ledger_as_nodes(att
     assert {record.rounds for record in outcome.ledger} == {4}
 
 
-def test_regrouped_colluders_know_each_other_wherever_they_are() -> None:
+def test_regrouped_colluders_know_each_other_wherever_they_are(seats: list[RoundReport]) -> None:
     """Four liars among 14: the lies of those that meet in a group fit together, and one too many is not survived."""
     outcome = run(config=REGROUPED, attack="other-gradient", num_liars=4, rounds=20)
-    for record in outcome.records[1:]:
-        assert record.report is not None
-        for group in record.report.groups:
+    assert len(outcome.reports) == len(seats) == 20
+    for report in seats:
+        for group in report.groups:
             lying = {node for node in group.nodes if node is not None and node - 1 in outcome.scenario.liars}
             if len(lying) <= 2:
                 assert (group.decoded, set(group.corrupt_nodes)) == (True, lying)
             else:
                 assert set(group.corrupt_nodes).isdisjoint(lying), "they pass, or the group fails"
     placed = [
-        sum(node is not None and node - 1 in outcome.scenario.liars for node in record.report.groups[0].nodes)
-        for record in outcome.records
-        if record.report
+        sum(node is not None and node - 1 in outcome.scenario.liars for node in report.groups[0].nodes)
+        for report in seats
     ]
     assert {2, 3} <= set(placed) | {4 - count for count in placed}
 
 
-def test_groups_larger_than_2s_and_k_need_more_colluders_to_be_misled() -> None:
+def test_groups_larger_than_2s_and_k_need_more_colluders_to_be_misled(seats: list[RoundReport]) -> None:
     """With r = 10, k = 2, three or four of them are more than s = 2, and no more than t = (r - k) / 2."""
     config = SolonConfig(num_nodes=20, byzantine=2, compression=2, group_size=10, regroup="round")
     honest, outcome = run(config=config), run(config=config, attack="other-gradient", num_liars=4, rounds=8)
     met = 0
-    for record in outcome.records[1:]:
-        assert record.report is not None
-        for group in record.report.groups:
+    assert len(outcome.reports) == 8
+    for report in seats[-8:]:
+        for group in report.groups:
             lying = {node for node in group.nodes if node is not None and node - 1 in outcome.scenario.liars}
             assert set(group.corrupt_nodes) == lying
             met = max(met, len(lying))
@@ -370,35 +203,3 @@ def test_a_quarantined_liar_stays_out_of_every_group(honest: Outcome) -> None:
     assert outcome.offences == {liar: {"lying": 2} for liar in outcome.scenario.liars}
     states = {int(record.identity.removeprefix("id:")) - 1: record.state for record in outcome.ledger}
     assert {number for number, state in states.items() if state == "quarantined"} == outcome.scenario.liars
-
-
-@pytest.mark.parametrize("attack", [None, "alie"])
-def test_a_regrouped_run_that_broke_off_goes_on_as_if_nothing_had_happened(attack: str | None, tmp_path: Path) -> None:
-    scenario = Scenario(config=REGROUPED, model="logistic", rounds=6, batch_size=8, attack=attack)
-    whole = simulate(scenario)
-
-    def interrupt(record: RoundRecord) -> None:
-        if record.round == 5:
-            raise KeyboardInterrupt
-
-    checkpoints = Checkpoints(tmp_path, every=2)
-    with pytest.raises(KeyboardInterrupt):
-        simulate(scenario, interrupt, checkpoints)
-    resumed = simulate(scenario, checkpoints=checkpoints)
-    assert vector_of(resumed.arrays).equal(vector_of(whole.arrays))
-    assert curve(resumed) == curve(whole)
-    assert resumed.offences == whole.offences
-    assert resumed.ledger == whole.ledger
-    groups = [[record.report.groups for record in outcome.records if record.report] for outcome in (resumed, whole)]
-    assert groups[0] == groups[1]
-
-
-def test_the_files_of_a_regrouped_run_number_nodes_not_places(tmp_path: Path) -> None:
-    outcome = run(config=REGROUPED, attack="reverse", rounds=2)
-    write_jsonl(outcome, tmp_path / "rounds.jsonl")
-    head, _, *rounds, _ = [json.loads(line) for line in (tmp_path / "rounds.jsonl").read_text().splitlines()]
-    for line in rounds:
-        named = [number for group in line["report"]["groups"] for number in group["corrupt_nodes"]]
-        assert sorted(named) == head["liars"]
-    table = offences_table(outcome)
-    assert list(table.columns[1].cells) == ["-", "-"]
