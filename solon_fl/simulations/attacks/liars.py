@@ -124,13 +124,14 @@ class Liars:
         return [row for row, number in enumerate(peers) if number == node.number or self.know(number)]
 
     def learn(self, tasks: Mapping[int, SolonTask]) -> None:
-        """Take in who was given which task, by partition id. Liars that keep their places know without."""
+        """Take in which nodes were given which tasks, by partition id. Liars that keep their places need no telling."""
 
 
 class RegroupedLiars(Liars):
     """The nodes that lie where places are drawn anew every round, given by their partition ids.
 
-    They tell each other their places as soon as they have their tasks.
+    They tell each other their places as soon as they have their tasks. Those that are asked later in a round learn of
+    those asked before.
 
     Parameters
     ----------
@@ -141,7 +142,8 @@ class RegroupedLiars(Liars):
     def __init__(self, partitions: Collection[int]) -> None:
         super().__init__()
         self._partitions = frozenset(partitions)
-        self._places = self._partitions
+        self._round = 0
+        self._places: set[int] = set()  # of this round
 
     def include(self, node: Addressee) -> bool:
         """See `Liars.include`."""
@@ -153,11 +155,11 @@ class RegroupedLiars(Liars):
 
     def learn(self, tasks: Mapping[int, SolonTask]) -> None:
         """See `Liars.learn`."""
-        self._places = frozenset(
-            place_number(task.group, task.group_size, task.slot)
-            for partition, task in tasks.items()
-            if partition in self._partitions
-        )
+        for partition, task in tasks.items():
+            if task.round != self._round:
+                self._round, self._places = task.round, set()
+            if partition in self._partitions:
+                self._places.add(place_number(task.group, task.group_size, task.slot))
 
 
 def _whole(task: ConfigRecord, name: str) -> int:

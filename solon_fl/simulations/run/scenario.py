@@ -182,7 +182,7 @@ class Scenario:
 
     def make_liars(self) -> Liars:
         """Return the nodes that lie, as the attacks' mods must know them."""
-        return RegroupedLiars(self.liars) if self.engine == "in-process" else Liars(self.liars)
+        return RegroupedLiars(self.liars) if self.config.regroup == "round" else Liars(self.liars)
 
     def mods(self, liars: Liars | None = None) -> list[Mod]:
         """Return the attack as a Flower mod, or nothing.
