@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import is_dataclass
+from functools import lru_cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -41,7 +42,7 @@ def rebuilt(kind: Any, value: Any) -> Any:
     {3: (1.0, 2.0)}
     """
     if is_dataclass(kind) and isinstance(kind, type):
-        hints = get_type_hints(kind)
+        hints = _hints(kind)
         if unknown := value.keys() - hints.keys():
             raise ValueError(f"unknown entries {sorted(unknown)}")
         return kind(**{name: rebuilt(hints[name], item) for name, item in value.items()})
@@ -60,3 +61,8 @@ def rebuilt(kind: Any, value: Any) -> Any:
     if origin is Literal:
         return value
     return math.nan if kind is float and value is None else kind(value)
+
+
+@lru_cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)

@@ -4,6 +4,7 @@ import pytest
 
 from solon_fl.simulations import STRATEGIES
 from solon_fl.simulations.compare import Cell, Results
+from solon_fl.simulations.compare.plots import plot_accuracy
 from solon_fl.simulations.compare.tables import comparison_table, times_table
 from solon_fl.simulations.network import NETWORKS
 from tests.simulations.compare import handmade
@@ -72,3 +73,9 @@ def test_square_brackets_in_names_are_shown_and_not_obeyed() -> None:
     results = handmade.results(HONEST, title="a [red]title[/red] [/]", networks=(network,))
     assert "a [red]title[/red] [/]" in rendered(comparison_table(results))
     assert "[/] x" in rendered(times_table(results))
+
+
+def test_a_run_that_broke_off_before_its_first_round_is_shown() -> None:
+    results = handmade.results(HONEST, cell("krum", "alie", [], error="TimeoutError: no nodes"))
+    assert "nan%" in rendered(comparison_table(results))
+    assert plot_accuracy(results, SLOW).axes

@@ -3,7 +3,9 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ import torch
 from solon_fl.errors import CheckpointError, ConfigurationError
 from solon_fl.simulations import RoundRecord, Scenario, simulate
 from solon_fl.strategies import Checkpoints, RoundReport
+from solon_fl.strategies.checkpoint import Checkpoint
 from tests.simulations.run.small import CONFIG, REGROUPED, curve, run
 from tests.support import vector_of
 
@@ -52,6 +55,30 @@ def test_going_on_for_more_rounds_and_with_other_settings(tmp_path: Path) -> Non
         simulate(dataclasses.replace(scenario, learning_rate=0.1), checkpoints=checkpoints)
     with pytest.raises(ConfigurationError, match="checkpoints are for strategy='solon'; got strategy='fedavg'"):
         simulate(dataclasses.replace(scenario, strategy="fedavg"), checkpoints=checkpoints)
+
+
+def test_records_of_another_format_are_refused_and_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scenario = Scenario(config=CONFIG, model="logistic", rounds=2, batch_size=8)
+    simulate(scenario, checkpoints=Checkpoints(tmp_path))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr(Checkpoints, "load", with_old_records(Checkpoints.load))
+    with pytest.raises(CheckpointError, match=r"are not those of this version of solon_fl .*give another folder"):
+        simulate(scenario, checkpoints=Checkpoints(tmp_path))
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def with_old_records(load: Callable[..., Checkpoint | None]) -> Callable[..., Checkpoint | None]:
+    """Return checkpoints' `load` as if the records had been written when they held Flower's node ids."""
+
+    def loading(self: Checkpoints, run: Mapping[str, Any]) -> Checkpoint | None:
+        checkpoint = load(self, run)
+        assert checkpoint is not None
+        for record in checkpoint.notes["records"]:
+            for group in record["report"]["groups"] if record["report"] else ():
+                group["nodes"] = [1, 2, 3]
+        return checkpoint
+
+    return loading
 
 
 KILLED = """
