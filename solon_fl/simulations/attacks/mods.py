@@ -1,4 +1,4 @@
-"""Attacks as Flower mods: put them around the train function of any ClientApp."""
+"""Attacks as Flower mods, for the train function of any ClientApp."""
 
 import copy
 from collections.abc import Collection
@@ -52,7 +52,7 @@ def attack_mod(attack: Attack, liars: Liars | Collection[int] | None = None, see
         Of the liars' randomness.
     """
     told = Liars.of(liars)
-    crafted: dict[object, Tensor] = {}  # all liars' lies of the latest round: spares the next liar the work
+    crafted: dict[object, Tensor] = {}  # lies of all colluders, so that they are made once
 
     def lie_of(node: Addressee, own: Tensor, call_next: ClientAppCallable) -> Tensor:
         server_round = _round_number(node.message)
@@ -87,7 +87,7 @@ def _generator(seed: int, number: int, server_round: int) -> torch.Generator:
 
 
 def _with_digest(reply: Message, message: Message, lie: Tensor) -> Message:
-    """Let the liar's digests, if it is to send any, claim that its lie is the true share of its slot."""
+    """Make the liar's digests, if it sends any, claim that its lie is the true share of its slot."""
     record = reply.content.get(DIGESTS)
     if isinstance(record, ConfigRecord):
         task = SolonTask.from_message(message)
@@ -98,7 +98,7 @@ def _with_digest(reply: Message, message: Message, lie: Tensor) -> Message:
 
 
 def silent_mod(liars: Liars | Collection[int] | None = None) -> Mod:
-    """Return a mod that makes nodes compute and then not answer (None: Flower never delivers a reply)."""
+    """Return a mod that makes nodes silent: they return None, and Flower delivers no reply."""
     told = Liars.of(liars)
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -110,7 +110,7 @@ def silent_mod(liars: Liars | Collection[int] | None = None) -> Mod:
 
 
 def crash_mod(liars: Liars | Collection[int] | None = None) -> Mod:
-    """Return a mod that makes nodes crash: the ClientApp raises, which reaches the server as an error reply."""
+    """Return a mod that makes nodes crash: the ClientApp raises, and the server gets an error reply."""
     told = Liars.of(liars)
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -124,10 +124,10 @@ def crash_mod(liars: Liars | Collection[int] | None = None) -> Mod:
 def late_mod(liars: Liars | Collection[int] | None = None) -> Mod:
     """Return a mod that makes nodes one round late: each answers with its reply to the round before.
 
-    A reply after the deadline is never pulled under Flower. The nearest hostile thing is this: nothing in the first
-    round, and in each later one the previous round's reply, its content and its reference to the previous message
-    included. The replies are kept in this mod, by run and node: where several processes serve the nodes
-    (Ray), each process knows those that it made, and a node that moves is silent for a round.
+    Flower never pulls a reply after the deadline. This is the nearest hostile behaviour: no reply in the first round,
+    and in each later round the previous round's reply, unchanged, which refers to the previous message. The mod keeps
+    the replies by run and node. Where several processes serve the nodes (Ray), each process knows only the replies that
+    it made, and a node that moves to another process is silent for a round.
     """
     told = Liars.of(liars)
     kept: dict[tuple[int, int], Message] = {}
@@ -145,10 +145,10 @@ def late_mod(liars: Liars | Collection[int] | None = None) -> Mod:
 
 
 def label_flip_mod(liars: Liars | Collection[int] | None = None) -> Mod:
-    """Return a mod that makes nodes poison their data: honest training on labels C - 1 - y.
+    """Return a mod that makes nodes poison their data: they train honestly, but on labels C - 1 - y.
 
-    It sets "flip-labels" in a copy of the node's config; the client does the rest by passing its labels through
-    `solon_fl.simulations.attacks.seen_labels`. A client that does not stays honest.
+    The mod sets "flip-labels" in a copy of the node's config. The client must pass its labels through
+    `solon_fl.simulations.attacks.seen_labels`, or it stays honest.
     """
     told = Liars.of(liars)
 
@@ -162,14 +162,14 @@ def label_flip_mod(liars: Liars | Collection[int] | None = None) -> Mod:
 
 
 def malformed_mod(liars: Liars | Collection[int] | None = None, how: Malformation | None = None) -> Mod:
-    """Return a mod that makes nodes send what is no valid reply.
+    """Return a mod that makes nodes send invalid replies.
 
     Parameters
     ----------
     liars : collection of int or Liars, optional
         As for `attack_mod`.
     how : str, optional
-        One of `MALFORMATIONS`. Default: all of them in turn, by the node's number.
+        One of `MALFORMATIONS`. Default: one of them for each node, by its number.
     """
     if how is not None:
         check_one_of("how", how, MALFORMATIONS)
@@ -186,7 +186,7 @@ def malformed_mod(liars: Liars | Collection[int] | None = None, how: Malformatio
 
 
 def _round_number(message: Message) -> int:
-    """Return the server round, which every strategy of Flower's puts into its config."""
+    """Return the server round, which every Flower strategy puts into its config."""
     for record in message.content.config_records.values():
         if isinstance(number := record.get("server-round"), int):
             return number

@@ -1,4 +1,4 @@
-"""All attacks by name, ready to be put around a ClientApp."""
+"""All attacks by name, as mods for a ClientApp."""
 
 import warnings
 from collections.abc import Callable, Collection
@@ -30,7 +30,7 @@ AttackFactory = Callable[[Liars, int, Aggregate | None, Decoder | None], Mod]
 
 @dataclass(frozen=True)
 class NamedAttack:
-    """An attack with all it needs to be run.
+    """An attack, and how to make its mod.
 
     Attributes
     ----------
@@ -39,9 +39,9 @@ class NamedAttack:
     factory : callable
         See `AttackFactory`; `make_attack_mod` calls it.
     needs_code : bool
-        Whether it is made against Solon's code, and against other strategies means nothing.
+        Whether it is made against Solon's code, and so makes no sense against other strategies.
     spoils_replies : bool
-        Whether its mod works on replies as they are sent, whatever they hold, and so must be the outermost.
+        Whether its mod works on the reply as it is sent, whatever that holds, and so must be the outermost mod.
     """
 
     description: str
@@ -68,9 +68,8 @@ def make_attack_mod(
     seed : int
         Of the liars' randomness.
     aggregate : callable, (n, m) -> (d,), optional
-        What the server makes of the vectors that the nodes send (of coded shares: the decode of one group's), for
-        the attacks that are tuned against it. Default: "foe" is tuned against the mean, "min-max" and "min-sum"
-        are not tuned.
+        What the server makes of the nodes' vectors (for coded shares: the decode of one group), for attacks that are
+        tuned against it. Default: "foe" is tuned against the mean, and "min-max" and "min-sum" are not tuned.
     decoder : Decoder, optional
         Solon's, where the vectors are its shares.
 

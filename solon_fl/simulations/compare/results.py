@@ -12,8 +12,7 @@ from typing import Any, Literal
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.compare.comparison import NO_ATTACK, Comparison
 from solon_fl.simulations.network import Network, RoundSeconds, round_seconds
-from solon_fl.simulations.run import Outcome, RoundRecord, Scenario, measure_batch_seconds, simulate
-from solon_fl.simulations.run.plain import jsonable
+from solon_fl.simulations.run import Outcome, RoundRecord, Scenario, jsonable, measure_batch_seconds, simulate
 
 __all__ = ["Cell", "Results", "Verdict", "run_comparison"]
 

@@ -8,6 +8,7 @@ from solon_fl.simulations.run.float_noise import Kernels, NodeKind, calibrate_sc
 from solon_fl.simulations.run.grid import InProcessGrid
 from solon_fl.simulations.run.nodes import ImageClient, make_client_app, measure_batch_seconds
 from solon_fl.simulations.run.outcome import Outcome
+from solon_fl.simulations.run.plain import jsonable
 from solon_fl.simulations.run.round_record import NumberedGroup, NumberedReport, RoundRecord
 from solon_fl.simulations.run.scenario import Engine, Scenario
 from solon_fl.simulations.run.simulation import simulate
@@ -28,6 +29,7 @@ __all__ = [
     "Scenario",
     "calibrate_scenario",
     "cheap_garbage_collection",
+    "jsonable",
     "make_client_app",
     "measure_batch_seconds",
     "run_apps",

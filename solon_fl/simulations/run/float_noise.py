@@ -1,4 +1,4 @@
-"""Calibrating the nodes of a scenario, some of which round in another way than others: real float noise."""
+"""Calibration of simulated nodes that really compute, and therefore round, in different ways."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +28,7 @@ Kernels = Literal["onednn", "native"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeKind:
-    """How a node computes: this decides in which order it adds up numbers, and so how its sums are rounded.
+    """How a node computes. This decides the order in which it adds numbers up, and so how its sums are rounded.
 
     Attributes
     ----------
@@ -56,15 +56,15 @@ def calibrate_scenario(
     scenario : Scenario
         Model, data, nodes, attack; strategy "solon". Every node computes, whatever `compute_once` says.
     kinds : sequence of NodeKind
-        Given to the nodes in turn.
+        The nodes get one each, in turn.
     rounds, liars
         See `solon_fl.strategies.calibrate`.
 
     Raises
     ------
     ConfigurationError
-        If the scenario can't be calibrated: another strategy, or an attack on engine "ray", whose nodes come in an
-        order that nobody knows.
+        If the strategy is another, or if there is an attack and the engine is "ray", which orders its nodes in a way
+        that can't be foreseen.
     GroupFailedError
         If no group could be compared.
     """
@@ -103,7 +103,7 @@ def calibrate_scenario(
 
 
 def _computing_as(kinds: tuple[NodeKind, ...]) -> Mod:
-    """Return a mod that lets each node compute as its kind does."""
+    """Return a mod that makes each node compute as its kind does."""
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         with _computing(kinds[partition_id(context) % len(kinds)]):

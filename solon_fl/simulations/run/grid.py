@@ -25,18 +25,18 @@ def partition_of(node_id: int) -> int:
 
 
 class InProcessGrid(Grid):
-    """Nodes 1..num_nodes, all of them the given ClientApp; a message is handled when its reply is pulled.
+    """A Grid of nodes 1..num_nodes that all run the given ClientApp. A message is handled when its reply is pulled.
 
     Parameters
     ----------
     client_app : ClientApp
-        Called for every message, with a Context per node whose node_config has "partition-id" (0 for node 1)
-        and "num-partitions", as in Flower's simulation. What it raises becomes an error reply, and None no
-        reply, as in a deployment.
+        Called for every message. Each node has a Context whose node_config holds "partition-id" (0 for node 1) and
+        "num-partitions", as in Flower's simulation. As in a deployment, an exception becomes an error reply, and None
+        becomes no reply.
     num_nodes : int
         P.
     run_config : mapping, optional
-        The run's settings, which apps find in ``context.run_config``.
+        The run's settings, found in ``context.run_config``.
     """
 
     def __init__(

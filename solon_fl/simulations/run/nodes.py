@@ -1,4 +1,4 @@
-"""The simulated nodes: classification of images or texts with any strategy."""
+"""The simulated nodes, which classify images or texts under any strategy."""
 
 import math
 import statistics
@@ -37,7 +37,7 @@ def _load(name: str, data_dir: Path | None) -> Dataset:
 
 
 class ImageClient(SolonClientMixin):
-    """Classifies the images or texts of a scenario; serves Solon's strategy and the others."""
+    """The client of a scenario: it classifies the scenario's images or texts, and serves every strategy."""
 
     def __init__(self, scenario: Scenario, dataset: Dataset | None = None) -> None:
         self.scenario = scenario
@@ -47,7 +47,7 @@ class ImageClient(SolonClientMixin):
         self._computed: dict[object, Tensor] = {}  # of that round, by what was computed
 
     def __getstate__(self) -> dict[str, object]:
-        # A Ray actor gets the description and loads the data itself.
+        # A Ray actor is sent the scenario, and loads the data itself.
         fresh = ImageClient(self.scenario)
         return fresh.__dict__
 
@@ -59,7 +59,7 @@ class ImageClient(SolonClientMixin):
         return self._dataset
 
     def build_model(self, context: Context) -> nn.Module:
-        """See `SolonClientMixin.build_model`; one for all nodes, as the server's weights replace its own."""
+        """See `SolonClientMixin.build_model`. All nodes share one model, as the server's weights replace its own."""
         if self._model is None:
             shape, classes = self.dataset.input_shape, self.dataset.num_classes
             self._model = build_model(self.scenario.model, shape, classes, seed=0)
@@ -75,12 +75,12 @@ class ImageClient(SolonClientMixin):
     def mean_gradient(
         self, arrays: ArrayRecord, batches: Sequence[Batch], buffers: Sequence[str], context: Context
     ) -> Tensor:
-        """See `SolonClientMixin.mean_gradient`; computed once for all nodes if the scenario says so."""
+        """See `SolonClientMixin.mean_gradient`. It is computed once for all nodes if the scenario says so."""
         compute = partial(super().mean_gradient, arrays, batches, buffers, context)
         return self._once(context, batches[0].round, tuple(batch.number for batch in batches), compute)
 
     def update(self, arrays: ArrayRecord, task: SolonTask, context: Context, config: dict[str, object]) -> Tensor:
-        """See `SolonClientMixin.update`; computed once per group if the scenario says so."""
+        """See `SolonClientMixin.update`. It is computed once per group if the scenario says so."""
         return self._once(context, task.round, task.group, partial(super().update, arrays, task, context, config))
 
     def train_alone(self, message: Message, context: Context) -> Message:
@@ -101,7 +101,7 @@ class ImageClient(SolonClientMixin):
         return Message(content, reply_to=message)
 
     def _once(self, context: Context, server_round: int, what: object, compute: Callable[[], Tensor]) -> Tensor:
-        """Return what `compute` gives, from memory if it was computed in this round already."""
+        """Return what `compute` returns, from memory if it was computed before in this round."""
         if not self.scenario.compute_once:
             return compute()
         if self._computed_round != server_round:
@@ -126,7 +126,7 @@ def make_client_app(client: ImageClient, liars: Liars | None = None) -> ClientAp
     if kind == "signum":
         model = client.build_model(_nobody())
         signs = signum_mod(scenario.momentum, buffer_names(model))
-        # Liars lie about the gradient, and send the signs of that; but what spoils replies, spoils the signs.
+        # Liars lie about the gradient and send its signs, but a mod that spoils replies spoils the signs.
         spoils_replies = scenario.attack is not None and ATTACKS[scenario.attack].spoils_replies
         attack = [*attack, signs] if spoils_replies else [signs, *attack]
     app.train(mods=attack)(client.train_alone)
@@ -153,7 +153,7 @@ def _nobody() -> Context:
 
 
 def _split(vector: Tensor, arrays: ArrayRecord) -> ArrayRecord:
-    """Return a vector as an ArrayRecord with the names and shapes of the floating-point entries of another."""
+    """Return a vector as an ArrayRecord that has the names and shapes of another's floating-point entries."""
     parts: dict[str, Array] = {}
     start = 0
     for name, array in arrays.items():

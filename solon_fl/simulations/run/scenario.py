@@ -1,4 +1,4 @@
-"""One simulated run, described by one object."""
+"""The object that describes one simulated run."""
 
 import math
 from collections.abc import Callable
@@ -31,38 +31,38 @@ class Scenario:
     Parameters
     ----------
     config : SolonConfig
-        Nodes, liars, code, seed. The other strategies take from it what they need.
+        Nodes, liars, code, seed. Other strategies than Solon use those settings that they know.
     strategy : str
         One of `STRATEGIES`.
     attack : str or None
-        One of `ATTACKS`, or None: all nodes are honest.
+        One of `ATTACKS`. None: all nodes are honest.
     num_liars : int, optional
-        Liars among all nodes, at most s in a group of Solon's, or r - k - 1 if the config accepts results beyond the
-        bound. Default: s in every group. Strategies without groups are made for this number. With the config's
-        regroup "round" any nodes may lie, the default is s in all, and with more than s it is left to chance whether
-        some group has more than s in some round.
+        Liars among all nodes. Each of Solon's groups gets at most s of them, or r - k - 1 if the config accepts results
+        beyond the bound. Strategies without groups are told this number. Default: s in every group. With the config's
+        regroup "round" any node may lie and the default is s in all; if there are more, chance decides whether a group
+        ever has more than s.
     dataset, model : str
-        One of `DATASETS` and `MODELS`; the model must be for the kind of data, images or texts.
+        One of `DATASETS` and one of `MODELS`. The model must be for the kind of data, images or texts.
     data_dir : Path, optional
-        Where a data set that is not embedded lies.
+        Folder or file of a data set that is not embedded.
     rounds, batch_size : int
-        Every round, each of the config's P batches (batches_per_group a group) has batch_size examples.
+        In each round every group computes batches_per_group batches of batch_size examples.
     learning_rate, momentum : float
         Of the server's SGD.
     sign_learning_rate : float
-        Of the server's SGD with strategy "signum"; the momentum is then the nodes'.
+        Of the server's SGD with strategy "signum", where the nodes have the momentum.
     local_learning_rate : float
-        Of the local steps, in mode "update".
+        Of the local steps in mode "update".
     engine : "in-process" or "ray"
-        Where the ClientApp runs: here, or on Flower's own simulation (needs the extra "ray").
+        Where the ClientApp runs: in this process, or on Flower's own simulation (with the extra "ray").
     compute_once : bool
-        Honest nodes of a group compute the same gradient: compute it once per group and process.
+        Compute what all honest nodes of a group have in common once per group and process, not once per node.
 
     Raises
     ------
     ConfigurationError
-        If a name is unknown (the message lists those that exist), a number is out of its range, or the attack is made
-        against Solon's code and the strategy is another.
+        If a name is unknown (the message lists those that exist), a number is out of its range, or the settings exclude
+        each other, such as an attack against Solon's code and another strategy.
     """
 
     config: SolonConfig

@@ -115,7 +115,7 @@ class _Solon(NamedStrategy):
         return setting.config.batches_per_group
 
     def waited(self, report: RoundReport) -> bool:
-        # A group is decoded as soon as k + s shares agree; nodes at rest are asked once others have been waited for.
+        # A group is decoded as soon as k + s shares agree. Resting nodes are asked only after waiting for the others.
         return any(group.silent_nodes and (group.escalated or not group.decoded) for group in report.groups)
 
 
@@ -183,7 +183,7 @@ class _Draco(NamedStrategy):
         self._code: DracoCodeName = code
 
     def _byzantine(self, setting: Setting) -> int:
-        """Return s: liars of a group for the repetition code, of all nodes for the cyclic code."""
+        """Return s, which counts the liars of one group for the repetition code, and all liars for the cyclic code."""
         return setting.config.byzantine if self._code == "repetition" else setting.expected_liars
 
     def check(self, setting: Setting) -> None:
