@@ -18,10 +18,9 @@ from solon_fl.config import SolonConfig
 from solon_fl.simulations.attacks.registry import ATTACKS
 from solon_fl.simulations.compare.comparison import Comparison, load_comparison, shipped_comparisons
 from solon_fl.simulations.compare.results import Cell, Results, run_comparison
+from solon_fl.simulations.compare.tables import comparison_table, times_table
 from solon_fl.simulations.network import NETWORKS
-from solon_fl.simulations.run.outcome import RoundRecord
-from solon_fl.simulations.run.scenario import Scenario
-from solon_fl.simulations.run.strategies import STRATEGIES
+from solon_fl.simulations.run import STRATEGIES, RoundRecord, Scenario
 
 __all__ = ["KEYS", "compare", "compare_command"]
 
@@ -124,7 +123,8 @@ def compare(comparison: Comparison, output: Path, threads: int) -> None:
 
 def _show(results: Results, output: Path) -> None:
     # Imported late, as matplotlib takes a second.
-    from solon_fl.simulations.compare.report import comparison_table, plot_accuracy, times_table, write_report
+    from solon_fl.simulations.compare.plots import plot_accuracy
+    from solon_fl.simulations.compare.report import write_report
 
     console.print(comparison_table(results))
     if (times := times_table(results)) is not None:

@@ -6,10 +6,10 @@ from typing import Annotated
 import typer
 
 from solon_fl.cli.meanings import CONFIG
-from solon_fl.simulations.datasets import DATASETS
-from solon_fl.simulations.datasets.models import MODELS
+from solon_fl.simulations.attacks import ATTACKS
+from solon_fl.simulations.datasets import DATASETS, MODELS
 from solon_fl.simulations.plan.server_time import check_threads
-from solon_fl.simulations.run.scenario import ATTACKS, Scenario
+from solon_fl.simulations.run import Scenario
 from solon_fl.simulations.settings import defaults_of
 
 __all__ = [

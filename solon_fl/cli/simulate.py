@@ -16,8 +16,7 @@ from solon_fl.cli.settings import Keys, SetOption
 from solon_fl.cli.terminal import check_output, console, progress_bar, run_scenario, set_log_level
 from solon_fl.coding import DecodeStatus
 from solon_fl.config import SolonConfig
-from solon_fl.simulations.run.engine import Outcome
-from solon_fl.simulations.run.scenario import STRATEGIES, Scenario
+from solon_fl.simulations.run import STRATEGIES, Outcome, Scenario
 from solon_fl.strategies import Checkpoints
 
 __all__ = ["KEYS", "simulate_command"]
@@ -108,13 +107,14 @@ def simulate_command(
 
 def run(scenario: Scenario, saving: Saving, output: Path) -> None:
     """Run a scenario with a progress bar, write its files, and say what came of it."""
-    from solon_fl.simulations.run.output import offences_table, plot_run, write_jsonl  # matplotlib takes a second
+    from solon_fl.simulations.run.plots import plot_run  # matplotlib takes a second
+    from solon_fl.simulations.run.tables import offences_table
 
     check_output(output)
     checkpoints = saving.checkpoints(output)
     with progress_bar() as progress:
         outcome = run_scenario(scenario, progress, checkpoints)
-    write_jsonl(outcome, output / "rounds.jsonl")
+    outcome.save(output / "rounds.jsonl")
     plot_run(outcome, output / "plot.png")
     if STRATEGIES[scenario.strategy].client == "solon" or outcome.offences:
         console.print(offences_table(outcome))

@@ -9,9 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from solon_fl.errors import ConfigurationError
-from solon_fl.simulations.run.engine import Outcome, simulate
-from solon_fl.simulations.run.outcome import RoundRecord
-from solon_fl.simulations.run.scenario import Scenario
+from solon_fl.simulations.run import Outcome, RoundRecord, Scenario, simulate
 from solon_fl.strategies import Checkpoints
 
 __all__ = ["check_output", "console", "progress_bar", "run_scenario", "set_log_level", "show_rounds"]

@@ -8,15 +8,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from solon_fl.checks import check_between
 from solon_fl.config import SolonConfig
 from solon_fl.errors import ConfigurationError
-from solon_fl.simulations.attacks.registry import ATTACKS
+from solon_fl.simulations.attacks import ATTACKS
 from solon_fl.simulations.network import NETWORKS, Network
-from solon_fl.simulations.run.scenario import Scenario
-from solon_fl.simulations.run.strategies import STRATEGIES
+from solon_fl.simulations.run import STRATEGIES, Scenario
 from solon_fl.simulations.settings import NONE, read_table, unknown
 
-__all__ = ["Comparison", "load_comparison", "parse_comparison", "shipped_comparisons"]
+__all__ = ["NO_ATTACK", "Comparison", "load_comparison", "parse_comparison", "shipped_comparisons"]
 
 NO_ATTACK = NONE
 _CHOSEN_PER_CELL = ("strategy", "attack")
@@ -25,7 +25,7 @@ _TABLES = ("config", "scenario", "network")
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A grid of runs that differ in strategy and attack alone, and networks to reckon their times for.
+    """A grid of runs that differ only in strategy and attack, and the networks for which their times are computed.
 
     Parameters
     ----------
@@ -36,13 +36,14 @@ class Comparison:
     strategies : tuple of str
         Keys of `STRATEGIES`.
     attacks : tuple of str or None
-        Keys of `ATTACKS`; None is no attack.
+        Keys of `ATTACKS`, or None for no attack.
     networks : tuple of Network
-        The times of a run are reckoned for each of them; that costs nothing.
+        The times of a run are computed for each of them, without running it again.
     batch_seconds : float, optional
-        How long a node computes one batch. Default: measured on this machine at the start.
+        How long a node takes for one batch. Default: measured on this machine at the start.
     target_accuracy : float, optional
-        In (0, 1): times are compared when it is reached. Default: 95 % of what attack-free training reaches.
+        In (0, 1): strategies are compared by the time they take to reach it. Default: 95 % of what attack-free
+        training reaches.
 
     Raises
     ------
@@ -79,10 +80,8 @@ class Comparison:
             raise ConfigurationError(f"networks must name each once; got {', '.join(names)}.")
         if self.batch_seconds is not None and not 0 <= self.batch_seconds < float("inf"):
             raise ConfigurationError(f"batch_seconds must not be negative; got batch_seconds={self.batch_seconds}.")
-        if self.target_accuracy is not None and not 0 < self.target_accuracy < 1:
-            raise ConfigurationError(
-                f"target_accuracy must be between 0 and 1; got target_accuracy={self.target_accuracy}."
-            )
+        if self.target_accuracy is not None:
+            check_between("target_accuracy", self.target_accuracy, 0, 1)
 
     def cell(self, strategy: str, attack: str | None) -> Scenario:
         """Return the scenario of one run.
@@ -90,7 +89,7 @@ class Comparison:
         Raises
         ------
         ConfigurationError
-            If that strategy, or that attack, can't be had in this scenario.
+            If the strategy or the attack is impossible in this scenario.
         """
         return replace(self.scenario, strategy=strategy, attack=attack)
 
@@ -101,20 +100,20 @@ def shipped_comparisons() -> dict[str, str]:
 
 
 def load_comparison(name: str, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> Comparison:
-    """Return a comparison by the name of a shipped one, or from a TOML file of yours.
+    """Return a comparison that comes with the package, or that a TOML file of yours describes.
 
     Parameters
     ----------
     name : str
         A key of `shipped_comparisons`, or a path that ends in .toml.
     overrides : mapping, optional
-        Tables whose entries take the place of the file's, as ``{"scenario": {"rounds": 10}, "": {...}}``; "" is the
-        file's top level.
+        Entries that replace the file's, by table, such as ``{"scenario": {"rounds": 10}, "": {...}}``; "" stands for
+        the file's top level.
 
     Raises
     ------
     ConfigurationError
-        If there is no such comparison, or it can't be read: one line that says what is wrong and where.
+        If there is no such comparison, or it can't be read. The message is one line that says what is wrong and where.
     """
     path = Path(name)
     if name in _shipped_names():

@@ -17,7 +17,7 @@ _SIDE = 32  # of a CIFAR-10 image, in pixels
 
 
 def cifar10(data_dir: Path | None) -> Dataset:
-    """CIFAR-10 from its five batches and the test batch, or from folders of images."""
+    """Return CIFAR-10 from its five batches and the test batch, or from folders of images."""
     root = existing_folder("cifar10", data_dir, "train/<class>/ and test/<class>/, or cifar-10-batches-py/")
     for folder in (root / "cifar-10-batches-py", root):
         if (folder / "data_batch_1").is_file():
@@ -30,7 +30,7 @@ def cifar10(data_dir: Path | None) -> Dataset:
 
 
 class _Inert:
-    """Stands for numpy's array and dtype in a pickle: keeps what it is given, and runs none of it."""
+    """Stands in for numpy's array and dtype in a pickle. It keeps what it is given, and runs none of it."""
 
     def __init__(self, *arguments: Any) -> None:
         self.arguments = arguments
@@ -40,7 +40,7 @@ class _Inert:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Reads builtin values and arrays; anything else is refused, so that a pickle cannot run code."""
+    """Reads builtin values and arrays, and refuses anything else, so that a pickle cannot run code."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("_codecs", "encode"):  # how Python 3 writes bytes for Python 2

@@ -1,4 +1,4 @@
-"""Fashion-MNIST, and what all sets of images share: ten classes, and channels shifted and scaled."""
+"""Fashion-MNIST, and what all sets of images have in common: ten classes, and normalised channels."""
 
 import gzip
 import math
@@ -20,7 +20,7 @@ Split = tuple[npt.NDArray[np.uint8], npt.NDArray[np.integer]]  # stored images (
 
 
 def fashion_mnist_6k(data_dir: Path | None) -> Dataset:
-    """The set in the package; it reads no folder."""
+    """Return the embedded set, which reads no folder."""
     if data_dir is not None:
         rule = f"fashion-mnist-6k is embedded and reads no folder; got data_dir={data_dir}"
         raise ConfigurationError(f"{rule}; leave data_dir out, or choose fashion-mnist for the full set.")
@@ -32,7 +32,7 @@ def fashion_mnist_6k(data_dir: Path | None) -> Dataset:
 
 
 def fashion_mnist(data_dir: Path | None) -> Dataset:
-    """Fashion-MNIST from its four idx files."""
+    """Return Fashion-MNIST from its four idx files."""
     root = existing_folder("fashion-mnist", data_dir, "the four idx files, such as train-images-idx3-ubyte.gz")
     folders = (root, root / "FashionMNIST" / "raw", root / "fashion-mnist")
 
@@ -49,7 +49,7 @@ def fashion_mnist(data_dir: Path | None) -> Dataset:
 
 
 def normalised(name: str, train: Split, test: Split, source: object) -> Dataset:
-    """The data set of stored images, each channel shifted and scaled; refuses what does not belong together."""
+    """Return stored images as a data set with normalised channels, or refuse files that do not belong together."""
     for images, labels in (train, test):
         if not 0 < len(images) == len(labels) or images.shape[1:] != train[0].shape[1:]:
             got = f"images of shape {images.shape} with labels={len(labels)}"

@@ -7,10 +7,9 @@ from flwr.app import ArrayRecord
 from solon_fl.config import SolonConfig
 from solon_fl.errors import ConfigurationError, GroupFailedError
 from solon_fl.simulations import InProcessGrid, NodeKind, Scenario, build_model, calibrate_scenario, load_dataset
-from solon_fl.simulations.attacks import Reverse
-from solon_fl.simulations.attacks.mods import attack_mod
+from solon_fl.simulations.attacks import Reverse, attack_mod
+from solon_fl.simulations.run import ImageClient
 from solon_fl.simulations.run.float_noise import _computing_as
-from solon_fl.simulations.run.nodes import ImageClient
 from solon_fl.strategies import RoundReport, SolonStrategy, buffer_names
 
 KINDS = (NodeKind(kernels="onednn"), NodeKind(kernels="native"))
