@@ -16,14 +16,14 @@ demo: $(VENV)/.installed
 	$(BIN)/solon-fl demo
 
 deployment: $(VENV)/.installed
-	$(BIN)/python examples/loopback.py
+	$(BIN)/python -m deployment.loopback
 
 test: $(VENV)/.installed-dev lint types
 	$(BIN)/python -m pytest -n auto
 
 # One check after the other: left to itself, the fuzzer prefers the slow ones. The last four are whole rounds.
 FUZZ_RUNS ?= 250000
-FUZZ = $(BIN)/python -m fuzz.replies -max_len=512 -len_control=20 -rss_limit_mb=4096 -artifact_prefix=.fuzz/
+FUZZ = $(BIN)/python -m tests.hostile.fuzz -max_len=512 -len_control=20 -rss_limit_mb=4096 -artifact_prefix=.fuzz/
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[fuzz]"
 	set -e; for check in check_group check_digests check_exchange check_silo check_metrics; do \
