@@ -16,7 +16,7 @@ demo: $(VENV)/.installed
 	$(BIN)/solon-fl demo
 
 deployment: $(VENV)/.installed
-	$(BIN)/python examples/loopback.py
+	$(BIN)/python -m deployment.loopback
 
 test: $(VENV)/.installed-dev lint types
 	$(BIN)/python -m pytest -n auto

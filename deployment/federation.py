@@ -1,31 +1,30 @@
 """A real Flower deployment on one machine, that leaves nothing behind: for trying out and for tests.
 
-A SuperLink with TLS, which lets in only SuperNodes whose keys are registered, and SuperNodes, each a process of its
-own, as on machines of their own. Needs Linux: what was started is found again in /proc.
+A SuperLink with TLS admits only SuperNodes whose keys are registered. Each SuperNode is a process of its own, as on a
+machine of its own. This needs Linux: the processes that Flower starts are found in /proc.
 """
 
 import json
 import os
-import random
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
 
-from certificates import make_certificates, make_node_key
+from deployment.certificates import make_certificates, make_node_key
+from deployment.console import Console
+from deployment.errors import FederationError
+from deployment.hurry import Forked, Forker
+from deployment.processes import TAG, free_ports, kill_all, listens, processes_with
 
-__all__ = ["Federation", "FederationError", "Run", "free_ports", "processes_with"]
+__all__ = ["Federation", "Run"]
 
-TAG = "SOLON_FEDERATION"  # environment variable of every process started here, and of all that those start
 SUPERLINK = "superlink"
 CONNECTION = "loopback"  # the SuperLink's name in Flower's configuration
 STARTUP_SECONDS = 90.0
@@ -37,22 +36,18 @@ QUIET = {
 }
 
 
-class FederationError(RuntimeError):
-    """The deployment, or a run on it, failed; the message says how, in plain words."""
-
-
 class Federation:
     """A SuperLink and its SuperNodes on this machine, from entering the context to leaving it.
 
-    On leaving, however that comes about, all processes are killed and all files deleted, which a
-    ``with`` block does for exceptions; a program must turn the signals that it wants to survive into exceptions.
+    On leaving, all processes are killed and all files deleted. A ``with`` block does that after exceptions too, and a
+    program can turn the signals that it gets into exceptions. If it is killed, the federation ends a moment later.
 
     Parameters
     ----------
     host : str
         Address at which the SuperLink listens.
-    environment : mapping, optional
-        Variables for all processes, on top of this process's own.
+    hurried : bool
+        Run Flower's programs as `deployment.hurry` does. A round then takes 1 to 2 s instead of 5 to 20.
 
     Attributes
     ----------
@@ -72,13 +67,15 @@ class Federation:
     ...         print(line)
     """
 
-    def __init__(self, *, host: str = "127.0.0.1", environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, *, host: str = "127.0.0.1", hurried: bool = False) -> None:
         self.host = host
         self.tag = uuid4().hex
         self.folder = Path()
         self.port = 0
-        self._environment = dict(environment or {})
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}  # by the name of what runs there
+        self._hurried = hurried
+        self._forker: Forker | None = None
+        self._console: Console | None = None
+        self._processes: dict[str, subprocess.Popen[bytes] | Forked] = {}  # by the name of what runs there
         self._runs: list[Run] = []
         self._names: dict[str, str] = {}  # by Flower's id, the only thing of a node that Flower lists
 
@@ -89,7 +86,11 @@ class Federation:
         try:
             (self.folder / "tmp").mkdir()
             (self.folder / "logs").mkdir()
+            if self._hurried:
+                self._forker = Forker(self.folder, self._variables("hurry"), self.log_path("hurry"))
             self._start_superlink()
+            self._console = Console(self.folder, self._variables("flwr"), self.log_path("flwr"), STARTUP_SECONDS)
+            self._wait_for_superlink()
         except BaseException:
             self.close()
             raise
@@ -104,9 +105,10 @@ class Federation:
 
     def start_nodes(self, nodes: Mapping[str, Mapping[str, str | int]]) -> None:
         """Register a key under each name, start a SuperNode with it and its config, and wait until all are online."""
-        for name, config in nodes.items():
+        for name in nodes:
             self.make_key(name)
             self.register(name)
+        for name, config in nodes.items():
             self.start_node(name, config)
         self.wait_until_online(nodes)
 
@@ -128,7 +130,7 @@ class Federation:
         command += ["--auth-supernode-private-key", str(self._key_path(name))]
         if config:
             command += ["--node-config", _key_values(config)]
-        self._start(name, [*self._command_prefix(name), *command])
+        self._start(name, command)
 
     def wait_until_online(self, names: Iterable[str]) -> None:
         """Wait until nodes of these names are connected to the SuperLink."""
@@ -141,16 +143,22 @@ class Federation:
                 raise FederationError(
                     f"within {STARTUP_SECONDS:.0f} s these SuperNodes did not connect: {', '.join(sorted(missing))}."
                 )
-            time.sleep(0.5)
+            time.sleep(0.2)
 
     def online(self) -> set[str]:
         """Return the names of the nodes that the SuperLink takes to be connected."""
         listed = json.loads(self.flwr("supernode", "list", CONNECTION, "--format", "json"))
         return {self._names[node["node-id"]] for node in listed["nodes"] if node["status"] == "online"}
 
+    def processes(self, name: str, program: str = "") -> list[int]:
+        """Return the ids of the processes of a node, or of "superlink", that run this program; by default all."""
+        return processes_with(f"{self.tag}/{name}/", program)
+
     def kill(self, name: str) -> None:
         """Kill a node, or "superlink", and all it has started, as a power cut would."""
         kill_all(f"{self.tag}/{name}/")
+        while self.exit_code(name) is None:
+            time.sleep(0.02)
 
     def exit_code(self, name: str) -> int | None:
         """Return a node's exit code; None while it runs."""
@@ -158,9 +166,10 @@ class Federation:
 
     def last_words(self, name: str, lines: int = 8) -> str:
         """Return the end of a log, for an error message."""
-        path = self.log_path(name)
-        words = path.read_text(errors="replace").splitlines() if path.exists() else []
-        return "".join(f"\n    {line}" for line in ["Its last words:", *words[-lines:]]) if words else ""
+        for path in (self.log_path(name), self.log_path("hurry")):
+            if path.exists() and (words := path.read_text(errors="replace").splitlines()):
+                return "".join(f"\n    {line}" for line in ["Its last words:", *words[-lines:]])
+        return ""
 
     def log_path(self, name: str) -> Path:
         """Return where the output of a node, or of "superlink", goes."""
@@ -190,21 +199,8 @@ class Federation:
 
     def flwr(self, *arguments: str) -> str:
         """Run a command of Flower's and return what it prints."""
-        try:
-            done = subprocess.run(
-                ["flwr", *arguments],
-                env=self._variables("flwr"),
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=STARTUP_SECONDS,
-                start_new_session=True,
-            )
-        except subprocess.TimeoutExpired:
-            raise FederationError(f"flwr {' '.join(arguments)} did not end within {STARTUP_SECONDS:.0f} s.") from None
-        if done.returncode:
-            raise FederationError(f"flwr {' '.join(arguments)} failed: {(done.stderr or done.stdout).strip()}")
-        return done.stdout
+        assert self._console is not None, "the federation has not been entered"
+        return self._console.run(*arguments)
 
     def check_superlink(self) -> None:
         """Raise if the SuperLink has ended."""
@@ -218,9 +214,11 @@ class Federation:
         # SIGKILL at once: nothing here is worth saving, and a SuperNode that is asked to end may leave its ClientApp.
         kill_all(self.tag)
         for process in self._processes.values():
-            process.wait()
-        for run in self._runs:
-            run.close()
+            if isinstance(process, subprocess.Popen):
+                process.wait()
+        for running in (*self._runs, self._console, self._forker):
+            if running is not None:
+                running.close()
         if self.folder != Path():
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -246,21 +244,27 @@ class Federation:
                 "--disable-runtime-dependency-installation",
             ],
         )
+
+    def _wait_for_superlink(self) -> None:
         deadline = time.monotonic() + STARTUP_SECONDS
-        while not _listens(self.host, self.port):
+        while not listens(self.host, self.port):
             self.check_superlink()
             if time.monotonic() > deadline:
                 raise FederationError(f"the SuperLink does not listen after {STARTUP_SECONDS:.0f} s.")
             time.sleep(0.1)
 
     def _command_prefix(self, name: str) -> list[str]:
-        """Return what stands before a node's command: where it runs."""
+        """Return what stands before the command of a node, or of "superlink": where it runs."""
         return []
 
     def _start(self, name: str, command: Sequence[str]) -> None:
+        prefix = self._command_prefix(name)
+        if self._forker is not None and not prefix:
+            self._processes[name] = self._forker.start(command, self._variables(name), self.log_path(name))
+            return
         with self.log_path(name).open("ab") as log:
             self._processes[name] = subprocess.Popen(
-                command,
+                [*prefix, *command],
                 env=self._variables(name),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -272,7 +276,6 @@ class Federation:
         return {
             **os.environ,
             **QUIET,
-            **self._environment,
             # The commands beside this Python, whether or not its virtual environment is active.
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
             "TMPDIR": str(self.folder / "tmp"),
@@ -327,53 +330,6 @@ class Run:
         self._process.wait()
 
 
-def free_ports(count: int) -> list[int]:
-    """Return ports of 127.0.0.1 that nothing listens at.
-
-    From below those that the kernel gives to outgoing connections, of which one could take the port before it is used.
-    """
-    found: list[int] = []
-    candidates = iter(random.SystemRandom().sample(range(12_000, 32_000), 500))
-    while len(found) < count:
-        port = next(candidates)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("", port))
-            except OSError:
-                continue
-            found.append(port)
-    return found
-
-
-def processes_with(tag: str) -> list[int]:
-    """Return the ids of the living processes whose `TAG` begins like this."""
-    wanted = f"{TAG}={tag}".encode()
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            variables = (entry / "environ").read_bytes()
-        except OSError:  # it has ended, or is another user's
-            continue
-        if any(variable.startswith(wanted) for variable in variables.split(b"\0")):
-            found.append(int(entry.name))
-    return found
-
-
-def kill_all(tag: str) -> None:
-    """Kill all processes with the tag, those included that one of them starts meanwhile."""
-    while found := processes_with(tag):
-        for process_id in found:
-            with suppress(ProcessLookupError):
-                os.kill(process_id, signal.SIGKILL)
-        time.sleep(0.05)
-
-
 def _key_values(settings: Mapping[str, str | int | float]) -> str:
     """Return settings as Flower's commands take them: TOML, texts in quotes."""
     return " ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())
-
-
-def _listens(host: str, port: int) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(1)
-        return probe.connect_ex((host, port)) == 0

@@ -1,6 +1,6 @@
 """Run one of the examples on a real deployment on this machine, in which one node lies.
 
-python examples/loopback.py --help says how.
+python -m deployment.loopback --help says how.
 """
 
 import re
@@ -13,18 +13,21 @@ from types import FrameType
 from typing import Annotated, Any
 
 import typer
-from federation import Federation, FederationError
-from namespaces import NamespacedFederation
 
+from deployment.errors import FederationError
+from deployment.federation import Federation
+from deployment.namespaces import NamespacedFederation
 from solon_fl import SolonConfig
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.attacks.registry import ATTACKS
 
-EXAMPLES = Path(__file__).resolve().parent
-BANDWIDTH = "20mbit"
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 APPS = ("fashion-mnist", "own-model", "cross-silo")
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 program = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+NodeConfig = dict[str, str | int]
 
 
 class Interrupted(BaseException):
@@ -35,19 +38,25 @@ class Interrupted(BaseException):
 def main(
     app: Annotated[str, typer.Argument(help=f"Which example: {', '.join(APPS)}.")] = "fashion-mnist",
     attack: Annotated[str, typer.Option(help='What the liar does; "" for an honest run.')] = "reverse",
-    liar: Annotated[str, typer.Option(help="Its registered name. Default: the third node of the first group.")] = "",
+    liar: Annotated[str, typer.Option(help="Its registered name. Default: the third node.")] = "",
     spares: Annotated[int, typer.Option(help="Nodes beyond those that the app needs.", min=0)] = 2,
     rounds: Annotated[int, typer.Option(help="Rounds of training.", min=1)] = 4,
     setting: Annotated[
         list[str] | None,
         typer.Option(help="KEY=VALUE: another setting of the app's pyproject.toml; may be given repeatedly."),
     ] = None,
-    namespaces: Annotated[
-        bool, typer.Option("--namespaces", help="Give each node an address and a link of its own (needs root).")
+    link: Annotated[
+        str,
+        typer.Option(
+            metavar="RATE[,LATENCY]",
+            help="Give each node an address and a link of its own, such as 20mbit or 20mbit,10ms (needs root; "
+            "latency, one way, needs netem).",
+        ),
+    ] = "",
+    hurry: Annotated[
+        bool, typer.Option("--hurry", help="Fork Flower's processes and shorten its waits: rounds of 1 to 2 s.")
     ] = False,
-    bandwidth: Annotated[str, typer.Option(help="Of each node's link, with --namespaces.")] = BANDWIDTH,
-    latency: Annotated[str, typer.Option(help="One way, with --namespaces; needs netem.")] = "0ms",
-    verbose: Annotated[bool, typer.Option(help="Show all that the server logs.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show all that the server logs.")] = False,
 ) -> None:
     """Run an example on a Flower deployment on this machine, with a lying node.
 
@@ -59,89 +68,28 @@ def main(
     server knows of each node. Then stops everything that it started and deletes
     its files; after Ctrl-C and errors too.
 
-    A node takes some 300 MB of memory and 5 s of CPU time while it computes.
+    A node takes some 300 MB of memory, and 5 s of CPU time for each message: most
+    of it to import torch in a new process. --hurry spares that.
 
-    For instance:  loopback.py own-model --attack alie --setting batch-size=32
+    For instance:  python -m deployment.loopback own-model --attack alie --hurry
     """
     try:
-        settings = _settings(app, rounds, setting or [])
+        settings = read_settings(app, rounds, setting or [])
         names = node_names(app, settings, spares)
-        liar = liar or names[2]
-        if attack and liar not in names:
-            raise FederationError(f"liar must be one of {', '.join(names)}; got liar={liar!r}.")
-        if attack and attack not in ATTACKS:
-            raise FederationError(f"attack must be one of {', '.join(ATTACKS)}; got attack={attack!r}.")
-        if bandwidth != BANDWIDTH and not namespaces:
-            raise FederationError(f"--bandwidth {bandwidth} limits the links of --namespaces; give that too.")
-        SolonConfig(
-            num_nodes=len(names) - spares,
-            byzantine=settings["byzantine"],
-            compression=settings["compression"],
-            verification=settings.get("verification", "algebra"),
-            redundancy=settings.get("redundancy", "full"),
-        )
-        nodes = {name: _node_config(name, attack if name == liar else "") for name in names}
-        place = NamespacedFederation(bandwidth=bandwidth, latency=latency) if namespaces else Federation()
-        with place as federation:
-            run_example(federation, app, nodes, settings, spares, verbose)
+        check_config(settings, len(names) - spares)
+        nodes = node_configs(names, attack, liar or names[:3][-1])
+        with make_federation(link, hurry) as federation:
+            start_nodes(federation, nodes)
+            run_example(federation, app, settings, num_nodes=len(names) - spares, verbose=verbose)
     except (FederationError, ConfigurationError) as error:
         print(f"Error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
 
 
-def run_example(
-    federation: Federation,
-    app: str,
-    nodes: dict[str, dict[str, str | int]],
-    settings: dict[str, Any],
-    spares: int,
-    verbose: bool,
-) -> None:
-    """Start the nodes, run the app on them and print what its server says; raise if the run fails."""
-    print(f"Starting {len(nodes)} SuperNodes: {', '.join(nodes)}", flush=True)
-    federation.start_nodes(nodes)
-    for name, config in nodes.items():
-        if "attack" in config:
-            print(f"{name} is going to lie: {config['attack']}")
-    print(f"Running {app}", flush=True)
-    ends: list[float] = []  # of rounds, in seconds
-    megabytes = re.compile(r"round \d+: ([\d.]+) MB sent, ([\d.]+) received")
-    sent = received = 0.0
-    for line in federation.start_run(EXAMPLES / app, settings).checked_lines():
-        if line.startswith("round ") and "accuracy" in line:
-            ends.append(time.monotonic())
-        if traffic := megabytes.match(line):
-            sent, received = (1e6 * float(number) for number in traffic.groups())
-        if verbose or not ("INFO" in line[:10] or line.startswith(("Using ", "Successfully "))):
-            print(line, flush=True)
-    if len(ends) > 1:
-        print(f"{(ends[-1] - ends[0]) / (len(ends) - 1):.1f} s a round")
-    if isinstance(federation, NamespacedFederation):
-        transfer = federation.network.transfer_seconds(
-            num_nodes=len(nodes) - spares, bytes_out=round(sent), bytes_in=round(received)
-        )
-        print(f"{transfer:.1f} s of that is transfer, says the simulations' model of a network")
+# What is asked for
 
 
-def node_names(app: str, settings: dict[str, Any], spares: int) -> list[str]:
-    """Return the names of the nodes that an app needs with these settings, and of spares."""
-    if app == "cross-silo":
-        silos = str(settings["silos"]).split(",")
-        extra = [spares // len(silos) + (number < spares % len(silos)) for number in range(len(silos))]
-        return [
-            f"{silo}/{number}"
-            for silo, more in zip(silos, extra, strict=True)
-            for number in range(1, settings["machines"] + more + 1)
-        ]
-    return [f"node-{number}" for number in range(1, settings["num-nodes"] + spares + 1)]
-
-
-def _node_config(name: str, attack: str) -> dict[str, str | int]:
-    silo, slash, _ = name.partition("/")
-    return {**({"silo": silo} if slash else {}), **({"attack": attack} if attack else {})}
-
-
-def _settings(app: str, rounds: int, changes: list[str]) -> dict[str, Any]:
+def read_settings(app: str, rounds: int, changes: list[str]) -> dict[str, Any]:
     """Return all settings of an app, the changed ones included."""
     if app not in APPS:
         raise FederationError(f"app must be one of {', '.join(APPS)}; got app={app!r}.")
@@ -160,15 +108,103 @@ def _settings(app: str, rounds: int, changes: list[str]) -> dict[str, Any]:
     return settings
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(each, signal.SIG_IGN)  # the cleaning up is to be finished
+def check_config(settings: dict[str, Any], num_nodes: int) -> None:
+    """Raise now what the app would raise when all nodes have been started."""
+    SolonConfig(
+        num_nodes=num_nodes,
+        byzantine=settings["byzantine"],
+        compression=settings["compression"],
+        verification=settings.get("verification", "algebra"),
+        redundancy=settings.get("redundancy", "full"),
+    )
+
+
+def node_names(app: str, settings: dict[str, Any], spares: int) -> list[str]:
+    """Return the names of the nodes that an app needs with these settings, and of spares."""
+    if app == "cross-silo":
+        silos = str(settings["silos"]).split(",")
+        extra = [spares // len(silos) + (number < spares % len(silos)) for number in range(len(silos))]
+        return [
+            f"{silo}/{number}"
+            for silo, more in zip(silos, extra, strict=True)
+            for number in range(1, settings["machines"] + more + 1)
+        ]
+    return [f"node-{number}" for number in range(1, settings["num-nodes"] + spares + 1)]
+
+
+def node_configs(names: list[str], attack: str, liar: str) -> dict[str, NodeConfig]:
+    """Return what each node's `--node-config` says: its silo, if its name has one, and what the liar is to do."""
+    if attack and liar not in names:
+        raise FederationError(f"liar must be one of {', '.join(names)}; got liar={liar!r}.")
+    if attack and attack not in ATTACKS:
+        raise FederationError(f"attack must be one of {', '.join(ATTACKS)}; got attack={attack!r}.")
+    nodes: dict[str, NodeConfig] = {}
+    for name in names:
+        silo, slash, _ = name.partition("/")
+        nodes[name] = {"silo": silo} if slash else {}
+        if attack and name == liar:
+            nodes[name]["attack"] = attack
+    return nodes
+
+
+def make_federation(link: str, hurry: bool) -> Federation:
+    """Return a federation on this machine's own network, or with such links."""
+    if not link:
+        return Federation(hurried=hurry)
+    if hurry:
+        raise FederationError(
+            f"--hurry is for nodes without links of their own; got --link {link} too; give one of them."
+        )
+    bandwidth, _, latency = link.partition(",")
+    return NamespacedFederation(bandwidth=bandwidth, latency=latency or "0ms")
+
+
+# What is done
+
+
+def start_nodes(federation: Federation, nodes: dict[str, NodeConfig]) -> None:
+    """Start the nodes, and say who is going to lie."""
+    print(f"Starting {len(nodes)} SuperNodes: {', '.join(nodes)}", flush=True)
+    federation.start_nodes(nodes)
+    for name, config in nodes.items():
+        if "attack" in config:
+            print(f"{name} is going to lie: {config['attack']}")
+
+
+def run_example(
+    federation: Federation, app: str, settings: dict[str, Any], *, num_nodes: int, verbose: bool = False
+) -> None:
+    """Run the app on the federation's nodes and print what its server says; raise if the run fails."""
+    print(f"Running {app}", flush=True)
+    ends: list[float] = []  # of rounds, in seconds
+    megabytes = re.compile(r"round \d+: ([\d.]+) MB sent, ([\d.]+) received")
+    sent = received = 0.0
+    for line in federation.start_run(EXAMPLES / app, settings).checked_lines():
+        if line.startswith("round ") and "accuracy" in line:
+            ends.append(time.monotonic())
+        if traffic := megabytes.match(line):
+            sent, received = (1e6 * float(number) for number in traffic.groups())
+        if verbose or not ("INFO" in line[:10] or line.startswith(("Using ", "Successfully "))):
+            print(line, flush=True)
+    if len(ends) > 1:
+        print(f"{(ends[-1] - ends[0]) / (len(ends) - 1):.1f} s a round")
+    if isinstance(federation, NamespacedFederation):
+        transfer = federation.network.transfer_seconds(
+            num_nodes=num_nodes, bytes_out=round(sent), bytes_in=round(received)
+        )
+        print(f"{transfer:.1f} s of that is transfer, says the simulations' model of a network")
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Turn a signal into an exception, and let no further signal disturb the cleaning up."""
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
     raise Interrupted(number)
 
 
 if __name__ == "__main__":
-    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(each, _interrupt)
+    for each in SIGNALS:
+        signal.signal(each, interrupt)
     try:
         program()
     except Interrupted as interruption:

@@ -6,8 +6,8 @@ import shutil
 import subprocess
 from typing import Self
 
-from federation import Federation, FederationError
-
+from deployment.errors import FederationError
+from deployment.federation import SUPERLINK, Federation
 from solon_fl.simulations.network import Network
 
 __all__ = ["NamespacedFederation"]
@@ -52,7 +52,7 @@ class NamespacedFederation(Federation):
 
     def __enter__(self) -> Self:
         if os.geteuid() or not shutil.which("ip") or not shutil.which("tc"):
-            raise FederationError("--namespaces needs root, and the commands ip and tc (Debian: iproute2).")
+            raise FederationError("links of their own need root, and the commands ip and tc (Debian: iproute2).")
         try:
             _run("ip", "link", "add", self._bridge, "type", "bridge")
             _run("ip", "address", "add", f"{self.host}/24", "dev", self._bridge)
@@ -68,6 +68,8 @@ class NamespacedFederation(Federation):
         self._remove_network()
 
     def _command_prefix(self, name: str) -> list[str]:
+        if name == SUPERLINK:
+            return []
         if name not in self._namespaces:
             self._add_namespace(name)
         return ["ip", "netns", "exec", self._namespaces[name]]
@@ -114,7 +116,7 @@ def _run(*command: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if "qdisc kind is unknown" in done.stderr:
         raise FederationError(
-            f"this kernel has no {command[command.index('root') + 1]}; without netem, use --latency 0ms."
+            f"this kernel has no {command[command.index('root') + 1]}; without netem, leave out the latency."
         )
     if done.returncode:
         raise FederationError(f"{' '.join(command)} failed: {done.stderr.strip()}")

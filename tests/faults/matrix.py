@@ -309,25 +309,25 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
 }
 
-DEPLOYMENT = "tests/deployment/test_loopback.py"
+DEPLOYMENT = "tests/deployment/test_federation.py"
 PROCESS_FAULTS = (
     ProcessFault(
         "node disconnects",
         "it is no longer connected when a round begins",
         "a spare fills in; without one its task is sent all the same, and it is silent",
-        "tests/strategies/test_nodes.py::test_a_spare_fills_in_and_steps_back",
+        "tests/strategies/test_roster.py::test_a_spare_fills_in_and_steps_back",
     ),
     ProcessFault(
         "node reconnects",
         "it is back, under another id, with its key",
         "it has its old place again",
-        "tests/strategies/test_nodes.py::test_a_node_that_returns_takes_its_old_place_even_under_another_id",
+        "tests/strategies/test_roster.py::test_a_node_that_returns_takes_its_old_place_even_under_another_id",
     ),
     ProcessFault(
         "stranger under a known name",
         "another key, the name of a node that is away",
         "a stranger: a spare, or refused",
-        "tests/strategies/test_nodes.py::test_a_stranger_with_the_name_of_a_node_is_still_a_stranger",
+        "tests/strategies/test_roster.py::test_a_stranger_with_the_name_of_a_node_is_still_a_stranger",
     ),
     ProcessFault(
         "answer after the round's deadline",
@@ -375,13 +375,13 @@ PROCESS_FAULTS = (
         "SuperNode that lies",
         "in a deployment: the reverse gradient",
         "named by its registered name, and the model learns",
-        f"{DEPLOYMENT}::test_the_liar_alone_is_caught_by_name_and_nothing_is_left",
+        f"{DEPLOYMENT}::test_the_liar_alone_is_caught_by_name",
     ),
     ProcessFault(
         "Ctrl-C, SIGTERM of a deployment on one machine",
         "in a round, or while nodes start",
         "no process, port or file is left",
-        f"{DEPLOYMENT}::test_an_interrupt_leaves_nothing",
+        "tests/deployment/test_loopback.py::test_an_interrupt_leaves_nothing",
     ),
 )
 

@@ -1,0 +1,206 @@
+"""Flower's programs in a hurry: forked from one process that has imported everything, and with shorter waits.
+
+Flower starts two processes for each node, and one for every message, which imports torch: 2 to 8 s of CPU time each.
+It also asks for messages every 3 s, and takes up to a minute to notice that a node is gone. Nodes on machines of their
+own can afford that. Several on one machine wait for one another, and a test waits for all of them.
+
+In a hurry, every program of Flower's is still a process of its own, with memory of its own, and computes the same. But
+it is forked from the process of this file, and so are the programs that it starts in turn. The names that are changed
+inside Flower are private: if another version of Flower lacks one, the program ends at once and says so.
+"""
+
+import gc
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from importlib.metadata import distribution
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn
+
+from deployment.processes import TAG
+
+__all__ = ["Forked", "Forker"]
+
+ROOT = Path(__file__).parents[1]
+PROGRAMS = {script.name: script for script in distribution("flwr").entry_points.select(group="console_scripts")}
+APPS = ("flwr-clientapp", "flwr-serverapp")
+MODULES = (  # that apps import
+    *("torch", "solon_fl.clients", "solon_fl.strategies"),
+    *("solon_fl.simulations.attacks.registry", "solon_fl.simulations.datasets.models"),
+    "torch._inductor",  # imported by the first optimizer, and where kernels must be deterministic
+)
+TAG_LENGTH = 120  # of a tag in the environment that /proc shows; filled up
+
+TASK_POLL_INTERVAL = 0.3  # seconds between two looks for tasks, of a SuperExec; each costs several ms of CPU time
+LONGEST_PAUSE = 1.0  # seconds between two looks for messages, of a SuperNode; each costs more
+HEARTBEAT_INTERVAL = 10  # seconds; the least that a SuperLink accepts. It waits for twice as long
+
+
+class Forked:
+    """A program that a `Forker` has started."""
+
+    def __init__(self, exit_file: Path, forker: subprocess.Popen[bytes]) -> None:
+        self._exit_file = exit_file
+        self._forker = forker
+
+    def poll(self) -> int | None:
+        """Return the exit code; None while the program runs."""
+        try:
+            return int(self._exit_file.read_text())
+        except (FileNotFoundError, ValueError):
+            return self._forker.poll()  # without it there is no program, and no exit code
+
+
+class Forker:
+    """The process from which all others are forked.
+
+    Parameters
+    ----------
+    folder : Path
+        For the exit codes.
+    variables : mapping
+        The environment of the process. `processes.TAG` is in it, and changed to theirs for the programs.
+    log : Path
+        Gets what the process itself says.
+    """
+
+    def __init__(self, folder: Path, variables: Mapping[str, str], log: Path) -> None:
+        self._folder = folder
+        self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._started = 0
+        ends = [theirs.fileno(), self._requests.fileno()]
+        with theirs, log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", __name__, *map(str, ends)],
+                cwd=ROOT,
+                env={**variables, TAG: variables[TAG].ljust(TAG_LENGTH, "_")},
+                pass_fds=ends,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def start(self, command: Sequence[str], variables: Mapping[str, str], log: Path) -> Forked:
+        """Start one of Flower's programs with this environment; its output goes to the log."""
+        self._started += 1
+        exit_file = self._folder / f"exit-{self._started}"
+        _request(self._requests, command, variables, str(log), str(exit_file))
+        return Forked(exit_file, self.process)
+
+    def close(self) -> None:
+        """Wait for the end of the process, which must have been killed."""
+        self.process.wait()
+        self._requests.close()
+
+
+def _request(
+    requests: socket.socket, command: Sequence[str], variables: Mapping[str, str], output: str, exit_file: str = ""
+) -> None:
+    requests.send(json.dumps([list(command), dict(variables), output, exit_file]).encode())
+
+
+# In the process itself
+
+
+def _main() -> NoReturn:
+    incoming, outgoing = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
+    _change_flower()
+    subprocess.Popen = _forking_popen(outgoing)  # type: ignore[assignment, misc]  # which is the point
+    sys.argv = _serve(incoming)
+    sys.exit(PROGRAMS[sys.argv[0]].load()())
+
+
+def _change_flower() -> None:
+    hurried_time = SimpleNamespace(sleep=lambda seconds: time.sleep(min(seconds, LONGEST_PAUSE)))
+    for module_name, name, value in (
+        ("flwr.supercore.heartbeat", "HEARTBEAT_DEFAULT_INTERVAL", HEARTBEAT_INTERVAL),
+        ("flwr.supernode.fleet_http_connection", "HEARTBEAT_DEFAULT_INTERVAL", HEARTBEAT_INTERVAL),
+        ("flwr.supernode.start_client_internal", "time", hurried_time),
+        # A SuperExec would hide its environment, by which the federation finds it, from everybody but root.
+        ("flwr.supercore.cli.flower_superexec", "disable_process_dumping", lambda strict: None),
+    ):
+        module = import_module(module_name)
+        if not hasattr(module, name):
+            raise AttributeError(f"this version of Flower has no {module_name}.{name}; run it without hurry.")
+        setattr(module, name, value)
+
+
+def _forking_popen(requests: socket.socket) -> type[subprocess.Popen[Any]]:
+    """Return a `Popen` that has Flower's programs forked, and starts all others as ever."""
+
+    class Popen(subprocess.Popen):  # type: ignore[type-arg]
+        def __new__(cls, command: Sequence[str] | str, *args: Any, **options: Any) -> Any:
+            if isinstance(command, str) or command[0] not in PROGRAMS:
+                return super().__new__(cls)
+            silent = options.get("stdout") == subprocess.DEVNULL
+            _request(requests, command, os.environ, os.devnull if silent else os.readlink("/proc/self/fd/1"))
+            return None  # Flower does not ask after them
+
+    return Popen
+
+
+def _serve(requests: socket.socket) -> list[str]:
+    """Fork for each command that comes, and return it in the new process; end with the federation's process."""
+    federation = os.getppid()
+    exit_files: dict[int, str] = {}  # by process id
+    modules = iter(MODULES)
+    requests.settimeout(0.1)
+    while os.getppid() == federation:
+        _note_exits(exit_files)
+        try:
+            command, variables, output, exit_file = json.loads(requests.recv(1 << 18))
+        except TimeoutError:
+            for module in modules:  # there is time to import one
+                import_module(module)
+                break
+            continue
+        PROGRAMS[command[0]].load()
+        if command[0] in APPS:
+            for module in modules:
+                import_module(module)
+        gc.freeze()  # so that no collection writes to the memory that the processes share
+        child = os.fork()
+        if child == 0:
+            _become(command[0], variables, output)
+            return list(command)
+        exit_files[child] = exit_file
+    os._exit(0)
+
+
+def _note_exits(exit_files: dict[int, str]) -> None:
+    while exit_files:
+        process_id, status = os.waitpid(-1, os.WNOHANG)
+        if process_id == 0:
+            return
+        if exit_file := exit_files.pop(process_id):
+            Path(exit_file).write_text(str(os.waitstatus_to_exitcode(status)))
+
+
+def _become(program: str, variables: Mapping[str, str], output: str) -> None:
+    """Make the new process what it would be if it had been started: its session, environment, output and name."""
+    os.setsid()
+    os.environ.clear()
+    os.environ.update(variables, FLWR_SUPEREXEC_TASK_POLL_INTERVAL=str(TASK_POLL_INTERVAL))
+    log = os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    Path("/proc/self/comm").write_text(program[:15])
+    # What /proc shows as its environment is still that of the process it was forked from. Change the tag there.
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    start, end = int(fields[47]), int(fields[48])
+    with open("/proc/self/mem", "r+b", buffering=0) as memory:
+        memory.seek(start)
+        place = memory.read(end - start).index(f"{TAG}=".encode()) + len(f"{TAG}=")
+        memory.seek(start + place)
+        memory.write(variables[TAG].ljust(TAG_LENGTH, "_").encode())
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,71 @@
+"""Finding and ending processes, and the ports that they listen at."""
+
+import os
+import random
+import signal
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+
+__all__ = ["TAG", "free_ports", "kill_all", "listens", "processes_with"]
+
+TAG = "SOLON_FEDERATION"  # environment variable of every process of a federation, and of all that those start
+
+
+def processes_with(tag: str, program: str = "") -> list[int]:
+    """Return the ids of the living processes whose `TAG` begins like this, and which run this program.
+
+    Parameters
+    ----------
+    tag : str
+        ``"<the federation's tag>/<the node's name>/"``, or the beginning of that.
+    program : str
+        Part of the command line, or of the name that the process gave itself. Default: any program.
+    """
+    wanted = f"{TAG}={tag}".encode()
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            variables = (entry / "environ").read_bytes()
+            names = (entry / "cmdline").read_text(errors="replace") + (entry / "comm").read_text(errors="replace")
+        except OSError:  # it has ended, or is another user's
+            continue
+        if program in names and any(variable.startswith(wanted) for variable in variables.split(b"\0")):
+            found.append(int(entry.name))
+    return found
+
+
+def kill_all(tag: str) -> None:
+    """Kill all processes with the tag but this one, including those that one of them starts meanwhile."""
+    while found := set(processes_with(tag)) - {os.getpid()}:
+        for process_id in found:
+            with suppress(ProcessLookupError):
+                os.kill(process_id, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports of this machine that nothing listens at.
+
+    They lie below those that the kernel gives to outgoing connections, one of which could otherwise take the port
+    before it is used.
+    """
+    found: list[int] = []
+    candidates = iter(random.SystemRandom().sample(range(12_000, 32_000), 500))
+    while len(found) < count:
+        port = next(candidates)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            found.append(port)
+    return found
+
+
+def listens(host: str, port: int) -> bool:
+    """Return whether something accepts connections there."""
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex((host, port)) == 0

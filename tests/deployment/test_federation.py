@@ -1,0 +1,177 @@
+"""A real deployment on this machine: liars are caught by name, faults are survived, and nothing is left behind.
+
+All tests run on one deployment, which takes long to start. They start further nodes as they need them.
+"""
+
+import re
+import signal
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from deployment.errors import FederationError
+from deployment.federation import Federation
+from deployment.loopback import read_settings, run_example
+from deployment.processes import processes_with
+from solon_fl.clients import Batch
+from solon_fl.simulations.datasets import load_dataset
+from solon_fl.simulations.datasets.models import build_model
+from tests.deployment.support import EXAMPLES, assert_nothing_is_left, ports_of, send, wait_until
+
+APP = "fashion-mnist"
+LIAR = "node-2"
+RECEIVED, SENT = "Received successfully", "Sent successfully"  # what a SuperNode logs
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("federation")]
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    """A deployment of four nodes, of which one lies."""
+    folder = tmp_path_factory.mktemp("temporary")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(folder))
+        with Federation(hurried=True) as federation:
+            federation.start_nodes({name: {"attack": "reverse"} if name == LIAR else {} for name in names(4)})
+            ports = ports_of(processes_with(federation.tag))
+            assert len(ports) == 5, ports  # the SuperLink's, and four nodes'
+            yield federation
+    assert_nothing_is_left(folder, ports)
+
+
+def names(count: int) -> list[str]:
+    return [f"node-{number}" for number in range(1, count + 1)]
+
+
+def run(federation: Federation, capsys: pytest.CaptureFixture[str], *changes: str) -> str:
+    """Run two rounds of the app and return what is shown of it."""
+    settings = read_settings(APP, 2, list(changes))
+    run_example(federation, APP, settings, num_nodes=settings["num-nodes"])
+    return capsys.readouterr().out
+
+
+def hold(federation: Federation, *nodes: str) -> None:
+    """Let nodes start no more ClientApps; they stay connected."""
+    for name in nodes:
+        send(federation.processes(name, "flower-superexe"), signal.SIGSTOP)
+
+
+def release(federation: Federation, *nodes: str) -> None:
+    for name in nodes:
+        send(federation.processes(name, "flower-superexe"), signal.SIGCONT)
+
+
+def times_said(federation: Federation, name: str, words: str) -> int:
+    return federation.log_path(name).read_text(errors="replace").count(words)
+
+
+def test_with_digests_and_resting_nodes_four_are_enough(
+    federation: Federation, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = run(federation, capsys, "num-nodes=4", "verification=digest", "redundancy=reactive")
+    caught = re.findall(r"lying: (.*)", output)
+    assert len(caught) == 2
+    assert set(caught) <= {f"'{LIAR}'", "nobody"}
+    assert caught.count(f"'{LIAR}'") <= 1, "who was caught gets no more tasks"
+    first, *_, last = (float(percent) for percent in re.findall(r"accuracy ([\d.]+)%", output))
+    assert last > first + 20
+
+
+def test_the_liar_alone_is_caught_by_name(federation: Federation, capsys: pytest.CaptureFixture[str]) -> None:
+    federation.start_nodes({"node-5": {}})
+    # Four of the five that agree are enough, so a liar who answers last would not be looked at. Let an honest node
+    # wait until the liar has answered.
+    hold(federation, "node-1")
+    answers = times_said(federation, LIAR, SENT)
+
+    def release_when_the_liar_has_answered() -> None:
+        wait_until(lambda: times_said(federation, LIAR, SENT) > answers, "the liar's answer")
+        release(federation, "node-1")
+
+    with ThreadPoolExecutor() as pool:
+        released = pool.submit(release_when_the_liar_has_answered)
+        output = run(federation, capsys)
+        released.result()
+    caught = re.findall(r"lying: (.*)", output)
+    assert caught[0] == f"'{LIAR}'"
+    assert caught[1] in (f"'{LIAR}'", "nobody")
+    first, *_, last = (float(percent) for percent in re.findall(r"accuracy ([\d.]+)%", output))
+    assert last > first + 20
+    (row,) = re.findall(rf"'{LIAR}' +member +2 +(\d)", output)
+    assert int(row) == caught.count(f"'{LIAR}'")
+
+
+def test_a_failing_command_of_flowers_is_told(federation: Federation) -> None:
+    with pytest.raises(FederationError, match=r"flwr list nowhere failed: (?s:.*)connection 'nowhere' not found"):
+        federation.flwr("list", "nowhere")
+
+
+def accuracies_without_faults(num_rounds: int) -> list[float]:
+    """Return what the same training gives in one process with honest nodes, in percent."""
+    data = load_dataset("fashion-mnist-6k")
+    model = build_model("cnn", (1, 28, 28), num_classes=10, seed=0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.005)
+    accuracies = []
+    for server_round in range(num_rounds + 1):
+        for number in range(3 if server_round else 0):  # the batches of a group of three
+            chosen = Batch(0, server_round, number).sample(len(data.train_labels), 64)
+            loss = cross_entropy(model(data.train_inputs[chosen]), data.train_labels[chosen])
+            (loss / 3).backward()  # type: ignore[no-untyped-call]  # torch's
+        if server_round:
+            optimizer.step()
+            optimizer.zero_grad()
+        with torch.inference_mode():
+            right = model(data.test_inputs).argmax(1) == data.test_labels
+        accuracies.append(100 * float(right.float().mean()))
+    return accuracies
+
+
+def lines_until(lines: Iterator[str], words: str, seen: list[str]) -> None:
+    """Read lines until one has these words; add them to those seen."""
+    for line in lines:
+        seen.append(line)
+        if words in line:
+            return
+    pytest.fail("\n".join([f"no line with {words!r}:", *seen]))
+
+
+def test_a_killed_server_resumes_a_spare_fills_in_and_strangers_are_refused(
+    federation: Federation, tmp_path: Path
+) -> None:
+    """The last of the tests, as it kills a node: in round 1, and the server in round 2."""
+    federation.make_key("stranger")  # and not registered
+    federation.start_node("stranger")
+    settings: dict[str, str | int] = {"num-nodes": 3, "compression": 1, "checkpoints": str(tmp_path), "num-rounds": 99}
+    first, killed, last = names(3)
+    messages = {name: times_said(federation, name, RECEIVED) for name in (first, killed, last)}
+    answers = times_said(federation, first, SENT)
+    seen: list[str] = []
+    hold(federation, killed, last)
+    lines = federation.start_run(EXAMPLES / APP, settings).lines()
+    wait_until(lambda: times_said(federation, killed, RECEIVED) == messages[killed] + 1, "the message of round 1")
+    federation.kill(killed)  # the two others suffice until Flower notices, after 10 to 20 s
+    wait_until(lambda: times_said(federation, first, SENT) == answers + 1, "an answer in round 1")
+    hold(federation, first)
+    release(federation, last)  # so round 1 ends, and round 2 does not
+    lines_until(lines, "[ROUND 2/", seen)
+    wait_until(lambda: times_said(federation, first, RECEIVED) == messages[first] + 2, "the message of round 2")
+    wait_until(lambda: times_said(federation, last, RECEIVED) == messages[last] + 2, "the message of round 2")
+    send(federation.processes("superlink", "flwr-serverapp"), signal.SIGKILL)
+    release(federation, first)
+    wait_until(lambda: federation.exit_code("stranger") is not None, "the end of the stranger")
+    assert federation.exit_code("stranger") != 0
+
+    lines = federation.start_run(EXAMPLES / APP, settings).lines()
+    lines_until(lines, f"Node '{killed}' (group 0) is away: node 'node-4' fills in.", seen)
+    lines_until(lines, "accuracy", seen)
+    output = "\n".join(seen)
+    assert f"Resuming after round 1, from {tmp_path}" in output
+    results = re.findall(r"round (\d+): accuracy ([\d.]+)%", output)
+    assert [int(number) for number, _ in results] == [*range(len(results))]  # none is missing, none twice
+    accuracies = [float(percent) for _, percent in results]
+    assert accuracies == pytest.approx(accuracies_without_faults(len(results) - 1), abs=0.3)
