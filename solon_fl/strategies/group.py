@@ -184,11 +184,11 @@ class GroupRound:
             self.group,
             self.decoder.byzantine,
             self.decoder.stragglers,
-            len(decoded.corrupt_slots),
-            ", ".join(self.label(node_id) for node_id in self._ids(decoded.corrupt_slots)),
+            len(decoded.suspect_slots),
+            ", ".join(self.label(node_id) for node_id in self._ids(decoded.suspect_slots)),
             decoded.num_agreeing,
             compression + 1,
-            decoded.num_agreeing + len(decoded.corrupt_slots) - compression - 1,
+            decoded.num_agreeing + len(decoded.suspect_slots) - compression - 1,
         )
 
     def _close(self, decoded: Decoded, different: Collection[int] = ()) -> Tensor | None:
@@ -205,6 +205,7 @@ class GroupRound:
             different_bits=self._ids(different),
             status=decoded.status.value,
             corrupt_nodes=self._ids(decoded.corrupt_slots),
+            suspect_nodes=self._ids(decoded.suspect_slots),
             silent_nodes=tuple(n for n in self._ids(self.asked) if n not in answered),
             malformed_nodes=malformed,
             residual=decoded.residual,

@@ -83,8 +83,10 @@ class NodeRecord:
     rounds : int
         In which it had a task.
     lying, malformed, silent : int
-        Rounds in which its share was located as a lie, in which it sent something else than a share (or an error), and
+        Rounds in which its share was certainly a lie, in which it sent something else than a share (or an error), and
         in which it had not answered when its group was decoded.
+    suspected : int
+        Rounds in which its share was left out of the gradient, but may have been honest. No offence.
     late : int
         Those of the silent ones in which its answer came after all.
     different_bits : int
@@ -107,6 +109,7 @@ class NodeRecord:
     malformed: int = 0
     silent: int = 0
     late: int = 0
+    suspected: int = 0
     different_bits: int = 0
     escalations: int = 0
     last_offence: str = ""
@@ -204,14 +207,6 @@ class Roster:
         record = self._of(node_id)
         return 0 if record is None else record.offences + record.escalations
 
-    def liars_gone(self, group: int) -> int:
-        """Return how many places of a group are empty because their owners were caught lying and are in quarantine."""
-        owners = [self._nodes[owner] for place, owner in self._owners.items() if place[0] == group]
-        return sum(
-            owner.state == "quarantined" and owner.lying > 0 and owner.place not in self._substitutes
-            for owner in owners
-        )
-
     def record(self, report: RoundReport) -> None:
         """Enter a round's report into the ledger, and quarantine those who have offended often enough.
 
@@ -228,6 +223,7 @@ class Roster:
                     continue
                 record.rounds += 1
                 record.silent += node_id in group.silent_nodes
+                record.suspected += node_id in group.suspect_nodes
                 record.different_bits += node_id in group.different_bits
                 record.escalations += node_id in group.escalated_by
                 if node_id in offending:
