@@ -60,13 +60,17 @@ class SolonRun(Run):
         """Raise rtol above the nodes' float noise, if asked to."""
         if not self._calibrate:
             return
-        found = measure(
-            *(grid, self.roster, self.model, arrays, self.config),
-            rounds=1,
-            train_config=config,
-            timeout=self.timeout,
-            liars=self.config.byzantine,
-        )
+        try:
+            found = measure(
+                *(grid, self.roster, self.model, arrays, self.config),
+                rounds=1,
+                train_config=config,
+                timeout=self.timeout,
+                liars=self.config.byzantine,
+            )
+        except GroupFailedError as error:  # one node that fails must not end a run that would do without it
+            logger.warning("rtol stays %g, for it could not be calibrated: %s", self.config.rtol, error)
+            return
         _log_calibration(found)
         self._raise_rtol(found.rtol, "\trtol is raised from %g to %g for this run.", self.config.rtol, found.rtol)
 
@@ -130,6 +134,10 @@ class SolonRun(Run):
     def record_late(self, node_id: int) -> None:
         """See `Run.record_late`."""
         self.roster.record_late(node_id)
+
+    def record_stall(self, node_id: int) -> None:
+        """See `Run.record_stall`."""
+        self.roster.record_stall(node_id)
 
     def label(self, node_id: int) -> str:
         """See `Run.label`."""
