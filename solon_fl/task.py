@@ -108,16 +108,7 @@ class SolonTask:
     verification: Verification = "algebra"
 
     @property
-    def time_to_live(timeout: float | None) -> float | None:
-    """Return the seconds for which Flower keeps a message and lets it be answered, given the round's deadline.
-
-    Longer than the deadline: else Flower's own error, that time is up, could come before the deadline, and clocks that
-    differ a little would cost answers.
-    """
-    return None if timeout is None else timeout + GRACE_SECONDS
-
-
-def digest_key(self) -> bytes:
+    def digest_key(self) -> bytes:
         """What digests of shares are keyed by: run, round and group."""
         return digest_key(self.seed, self.round, self.group)
 
