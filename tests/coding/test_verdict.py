@@ -67,7 +67,9 @@ ATTACKS = [interpolated, nearly_a_codeword, small]
     missing=st.integers(0, 3),
     extra=st.integers(0, 2),
 )
-def test_no_honest_row_is_ever_named(size: tuple[int, int], attack: object, seed: int, missing: int, extra: int) -> None:
+def test_no_honest_row_is_ever_named(
+    size: tuple[int, int], attack: object, seed: int, missing: int, extra: int
+) -> None:
     s, k = size
     rng = np.random.default_rng(seed)
     decoder = decoder_of(s, k, extra if s < 5 else 0)  # beyond, the certificate is void
@@ -91,7 +93,7 @@ def test_liars_who_interpolate_badly_conditioned_rows_make_suspects_and_no_verdi
     framed = 0
     for seed in range(10):
         rng = np.random.default_rng(seed)
-        gradient, shares = honest_shares(decoder, rng, dim=2000)
+        _, shares = honest_shares(decoder, rng, dim=2000)
         liars = sorted(rng.choice(20, 5, replace=False).tolist())
         decoded = decoder.decode(interpolated(decoder, shares, liars, rng), dim=2000)
         assert decoded.ok

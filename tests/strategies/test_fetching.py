@@ -60,7 +60,12 @@ def ask(grid: Grid, nodes: Iterable[int] = range(1, 6), timeout: float = 1.0, en
 
 def blocking(*nodes: int) -> tuple[Callable[[int], None], threading.Event]:
     release = threading.Event()
-    return lambda node: None if node not in nodes else bool(release.wait(30)) and None, release
+
+    def hold(node: int) -> None:
+        if node in nodes:
+            release.wait(30)
+
+    return hold, release
 
 
 def test_one_announced_reply_that_does_not_come_holds_up_no_other() -> None:
@@ -85,8 +90,8 @@ def test_what_is_ready_at_the_deadline_is_taken() -> None:
     grid = SlowGrid(hold)
     pull = grid.pull_messages
 
-    def not_before(ids: Iterable[str]) -> Iterable[Message]:
-        (message_id,) = ids
+    def not_before(message_ids: Iterable[str]) -> Iterable[Message]:
+        (message_id,) = message_ids
         return [] if time.monotonic() < ready and grid.nodes[message_id] != 1 else pull([message_id])
 
     grid.pull_messages = not_before  # type: ignore[method-assign]
