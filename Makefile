@@ -50,7 +50,7 @@ setup: $(VENV)/.installed-dev
 # constraints.txt pins torch: its exact version decides which wheel is taken.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[simulation]"
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

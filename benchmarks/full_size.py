@@ -27,7 +27,7 @@ from solon_fl.config import SolonConfig
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations import InProcessGrid, Scenario
 from solon_fl.simulations.network import NETWORKS, round_seconds
-from solon_fl.simulations.run.engine import cheap_garbage_collection
+from solon_fl.simulations.run.engines import cheap_garbage_collection
 from solon_fl.simulations.run.nodes import ImageClient, make_client_app
 from solon_fl.simulations.run.strategies import STRATEGIES
 from solon_fl.strategies import RoundReport

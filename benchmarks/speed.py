@@ -34,7 +34,7 @@ from benchmarks.speed_cases import COPY, Case, Operation
 from solon_fl import SolonConfig
 from solon_fl.simulations import InProcessGrid, Scenario
 from solon_fl.simulations.run._compat import become_server
-from solon_fl.simulations.run.engine import cheap_garbage_collection
+from solon_fl.simulations.run.engines import cheap_garbage_collection
 from solon_fl.simulations.run.nodes import ImageClient, make_client_app
 from solon_fl.simulations.run.strategies import STRATEGIES
 from solon_fl.wire import to_array

@@ -1,6 +1,7 @@
 """The README's code runs as it stands, with a model and data of the test's."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from flwr.app import ArrayRecord, Context, RecordDict
 from torch import Tensor, nn
 
 from solon_fl import SolonConfig
-from solon_fl.cli import app
+from solon_fl.cli import calibrate, compare, plan, simulate
+from solon_fl.cli.app import app
 from solon_fl.simulations import InProcessGrid
 from solon_fl.simulations.attacks import Reverse
 from solon_fl.simulations.attacks.mods import attack_mod
@@ -83,6 +85,7 @@ def test_the_calibration_of_the_how_to_runs(capsys: Any) -> None:
     exec(option, {"SolonStrategy": SolonStrategy, "config": config, "optimizer": torch.optim.SGD})
 
 
+KEYS = {"simulate": simulate.KEYS, "plan": plan.KEYS, "compare": compare.KEYS, "calibrate": calibrate.KEYS}
 ROOT = Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
 
@@ -102,6 +105,8 @@ def test_every_command_shown_has_the_options_that_it_is_shown_with() -> None:
         name, *words = line.split("#")[0].split()
         options = {option for parameter in commands[name].params for option in parameter.opts} | {"--help"}
         assert {word for word in words if word.startswith("--")} <= options, line
+        texts = [value.rstrip("`.,)") for option, value in pairwise(words) if option == "--set"]
+        assert not texts or KEYS[name].read(texts, {}), line
 
 
 def test_every_comparison_named_is_shipped() -> None:

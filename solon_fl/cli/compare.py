@@ -10,101 +10,94 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from solon_fl.cli.meanings import CONFIG, SCENARIO, without
+from solon_fl.cli.options import Machine
+from solon_fl.cli.settings import Keys, SetOption
 from solon_fl.cli.terminal import check_output, console, progress_bar, set_log_level, show_rounds
+from solon_fl.config import SolonConfig
 from solon_fl.simulations.attacks.registry import ATTACKS
 from solon_fl.simulations.compare.comparison import Comparison, load_comparison, shipped_comparisons
-from solon_fl.simulations.compare.report import comparison_table, plot_accuracy, times_table, write_report
 from solon_fl.simulations.compare.results import Cell, Results, run_comparison
+from solon_fl.simulations.compare.tables import comparison_table, times_table
 from solon_fl.simulations.network import NETWORKS
-from solon_fl.simulations.plan.server_time import check_threads
-from solon_fl.simulations.run.outcome import RoundRecord
-from solon_fl.simulations.run.scenario import Scenario
-from solon_fl.simulations.run.strategies import STRATEGIES
+from solon_fl.simulations.run import STRATEGIES, RoundRecord, Scenario
 
-__all__ = ["compare", "compare_command"]
+__all__ = ["KEYS", "compare", "compare_command"]
+
+
+KEYS = Keys(
+    {
+        Comparison: {
+            "title": "Heading of the report.",
+            "description": "Text below the heading.",
+            "strategies": "See the option.",
+            "attacks": "See the option.",
+            "networks": "See the option.",
+            "batch_seconds": "Seconds that a node takes for one batch. Default: measured here.",
+            "target_accuracy": "Where times are compared. Default: 95 % of attack-free training's.",
+        },
+        SolonConfig: CONFIG,
+        Scenario: without(SCENARIO, "strategy", "attack"),
+        Machine: {"threads": "Threads of torch. Default: 1."},
+    },
+    options=("strategies", "attacks", "networks", "num_nodes", "byzantine", "compression", "rounds", "seed"),
+)
 
 
 def compare_command(
     name: Annotated[
         str,
-        typer.Argument(metavar="COMPARISON", help="One that comes with the package (see --list), or your .toml file."),
+        typer.Argument(metavar="COMPARISON", help="A name that --list shows, or your .toml file."),
     ] = "demo",
     strategies: Annotated[str | None, typer.Option(help=f"Comma-separated: {', '.join(STRATEGIES)}.")] = None,
     attacks: Annotated[str | None, typer.Option(help=f"Comma-separated: none, {', '.join(ATTACKS)}.")] = None,
     networks: Annotated[
         str | None, typer.Option(help=f"Comma-separated: {', '.join(NETWORKS)}, or the file's own.")
     ] = None,
-    nodes: Annotated[int | None, typer.Option(help="P: nodes in the run.")] = None,
+    nodes: Annotated[int | None, typer.Option(help=CONFIG["num_nodes"])] = None,
     byzantine: Annotated[int | None, typer.Option(help="s: liars that Solon must find in each group.")] = None,
-    compression: Annotated[int | None, typer.Option(help="k: a Solon node sends 1/k of the gradient.")] = None,
-    group_size: Annotated[int | None, typer.Option(help="r: nodes of a Solon group.")] = None,
-    num_liars: Annotated[int | None, typer.Option(help="Liars among all nodes, at most s a group.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="See solon-fl simulate --help.")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Where a data set lies that is not embedded.")] = None,
-    model: Annotated[str | None, typer.Option(help="See solon-fl simulate --help.")] = None,
+    compression: Annotated[int | None, typer.Option(help=CONFIG["compression"])] = None,
     rounds: Annotated[int | None, typer.Option(help="Rounds of every run.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Examples in one batch.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Of the server's SGD.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Fixes weights, batches and liars.")] = None,
-    batch_seconds: Annotated[
-        float | None, typer.Option(help="Seconds that a node takes for one batch. Default: measured here.")
-    ] = None,
-    target_accuracy: Annotated[
-        float | None, typer.Option(help="Where times are compared. Default: 95 % of attack-free training's.")
-    ] = None,
+    seed: Annotated[int | None, typer.Option(help=CONFIG["seed"])] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder for runs, report.html and accuracy.png. Default: solon-results/NAME.")
     ] = None,
-    threads: Annotated[int, typer.Option(help="Threads of torch.")] = 1,
     show_list: Annotated[bool, typer.Option("--list", help="List the comparisons that come with the package.")] = False,
+    settings: SetOption = None,
 ) -> None:
     """Run strategies against attacks, and write a report with tables and plots.
 
-    A run that is finished is not run again: stop whenever you like, and start the same command to go on. Times
-    are reckoned for each network from bytes, batches and the server's measured seconds. For example:
+    COMPARISON is a name that --list shows, or a .toml file of yours. Finished runs are kept: stop whenever you like,
+    and start the same command to go on. Times are computed for each network from bytes, batches and the server's
+    measured seconds. For example:
 
         solon-fl compare --strategies solon,bulyan,signum --attacks none,alie,foe --networks wan-100m
 
-    Options take the place of what the comparison says. A file of your own looks like those of --list, which lie
-    in the package's folder solon_fl/simulations/compare/comparisons.
+    Options and --set replace what the comparison says. To write a file of your own, start from one in the package's
+    folder solon_fl/simulations/compare/comparisons.
     """
     if show_list:
         _print_list()
         return
-    given: dict[str, dict[str, Any]] = {
-        "": {
-            "strategies": _split(strategies),
-            "attacks": _split(attacks),
-            "networks": _split(networks),
-            "batch_seconds": batch_seconds,
-            "target_accuracy": target_accuracy,
-        },
-        "config": {
-            "num_nodes": nodes,
-            "byzantine": byzantine,
-            "compression": compression,
-            "group_size": group_size,
-            "seed": seed,
-        },
-        "scenario": {
-            "num_liars": num_liars,
-            "dataset": dataset,
-            "data_dir": data_dir,
-            "model": model,
-            "rounds": rounds,
-            "batch_size": batch_size,
-            "learning_rate": learning_rate,
-        },
+    given: dict[str, Any] = {
+        "strategies": strategies,
+        "attacks": attacks,
+        "networks": networks,
+        "num_nodes": nodes,
+        "byzantine": byzantine,
+        "compression": compression,
+        "rounds": rounds,
+        "seed": seed,
     }
-    overrides = {table: {k: v for k, v in values.items() if v is not None} for table, values in given.items()}
-    comparison = load_comparison(name, overrides)
-    compare(comparison, output or Path("solon-results") / Path(name).stem, threads)
+    values = KEYS.read(settings, given)
+    tables = {"": values[Comparison], "config": values[SolonConfig], "scenario": values[Scenario]}
+    machine = Machine(**values[Machine])
+    compare(load_comparison(name, tables), output or Path("solon-results") / Path(name).stem, machine.threads)
 
 
 def compare(comparison: Comparison, output: Path, threads: int) -> None:
     """Run a comparison with progress bars, and leave table, plot and report, of what is finished if interrupted."""
     set_log_level(verbose=False)
-    check_threads(threads)
     torch.set_num_threads(threads)
     check_output(output)
     results: Results | None = None
@@ -129,6 +122,10 @@ def compare(comparison: Comparison, output: Path, threads: int) -> None:
 
 
 def _show(results: Results, output: Path) -> None:
+    # Imported late, as matplotlib takes a second.
+    from solon_fl.simulations.compare.plots import plot_accuracy
+    from solon_fl.simulations.compare.report import write_report
+
     console.print(comparison_table(results))
     if (times := times_table(results)) is not None:
         console.print(times)
@@ -145,7 +142,3 @@ def _print_list() -> None:
     for name, title in shipped_comparisons().items():
         table.add_row(name, title)
     console.print(table)
-
-
-def _split(names: str | None) -> list[str] | None:
-    return None if names is None else [part.strip() for part in names.split(",") if part.strip()]

@@ -1,31 +1,53 @@
-"""Options that several commands have."""
+"""Options that several commands have. Without a value of the user's they are None: then the command's default holds."""
 
-from pathlib import Path
-from typing import Annotated, get_args
+from dataclasses import dataclass
+from typing import Annotated
 
 import typer
 
-from solon_fl.config import CodeName, Mode
-from solon_fl.simulations.datasets import DATASETS
-from solon_fl.simulations.datasets.models import MODELS
-from solon_fl.simulations.run.scenario import ATTACKS, Engine
+from solon_fl.cli.meanings import CONFIG
+from solon_fl.simulations.attacks import ATTACKS
+from solon_fl.simulations.datasets import DATASETS, MODELS
+from solon_fl.simulations.plan.server_time import check_threads
+from solon_fl.simulations.run import Scenario
+from solon_fl.simulations.settings import defaults_of
 
-Nodes = Annotated[int, typer.Option(help="P: nodes in the run, a multiple of the group size.")]
-Compression = Annotated[int, typer.Option(help="k: a node sends 1/k of the gradient.")]
-Stragglers = Annotated[int, typer.Option(help="e: nodes of each group that may stay silent.")]
-AttackName = Annotated[str, typer.Option(help=f"What the liars do: none, {', '.join(ATTACKS)}.")]
-NumLiars = Annotated[
-    int | None, typer.Option(help="Liars among all nodes. Default: as many as Solon bears in every group.")
+__all__ = [
+    "DEFAULT_CONFIG",
+    "SCENARIO_DEFAULTS",
+    "AttackName",
+    "Byzantine",
+    "Compression",
+    "DatasetName",
+    "Machine",
+    "ModelName",
+    "Nodes",
+    "Verbose",
 ]
-DatasetName = Annotated[str, typer.Option(help=f"Data: {', '.join(DATASETS)}.")]
-DataDir = Annotated[
-    Path | None, typer.Option(help="Folder (or file) of a data set that does not come with the package.")
+
+DEFAULT_CONFIG = {"num_nodes": 20, "byzantine": 2, "compression": 6}
+SCENARIO_DEFAULTS = defaults_of(Scenario)
+
+Nodes = Annotated[int | None, typer.Option(help=f"{CONFIG['num_nodes']} Default: {DEFAULT_CONFIG['num_nodes']}.")]
+Byzantine = Annotated[int | None, typer.Option(help=f"{CONFIG['byzantine']} Default: {DEFAULT_CONFIG['byzantine']}.")]
+Compression = Annotated[
+    int | None, typer.Option(help=f"{CONFIG['compression']} Default: {DEFAULT_CONFIG['compression']}.")
 ]
-ModelName = Annotated[str, typer.Option(help=f"Network: {', '.join(MODELS)}.")]
-ModeName = Annotated[str, typer.Option(help=f"What is coded: {', '.join(get_args(Mode))} (after local steps).")]
-LocalLearningRate = Annotated[float, typer.Option(help="Of the local steps, in mode update.")]
-Code = Annotated[str, typer.Option(help=f"The code: {', '.join(get_args(CodeName))} (the paper's).")]
-EngineName = Annotated[
-    str, typer.Option(help=f"Where nodes run: {', '.join(get_args(Engine))} (needs solon-fl\\[ray]).")
+AttackName = Annotated[str | None, typer.Option(help=f"What the liars do: none (the default), {', '.join(ATTACKS)}.")]
+DatasetName = Annotated[
+    str | None, typer.Option(help=f"Data: {', '.join(DATASETS)}. Default: {SCENARIO_DEFAULTS['dataset']}.")
+]
+ModelName = Annotated[
+    str | None, typer.Option(help=f"Network: {', '.join(MODELS)}. Default: {SCENARIO_DEFAULTS['model']}.")
 ]
 Verbose = Annotated[bool, typer.Option(help="Show Flower's log.")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What a command uses of this machine."""
+
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        check_threads(self.threads)

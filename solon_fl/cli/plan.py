@@ -2,58 +2,87 @@
 
 import json
 import math
-from collections.abc import Collection
-from dataclasses import asdict, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import Annotated, Literal
 
 import typer
-from rich import box
-from rich.table import Table
 
-from solon_fl.cli.regrouping import Regrouping
-from solon_fl.cli.terminal import console, short
-from solon_fl.cli.variants import presupposed, variants_sentence, variants_table
-from solon_fl.config import CodeName, Redundancy, SolonConfig, Verification
+from solon_fl.checks import check_one_of
+from solon_fl.cli.meanings import CONFIG
+from solon_fl.cli.options import Machine
+from solon_fl.cli.settings import Keys, SetOption
+from solon_fl.cli.terminal import console
+from solon_fl.config import Redundancy, Verification
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.network import NETWORKS, Network
-from solon_fl.simulations.plan.planner import Baseline, Choice, Plan, plan
+from solon_fl.simulations.plan.as_json import plan_as_json
+from solon_fl.simulations.plan.choices import Choice, Plan
+from solon_fl.simulations.plan.planner import plan
+from solon_fl.simulations.plan.regrouping import Regrouping
+from solon_fl.simulations.plan.sentences import lines_to_use, plan_sentences, variants_sentence
 from solon_fl.simulations.plan.server_time import MeasuredServer
+from solon_fl.simulations.plan.tables import baselines_table, choices_table, variants_table, worth_showing
+from solon_fl.simulations.plan.workload import Workload
 
-__all__ = ["parse_quantity", "plan_command"]
+__all__ = ["KEYS", "parse_quantity", "plan_command"]
 
-FASTEST_SHOWN = 5
 SUFFIXES = {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """Which choices are ranked."""
+
+    verification: Verification | Literal["any"] = "algebra"
+    redundancy: Redundancy | Literal["any"] = "full"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delay:
+    """What takes the place of the network's own latency."""
+
+    latency: float | None = None
+
+
+KEYS = Keys(
+    {
+        Workload: {
+            "num_nodes": CONFIG["num_nodes"],
+            "byzantine": CONFIG["byzantine"],
+            "batch_seconds": "Seconds that a node takes for the gradient of one batch.",
+            "stragglers": CONFIG["stragglers"],
+            "code": CONFIG["code"],
+            "rtol": CONFIG["rtol"],
+            "share_bytes": "Bytes of one entry of a share: 4 for float32, 8 for float64.",
+            "model_bytes": "Bytes of the model as sent to one node; none takes share_bytes for every entry.",
+        },
+        Delay: {"latency": "Seconds one way, instead of the network's."},
+        Variant: {
+            "verification": "How lies are told from the truth; any ranks both. With digest, groups may be smaller or k "
+            "larger if all nodes compute the same bits.",
+            "redundancy": "Who of a group computes; any ranks both. With reactive, only as many as suffice if they "
+            "agree: fewer computations and bytes as long as nobody lies, and a longer round when somebody does.",
+        },
+        Regrouping: {
+            "rounds": "Rounds of the run, with --liars-in-all.",
+            "risk": "Probability that you accept, over the whole run, with --liars-in-all.",
+        },
+        Machine: {"threads": "Threads of torch while the server's part is measured."},
+    },
+    options=("num_nodes", "byzantine", "batch_seconds"),
+)
+
+
 def plan_command(
-    nodes: Annotated[int, typer.Option(help="P: nodes in the run.")],
-    byzantine: Annotated[int, typer.Option(help="s: nodes of each group that may lie.")],
+    nodes: Annotated[int, typer.Option(help=CONFIG["num_nodes"])],
+    byzantine: Annotated[int, typer.Option(help=CONFIG["byzantine"])],
     model_size: Annotated[str, typer.Option(help="d: entries of the gradient; 11000000, 1.1e7 or 11M.")],
     batch_seconds: Annotated[float, typer.Option(help="Seconds that a node takes for the gradient of one batch.")],
     network: Annotated[str, typer.Option(help=f"Rates and latency: {', '.join(NETWORKS)}.")] = "cluster-1g",
     bandwidth: Annotated[
         str | None, typer.Option(help="Rate of every link, bit/s, instead of the network's: 100M, 2.5G.")
     ] = None,
-    latency: Annotated[float | None, typer.Option(help="Seconds one way, instead of the network's.")] = None,
-    stragglers: Annotated[int, typer.Option(help="e: nodes of each group that may stay silent.")] = 0,
-    code: Annotated[str, typer.Option(help=f"The code: {', '.join(get_args(CodeName))} (the paper's).")] = "fourier",
-    rtol: Annotated[float, typer.Option(help="Float noise tolerated between honest nodes.")] = 1e-6,
-    verification: Annotated[
-        str,
-        typer.Option(
-            help=f"How lies are told from the truth: {', '.join(get_args(Verification))}, or any, to rank both. With "
-            "digest groups may be smaller, or k larger, if all nodes compute the same bits."
-        ),
-    ] = "algebra",
-    redundancy: Annotated[
-        str,
-        typer.Option(
-            help=f"Who of a group computes: {', '.join(get_args(Redundancy))}, or any, to rank both. With reactive "
-            "only as many as are enough if they agree: fewer computations and bytes as long as nobody lies, and a "
-            "longer round when somebody does."
-        ),
-    ] = "full",
     liars_in_all: Annotated[
         int | None,
         typer.Option(
@@ -61,54 +90,49 @@ def plan_command(
             "regrouped at random every round."
         ),
     ] = None,
-    rounds: Annotated[int, typer.Option(help="Rounds of the run, with --liars-in-all.")] = 1000,
-    risk: Annotated[
-        float, typer.Option(help="Probability that you accept, over the whole run, with --liars-in-all.")
-    ] = 1e-6,
-    threads: Annotated[int, typer.Option(help="Threads of torch while the server's part is measured.")] = 1,
     show_all: Annotated[bool, typer.Option("--all", help="Show every choice, also those without a guarantee.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    settings: SetOption = None,
 ) -> None:
     """Choose group size and compression for your nodes, model and network.
 
-    The server's part is measured on this machine; computation and transfers are computed. At the end it says what
-    digests and reactive redundancy would bring; --verification any --redundancy any ranks all there is. For example:
+    The server's seconds are measured on this machine; those of nodes and links are computed. The end of the plan says
+    what digests and reactive redundancy would bring; --set verification=any --set redundancy=any ranks these choices
+    with the others. For example:
 
         solon-fl plan --nodes 100 --byzantine 5 --model-size 11M --batch-seconds 0.5 --network home-20m
     """
-    regrouping = None if liars_in_all is None else Regrouping(liars=liars_in_all, rounds=rounds, risk=risk)
+    values = KEYS.read(settings, {"num_nodes": nodes, "byzantine": byzantine, "batch_seconds": batch_seconds})
+    regrouping = None if liars_in_all is None else Regrouping(liars=liars_in_all, **values[Regrouping])
     if regrouping is not None:
-        regrouping.least_byzantine(nodes, 1)  # refuses bad numbers before anything is measured
-    make_plan = partial(
-        plan,
-        num_nodes=nodes,
-        byzantine=byzantine,
-        dim=_parse_size(model_size),
-        batch_seconds=batch_seconds,
-        network=_network(network, bandwidth, latency),
-        stragglers=stragglers,
-        code=cast(CodeName, code),
-        rtol=rtol,
-        server_seconds=MeasuredServer(byzantine=byzantine, code=cast(CodeName, code), rtol=rtol, threads=threads),
+        regrouping.check(nodes)
+    workload = Workload(
+        dim=_parse_size(model_size), network=_network(network, bandwidth, **values[Delay]), **values[Workload]
     )
-    planned = make_plan(
-        verification=cast(Verification | Literal["any"], verification),
-        redundancy=cast(Redundancy | Literal["any"], redundancy),
-    )
+    server = MeasuredServer.of(workload, **values[Machine])
+    make_plan = partial(plan, workload, server_seconds=server)
+    planned = make_plan(**values[Variant])
     everything = make_plan(verification="any", redundancy="any")
-    shown = planned.choices if show_all else _worth_showing(planned)
+    shown = planned.choices if show_all else worth_showing(planned)
     if as_json:
-        print(json.dumps(_as_json(planned, everything, shown, regrouping), indent=2, allow_nan=False))
-        return
-    console.print(_choices_table(planned, shown))
-    console.print(_baselines_table(planned))
-    for sentence in _sentences(planned):
+        print(json.dumps(plan_as_json(planned, everything, shown, regrouping), indent=2, allow_nan=False))
+    else:
+        _print(planned, everything, shown, regrouping)
+
+
+def _print(planned: Plan, everything: Plan, shown: tuple[Choice, ...], regrouping: Regrouping | None) -> None:
+    console.print(choices_table(planned, shown))
+    console.print(baselines_table(planned))
+    for sentence in plan_sentences(planned):
         console.print(sentence, highlight=False)
+    chosen: Choice | None = planned.best
+    regrouped = False
     if regrouping is not None:
         console.print(regrouping.table(shown))
         console.print(regrouping.sentence(planned), highlight=False)
-    chosen = planned.best if regrouping is None else regrouping.quickest(planned)
-    for line in _lines_to_use(chosen, regrouping) if chosen is not None else ():
+        chosen = regrouping.quickest(planned)
+        regrouped = regrouping.liars > planned.workload.byzantine
+    for line in [] if chosen is None else lines_to_use(chosen, regrouped=regrouped):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print()
     console.print(variants_table(everything))
@@ -137,9 +161,8 @@ def _parse_size(text: str) -> int:
     return round(value)
 
 
-def _network(name: str, bandwidth: str | None, latency: float | None) -> Network:
-    if name not in NETWORKS:
-        raise ConfigurationError(f"network must be one of {', '.join(NETWORKS)}; got network={name!r}.")
+def _network(name: str, bandwidth: str | None, latency: float | None = None) -> Network:
+    check_one_of("network", name, NETWORKS)
     network = NETWORKS[name]
     if bandwidth is not None:
         rate = parse_quantity("--bandwidth", bandwidth)
@@ -152,180 +175,3 @@ def _network(name: str, bandwidth: str | None, latency: float | None) -> Network
             node_upload=rate,
         )
     return network if latency is None else replace(network, latency=latency)
-
-
-def _worth_showing(planned: Plan) -> tuple[Choice, ...]:
-    """Return the best choice of every group size and the fastest few of all, without those that are void."""
-    rows = list(planned.best_of_each_size())
-    fast = 0
-    for choice in planned.choices:
-        if fast == FASTEST_SHOWN:
-            break
-        if not choice.is_void:
-            fast += 1
-            if choice not in rows:
-                rows.append(choice)
-    rows.sort(key=lambda choice: (choice.seconds.total, choice.group_size))
-    return tuple(rows)
-
-
-def _choices_table(planned: Plan, shown: Collection[Choice]) -> Table:
-    best = planned.best
-    plain = _is_plain(shown)
-    table = Table(
-        title=f"Seconds a round (P = {planned.num_nodes}, s = {best.byzantine}, d = {planned.dim:,}, "
-        f"{planned.network.name})",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    for heading in ("", "r", "k", *(("groups",) if plain else ("di-\ngests", "asked"))):
-        table.add_column(heading, justify="right", no_wrap=True)
-    _add_cost_columns(table)
-    table.add_column("certi-\nficate", justify="right", no_wrap=True)
-    for choice in shown:
-        void = choice.is_void
-        table.add_row(
-            "*" if choice is best else "",
-            str(choice.group_size),
-            str(choice.compression),
-            *(
-                (str(choice.num_groups),)
-                if plain
-                else ("yes" if choice.verification == "digest" else "no", str(choice.asked_per_group))
-            ),
-            *_costs(choice),
-            "void" if void else f"{choice.certificate:.0e}",
-            style="bold green" if choice is best else "dim" if void else "",
-        )
-    return table
-
-
-def _baselines_table(planned: Plan) -> Table:
-    table = Table(title="For comparison", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("", no_wrap=True)
-    table.add_column("liars\ntolerated")
-    _add_cost_columns(table)
-    for baseline in planned.baselines:
-        table.add_row(baseline.name, baseline.tolerates, *_costs(baseline))
-    return table
-
-
-def _add_cost_columns(table: Table) -> None:
-    for heading in ("batches\na node", "MB a\nnode", "com-\npute", "trans-\nfer", "server", "total"):
-        table.add_column(heading, justify="right", no_wrap=True)
-
-
-def _costs(row: Choice | Baseline) -> tuple[str, ...]:
-    seconds = row.seconds
-    parts = (seconds.computation, seconds.transfer, seconds.server, seconds.total)
-    return (str(row.batches_per_node), short(row.bytes_per_node / 1e6), *map(short, parts))
-
-
-def _sentences(planned: Plan) -> list[str]:
-    best = planned.best
-    total = best.seconds.total
-    model = planned.network.transfer_seconds(num_nodes=best.num_asked, bytes_out=best.bytes_out, bytes_in=0)
-    lines = [
-        f"[bold]Best: r = {best.group_size}, k = {best.compression}[/], {short(total)} s a round. "
-        f"Whatever the liars do (s = {best.byzantine} in each of {best.num_groups} groups), the gradient is proved to "
-        f"be right to {best.certificate:.1g} of its size, the certificate: a bound for the worst lie that passes for "
-        "float noise. The attacks that were tried come nowhere near it.",
-        f"A node pays {best.batches_per_node} times the computation of no defence and sends "
-        f"1/{best.compression} of the gradient. Sending out the model takes {short(model)} s"
-        f"{' in every row' if _is_plain(planned.choices) else ''}.",
-    ]
-    lines += presupposed(best)
-    for baseline in planned.baselines:
-        other = baseline.seconds.total
-        least = "" if baseline.name == "no defence" else "at least "
-        longer, shorter = f"{short(other / total)} times as long", f"Solon {short(total / other)} times as long"
-        ratio = longer if other >= total else shorter
-        lines.append(
-            f"{baseline.name.capitalize()} (tolerates {baseline.tolerates}) takes {least}{short(other)} s, {ratio}; "
-            f"Solon {_break_even(planned.break_even(baseline))}."
-        )
-    return lines
-
-
-def _is_plain(choices: Collection[Choice]) -> bool:
-    """Return whether no choice has digests or reactive redundancy."""
-    return all((choice.verification, choice.redundancy) == ("algebra", "full") for choice in choices)
-
-
-def _break_even(factor: float) -> str:
-    if factor == 0:
-        return "is never faster, whatever the links"
-    if factor == math.inf:
-        return "is faster, whatever the links"
-    return f"is faster on links below {short(factor)} times these rates"
-
-
-def _lines_to_use(best: Choice, regrouping: Regrouping | None = None) -> list[str]:
-    required = {
-        "byzantine": best.byzantine,
-        "compression": best.compression,
-        "group_size": best.group_size,
-    }
-    defaults = {field.name: field.default for field in fields(SolonConfig)}
-    optional = {
-        name: value
-        for name in ("stragglers", "code", "rtol", "verification", "redundancy")
-        if (value := getattr(best, name)) != defaults[name]
-    }
-    settings: dict[str, Any] = required | optional
-    if regrouping is not None and regrouping.liars > best.byzantine:
-        settings["regroup"] = "round"
-    arguments = "".join(f", {name}={value!r}" for name, value in settings.items())
-    options = "".join(f" --{name.replace('_', '-')} {value}" for name, value in settings.items())
-    return [
-        "Use it:",
-        f"  SolonConfig(num_nodes={best.num_nodes}{arguments})",
-        f"  solon-fl simulate --nodes {best.num_nodes}{options}",
-    ]
-
-
-def _as_json(
-    planned: Plan, everything: Plan, shown: Collection[Choice], regrouping: Regrouping | None
-) -> dict[str, Any]:
-    """Return the plan as what json can write; the rows are those that the table shows."""
-    result: dict[str, Any] = {
-        "network": asdict(planned.network),
-        "num_nodes": planned.num_nodes,
-        "dim": planned.dim,
-        "batch_seconds": planned.batch_seconds,
-        "best": _row_as_json(planned.best),
-        "choices": [_row_as_json(choice) for choice in shown],
-        "baselines": [
-            _row_as_json(baseline) | {"break_even": _finite(planned.break_even(baseline))}
-            for baseline in planned.baselines
-        ],
-        "variants": [_row_as_json(choice) for choice in everything.best_of_each_variant().values()],
-        "thriftiest": _row_as_json(everything.thriftiest),
-    }
-    if regrouping is not None:
-        enough = regrouping.enough(planned)
-        result["regrouping"] = asdict(regrouping) | {
-            "byzantine_needed": None if enough is None else enough[0],
-            "group_sizes": [] if enough is None else enough[1],
-        }
-        for choice, row in zip((planned.best, *shown), (result["best"], *result["choices"]), strict=True):
-            row["overflow_in_round"], row["overflow_in_run"] = regrouping.overflow(choice)
-    return result
-
-
-def _row_as_json(row: Choice | Baseline) -> dict[str, Any]:
-    result = asdict(row) | {"batches_per_node": row.batches_per_node, "bytes_per_node": row.bytes_per_node}
-    result["seconds"]["total"] = row.seconds.total
-    if isinstance(row, Choice):
-        result |= {
-            "num_groups": row.num_groups,
-            "asked_per_group": row.asked_per_group,
-            "computations": row.computations,
-            "certificate": _finite(row.certificate),
-        }
-    return result
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -9,12 +9,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from solon_fl.errors import ConfigurationError
-from solon_fl.simulations.run.engine import Outcome, simulate
-from solon_fl.simulations.run.outcome import RoundRecord
-from solon_fl.simulations.run.scenario import Scenario
+from solon_fl.simulations.run import Outcome, RoundRecord, Scenario, simulate
 from solon_fl.strategies import Checkpoints
 
-__all__ = ["check_output", "console", "progress_bar", "run_scenario", "set_log_level", "short", "show_rounds"]
+__all__ = ["check_output", "console", "progress_bar", "run_scenario", "set_log_level", "show_rounds"]
 
 console = Console()
 
@@ -67,10 +65,3 @@ def set_log_level(verbose: bool) -> None:
     """Show Flower's log, or nothing of it but what is said of checkpoints."""
     logging.getLogger("flwr").setLevel(logging.INFO if verbose else logging.CRITICAL)
     logging.getLogger("flwr.checkpoints").setLevel(logging.INFO)
-
-
-def short(value: float) -> str:
-    """Return about three digits, without an exponent unless they would be lost."""
-    if value == 0 or value >= 0.0995:
-        return f"{value:,.{0 if value >= 99.95 else 1 if value >= 9.995 else 2}f}"
-    return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"

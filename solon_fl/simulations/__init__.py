@@ -1,12 +1,17 @@
-"""Built-in simulation: data, models, attacks, an in-process engine, and the command line `solon-fl`."""
+"""Simulations on one machine: data, models, attacks, runs of every strategy, comparisons, and plans."""
 
-from solon_fl.simulations.datasets import DATASETS, Dataset, load_dataset
-from solon_fl.simulations.datasets.models import MODELS, build_model
-from solon_fl.simulations.run.engine import Outcome, simulate
-from solon_fl.simulations.run.float_noise import NodeKind, calibrate_scenario
-from solon_fl.simulations.run.grid import InProcessGrid
-from solon_fl.simulations.run.outcome import RoundRecord
-from solon_fl.simulations.run.scenario import ATTACKS, STRATEGIES, Scenario
+from solon_fl.simulations.attacks import ATTACKS
+from solon_fl.simulations.datasets import DATASETS, MODELS, Dataset, build_model, load_dataset
+from solon_fl.simulations.run import (
+    STRATEGIES,
+    InProcessGrid,
+    NodeKind,
+    Outcome,
+    RoundRecord,
+    Scenario,
+    calibrate_scenario,
+    simulate,
+)
 
 __all__ = [
     "ATTACKS",

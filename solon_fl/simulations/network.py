@@ -1,4 +1,4 @@
-"""A model of the network and of a round's duration: simple enough to compute by hand."""
+"""A model of the network and of a round's duration, simple enough to compute by hand."""
 
 import math
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ __all__ = ["NETWORKS", "Network", "RoundSeconds", "round_seconds"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """One server and P nodes, each behind a link of its own.
+    """A server and P nodes, each with a link of its own.
 
     Parameters
     ----------
@@ -23,7 +23,7 @@ class Network:
     latency : float
         One way, seconds.
     deadline : float
-        How long a server that needs an answer from every node waits for one that gives none, seconds.
+        How long the server waits for a node that it needs and that does not answer, seconds.
 
     Raises
     ------
@@ -75,9 +75,9 @@ class Network:
         )
 
     def transfer_seconds(self, *, num_nodes: int, bytes_out: int, bytes_in: int) -> float:
-        """Return the seconds of sending bytes_out to the nodes, then bytes_in to the server (totals over all nodes).
+        """Return the seconds of sending bytes_out to the nodes and then bytes_in to the server, summed over all nodes.
 
-        Nodes share the work equally and all links are used at the same time, so that each direction takes
+        Every node sends and receives an equal part, and all links work at the same time. Each direction takes
         latency + 8 max(bytes / server rate, bytes / num_nodes / node rate).
         """
         if num_nodes < 1:
@@ -91,18 +91,18 @@ class Network:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundSeconds:
-    """What the seconds of a round are spent on, one after the other.
+    """How the seconds of a round are spent, one part after the other.
 
     Attributes
     ----------
     computation : float
         Of the slowest node.
     transfer : float
-        Of the model to the nodes, and of their answers to the server.
+        Of the model to the nodes and their answers to the server.
     server : float
         Of decoding or aggregating.
     waiting : float
-        For nodes that give no answer.
+        For nodes that do not answer.
     """
 
     computation: float
@@ -136,11 +136,11 @@ def round_seconds(
     num_nodes : int
         P.
     batches_per_node : int
-        Batches that the node with most of them computes.
+        Batches that the busiest node computes.
     batch_seconds : float
         Of one batch on one node.
     bytes_out, bytes_in : int
-        Really sent, over all nodes: `RoundReport.bytes_out` and `RoundReport.bytes_in`.
+        Bytes really sent, over all nodes: `RoundReport.bytes_out` and `RoundReport.bytes_in`.
     server_seconds : float
         Measured.
     waited : bool
@@ -186,7 +186,7 @@ def _alike(name: str, rate: float, latency: float) -> Network:
     )
 
 
-# Round numbers of our choice, not measurements: two data centres, sites on the internet, and homes.
+# Two data centres, sites on the internet, and homes. These are round numbers of our choice, not measurements.
 NETWORKS: dict[str, Network] = {
     network.name: network
     for network in (

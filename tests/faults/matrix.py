@@ -351,7 +351,7 @@ PROCESS_FAULTS = (
         "kill -9 of the server",
         "at random moments, again and again",
         "the same program goes on from the last checkpoint; the final model is equal bit by bit",
-        "tests/simulations/test_run.py::test_kill_9_at_random_moments_changes_nothing",
+        "tests/simulations/run/test_checkpoints.py::test_kill_9_at_random_moments_changes_nothing",
     ),
     ProcessFault(
         "kill -9 of flwr-serverapp",

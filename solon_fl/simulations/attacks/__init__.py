@@ -1,13 +1,18 @@
-"""Attacks, each a small class that turns what honest nodes would send into what liars send."""
+"""Attacks: what liars send instead of what honest nodes would send, and the Flower mods that make nodes lie."""
 
 from .base import Attack
 from .code_aware import BelowTolerance, Encoded, NearCodeword, OtherGradient, PartialCollusion, ProjectionAware, SameLie
 from .labels import flips_labels, seen_labels
+from .liars import Liars, RegroupedLiars, partition_id, place_number
+from .mods import MALFORMATIONS, attack_mod, crash_mod, label_flip_mod, late_mod, malformed_mod, silent_mod
 from .omniscient import Alie, FallOfEmpires, InnerProduct, Mimic, MinMax, MinSum
+from .registry import ATTACKS, NamedAttack, lie_if_told, lone_liar_mod, make_attack_mod
 from .simple import BitFlip, Constant, NotFinite, RandomGaussian, Reverse, SignFlip
 from .tuning import Aggregate, damage
 
 __all__ = [
+    "ATTACKS",
+    "MALFORMATIONS",
     "Aggregate",
     "Alie",
     "Attack",
@@ -17,19 +22,33 @@ __all__ = [
     "Encoded",
     "FallOfEmpires",
     "InnerProduct",
+    "Liars",
     "Mimic",
     "MinMax",
     "MinSum",
+    "NamedAttack",
     "NearCodeword",
     "NotFinite",
     "OtherGradient",
     "PartialCollusion",
     "ProjectionAware",
     "RandomGaussian",
+    "RegroupedLiars",
     "Reverse",
     "SameLie",
     "SignFlip",
+    "attack_mod",
+    "crash_mod",
     "damage",
     "flips_labels",
+    "label_flip_mod",
+    "late_mod",
+    "lie_if_told",
+    "lone_liar_mod",
+    "make_attack_mod",
+    "malformed_mod",
+    "partition_id",
+    "place_number",
     "seen_labels",
+    "silent_mod",
 ]

@@ -1,4 +1,4 @@
-"""The protocol of an attack on vectors: plain gradients, or coded shares."""
+"""The protocol of an attack on vectors, be they plain gradients or coded shares."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -10,12 +10,12 @@ __all__ = ["Attack"]
 
 
 class Attack(Protocol):
-    """What liars send instead of the vectors that they should.
+    """Makes the vectors that liars send instead of their own.
 
     Attributes
     ----------
     omniscient : bool
-        Whether the attack needs the vectors of all nodes; else it is given the liar's own only.
+        Whether the attack needs the vectors of all nodes. If not, it gets only the liar's own.
     """
 
     omniscient: bool
@@ -26,15 +26,15 @@ class Attack(Protocol):
         Parameters
         ----------
         vectors : Tensor, (n, m)
-            What each node would send if it were honest; not to be changed.
+            What each node would send if it were honest. The attack must not change it.
         liars : sequence of int
-            The rows of `vectors` that lie, all of them, ascending: they collude.
+            All rows of `vectors` that lie, ascending. Liars collude.
         rng : torch.Generator
-            CPU; all liars get one with the same seed, so that they agree without talking.
+            On the CPU. All colluders get the same seed, so that they agree without talking.
         """
 
 
 def honest_rows(vectors: Tensor, liars: Sequence[int]) -> Tensor:
-    """Return the vectors of those who do not lie, (n - m, ...); all of them if everybody lies."""
+    """Return the vectors of the honest nodes, (n - m, ...), or all vectors if every node lies."""
     kept = [row for row in range(len(vectors)) if row not in set(liars)]
     return vectors[kept] if kept else vectors

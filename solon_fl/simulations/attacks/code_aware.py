@@ -1,4 +1,4 @@
-"""Attacks made against the decoder itself; the hardest that we know of."""
+"""Attacks against the decoder itself, the hardest that we know of."""
 
 import math
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ def _unit(vector: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class SameLie:
-    """Every liar adds one common random vector, of `size` typical norms: rank one, hardest for subspaces."""
+    """All liars add one common random vector of `size` typical norms. Rank one is hardest for the subspace locator."""
 
     size: float = 1.0
     omniscient = True
@@ -49,17 +49,17 @@ class SameLie:
 
 @dataclass(frozen=True)
 class Encoded:
-    """An attack on gradients, told in Solon's code: each liar sends its own share of the malicious gradient.
+    """An attack on gradients, carried over to Solon's code: each liar sends its own share of the malicious gradient.
 
-    Not the share is spoilt, but the gradient that it is a share of: the liars' shares fit one another.
+    The liars' shares fit one another, as they are shares of one gradient.
 
     Parameters
     ----------
     code : Code
         The code under attack.
     attack : Attack
-        Makes the malicious gradient of the true one, which all nodes of a group have in common: one that lives on
-        differences between honest nodes (ALIE, Min-Max) leaves it as it is.
+        Makes the malicious gradient from the true one. All nodes of a group have the same gradient, so an attack that
+        exploits differences between honest nodes (ALIE, Min-Max) does nothing.
     """
 
     code: Code
@@ -77,11 +77,11 @@ class Encoded:
 
 @dataclass(frozen=True)
 class NearCodeword:
-    """The lie nearest to being explained by other nodes than those who tell it.
+    """The lie that other nodes' lies would most nearly explain.
 
-    Of the 2 s-sets C of nodes take the one whose H[:, C] has the smallest singular value, and its right
-    singular vector v: sum_j v_j H[:, j] nearly vanishes, so the lies v_j on the one half of C look like -v_j on
-    the other half. Choose the liars with `best_liars`. Cf. Borah & Harshan, arXiv:2510.20379.
+    Among all sets C of 2 s nodes take the one whose H[:, C] has the smallest singular value, with right singular vector
+    v. There sum_j v_j H[:, j] nearly vanishes, so the lies v_j on one half of C look like the lies -v_j on the other
+    half. Choose the liars with `best_liars`. Cf. Borah & Harshan, arXiv:2510.20379.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ class NearCodeword:
         return vectors[list(liars)] + added.to(vectors)
 
     def _singular_vector(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return C and v, by search over runs of neighbouring slots (the worst sets of the Fourier code)."""
+        """Return C and v, for large groups only among runs of neighbouring slots, the Fourier code's worst sets."""
         size, count = self.decoder.code.group_size, 2 * self.decoder.byzantine
         if size <= 12:
             sets = [np.array(chosen) for chosen in combinations(range(size), count)]
@@ -127,8 +127,8 @@ class NearCodeword:
 class OtherGradient:
     """All liars send the shares of one other gradient, which has k - 1 shares in common with the true one.
 
-    No code can tell which gradient is the true one if s + 1 liars of a group of 2 s + k do so: each is confirmed
-    by s + k shares. With s liars the true one has one supporter more.
+    If s + 1 liars of a group of 2 s + k do so, no code can tell which gradient is the true one: s + k shares confirm
+    each. With s liars the true gradient has one supporter more.
 
     Parameters
     ----------
@@ -175,7 +175,7 @@ class PartialCollusion:
 
 @dataclass(frozen=True)
 class ProjectionAware:
-    """A lie orthogonal to the projection F that the liars expect: invisible there if the server really draws it.
+    """A lie orthogonal to the projection F that the liars expect: if the server draws that F, the lie is invisible.
 
     Parameters
     ----------
@@ -190,7 +190,7 @@ class ProjectionAware:
     omniscient = True
 
     def lies(self, vectors: Tensor, liars: Sequence[int], rng: torch.Generator) -> Tensor:
-        """See `Attack.lies`. Vectors of no more than q = 16 entries hide nothing: those liars are honest."""
+        """See `Attack.lies`. In vectors of at most q = 16 entries nothing can be hidden, and the liars stay honest."""
         probes = torch.eye(min(64, vectors.shape[1]), vectors.shape[1])  # 64 columns are enough to hide in
         seen, _ = project_rows(list(probes), torch.Generator().manual_seed(self.seed))
         basis = np.linalg.qr(seen, mode="complete").Q

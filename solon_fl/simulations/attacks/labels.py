@@ -1,4 +1,4 @@
-"""Label flipping: what a node that poisons its data sees."""
+"""Label flipping: the labels on which a node that poisons its data trains."""
 
 from flwr.app import Context
 from torch import Tensor
@@ -9,7 +9,7 @@ FLIP_LABELS = "flip-labels"  # entry of the node's config, set by `label_flip_mo
 
 
 def flips_labels(context: Context) -> bool:
-    """Return whether this node poisons its data: keep what it computes apart from what honest nodes do."""
+    """Return whether this node poisons its data, so that its results must be kept apart from those of honest nodes."""
     return context.node_config.get(FLIP_LABELS) is True
 
 

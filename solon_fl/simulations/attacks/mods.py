@@ -1,4 +1,4 @@
-"""Attacks as Flower mods: put them around the train function of any ClientApp."""
+"""Attacks as Flower mods, for the train function of any ClientApp."""
 
 import copy
 from collections.abc import Collection
@@ -6,16 +6,17 @@ from typing import Literal, cast
 
 import numpy as np
 import torch
-from flwr.app import Array, ConfigRecord, Context, Message, RecordDict
+from flwr.app import Array, ConfigRecord, Context, Message
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from torch import Tensor
 
-from solon_fl.baselines.draco.task import DRACO_TASK
+from solon_fl.checks import check_one_of
 from solon_fl.coding.digests import DIGEST_SIZE, share_digest
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.attacks.base import Attack
 from solon_fl.simulations.attacks.labels import FLIP_LABELS
-from solon_fl.task import DIGESTS, TASK, SolonTask
+from solon_fl.simulations.attacks.liars import Addressee, Liars
+from solon_fl.task import DIGESTS, SolonTask
 from solon_fl.wire import to_array, trusted_tensor
 
 __all__ = [
@@ -33,57 +34,60 @@ Malformation = Literal["shape", "dtype", "names", "garbage", "forged-header"]
 MALFORMATIONS: tuple[Malformation, ...] = ("shape", "dtype", "names", "garbage", "forged-header")
 
 
-def attack_mod(attack: Attack, liars: Collection[int] | None = None, seed: int = 0) -> Mod:
+def attack_mod(attack: Attack, liars: Liars | Collection[int] | None = None, seed: int = 0) -> Mod:
     """Return a mod that replaces what a lying node sends by what the attack makes of it.
 
-    Works on coded shares (messages of `SolonStrategy`; nodes are numbered group * group_size + slot), on what Draco's
-    nodes send, and on any other reply with arrays (nodes are numbered by "partition-id"). An omniscient attack
-    learns what the others send by computing it: the mod calls the honest train function in their place, with their
-    slot, number or partition. All liars of a group (without groups: of the run) collude.
+    It works on coded shares (of `SolonStrategy`), on what Draco's nodes send, and on any other reply with arrays. An
+    omniscient attack learns what the others send by computing it: the mod calls the honest train function in their
+    place. All liars of a group collude, and without groups all liars of the run.
 
     Parameters
     ----------
     attack : Attack
         What to send.
-    liars : collection of int, optional
-        Numbers of the nodes that lie; looked at whenever a message comes, so that a set may be changed between rounds.
-        Default: every node that this mod runs on.
+    liars : collection of int or Liars, optional
+        Numbers of the nodes that lie: group * group_size + slot in Solon's groups, Draco's own number, and else
+        "partition-id". Default: every node that this mod runs on.
     seed : int
         Of the liars' randomness.
     """
-    crafted: dict[object, Tensor] = {}  # all liars' lies of the latest round: spares the next liar the work
+    told = Liars.of(liars)
+    crafted: dict[object, Tensor] = {}  # lies of all colluders, so that they are made once
+
+    def lie_of(node: Addressee, own: Tensor, call_next: ClientAppCallable) -> Tensor:
+        server_round = _round_number(node.message)
+        if not attack.omniscient:
+            return attack.lies(own[None], [0], _generator(seed, node.number, server_round))[0]
+        peers = node.peers
+        lying = told.rows(node, peers)
+        key = (node.context.run_id, server_round, peers, own.numel(), tuple(lying))
+        if key not in crafted:
+            crafted.clear()
+            vectors = own.new_empty(len(peers), own.numel())
+            for row, number in zip(vectors, peers, strict=True):
+                row.copy_(_vector(node.honest_reply(number, call_next)))
+            crafted[key] = attack.lies(vectors, lying, _generator(seed, peers[0], server_round))
+        return crafted[key][lying.index(peers.index(node.number))]
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        number = _node_number(message, context)
-        if liars is not None and number not in liars:
-            return call_next(message, context)
+        node = Addressee.of(message, context)
         reply = call_next(message, context)
-        if reply.has_error():
+        if not told.include(node) or reply.has_error():
             return reply
-        own = _vector(reply)
-        numbers = _colluding_numbers(message, context) if attack.omniscient else [number]
-        lying = [row for row, n in enumerate(numbers) if n == number or (liars is not None and n in liars)]
-        key = (context.run_id, _round_number(message), numbers[0], len(numbers), own.numel(), tuple(lying))
-        if key not in crafted:
-            vectors = own[None]
-            if attack.omniscient:
-                crafted.clear()
-                vectors = own.new_empty(len(numbers), own.numel())
-                for row, n in zip(vectors, numbers, strict=True):
-                    row.copy_(_vector(_honest_reply(n, message, context, call_next)))
-            words = np.random.SeedSequence([seed, numbers[0], _round_number(message)]).generate_state(1, np.uint64)
-            rng = torch.Generator().manual_seed(int(words[0] >> np.uint64(1)))
-            crafted[key] = attack.lies(vectors, lying, rng)
-        lie = crafted[key][lying.index(numbers.index(number))]
-        if not attack.omniscient:
-            crafted.clear()
+        lie = lie_of(node, _vector(reply), call_next)
         return _with_digest(_with_vector(reply, lie), message, lie)
 
     return mod
 
 
+def _generator(seed: int, number: int, server_round: int) -> torch.Generator:
+    """Return the generator from which a liar, or a group of them, draws in a round."""
+    words = np.random.SeedSequence([seed, number, server_round]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(words[0] >> np.uint64(1)))
+
+
 def _with_digest(reply: Message, message: Message, lie: Tensor) -> Message:
-    """Let the liar's digests, if it is to send any, claim that its lie is the true share of its slot."""
+    """Make the liar's digests, if it sends any, claim that its lie is the true share of its slot."""
     record = reply.content.get(DIGESTS)
     if isinstance(record, ConfigRecord):
         task = SolonTask.from_message(message)
@@ -93,41 +97,44 @@ def _with_digest(reply: Message, message: Message, lie: Tensor) -> Message:
     return reply
 
 
-def silent_mod(liars: Collection[int] | None = None) -> Mod:
-    """Return a mod that makes nodes compute and then not answer (None: Flower never delivers a reply)."""
+def silent_mod(liars: Liars | Collection[int] | None = None) -> Mod:
+    """Return a mod that makes nodes silent: they return None, and Flower delivers no reply."""
+    told = Liars.of(liars)
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        if liars is None or _node_number(message, context) in liars:
+        if told.include(Addressee.of(message, context)):
             return None  # type: ignore[return-value]  # what a broken ClientApp does
         return call_next(message, context)
 
     return mod
 
 
-def crash_mod(liars: Collection[int] | None = None) -> Mod:
-    """Return a mod that makes nodes crash: the ClientApp raises, which reaches the server as an error reply."""
+def crash_mod(liars: Liars | Collection[int] | None = None) -> Mod:
+    """Return a mod that makes nodes crash: the ClientApp raises, and the server gets an error reply."""
+    told = Liars.of(liars)
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        if liars is None or _node_number(message, context) in liars:
+        if told.include(Addressee.of(message, context)):
             raise RuntimeError("this node has crashed")
         return call_next(message, context)
 
     return mod
 
 
-def late_mod(liars: Collection[int] | None = None) -> Mod:
+def late_mod(liars: Liars | Collection[int] | None = None) -> Mod:
     """Return a mod that makes nodes one round late: each answers with its reply to the round before.
 
-    A reply after the deadline is never pulled under Flower. The nearest hostile thing is this: nothing in the first
-    round, and in each later one the previous round's reply, its content and its reference to the previous message
-    included. The replies are kept in this mod, by run and node: where several processes serve the nodes
-    (Ray), each process knows those that it made, and a node that moves is silent for a round.
+    Flower never pulls a reply after the deadline. This is the nearest hostile behaviour: no reply in the first round,
+    and in each later round the previous round's reply, unchanged, which refers to the previous message. The mod keeps
+    the replies by run and node. Where several processes serve the nodes (Ray), each process knows only the replies that
+    it made, and a node that moves to another process is silent for a round.
     """
+    told = Liars.of(liars)
     kept: dict[tuple[int, int], Message] = {}
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         reply = call_next(message, context)
-        if liars is not None and _node_number(message, context) not in liars:
+        if not told.include(Addressee.of(message, context)):
             return reply
         node = (context.run_id, context.node_id)
         late = kept.get(node)
@@ -137,15 +144,16 @@ def late_mod(liars: Collection[int] | None = None) -> Mod:
     return mod
 
 
-def label_flip_mod(liars: Collection[int] | None = None) -> Mod:
-    """Return a mod that makes nodes poison their data: honest training on labels C - 1 - y.
+def label_flip_mod(liars: Liars | Collection[int] | None = None) -> Mod:
+    """Return a mod that makes nodes poison their data: they train honestly, but on labels C - 1 - y.
 
-    It sets "flip-labels" in a copy of the node's config; the client does the rest by passing its labels through
-    `solon_fl.simulations.attacks.seen_labels`. A client that does not stays honest.
+    The mod sets "flip-labels" in a copy of the node's config. The client must pass its labels through
+    `solon_fl.simulations.attacks.seen_labels`, or it stays honest.
     """
+    told = Liars.of(liars)
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        if liars is None or _node_number(message, context) in liars:
+        if told.include(Addressee.of(message, context)):
             context = copy.copy(context)
             context.node_config = {**context.node_config, FLIP_LABELS: True}
         return call_next(message, context)
@@ -153,90 +161,36 @@ def label_flip_mod(liars: Collection[int] | None = None) -> Mod:
     return mod
 
 
-def malformed_mod(liars: Collection[int] | None = None, how: Malformation | None = None) -> Mod:
-    """Return a mod that makes nodes send what is no valid reply.
+def malformed_mod(liars: Liars | Collection[int] | None = None, how: Malformation | None = None) -> Mod:
+    """Return a mod that makes nodes send invalid replies.
 
     Parameters
     ----------
-    liars : collection of int, optional
+    liars : collection of int or Liars, optional
         As for `attack_mod`.
     how : str, optional
-        One of `MALFORMATIONS`. Default: all of them in turn, by the node's number.
+        One of `MALFORMATIONS`. Default: one of them for each node, by its number.
     """
-    if how is not None and how not in MALFORMATIONS:
-        raise ConfigurationError(f"how must be one of {', '.join(MALFORMATIONS)}; got how={how!r}.")
+    if how is not None:
+        check_one_of("how", how, MALFORMATIONS)
+    told = Liars.of(liars)
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        number = _node_number(message, context)
-        if liars is not None and number not in liars:
-            return call_next(message, context)
+        node = Addressee.of(message, context)
         reply = call_next(message, context)
-        if reply.has_error():
+        if not told.include(node) or reply.has_error():
             return reply
-        return _malformed(reply, how or MALFORMATIONS[number % len(MALFORMATIONS)])
+        return _malformed(reply, how or MALFORMATIONS[node.number % len(MALFORMATIONS)])
 
     return mod
 
 
-def _node_number(message: Message, context: Context) -> int:
-    task = message.content.config_records.get(TASK)
-    if task is not None:
-        return _integer(task, "group") * _integer(task, "group_size") + _integer(task, "slot")
-    draco_task = message.content.config_records.get(DRACO_TASK)
-    if draco_task is not None:
-        return _integer(draco_task, "number")
-    number = context.node_config.get("partition-id", context.node_id)
-    if not isinstance(number, int):
-        raise ConfigurationError(f"partition-id must be a whole number; got partition-id={number!r}.")
-    return number
-
-
 def _round_number(message: Message) -> int:
-    """Return the server round, which every strategy of Flower's puts into its config."""
+    """Return the server round, which every Flower strategy puts into its config."""
     for record in message.content.config_records.values():
         if isinstance(number := record.get("server-round"), int):
             return number
     raise ConfigurationError("an attack needs the server round; the message has no config with 'server-round'.")
-
-
-def _colluding_numbers(message: Message, context: Context) -> list[int]:
-    """Return the numbers of the nodes whose vectors count: the group's, or all."""
-    task = message.content.config_records.get(TASK)
-    if task is not None:
-        size = _integer(task, "group_size")
-        first = _integer(task, "group") * size
-        return list(range(first, first + size))
-    draco_task = message.content.config_records.get(DRACO_TASK)
-    if draco_task is not None:
-        return list(range(_integer(draco_task, "num_nodes")))
-    count = context.node_config.get("num-partitions")
-    if not isinstance(count, int):
-        raise ConfigurationError(
-            f"an omniscient attack needs num-partitions in the node's config; got num-partitions={count!r}."
-        )
-    return list(range(count))
-
-
-def _honest_reply(number: int, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Return what node `number` would answer to its copy of this message."""
-    task = message.content.config_records.get(TASK)
-    message, context = copy.copy(message), copy.copy(context)
-    content = RecordDict(dict(message.content))
-    if task is not None:
-        content[TASK] = ConfigRecord({**task, "slot": number % _integer(task, "group_size")})
-    draco_task = message.content.config_records.get(DRACO_TASK)
-    if draco_task is not None:
-        content[DRACO_TASK] = ConfigRecord({**draco_task, "number": number})
-    message.content = content
-    context.node_config = {**context.node_config, "partition-id": number}
-    return call_next(message, context)
-
-
-def _integer(record: ConfigRecord, name: str) -> int:
-    value = record[name]
-    if not isinstance(value, int):
-        raise ConfigurationError(f"the task's entry {name} must be a whole number; got {name}={value!r}.")
-    return value
 
 
 def _arrays(reply: Message) -> dict[tuple[str, str], Array]:

@@ -1,4 +1,4 @@
-"""Attacks that know what every node sends.
+"""Attacks by liars that know what every node sends.
 
 mu and sigma are the mean and the standard deviation (population, ddof = 0) over the HONEST nodes, per
 coordinate; n nodes, m of them liars.
@@ -25,22 +25,22 @@ FRACTIONS = (1.0, 0.75, 0.5, 0.25)  # of the largest gamma
 
 @dataclass(frozen=True)
 class Alie:
-    """A little is enough: mu - z sigma, small enough to pass for honest (Baruch et al. 2019).
+    """A little is enough: mu - z sigma, a shift small enough to pass for honest (Baruch et al. 2019).
 
     Parameters
     ----------
     sign : -1 or 1
         The direction of the shift; -1 gives mu - z sigma.
     convention : "supporters" or "fraction"
-        z = Phi^-1((n - m - h) / (n - m)) with h = floor(n / 2) + 1 - m, or Phi^-1((n - h) / n): both are
-        published. n = 50, m = 12 gives 0.336 and 0.583.
+        z = Phi^-1((n - m - h) / (n - m)) with h = floor(n / 2) + 1 - m, or Phi^-1((n - h) / n). Both are published; for
+        n = 50, m = 12 they give 0.336 and 0.583.
     fixed_shift : float, optional
-        z itself, in place of either convention: what codes that fix z to 1.0 or 1.5 do.
+        z itself, instead of either convention: some codes fix it to 1.0 or 1.5.
 
     Notes
     -----
-    Slips in other codes: the distribution function in place of its inverse (so in Shejwalkar & Houmansadr's table
-    of z), z fixed to 1.0 or 1.5, sigma taken over all nodes.
+    Slips in other codes: the distribution function instead of its inverse (as in Shejwalkar & Houmansadr's table of z),
+    z fixed to 1.0 or 1.5, sigma taken over all nodes.
     """
 
     sign: Literal[-1, 1] = -1
@@ -49,7 +49,7 @@ class Alie:
     omniscient = True
 
     def shift(self, num_nodes: int, num_liars: int) -> float:
-        """Return z; unless fixed, 0 where the liars are a majority already (h <= 0 makes the quantile 1 or more)."""
+        """Return z. Unless fixed, it is 0 where liars are the majority (h <= 0 makes the quantile 1 or more)."""
         if self.fixed_shift is not None:
             return self.fixed_shift
         supporters = num_nodes // 2 + 1 - num_liars
@@ -70,7 +70,7 @@ class Alie:
 
 @dataclass(frozen=True)
 class InnerProduct:
-    """Inner product manipulation: -eps * mu (Xie et al. 2020); eps = 0.1 hides, eps > (n - m) / m turns the mean."""
+    """Inner product manipulation: -eps * mu (Xie et al. 2020). eps = 0.1 hides, eps > (n - m) / m turns the mean."""
 
     eps: float = 0.1
     omniscient = True
@@ -89,8 +89,8 @@ class FallOfEmpires:
     aggregate : callable, (n, m) -> (d,)
         What the server makes of the vectors of all nodes; damage is what `damage` says.
     candidates : tuple of float
-        The eps to try, in this order; the first is used if none does any damage. Default: 0.1 to 1000, four a
-        decade: those that hide, and those above (n - m) / m, which turn a mean around.
+        The eps to try, in this order. The first is used if none does any damage. Default: four a decade from 0.1 to
+        1000, so that some hide and some exceed (n - m) / m, which turns a mean around.
 
     Raises
     ------
@@ -99,7 +99,7 @@ class FallOfEmpires:
 
     Notes
     -----
-    The authors give eps by hand for every aggregator (0.1 against Krum, 10 against the mean); here it is searched.
+    The authors choose eps by hand for every aggregator (0.1 against Krum, 10 against the mean). Here a search does.
     """
 
     aggregate: Aggregate
@@ -135,18 +135,18 @@ Deviation = Literal["unit", "std", "sign"]
 
 @dataclass(frozen=True)
 class MinMax:
-    """mu + gamma * dev with the largest gamma that keeps it no farther from any honest vector than two of these are.
+    """mu + gamma * dev, at most as far from any honest vector as two of these are from each other.
 
-    dev is -mu / |mu| ("unit"), -sigma ("std") or -sign(mu) ("sign"); gamma by bisection
+    dev is -mu / |mu| ("unit"), -sigma ("std") or -sign(mu) ("sign"). Bisection finds the largest such gamma
     (Shejwalkar & Houmansadr 2021).
 
     Parameters
     ----------
     deviation : "unit", "std" or "sign"
-        dev; with `aggregate`, the one that is used if none does any damage.
+        Which dev. With `aggregate`, the one that is used if none does any damage.
     aggregate : callable, (n, m) -> (d,), optional
-        What the server makes of the vectors of all nodes: the attack then takes the dev, and the gamma of 1, 3/4,
-        1/2 and 1/4 of the largest, that do most damage as `damage` measures it.
+        What the server makes of the vectors of all nodes. If given, the attack tries every dev with 1, 3/4, 1/2 and 1/4
+        of its largest gamma, and takes what does most damage as `damage` measures it.
     """
 
     deviation: Deviation = "std"
@@ -166,9 +166,9 @@ class MinMax:
 
 @dataclass(frozen=True)
 class MinSum:
-    """As `MinMax`, but the SUM of squared distances to the honest is at most the least such sum of an honest one.
+    """As `MinMax`, but with a bound on the SUM of squared distances to the honest vectors.
 
-    The least, as in the authors' code; others take the largest.
+    It is at most the least such sum of an honest vector, as in the authors' code. Others take the largest.
     """
 
     deviation: Deviation = "std"
@@ -193,7 +193,7 @@ def _farthest_or_worst(
     fits: Callable[[Tensor], bool],
     aggregate: Aggregate | None,
 ) -> Tensor:
-    """Return the lies of `MinMax` and `MinSum`: as far as fits, or what does most damage on the way there."""
+    """Return the lies of `MinMax` and `MinSum`: the farthest that fits, or what does most damage on the way there."""
     honest = honest_rows(vectors, liars)
     if aggregate is None:
         return _farthest(honest, deviation, fits).expand(len(liars), -1).clone()
@@ -205,7 +205,7 @@ def _farthest_or_worst(
 
 
 def _distances(vectors: Tensor) -> Tensor:
-    """Return all distances; not from a Gram matrix, which loses those of vectors much alike."""
+    """Return all distances. A Gram matrix would lose those between vectors that are much alike."""
     return torch.cdist(vectors, vectors, compute_mode="donot_use_mm_for_euclid_dist")
 
 

@@ -1,13 +1,14 @@
-"""All attacks by name, ready to be put around a ClientApp."""
+"""All attacks by name, as mods for a ClientApp."""
 
 import warnings
-from collections.abc import Callable, Set
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from flwr.app import Context, Message
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from torch import Tensor
 
+from solon_fl.checks import check_one_of
 from solon_fl.coding import CertificateWarning, Decoder
 from solon_fl.config import make_decoder
 from solon_fl.errors import ConfigurationError
@@ -15,6 +16,7 @@ from solon_fl.task import SolonTask
 
 from .base import Attack
 from .code_aware import BelowTolerance, Encoded, NearCodeword, OtherGradient, PartialCollusion, ProjectionAware, SameLie
+from .liars import Liars, partition_id, place_number
 from .mods import attack_mod, crash_mod, label_flip_mod, late_mod, malformed_mod, silent_mod
 from .omniscient import Alie, FallOfEmpires, InnerProduct, Mimic, MinMax, MinSum
 from .simple import BitFlip, Constant, NotFinite, RandomGaussian, Reverse, SignFlip
@@ -22,13 +24,13 @@ from .tuning import Aggregate
 
 __all__ = ["ATTACKS", "AttackFactory", "NamedAttack", "lie_if_told", "lone_liar_mod", "make_attack_mod"]
 
-AttackFactory = Callable[[Set[int], int, Aggregate | None, Decoder | None], Mod]
-"""From the numbers of the nodes that lie, a seed, the aggregator under attack, and Solon's decoder: a mod."""
+AttackFactory = Callable[[Liars, int, Aggregate | None, Decoder | None], Mod]
+"""Makes a mod from the liars, a seed, the aggregator under attack, and Solon's decoder."""
 
 
 @dataclass(frozen=True)
 class NamedAttack:
-    """An attack with all it needs to be run.
+    """An attack, and how to make its mod.
 
     Attributes
     ----------
@@ -37,9 +39,9 @@ class NamedAttack:
     factory : callable
         See `AttackFactory`; `make_attack_mod` calls it.
     needs_code : bool
-        Whether it is made against Solon's code, and against other strategies means nothing.
+        Whether it is made against Solon's code, and so makes no sense against other strategies.
     spoils_replies : bool
-        Whether its mod works on replies as they are sent, whatever they hold, and so must be the outermost.
+        Whether its mod works on the reply as it is sent, whatever that holds, and so must be the outermost mod.
     """
 
     description: str
@@ -49,7 +51,11 @@ class NamedAttack:
 
 
 def make_attack_mod(
-    name: str, liars: Set[int], seed: int, aggregate: Aggregate | None = None, decoder: Decoder | None = None
+    name: str,
+    liars: Liars | Collection[int],
+    seed: int,
+    aggregate: Aggregate | None = None,
+    decoder: Decoder | None = None,
 ) -> Mod:
     """Return the mod of an attack of `ATTACKS`.
 
@@ -57,14 +63,13 @@ def make_attack_mod(
     ----------
     name : str
         A key of `ATTACKS`.
-    liars : set of int
+    liars : collection of int or Liars
         Numbers of the nodes that lie; see `attack_mod`.
     seed : int
         Of the liars' randomness.
     aggregate : callable, (n, m) -> (d,), optional
-        What the server makes of the vectors that the nodes send (of coded shares: the decode of one group's), for
-        the attacks that are tuned against it. Default: "foe" is tuned against the mean, "min-max" and "min-sum"
-        are not tuned.
+        What the server makes of the nodes' vectors (for coded shares: the decode of one group), for attacks that are
+        tuned against it. Default: "foe" is tuned against the mean, and "min-max" and "min-sum" are not tuned.
     decoder : Decoder, optional
         Solon's, where the vectors are its shares.
 
@@ -73,36 +78,36 @@ def make_attack_mod(
     ConfigurationError
         If there is no such attack, or it is made against Solon's code and there is none.
     """
-    if name not in ATTACKS:
-        raise ConfigurationError(f"attack must be one of {', '.join(ATTACKS)}; got attack={name!r}.")
+    check_one_of("attack", name, ATTACKS)
     attack = ATTACKS[name]
     if attack.needs_code and decoder is None:
         raise ConfigurationError(
             f"attack={name!r} is made against Solon's code; got decoder=None; use it with strategy='solon'."
         )
-    return attack.factory(liars, seed, aggregate, decoder)
+    return attack.factory(Liars.of(liars), seed, aggregate, decoder)
 
 
 def lone_liar_mod(name: str, task: SolonTask) -> Mod:
     """Return the mod of an attack of `ATTACKS` for a node of Solon's that knows its own task and no other liar.
 
-    Of the decoder it supposes what fits its group best: that s is the most that r and k allow.
+    The node supposes that the decoder's s is the largest that r and k allow.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CertificateWarning)
         decoder = make_decoder(task.make_code(), (task.group_size - task.compression) // 2, 0, 1e-6)
-    own_number = task.group * task.group_size + task.slot
-    return make_attack_mod(name, frozenset({own_number}), seed=task.seed, decoder=decoder)
+    own_number = place_number(task.group, task.group_size, task.slot)
+    return make_attack_mod(name, {own_number}, seed=task.seed, decoder=decoder)
 
 
 def lie_if_told(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """Attack if the node's config says so: a mod for trying out an app, on a deployment or in a simulation.
 
-    The node's config names the attack ("attack"); in a simulation, where nodes have a partition id, the run's config
-    does, for the partition ids that it lists ("liars", separated by commas).
+    On a deployment the node's config names the attack ("attack"). In a simulation the run's config does, for the
+    nodes whose partition ids it lists ("liars", separated by commas).
     """
     node, run = context.node_config, context.run_config
-    simulated_liar = str(node.get("partition-id")) in str(run.get("liars", "")).split(",")
+    is_simulated = "partition-id" in node
+    simulated_liar = is_simulated and str(partition_id(context)) in str(run.get("liars", "")).split(",")
     attack = str(node.get("attack") or (run.get("attack", "") if simulated_liar else ""))
     if not attack:
         return call_next(message, context)
@@ -122,7 +127,7 @@ def _tuned(make: Callable[[Aggregate | None], Attack]) -> AttackFactory:
 
 
 def _against_code(make: Callable[[Decoder], Attack]) -> AttackFactory:
-    def factory(liars: Set[int], seed: int, aggregate: Aggregate | None, decoder: Decoder | None) -> Mod:
+    def factory(liars: Liars, seed: int, aggregate: Aggregate | None, decoder: Decoder | None) -> Mod:
         if decoder is None:
             raise ConfigurationError("this attack is made against Solon's code; got decoder=None; pass the decoder.")
         return attack_mod(make(decoder), liars, seed)
@@ -130,11 +135,11 @@ def _against_code(make: Callable[[Decoder], Attack]) -> AttackFactory:
     return factory
 
 
-def _without_vectors(make: Callable[[Set[int]], Mod]) -> AttackFactory:
+def _without_vectors(make: Callable[[Liars], Mod]) -> AttackFactory:
     return lambda liars, seed, aggregate, decoder: make(liars)
 
 
-def _projection_aware(liars: Set[int], seed: int, aggregate: Aggregate | None, decoder: Decoder | None) -> Mod:
+def _projection_aware(liars: Liars, seed: int, aggregate: Aggregate | None, decoder: Decoder | None) -> Mod:
     # Another seed than the run's, from which a simulated server may draw: no node can know what is drawn later.
     return attack_mod(ProjectionAware(seed=seed + 1), liars, seed)
 

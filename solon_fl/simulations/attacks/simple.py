@@ -1,4 +1,4 @@
-"""Attacks that need to know nothing but the liar's own vector."""
+"""Attacks that need only the liar's own vector."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

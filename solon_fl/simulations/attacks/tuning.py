@@ -1,4 +1,4 @@
-"""How much an attack does to an aggregator, and the search for the lie that does most."""
+"""The damage that an attack does to an aggregator, and the search for the lie that does most."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -9,17 +9,17 @@ from torch import Tensor
 __all__ = ["Aggregate", "damage", "most_damaging"]
 
 Aggregate = Callable[[Tensor], Tensor]
-"""What the server would make of the n vectors, (n, m) -> (d,)."""
+"""Returns what the server would make of n vectors, (n, m) -> (d,)."""
 
-NO_DAMAGE = 1e-5  # less than this is float noise, or what a decoder tolerates of it
+NO_DAMAGE = 1e-5  # less is float noise, or a lie that a decoder tolerates as such
 
 
 def damage(aggregate: Aggregate, attacked: Tensor, reference: Tensor) -> float:
     """Return |aggregate(attacked) - reference| / |reference|, where reference is the aggregate of honest vectors.
 
-    The distance, as Shejwalkar & Houmansadr maximise it, because it also counts what is done across the honest
-    direction; along it, as inner product manipulation goes, it is 1 plus the negative inner product
-    that Xie et al. look at. A result that is not finite, or an exception, is infinite damage.
+    Shejwalkar & Houmansadr maximise this distance. It also counts what is done across the honest direction. Along that
+    direction, as in inner product manipulation, it is 1 plus the negative inner product that Xie et al. use. A result
+    that is not finite, or an exception, is infinite damage.
     """
     try:
         result = aggregate(attacked)
@@ -33,7 +33,7 @@ def damage(aggregate: Aggregate, attacked: Tensor, reference: Tensor) -> float:
 
 
 def most_damaging(aggregate: Aggregate, vectors: Tensor, liars: Sequence[int], candidates: Iterable[Tensor]) -> Tensor:
-    """Return the candidate, (m,), that does most damage if all liars send it; the first if none does any.
+    """Return the candidate, (m,), that does most damage if all liars send it, or the first if none does any.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def most_damaging(aggregate: Aggregate, vectors: Tensor, liars: Sequence[int], c
     liars : sequence of int
         The rows that lie.
     candidates : iterable of (m,) tensors
-        The stealthiest first; of equals the first wins.
+        In order of stealth. Of equals the first wins.
     """
     reference = aggregate(vectors.clone())
     best, most = None, NO_DAMAGE

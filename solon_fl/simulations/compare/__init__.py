@@ -1,1 +1,25 @@
-"""Comparing strategies under attacks: grids of runs, their results, and the report."""
+"""Comparing strategies under attacks: grids of runs, and what came of them.
+
+Import `tables`, `plots` and `report` where you need them: they use packages that a node does without.
+"""
+
+from solon_fl.simulations.compare.comparison import (
+    NO_ATTACK,
+    Comparison,
+    load_comparison,
+    parse_comparison,
+    shipped_comparisons,
+)
+from solon_fl.simulations.compare.results import Cell, Results, Verdict, run_comparison
+
+__all__ = [
+    "NO_ATTACK",
+    "Cell",
+    "Comparison",
+    "Results",
+    "Verdict",
+    "load_comparison",
+    "parse_comparison",
+    "run_comparison",
+    "shipped_comparisons",
+]

@@ -1,32 +1,31 @@
 """What is compared with what: strategies x attacks x networks, from a TOML file or from code."""
 
-import difflib
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
+from solon_fl.checks import check_between
 from solon_fl.config import SolonConfig
 from solon_fl.errors import ConfigurationError
-from solon_fl.simulations.attacks.registry import ATTACKS
+from solon_fl.simulations.attacks import ATTACKS
 from solon_fl.simulations.network import NETWORKS, Network
-from solon_fl.simulations.run.scenario import Scenario
-from solon_fl.simulations.run.strategies import STRATEGIES
+from solon_fl.simulations.run import STRATEGIES, Scenario
+from solon_fl.simulations.settings import NONE, read_table, unknown
 
-__all__ = ["Comparison", "load_comparison", "parse_comparison", "shipped_comparisons"]
+__all__ = ["NO_ATTACK", "Comparison", "load_comparison", "parse_comparison", "shipped_comparisons"]
 
-NO_ATTACK = "none"  # what None is called in files and on the command line
+NO_ATTACK = NONE
 _CHOSEN_PER_CELL = ("strategy", "attack")
 _TABLES = ("config", "scenario", "network")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A grid of runs that differ in strategy and attack alone, and networks to reckon their times for.
+    """A grid of runs that differ only in strategy and attack, and the networks for which their times are computed.
 
     Parameters
     ----------
@@ -37,13 +36,14 @@ class Comparison:
     strategies : tuple of str
         Keys of `STRATEGIES`.
     attacks : tuple of str or None
-        Keys of `ATTACKS`; None is no attack.
+        Keys of `ATTACKS`, or None for no attack.
     networks : tuple of Network
-        The times of a run are reckoned for each of them; that costs nothing.
+        The times of a run are computed for each of them, without running it again.
     batch_seconds : float, optional
-        How long a node computes one batch. Default: measured on this machine at the start.
+        How long a node takes for one batch. Default: measured on this machine at the start.
     target_accuracy : float, optional
-        In (0, 1): times are compared when it is reached. Default: 95 % of what attack-free training reaches.
+        In (0, 1): strategies are compared by the time they take to reach it. Default: 95 % of what attack-free
+        training reaches.
 
     Raises
     ------
@@ -69,7 +69,7 @@ class Comparison:
                 raise ConfigurationError(f"{name} must name at least one; got none.")
             for value in values:
                 if value not in known:
-                    raise ConfigurationError(_unknown(name, value, [item or NO_ATTACK for item in known]))
+                    raise ConfigurationError(unknown(name, value, [item or NO_ATTACK for item in known]))
             if len(set(values)) < len(values):
                 got = ", ".join(value or NO_ATTACK for value in values)
                 raise ConfigurationError(f"{name} must name each once; got {got}.")
@@ -80,10 +80,8 @@ class Comparison:
             raise ConfigurationError(f"networks must name each once; got {', '.join(names)}.")
         if self.batch_seconds is not None and not 0 <= self.batch_seconds < float("inf"):
             raise ConfigurationError(f"batch_seconds must not be negative; got batch_seconds={self.batch_seconds}.")
-        if self.target_accuracy is not None and not 0 < self.target_accuracy < 1:
-            raise ConfigurationError(
-                f"target_accuracy must be between 0 and 1; got target_accuracy={self.target_accuracy}."
-            )
+        if self.target_accuracy is not None:
+            check_between("target_accuracy", self.target_accuracy, 0, 1)
 
     def cell(self, strategy: str, attack: str | None) -> Scenario:
         """Return the scenario of one run.
@@ -91,7 +89,7 @@ class Comparison:
         Raises
         ------
         ConfigurationError
-            If that strategy, or that attack, can't be had in this scenario.
+            If the strategy or the attack is impossible in this scenario.
         """
         return replace(self.scenario, strategy=strategy, attack=attack)
 
@@ -102,27 +100,27 @@ def shipped_comparisons() -> dict[str, str]:
 
 
 def load_comparison(name: str, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> Comparison:
-    """Return a comparison by the name of a shipped one, or from a TOML file of yours.
+    """Return a comparison that comes with the package, or that a TOML file of yours describes.
 
     Parameters
     ----------
     name : str
         A key of `shipped_comparisons`, or a path that ends in .toml.
     overrides : mapping, optional
-        Tables whose entries take the place of the file's, as ``{"scenario": {"rounds": 10}, "": {...}}``; "" is the
-        file's top level.
+        Entries that replace the file's, by table, such as ``{"scenario": {"rounds": 10}, "": {...}}``; "" stands for
+        the file's top level.
 
     Raises
     ------
     ConfigurationError
-        If there is no such comparison, or it can't be read: one line that says what is wrong and where.
+        If there is no such comparison, or it can't be read. The message is one line that says what is wrong and where.
     """
     path = Path(name)
     if name in _shipped_names():
         return parse_comparison(_shipped(name), name, overrides)
     if path.suffix != ".toml":
         raise ConfigurationError(
-            _unknown("comparison", name, _shipped_names()) + " A file of yours must have a name that ends in .toml."
+            unknown("comparison", name, _shipped_names()) + " A file of yours must have a name that ends in .toml."
         )
     try:
         text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark of its encoding
@@ -149,53 +147,36 @@ def _build(document: dict[str, Any], overrides: Mapping[str, Mapping[str, Any]])
     top_level = [field.name for field in fields(Comparison) if field.name not in _TABLES]
     for name in document:
         if name not in (*top_level, *_TABLES):
-            raise ConfigurationError(_unknown("key", name, [*top_level, *_TABLES]))
+            raise ConfigurationError(unknown("key", name, [*top_level, *_TABLES]))
     tables = {name: document.pop(name, {}) for name in _TABLES}
     for name, table in tables.items():
         if not isinstance(table, dict):
             raise ConfigurationError(f"{name} must be a table, [{name}]; got {name} = {table!r}.")
     document |= overrides.get("", {})
     settings = tables["config"] | dict(overrides.get("config", {}))
-    settings = _checked("config", SolonConfig, settings, required=True)
+    settings = read_table(SolonConfig, settings, table="config", complete=True)
     with _in_table("config"):
         config = SolonConfig(**settings)
     settings = tables["scenario"] | dict(overrides.get("scenario", {}))
-    settings = _checked("scenario", Scenario, settings, ("config", *_CHOSEN_PER_CELL))
+    settings = read_table(Scenario, settings, table="scenario", excluded=("config", *_CHOSEN_PER_CELL))
     with _in_table("scenario"):
         scenario = Scenario(config=config, **settings)
     networks = dict(NETWORKS)
     for name, table in tables["network"].items():
         if not isinstance(table, dict):
             raise ConfigurationError(f"network must hold tables, [network.{name}]; got {name} = {table!r}.")
-        rates = _checked(f"network.{name}", Network, table, ("name",), required=True)
+        rates = read_table(Network, table, table=f"network.{name}", excluded=("name",), complete=True)
         with _in_table(f"network.{name}"):
             networks[name] = Network(name=name, **rates)
-    top = _checked("", Comparison, document, ("scenario",), required=True)
+    top = read_table(Comparison, document, excluded=("scenario",), complete=True)
     if "attacks" in top:
         top["attacks"] = tuple(None if attack == NO_ATTACK else attack for attack in top["attacks"])
     if "networks" in top:
         for name in top["networks"]:
             if name not in networks:
-                raise ConfigurationError(_unknown("networks", name, networks))
+                raise ConfigurationError(unknown("networks", name, networks))
         top["networks"] = tuple(networks[name] for name in top["networks"])
     return Comparison(scenario=scenario, **top)
-
-
-def _checked(
-    table: str, kind: type, values: dict[str, Any], excluded: Iterable[str] = (), *, required: bool = False
-) -> dict[str, Any]:
-    """Return the entries of a table, which must be those of a dataclass, of the right types."""
-    where = f"[{table}] " if table else ""
-    hints = get_type_hints(kind)
-    known = [field.name for field in fields(kind) if field.name not in excluded]
-    for name in values:
-        if name not in known:
-            raise ConfigurationError(where + _unknown("key", name, known))
-    if required:
-        missing = [f.name for f in fields(kind) if f.name in known and f.name not in values and _has_no_default(f)]
-        if missing:
-            raise ConfigurationError(f"{where}needs {', '.join(missing)}; add {missing[0]} = ....")
-    return {name: _typed(where + name, value, hints[name]) for name, value in values.items()}
 
 
 @contextmanager
@@ -210,44 +191,6 @@ def _in_table(table: str) -> Iterator[None]:
 def _printable(message: str) -> str:
     """Return a message as one line: files hold any characters."""
     return "".join(character if character.isprintable() else " " for character in message)
-
-
-def _has_no_default(field: Any) -> bool:
-    return "MISSING" in repr(field.default) and "MISSING" in repr(field.default_factory)
-
-
-def _typed(where: str, value: Any, hint: Any) -> Any:
-    """Return a value from TOML as what a dataclass's field wants."""
-    options = [option for option in get_args(hint) if option is not type(None)] if isinstance(hint, UnionType) else []
-    if options:
-        hint = options[0]
-    if get_origin(hint) is Literal:
-        hint = str
-    if get_origin(hint) is tuple:
-        items = value if isinstance(value, list | tuple) else None
-        item = str if where in ("networks", "attacks") else get_args(hint)[0]
-        if items is not None:
-            return tuple(_typed(where, entry, item) for entry in items)
-        raise ConfigurationError(f'{where} must be a list, such as ["a", "b"]; got {value!r}.')
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a text"}
-    fits = {
-        int: type(value) is int,
-        float: type(value) in (int, float),
-        bool: type(value) is bool,
-        str: isinstance(value, str),
-        Path: isinstance(value, str | Path),
-    }
-    if not fits[hint]:
-        raise ConfigurationError(f"{where} must be {names[hint]}; got {value!r}.")
-    return hint(value)
-
-
-def _unknown(what: str, value: object, known: Iterable[str]) -> str:
-    """Return a sentence about a name that does not exist."""
-    names = list(known)
-    close = difflib.get_close_matches(str(value), names, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(names)}."
-    return f"{what}: there is no {value!r}; {hint}"
 
 
 def _shipped_names() -> list[str]:

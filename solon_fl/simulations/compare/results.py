@@ -3,33 +3,29 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from statistics import fmean, median
 from typing import Any, Literal
 
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.compare.comparison import NO_ATTACK, Comparison
 from solon_fl.simulations.network import Network, RoundSeconds, round_seconds
-from solon_fl.simulations.run.engine import measure_batch_seconds, simulate
-from solon_fl.simulations.run.outcome import RoundRecord
-from solon_fl.simulations.run.output import jsonable, write_jsonl
-from solon_fl.simulations.run.scenario import Scenario
+from solon_fl.simulations.run import Outcome, RoundRecord, Scenario, jsonable, measure_batch_seconds, simulate
 
 __all__ = ["Cell", "Results", "Verdict", "run_comparison"]
 
 Verdict = Literal["survived", "harmed", "broken"]
 HARMED_BELOW = 0.02  # accuracy lost, of 1
 BROKEN_BELOW = 0.5  # part of what training gains that is lost
-REFERENCE = "fedavg"  # whose attack-free run tells what there is to lose
+REFERENCE = "fedavg"  # whose attack-free run shows what there is to lose
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a comparison, as its file has it.
+    """One strategy under one attack: the outcome of the run, or why there is none.
 
     Attributes
     ----------
@@ -37,82 +33,80 @@ class Cell:
         A key of `STRATEGIES`.
     attack : str or None
         A key of `ATTACKS`, or None.
-    lines : tuple of dict
-        What `write_jsonl` wrote: head, rounds, summary; empty if the run could not be.
+    outcome : Outcome or None
+        As its file has it; None if the run is impossible.
     refusal : str or None
-        Why it could not be.
+        Why it is impossible.
     """
 
     strategy: str
     attack: str | None
-    lines: tuple[dict[str, Any], ...] = ()
+    outcome: Outcome | None = None
     refusal: str | None = None
 
     @property
-    def rounds(self) -> tuple[dict[str, Any], ...]:
+    def records(self) -> tuple[RoundRecord, ...]:
         """One record a round, the untrained model first."""
-        return self.lines[1:-1]
+        return () if self.outcome is None else tuple(self.outcome.records)
 
     @property
     def error(self) -> str | None:
         """Why the run broke off, if it did."""
-        error: str | None = self.lines[-1]["error"] if self.lines else None
-        return error
+        return None if self.outcome is None else self.outcome.error
 
     @cached_property
     def accuracies(self) -> list[float]:
-        """After every round, 0..1, the untrained model's first."""
-        return [record["accuracy"] for record in self.rounds]
+        """See `Outcome.accuracies`."""
+        return [] if self.outcome is None else self.outcome.accuracies
 
     @property
-    def liars(self) -> set[int]:
+    def liars(self) -> Set[int]:
         """Numbers of the nodes that lie."""
-        return set(self.lines[0]["liars"]) if self.lines else set()
+        return frozenset() if self.outcome is None else self.outcome.liars
 
-    @property
-    def named(self) -> set[int]:
-        """Numbers of the nodes that the server named in any round, for whatever."""
-        return {int(number) for number in self.lines[-1]["offences"]} if self.lines else set()
+    @cached_property
+    def named(self) -> Set[int]:
+        """Numbers of the nodes that the server named in any round, for whatever reason."""
+        return frozenset() if self.outcome is None else frozenset(self.outcome.offences)
 
     @property
     def bytes_sent(self) -> float:
-        """Bytes of a round that the nodes sent, all of them together (median over the rounds)."""
-        return float(median([report["bytes_in"] for report in self._reports] or [0]))
+        """See `Outcome.bytes_sent`."""
+        return 0.0 if self.outcome is None else self.outcome.bytes_sent
 
     @property
     def server_seconds(self) -> float:
-        """Measured seconds of a round that the server took to decode or aggregate, and step (median)."""
-        return median([_server_seconds(report) for report in self._reports] or [0.0])
+        """See `Outcome.server_seconds`."""
+        return 0.0 if self.outcome is None else self.outcome.server_seconds
 
     @property
     def batches_per_node(self) -> int:
         """Batches that the busiest node computes in a round."""
-        return int(self.lines[0]["batches_per_node"]) if self.lines else 0
+        return 0 if self.outcome is None else self.outcome.batches_per_node
 
     @property
     def batches_of_all(self) -> float:
-        """Batches of a round that all nodes together computed (mean over the rounds)."""
-        asked = [_nodes_asked(report) for report in self._reports]
-        return self.batches_per_node * fmean(asked or [0])
-
-    @property
-    def _reports(self) -> list[dict[str, Any]]:
-        return [record["report"] for record in self.rounds if record["report"] is not None]
+        """See `Outcome.batches_of_all`."""
+        return 0.0 if self.outcome is None else self.outcome.batches_of_all
 
     def round_times(self, network: Network, batch_seconds: float) -> list[RoundSeconds]:
-        """Return how long each round takes on a network."""
+        """Return how long each round takes on a network.
+
+        In a round with resting nodes that had to be asked after all, nodes computed one after the other.
+        """
         return [
             round_seconds(
                 network,
-                num_nodes=max(1, _nodes_asked(record["report"])),
-                batches_per_node=self.batches_per_node * (1 + _escalated(record["report"])),
+                num_nodes=max(1, report.nodes_asked),
+                batches_per_node=self.batches_per_node * (2 if report.escalated_groups else 1),
                 batch_seconds=batch_seconds,
-                bytes_out=record["report"]["bytes_out"],
-                bytes_in=record["report"]["bytes_in"],
-                server_seconds=_server_seconds(record["report"]),
-                waited=record["waited"],
+                bytes_out=report.bytes_out,
+                bytes_in=report.bytes_in,
+                server_seconds=report.server_seconds,
+                waited=record.waited,
             )
-            for record in self.rounds[1:]
+            for record in self.records
+            if (report := record.report) is not None
         ]
 
     def clock(self, network: Network, batch_seconds: float) -> list[float]:
@@ -134,16 +128,16 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """A comparison and the cells that are finished.
+    """A comparison and its finished cells.
 
     Attributes
     ----------
     comparison : Comparison
-        What was to be run.
+        What is to be run.
     cells : tuple of Cell
-        By strategy and attack, in the comparison's order; those that are not finished are missing.
+        In the comparison's order. Those that are not finished are missing.
     batch_seconds : float
-        Given, or measured.
+        How long a node takes for one batch: given, or measured.
     """
 
     comparison: Comparison
@@ -156,26 +150,26 @@ class Results:
 
     @cached_property
     def reference(self) -> Cell | None:
-        """The attack-free run that others are held against: FedAvg's, else the first strategy's that has one."""
+        """The attack-free run to compare with: FedAvg's, or that of the first strategy that has one."""
         candidates = [REFERENCE, *self.comparison.strategies]
         found = (self.cell(strategy, None) for strategy in candidates)
         return next((cell for cell in found if cell is not None and cell.accuracies), None)
 
     @property
     def target_accuracy(self) -> float | None:
-        """The accuracy at which times are compared; None if it is not given and there is no reference."""
+        """The accuracy to which times are compared; None if it is not given and there is no reference."""
         if self.comparison.target_accuracy is not None:
             return self.comparison.target_accuracy
         return None if self.reference is None else 0.95 * self.reference.accuracies[-1]
 
     def verdict(self, cell: Cell) -> Verdict | None:
-        """Return what an attack did: "survived", "harmed" or "broken"; None if there was none, or nothing to judge by.
+        """Return what an attack did: "survived", "harmed" or "broken"; None without an attack or anything to judge by.
 
-        Judged by the attack-free run of the same strategy, or by the reference if there is no such run. Harmed: the
-        final accuracy is more than 2 points below its. Broken: more than half of what training gains is lost, and more
-        than 2 points, or the run broke off.
+        The run is compared with the attack-free run of the same strategy, or with the reference if there is none. It is
+        harmed if its final accuracy is more than 2 points lower. It is broken if, besides, more than half of what
+        training gains is lost, or if it broke off.
         """
-        if not cell.lines:
+        if cell.outcome is None:
             return None
         if cell.error is not None or not cell.accuracies:
             return "broken"
@@ -191,6 +185,17 @@ class Results:
             return "survived"
         return "broken" if lost > round(BROKEN_BELOW * (end - start), 9) else "harmed"
 
+    def speed(self, cell: Cell | None, network: Network) -> float | None:
+        """Return how many times as long as Solon under the same attack a run takes to the target accuracy."""
+        target = self.target_accuracy
+        if target is None or cell is None or cell.outcome is None:
+            return None
+        solon = self.cell("solon", cell.attack)
+        if solon is None or solon.outcome is None:
+            return None
+        own, other = (c.seconds_to(target, network, self.batch_seconds) for c in (solon, cell))
+        return None if not own or other is None else other / own
+
 
 def run_comparison(
     comparison: Comparison,
@@ -204,11 +209,11 @@ def run_comparison(
     comparison : Comparison
         What to run.
     folder : Path
-        Where the cells are kept, one JSON-lines file each. Its name holds a hash of the scenario, so that a folder may
-        serve several comparisons, and nothing that was run is lost.
+        Where outcomes are kept, one file a run. The file's name holds a hash of the scenario, so that several
+        comparisons can share a folder and none overwrites another's runs.
     on_cell : callable, optional
-        Called with the scenario before a cell is run, and returns what to call after every round; called with the
-        Cell if it need not be run.
+        Called with the scenario before a run, it returns what to call after every round. If there is nothing to run, it
+        is called with the Cell.
     """
     batch_seconds = _batch_seconds(comparison, folder)
     cells: list[Cell] = []
@@ -226,29 +231,25 @@ def _cell(comparison: Comparison, strategy: str, attack: str | None, folder: Pat
         on_cell(refused)
         return refused
     path = folder / f"{strategy}-{attack or NO_ATTACK}-{_digest(scenario)}.jsonl"
-    if (lines := _read(path)) is not None:
-        cell = Cell(strategy, attack, lines)
+    if (outcome := _finished(path)) is not None:
+        cell = Cell(strategy, attack, outcome)
         on_cell(cell)
         return cell
-    write_jsonl(simulate(scenario, on_cell(scenario)), path)
-    return Cell(strategy, attack, _read(path) or ())
+    simulate(scenario, on_cell(scenario)).save(path)
+    return Cell(strategy, attack, Outcome.load(path))  # without the model
 
 
-def _read(path: Path) -> tuple[dict[str, Any], ...] | None:
+def _finished(path: Path) -> Outcome | None:
     """Return a finished run; None if there is none. A damaged file is put aside, so that the run is made again."""
     if not path.exists():
         return None
     try:
-        lines = tuple(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-        whole = all(isinstance(line, dict) for line in lines) and "scenario" in lines[0] and "error" in lines[-1]
-    except (OSError, ValueError, IndexError):
-        whole = False
-    if whole:
-        return lines
-    aside = path.with_suffix(".damaged")
-    path.replace(aside)
-    logger.warning("%s is no finished run: it is now %s, and is run again.", path, aside.name)
-    return None
+        return Outcome.load(path)
+    except ConfigurationError:
+        aside = path.with_suffix(".damaged")
+        path.replace(aside)
+        logger.warning("%s is no finished run: it is now %s, and is run again.", path, aside.name)
+        return None
 
 
 def _digest(scenario: Scenario) -> str:
@@ -258,7 +259,7 @@ def _digest(scenario: Scenario) -> str:
 
 
 def _batch_seconds(comparison: Comparison, folder: Path) -> float:
-    """Return the seconds per batch: given, or measured once per folder, so that a resumed comparison has one clock."""
+    """Return the seconds per batch. They are measured once per folder, so that a resumed comparison has one clock."""
     if comparison.batch_seconds is not None:
         return comparison.batch_seconds
     path = folder / f"batch-seconds-{_digest(comparison.scenario)}.json"
@@ -271,17 +272,3 @@ def _batch_seconds(comparison: Comparison, folder: Path) -> float:
         raise ConfigurationError(
             f"{path} should hold the seconds of a batch; got {error}; delete it to measure them again."
         ) from error
-
-
-def _server_seconds(report: dict[str, Any]) -> float:
-    return float(report["seconds_aggregating"]) + float(report["seconds_stepping"])
-
-
-def _nodes_asked(report: dict[str, Any]) -> int:
-    """Return how many nodes had a task in a round."""
-    return sum(group["nodes_asked"] for group in report["groups"])
-
-
-def _escalated(report: dict[str, Any]) -> bool:
-    """Whether some group's nodes computed one after the other."""
-    return any(group["escalated"] for group in report["groups"])

@@ -5,13 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
-from rich.console import Console
-from rich.progress import track
 
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.datasets.dataset import Dataset, damaged, existing_folder
 from solon_fl.simulations.datasets.images import NUM_CLASSES, Split, normalised
+from solon_fl.simulations.extras import simulation_extra
 
 __all__ = ["cifar10"]
 
@@ -19,7 +17,7 @@ _SIDE = 32  # of a CIFAR-10 image, in pixels
 
 
 def cifar10(data_dir: Path | None) -> Dataset:
-    """CIFAR-10 from its five batches and the test batch, or from folders of images."""
+    """Return CIFAR-10 from its five batches and the test batch, or from folders of images."""
     root = existing_folder("cifar10", data_dir, "train/<class>/ and test/<class>/, or cifar-10-batches-py/")
     for folder in (root / "cifar-10-batches-py", root):
         if (folder / "data_batch_1").is_file():
@@ -32,7 +30,7 @@ def cifar10(data_dir: Path | None) -> Dataset:
 
 
 class _Inert:
-    """Stands for numpy's array and dtype in a pickle: keeps what it is given, and runs none of it."""
+    """Stands in for numpy's array and dtype in a pickle. It keeps what it is given, and runs none of it."""
 
     def __init__(self, *arguments: Any) -> None:
         self.arguments = arguments
@@ -42,7 +40,7 @@ class _Inert:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Reads builtin values and arrays; anything else is refused, so that a pickle cannot run code."""
+    """Reads builtin values and arrays, and refuses anything else, so that a pickle cannot run code."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("_codecs", "encode"):  # how Python 3 writes bytes for Python 2
@@ -73,7 +71,12 @@ def _read_image_folder(root: Path, classes: list[str]) -> Split:
         rule = "cifar10 needs data_batch_1, cifar-10-batches-py/data_batch_1, or JPEG or PNG images of the same "
         rule += f"{NUM_CLASSES} classes in train/<class>/ and test/<class>/"
         got = f"found no batches, and images of the classes {found} in {root}"
-        raise ConfigurationError(f"{rule}; {got}; name another folder with --data-dir.")
+        raise ConfigurationError(f"{rule}; {got}; set data_dir to another folder.")
+    with simulation_extra("folders of images"):
+        from PIL import Image
+        from rich.console import Console
+        from rich.progress import track
+
     images = np.empty((len(files), 3, _SIDE, _SIDE), dtype=np.uint8)
     progress = track(files, f"Reading {root}", console=Console(stderr=True), transient=True)
     for slot, path in zip(images, progress, strict=True):

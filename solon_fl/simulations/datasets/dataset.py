@@ -1,4 +1,4 @@
-"""What every data set is, and the errors that their readers share."""
+"""The form of every data set, and the errors that their readers share."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ class Dataset:
         Images: float32, shape (N, C, H, W), shifted and scaled so that each channel has mean 0 and standard deviation
         1 over the training images.
         Texts: token ids, int64, shape (N, L), from 0 to ``vocabulary_size - 1``; 0 fills up a text's end.
-        In the order of the files, which may be class by class: shuffle before cutting.
+        They are in the order of the files, perhaps class by class: shuffle before you cut.
     train_labels, test_labels : Tensor, int64, shape (N,)
         From 0 to ``num_classes - 1``.
     num_classes : int
@@ -47,13 +47,13 @@ class Dataset:
 
 
 def existing_folder(name: str, data_dir: Path | None, contents: str) -> Path:
-    """The folder that the user named, if it is one."""
+    """Return the folder that the user named, or raise ConfigurationError if it is none."""
     if data_dir is None or not data_dir.is_dir():
         rule = f"{name} is read from an existing folder of yours; got data_dir={data_dir}"
-        raise ConfigurationError(f"{rule}; name the folder that holds {contents} with --data-dir.")
+        raise ConfigurationError(f"{rule}; set data_dir to the folder that holds {contents}.")
     return data_dir
 
 
 def damaged(source: object, rule: str, got: str) -> ConfigurationError:
-    """The error for a file that breaks a rule."""
+    """Return the error for a file that breaks a rule."""
     return ConfigurationError(f"{rule}; got {got} in {source}; fetch it again.")

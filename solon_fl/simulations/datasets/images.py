@@ -1,4 +1,4 @@
-"""Fashion-MNIST, and what all sets of images share: ten classes, and channels shifted and scaled."""
+"""Fashion-MNIST, and what all sets of images have in common: ten classes, and normalised channels."""
 
 import gzip
 import math
@@ -20,10 +20,10 @@ Split = tuple[npt.NDArray[np.uint8], npt.NDArray[np.integer]]  # stored images (
 
 
 def fashion_mnist_6k(data_dir: Path | None) -> Dataset:
-    """The set in the package; it reads no folder."""
+    """Return the embedded set, which reads no folder."""
     if data_dir is not None:
         rule = f"fashion-mnist-6k is embedded and reads no folder; got data_dir={data_dir}"
-        raise ConfigurationError(f"{rule}; leave --data-dir out, or choose fashion-mnist for the full set.")
+        raise ConfigurationError(f"{rule}; leave data_dir out, or choose fashion-mnist for the full set.")
     file = resources.files("solon_fl.simulations.datasets") / "data" / "fashion_mnist_6k.npz"
     with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
         train = arrays["train_images"][:, None], arrays["train_labels"]
@@ -32,7 +32,7 @@ def fashion_mnist_6k(data_dir: Path | None) -> Dataset:
 
 
 def fashion_mnist(data_dir: Path | None) -> Dataset:
-    """Fashion-MNIST from its four idx files."""
+    """Return Fashion-MNIST from its four idx files."""
     root = existing_folder("fashion-mnist", data_dir, "the four idx files, such as train-images-idx3-ubyte.gz")
     folders = (root, root / "FashionMNIST" / "raw", root / "fashion-mnist")
 
@@ -41,7 +41,7 @@ def fashion_mnist(data_dir: Path | None) -> Dataset:
             if path.is_file():
                 return _read_idx(path, dimensions)
         rule = f"fashion-mnist needs {stem} or {stem}.gz; found neither in {', '.join(map(str, folders))}"
-        raise ConfigurationError(f"{rule}; put it in one of them, or name another folder with --data-dir.")
+        raise ConfigurationError(f"{rule}; put it in one of them, or set data_dir to another folder.")
 
     train = read("train-images-idx3-ubyte", 3)[:, None], read("train-labels-idx1-ubyte", 1)
     test = read("t10k-images-idx3-ubyte", 3)[:, None], read("t10k-labels-idx1-ubyte", 1)
@@ -49,7 +49,7 @@ def fashion_mnist(data_dir: Path | None) -> Dataset:
 
 
 def normalised(name: str, train: Split, test: Split, source: object) -> Dataset:
-    """The data set of stored images, each channel shifted and scaled; refuses what does not belong together."""
+    """Return stored images as a data set with normalised channels, or refuse files that do not belong together."""
     for images, labels in (train, test):
         if not 0 < len(images) == len(labels) or images.shape[1:] != train[0].shape[1:]:
             got = f"images of shape {images.shape} with labels={len(labels)}"

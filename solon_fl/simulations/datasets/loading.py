@@ -24,7 +24,7 @@ DATASETS: dict[str, Callable[[Path | None], Dataset]] = {
 
 
 def load_dataset(name: str, data_dir: Path | None = None) -> Dataset:
-    """A data set by name, read into memory; nothing is downloaded.
+    """Return a data set by name. It is read into memory; nothing is downloaded.
 
     Parameters
     ----------
@@ -33,19 +33,19 @@ def load_dataset(name: str, data_dir: Path | None = None) -> Dataset:
         the package. ``fashion-mnist``: all 70,000. ``cifar10``: CIFAR-10, in colour. ``svhn``: the house numbers of
         Street View, cropped to 99,289 digits in colour.
 
-        Texts of 2 classes. ``synthetic-reviews``: 5,000 training and 1,000 test texts of random words, made up in
-        code: no person wrote them, and a score on them says nothing of real language. ``movie-reviews``: snippets of
-        film reviews, unfavourable (0) or favourable (1), every 10th of them, once shuffled, for the test.
+        Texts of 2 classes. ``synthetic-reviews``: 5,000 training and 1,000 test texts of random words, made by code.
+        No person wrote them, and a score on them says nothing about real language. ``movie-reviews``: snippets of film
+        reviews, unfavourable (0) or favourable (1). They are shuffled, and every 10th is kept for the test.
     data_dir : Path, optional
-        The folder to read; required by all but ``fashion-mnist-6k`` and ``synthetic-reviews``, which read none.
-        For ``fashion-mnist``, its four idx files, gzipped or not, lie in this folder, in ``FashionMNIST/raw/`` in it
-        (as torchvision leaves them) or in ``fashion-mnist/`` in it (Debian's ``/usr/share/datasets``).
-        For ``cifar10``, this folder holds ``train/<class>/`` and ``test/<class>/`` with JPEG or PNG images, or
-        holds or is torchvision's ``cifar-10-batches-py/``.
-        For ``svhn``, it holds ``train_32x32.mat`` and ``test_32x32.mat``.
-        For ``movie-reviews``, it holds ``rt-polarity.pos`` and ``rt-polarity.neg``, or is itself a file, gzipped or
-        not, of lines with an id, the mean rating and the text, between tabs (VADER's
-        ``movieReviewSnippets_GroundTruth.txt``); a text is favourable if rated above 0, and left out at exactly 0.
+        The folder to read, for all sets but ``fashion-mnist-6k`` and ``synthetic-reviews``.
+        For ``fashion-mnist`` it holds the four idx files, gzipped or not, itself or in ``FashionMNIST/raw/`` (as
+        torchvision leaves them) or in ``fashion-mnist/`` (as in Debian's ``/usr/share/datasets``).
+        For ``cifar10`` it holds ``train/<class>/`` and ``test/<class>/`` with JPEG or PNG images (which needs the extra
+        ``simulation``), or it holds or is torchvision's ``cifar-10-batches-py/``.
+        For ``svhn`` it holds ``train_32x32.mat`` and ``test_32x32.mat``.
+        For ``movie-reviews`` it holds ``rt-polarity.pos`` and ``rt-polarity.neg``. Or it is a file, gzipped or not, of
+        lines with an id, the mean rating and the text, separated by tabs (VADER's
+        ``movieReviewSnippets_GroundTruth.txt``). A text is favourable if rated above 0, and left out at exactly 0.
 
     Returns
     -------
@@ -56,12 +56,12 @@ def load_dataset(name: str, data_dir: Path | None = None) -> Dataset:
     ------
     ConfigurationError
         If the name is not in `DATASETS`, if `data_dir` is missing or is given to a set that reads none, if a file is
-        not found there, or if one is truncated, malformed, or a pickle that asks for more than arrays.
+        not found there, or if a file is truncated, malformed, or a pickle that asks for more than arrays.
 
     Notes
     -----
-    Cost: 4 bytes for each pixel's value are kept (CIFAR-10: 737 MB; SVHN: 1.2 GB), and 1 more for each while reading;
-    8 bytes for each token.
+    Memory: 4 bytes for each value of a pixel (CIFAR-10: 737 MB; SVHN: 1.2 GB), and 1 more while reading; 8 bytes for
+    each token.
 
     Examples
     --------

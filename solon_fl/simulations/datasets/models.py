@@ -1,4 +1,4 @@
-"""The networks that the simulations train: four for images, from a linear one to ResNet-18, and one for texts."""
+"""The networks that the simulations train: five for images, from a linear layer to ResNet-18, and one for texts."""
 
 import math
 from collections.abc import Callable
@@ -15,7 +15,7 @@ _Shape = tuple[int, ...]  # channels, height, width; or vocabulary size, length
 
 
 def build_model(name: str, input_shape: _Shape, num_classes: int, seed: int) -> nn.Module:
-    """A network on the CPU, in training mode, whose initial weights depend on nothing but the arguments.
+    """Return a network on the CPU, in training mode, whose initial weights depend only on the arguments.
 
     Parameters
     ----------
@@ -28,8 +28,8 @@ def build_model(name: str, input_shape: _Shape, num_classes: int, seed: int) -> 
         For texts. ``textcnn``: an embedding of 64, 50 filters for each window of 3, 4 and 5 words, each filter's
         greatest value, and a linear layer; no dropout.
     input_shape : tuple of int
-        One image's channels, height and width (pixels), or the vocabulary's size and one text's length (tokens); each
-        at least 1. `Dataset.input_shape` gives it.
+        An image's channels, height and width (pixels), or the vocabulary's size and a text's length (tokens), each at
+        least 1. `Dataset.input_shape` has it.
     num_classes : int
         The length of an output row, at least 1.
     seed : int

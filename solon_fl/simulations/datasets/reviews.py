@@ -1,4 +1,4 @@
-"""Short texts with a label, 1 where the text is favourable: snippets of film reviews, and texts made up in code."""
+"""Short texts with label 1 if they are favourable: snippets of film reviews, and texts made by code."""
 
 import gzip
 import math
@@ -30,7 +30,7 @@ _Snippet = tuple[str, int]  # text, label
 
 
 def movie_reviews(data_dir: Path | None) -> Dataset:
-    """Snippets of film reviews from the user's files, as ids of the training part's commonest words."""
+    """Return snippets of film reviews from the user's files, as ids of the training part's commonest words."""
     snippets = _read_ratings(data_dir) if data_dir is not None and data_dir.is_file() else _read_polarity(data_dir)
     if len(snippets) < _TEST_EVERY:
         rule = f"movie-reviews needs at least {_TEST_EVERY} snippets, so that it has a test part"
@@ -53,24 +53,24 @@ def movie_reviews(data_dir: Path | None) -> Dataset:
 
 
 def synthetic_reviews(data_dir: Path | None) -> Dataset:
-    """Texts of random words, made up here: ids without words behind them, and two classes by construction.
+    """Return texts of random words in two classes; their ids stand for no words.
 
     Notes
     -----
-    Words follow Zipf's law: the n-th commonest is drawn with a probability in proportion to 1/n. Two of them are
-    negations. Every other pair of neighbours (2n, 2n + 1) leans: in a favourable text the odd one stands with
-    probability `_LEAN`, and in an unfavourable text the even one; after a negation it is the other way round.
+    Words follow Zipf's law: the n-th commonest is drawn with probability proportional to 1/n. Two words are negations.
+    Every second pair (2n, 2n + 1) leans: where one of the two is drawn, a favourable text has the odd one with
+    probability `_LEAN` and an unfavourable text the even one. After a negation it is the other way round.
     """
     if data_dir is not None:
         rule = f"synthetic-reviews is made in code and reads no folder; got data_dir={data_dir}"
-        raise ConfigurationError(f"{rule}; leave --data-dir out, or choose movie-reviews for real texts.")
+        raise ConfigurationError(f"{rule}; leave data_dir out, or choose movie-reviews for real texts.")
     rng = np.random.default_rng(0)
     train, test = _made_up(rng, 5000), _made_up(rng, 1000)
     return Dataset("synthetic-reviews", *train, *test, 2, _SYNTHETIC_VOCABULARY)
 
 
 def _made_up(rng: np.random.Generator, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """As many texts of one class as of the other, in a random order: ids (count, length) and labels (count,)."""
+    """Return as many texts of one class as of the other, shuffled: ids (count, length) and labels (count,)."""
     labels = rng.permutation(np.arange(count) % 2)
     frequencies = 1 / np.arange(1, _SYNTHETIC_VOCABULARY)
     frequencies /= frequencies.sum()
@@ -85,7 +85,7 @@ def _made_up(rng: np.random.Generator, count: int) -> tuple[torch.Tensor, torch.
 
 
 def _read_ratings(path: Path) -> list[_Snippet]:
-    """The snippets rated above 0 (label 1) or below (0) of a file with an id, the mean rating and the text a line."""
+    """Return the snippets of a file that are rated above 0 (label 1) or below (0); a line is id, mean rating, text."""
     try:
         content = path.read_bytes()
         if content.startswith(b"\x1f\x8b"):
@@ -111,14 +111,14 @@ def _read_ratings(path: Path) -> list[_Snippet]:
 
 
 def _read_polarity(data_dir: Path | None) -> list[_Snippet]:
-    """The snippets of rt-polarity.neg (label 0) and rt-polarity.pos (1), one a line."""
+    """Return the snippets of rt-polarity.neg (label 0) and rt-polarity.pos (1), one a line."""
     contents = "rt-polarity.pos and rt-polarity.neg (or name a file of ratings)"
     folder = existing_folder("movie-reviews", data_dir, contents)
     snippets = []
     for label, name in enumerate(("rt-polarity.neg", "rt-polarity.pos")):
         if not (folder / name).is_file():
             rule = f"movie-reviews needs rt-polarity.pos and rt-polarity.neg; found no {name} in {folder}"
-            raise ConfigurationError(f"{rule}; put it there, or name another folder, or a file, with --data-dir.")
+            raise ConfigurationError(f"{rule}; put it there, or set data_dir to another folder or file.")
         # Not splitlines: Latin-1 has characters that it would take for ends of lines.
         lines = (folder / name).read_text(encoding="latin-1").split("\n")
         snippets += [(line, label) for line in lines if line.strip()]

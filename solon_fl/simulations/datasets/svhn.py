@@ -1,6 +1,6 @@
 """SVHN, from its two MATLAB files.
 
-SciPy's reader is not used: a file in which a few bytes were changed can make it end the whole process (SciPy 1.17).
+They are not read with SciPy: a file with a few changed bytes can make its reader end the whole process (SciPy 1.17).
 """
 
 import struct
@@ -25,7 +25,7 @@ _MAX_BYTES = 2**30  # of one array; the larger of the two files has 225 MB
 
 
 def svhn(data_dir: Path | None) -> Dataset:
-    """SVHN's cropped digits from its two MATLAB files."""
+    """Return SVHN's cropped digits from its two MATLAB files."""
     root = existing_folder("svhn", data_dir, "train_32x32.mat and test_32x32.mat")
     train, test = (_read_mat(root / f"{split}_32x32.mat") for split in ("train", "test"))
     return normalised("svhn", train, test, root)
@@ -34,7 +34,7 @@ def svhn(data_dir: Path | None) -> Dataset:
 def _read_mat(path: Path) -> Split:
     if not path.is_file():
         rule = f"svhn needs train_32x32.mat and test_32x32.mat; found no {path.name} in {path.parent}"
-        raise ConfigurationError(f"{rule}; put it there, or name another folder with --data-dir.")
+        raise ConfigurationError(f"{rule}; put it there, or set data_dir to another folder.")
     try:
         content = memoryview(path.read_bytes())
         if content[:_HEADER_BYTES][-4:] != _VERSION:
@@ -52,12 +52,12 @@ def _read_mat(path: Path) -> Split:
 
 
 def _elements(content: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """The type and the data of each element of a MATLAB file, or of a matrix in it."""
+    """Yield the type and the data of each element of a MATLAB file, or of a matrix in it."""
     at = 0
     while at < len(content):
         kind, size = struct.unpack_from("<II", content, at)
         start = at + 8
-        if kind >> 16:  # a small element: its size stands beside its type, and at most 4 bytes where the size would
+        if kind >> 16:  # small: its size stands beside its type, and its data (at most 4 bytes) in the size's place
             kind, size, start = kind & 0xFFFF, kind >> 16, at + 4
         if start + size > len(content) or (start == at + 4 and size > 4):
             raise ValueError(f"an element of {size} bytes, which is beyond its end")
@@ -66,7 +66,7 @@ def _elements(content: memoryview) -> Iterator[tuple[int, memoryview]]:
 
 
 def _array(kind: int, data: memoryview) -> tuple[str, npt.NDArray[np.uint8]]:
-    """The name and the values of an array of bytes."""
+    """Return the name and the values of an array of bytes."""
     if kind == _COMPRESSED:
         decompressor = zlib.decompressobj()
         data = memoryview(decompressor.decompress(data, _MAX_BYTES))

@@ -3,6 +3,7 @@
 import math
 from functools import lru_cache
 
+from solon_fl.checks import check_between, check_whole
 from solon_fl.errors import ConfigurationError
 
 __all__ = ["least_byzantine", "overflow_in_run", "overflow_probability"]
@@ -56,8 +57,7 @@ def overflow_probability(num_nodes: int, group_size: int, byzantine: int, liars:
         ("byzantine", byzantine, 0),
         ("liars", liars, 0),
     ):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ConfigurationError(f"{name} must be a whole number >= {least}; got {name}={value!r}.")
+        check_whole(name, value, least)
     if num_nodes > MOST_NODES:
         raise ConfigurationError(f"num_nodes must be at most {MOST_NODES}; got num_nodes={num_nodes}.")
     if num_nodes % group_size:
@@ -92,8 +92,7 @@ def overflow_in_run(probability: float, rounds: int) -> float:
     """
     if not 0 <= probability <= 1:
         raise ConfigurationError(f"probability must be from 0 to 1; got probability={probability!r}.")
-    if not isinstance(rounds, int) or isinstance(rounds, bool) or not 1 <= rounds <= MOST_ROUNDS:
-        raise ConfigurationError(f"rounds must be a whole number from 1 to {MOST_ROUNDS}; got rounds={rounds!r}.")
+    check_whole("rounds", rounds, 1, MOST_ROUNDS)
     if probability == 1:
         return 1.0
     return -math.expm1(rounds * math.log1p(-probability))  # 1 - (1 - p)^rounds, without its cancellation
@@ -116,8 +115,7 @@ def least_byzantine(num_nodes: int, group_size: int, liars: int, rounds: int, ri
     int
         At most b. Whether groups of r nodes can bear so many is another matter: r >= 2 s + e + k.
     """
-    if not 0 < risk < 1:
-        raise ConfigurationError(f"risk must be between 0 and 1; got risk={risk!r}.")
+    check_between("risk", risk, 0, 1)
     low, high = 0, liars  # high will do
     while low < high:
         middle = (low + high) // 2

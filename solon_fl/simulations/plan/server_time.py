@@ -15,6 +15,7 @@ from solon_fl.baselines import CyclicCode, RepetitionCode
 from solon_fl.coding import CertificateWarning
 from solon_fl.config import CodeName, make_code, make_decoder
 from solon_fl.errors import ConfigurationError
+from solon_fl.simulations.plan.workload import Workload
 
 __all__ = ["Kind", "MeasuredServer", "ServerSeconds"]
 
@@ -73,6 +74,17 @@ class MeasuredServer:
         self.threads = threads
         self._decoding: dict[tuple[Kind, int], tuple[float, float]] = {}  # by group size: seconds, and seconds a column
         self._averaging: float | None = None  # seconds a number
+
+    @classmethod
+    def of(cls, workload: Workload, threads: int = 1) -> "MeasuredServer":
+        """Return the server of a workload."""
+        return cls(
+            byzantine=workload.byzantine,
+            code=workload.code,
+            rtol=workload.rtol,
+            share_bytes=workload.share_bytes,
+            threads=threads,
+        )
 
     def __call__(self, kind: Kind, num_nodes: int, group_size: int, compression: int, dim: int) -> float:
         """Return the server's seconds in one round."""

@@ -1,4 +1,4 @@
-"""Calibrating the nodes of a scenario, of which some compute in another way than others: float noise that is real."""
+"""Calibration of simulated nodes that really compute, and therefore round, in different ways."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,13 +10,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from flwr.serverapp import Grid, ServerApp
 
+from solon_fl.checks import check_one_of, check_whole
 from solon_fl.clients import SolonTask
 from solon_fl.errors import ConfigurationError, SolonError
-from solon_fl.simulations.attacks.registry import lone_liar_mod
-from solon_fl.simulations.datasets import load_dataset
-from solon_fl.simulations.datasets.models import build_model
-from solon_fl.simulations.run.engine import run_apps
-from solon_fl.simulations.run.nodes import ImageClient
+from solon_fl.simulations.attacks import lone_liar_mod, partition_id
+from solon_fl.simulations.datasets import build_model
+from solon_fl.simulations.run.engines import run_apps
+from solon_fl.simulations.run.nodes import ImageClient, load_data
 from solon_fl.simulations.run.scenario import Scenario
 from solon_fl.strategies import Calibration, buffer_names, calibrate
 from solon_fl.wire import to_array
@@ -28,7 +28,7 @@ Kernels = Literal["onednn", "native"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeKind:
-    """What decides in which order a node adds up numbers, and so what rounding does to its sums.
+    """How a node computes. This decides the order in which it adds numbers up, and so how its sums are rounded.
 
     Attributes
     ----------
@@ -42,12 +42,8 @@ class NodeKind:
     kernels: Kernels = "onednn"
 
     def __post_init__(self) -> None:
-        if self.threads < 1:
-            raise ConfigurationError(f"threads must be a whole number >= 1; got threads={self.threads}.")
-        if self.kernels not in get_args(Kernels):
-            raise ConfigurationError(
-                f"kernels must be one of {', '.join(get_args(Kernels))}; got kernels={self.kernels!r}."
-            )
+        check_whole("threads", self.threads, 1)
+        check_one_of("kernels", self.kernels, get_args(Kernels))
 
 
 def calibrate_scenario(
@@ -60,15 +56,15 @@ def calibrate_scenario(
     scenario : Scenario
         Model, data, nodes, attack; strategy "solon". Every node computes, whatever `compute_once` says.
     kinds : sequence of NodeKind
-        Given to the nodes in turn.
+        The nodes get one each, in turn.
     rounds, liars
         See `solon_fl.strategies.calibrate`.
 
     Raises
     ------
     ConfigurationError
-        If the scenario can't be calibrated: another strategy, or an attack on engine "ray", whose nodes come in an
-        order that nobody knows.
+        If the strategy is another, or if there is an attack and the engine is "ray", which orders its nodes in a way
+        that can't be foreseen.
     GroupFailedError
         If no group could be compared.
     """
@@ -78,7 +74,7 @@ def calibrate_scenario(
         raise ConfigurationError(
             f"calibration with an attack needs engine='in-process'; got engine='ray', attack={scenario.attack!r}."
         )
-    dataset = load_dataset(scenario.dataset, scenario.data_dir)
+    dataset = load_data(scenario)
     client = ImageClient(replace(scenario, compute_once=False), dataset)
     model = build_model(scenario.model, dataset.input_shape, dataset.num_classes, seed=scenario.config.seed)
     arrays = ArrayRecord({name: to_array(value) for name, value in model.state_dict().items()})
@@ -106,15 +102,11 @@ def calibrate_scenario(
     return outcome[0]
 
 
-def _number(context: Context) -> int:
-    return int(context.node_config["partition-id"])
-
-
 def _computing_as(kinds: tuple[NodeKind, ...]) -> Mod:
-    """Return a mod that lets each node compute as its kind does."""
+    """Return a mod that makes each node compute as its kind does."""
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        with _computing(kinds[_number(context) % len(kinds)]):
+        with _computing(kinds[partition_id(context) % len(kinds)]):
             return call_next(message, context)
 
     return mod
@@ -134,10 +126,13 @@ def _computing(kind: NodeKind) -> Iterator[None]:
 
 
 def _lying(scenario: Scenario) -> Mod:
-    """Return a mod that lets the scenario's liars lie: attacks know nodes by slot, and here a group has but one."""
+    """Return a mod that makes the scenario's liars lie.
+
+    Liars go by their partition ids here: calibration gives all nodes of a group the same slot.
+    """
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        if scenario.attack is None or _number(context) not in scenario.liars:
+        if scenario.attack is None or partition_id(context) not in scenario.liars:
             return call_next(message, context)
         attack = lone_liar_mod(scenario.attack, SolonTask.from_message(message))
         return attack(message, context, call_next)

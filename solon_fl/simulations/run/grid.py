@@ -1,4 +1,4 @@
-"""A Flower Grid that runs the ClientApp in this process: no Ray, no start-up, the same messages."""
+"""A Flower Grid that runs the ClientApp in this process, without Ray: the messages are the same."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -9,27 +9,34 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from solon_fl.errors import ConfigurationError
+from solon_fl.simulations.attacks import Liars
 from solon_fl.simulations.run._compat import assign_message_id, become_server
+from solon_fl.task import TASK, SolonTask
 
-__all__ = ["InProcessGrid"]
+__all__ = ["ColludersGrid", "InProcessGrid", "partition_of"]
 
 CLIENT_APP_RAISED = 2  # Flower's error code for it
 logger = logging.getLogger("flwr")
 
 
+def partition_of(node_id: int) -> int:
+    """Return the partition id of a node of an `InProcessGrid`."""
+    return node_id - 1
+
+
 class InProcessGrid(Grid):
-    """Nodes 1..num_nodes, all of them the given ClientApp; a message is handled when its reply is pulled.
+    """A Grid of nodes 1..num_nodes that all run the given ClientApp. A message is handled when its reply is pulled.
 
     Parameters
     ----------
     client_app : ClientApp
-        Called for every message, with a Context per node whose node_config has "partition-id" (0 for node 1)
-        and "num-partitions", as in Flower's simulation. What it raises becomes an error reply, and None no
-        reply, as in a deployment.
+        Called for every message. Each node has a Context whose node_config holds "partition-id" (0 for node 1) and
+        "num-partitions", as in Flower's simulation. As in a deployment, an exception becomes an error reply, and None
+        becomes no reply.
     num_nodes : int
         P.
     run_config : mapping, optional
-        The run's settings, which apps find in ``context.run_config``.
+        The run's settings, found in ``context.run_config``.
     """
 
     replies_at_once = True  # pull_messages computes them, in the caller's thread
@@ -46,7 +53,7 @@ class InProcessGrid(Grid):
             node_id: Context(
                 run_id=self._run.run_id,
                 node_id=node_id,
-                node_config={"partition-id": node_id - 1, "num-partitions": num_nodes},
+                node_config={"partition-id": partition_of(node_id), "num-partitions": num_nodes},
                 state=RecordDict(),
                 run_config=dict(run_config or {}),
             )
@@ -103,3 +110,27 @@ class InProcessGrid(Grid):
         if reply is not None:
             assign_message_id(reply)
         return reply
+
+
+class ColludersGrid(InProcessGrid):
+    """An `InProcessGrid` whose liars tell each other which tasks they were given.
+
+    Parameters
+    ----------
+    client_app, num_nodes
+        See `InProcessGrid`.
+    liars : Liars
+        Those by which the ClientApp's mods go.
+    """
+
+    def __init__(self, client_app: ClientApp, num_nodes: int, liars: Liars) -> None:
+        super().__init__(client_app, num_nodes)
+        self._liars = liars
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """See `InProcessGrid.push_messages`."""
+        kept = list(messages)
+        tasks = {partition_of(m.metadata.dst_node_id): SolonTask.from_message(m) for m in kept if TASK in m.content}
+        if tasks:
+            self._liars.learn(tasks)
+        return super().push_messages(kept)

@@ -1,8 +1,12 @@
-"""The simulated nodes: classification of images or texts with any strategy."""
+"""The simulated nodes, which classify images or texts under any strategy."""
 
 import math
-from collections.abc import Callable, Sequence, Set
-from functools import partial
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import lru_cache, partial
+from pathlib import Path
 
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -11,21 +15,29 @@ from torch.nn import functional
 
 from solon_fl.baselines import draco_client_app, signum_mod
 from solon_fl.clients import Batch, SolonClientMixin, SolonTask
-from solon_fl.simulations.attacks import flips_labels, seen_labels
-from solon_fl.simulations.attacks.registry import ATTACKS
-from solon_fl.simulations.datasets import Dataset, load_dataset
-from solon_fl.simulations.datasets.models import build_model
+from solon_fl.simulations.attacks import ATTACKS, Liars, flips_labels, partition_id, seen_labels
+from solon_fl.simulations.datasets import Dataset, build_model, load_dataset
 from solon_fl.simulations.run.scenario import Scenario
 from solon_fl.simulations.run.strategies import STRATEGIES
 from solon_fl.strategies import buffer_names
 from solon_fl.task import ARRAYS, CONFIG
 from solon_fl.wire import to_array
 
-__all__ = ["ImageClient", "make_client_app"]
+__all__ = ["ImageClient", "load_data", "make_client_app", "measure_batch_seconds"]
+
+
+def load_data(scenario: Scenario) -> Dataset:
+    """Return a scenario's data, from memory if it was loaded last."""
+    return _load(scenario.dataset, scenario.data_dir)
+
+
+@lru_cache(maxsize=1)
+def _load(name: str, data_dir: Path | None) -> Dataset:
+    return load_dataset(name, data_dir)
 
 
 class ImageClient(SolonClientMixin):
-    """Classifies the images or texts of a scenario; serves Solon's strategy and the others."""
+    """The client of a scenario: it classifies the scenario's images or texts, and serves every strategy."""
 
     def __init__(self, scenario: Scenario, dataset: Dataset | None = None) -> None:
         self.scenario = scenario
@@ -35,7 +47,7 @@ class ImageClient(SolonClientMixin):
         self._computed: dict[object, Tensor] = {}  # of that round, by what was computed
 
     def __getstate__(self) -> dict[str, object]:
-        # A Ray actor gets the description and loads the data itself.
+        # A Ray actor is sent the scenario, and loads the data itself.
         fresh = ImageClient(self.scenario)
         return fresh.__dict__
 
@@ -43,11 +55,11 @@ class ImageClient(SolonClientMixin):
     def dataset(self) -> Dataset:
         """The data, loaded when first needed."""
         if self._dataset is None:
-            self._dataset = load_dataset(self.scenario.dataset, self.scenario.data_dir)
+            self._dataset = load_data(self.scenario)
         return self._dataset
 
     def build_model(self, context: Context) -> nn.Module:
-        """See `SolonClientMixin.build_model`; one for all nodes, as the server's weights replace its own."""
+        """See `SolonClientMixin.build_model`. All nodes share one model, as the server's weights replace its own."""
         if self._model is None:
             shape, classes = self.dataset.input_shape, self.dataset.num_classes
             self._model = build_model(self.scenario.model, shape, classes, seed=0)
@@ -63,22 +75,22 @@ class ImageClient(SolonClientMixin):
     def mean_gradient(
         self, arrays: ArrayRecord, batches: Sequence[Batch], buffers: Sequence[str], context: Context
     ) -> Tensor:
-        """See `SolonClientMixin.mean_gradient`; computed once for all nodes if the scenario says so."""
+        """See `SolonClientMixin.mean_gradient`. It is computed once for all nodes if the scenario says so."""
         compute = partial(super().mean_gradient, arrays, batches, buffers, context)
         return self._once(context, batches[0].round, tuple(batch.number for batch in batches), compute)
 
     def update(self, arrays: ArrayRecord, task: SolonTask, context: Context, config: dict[str, object]) -> Tensor:
-        """See `SolonClientMixin.update`; computed once per group if the scenario says so."""
+        """See `SolonClientMixin.update`. It is computed once per group if the scenario says so."""
         return self._once(context, task.round, task.group, partial(super().update, arrays, task, context, config))
 
     def train_alone(self, message: Message, context: Context) -> Message:
         """Answer with the plain gradient of one batch: the node's part in strategies without groups.
 
-        Node number n takes the batch of the same number, so that honest runs of all strategies see the same data.
+        A node takes the batch that has its number, so that honest runs of all strategies see the same data.
         """
         arrays = message.content.array_records[ARRAYS]
         server_round = int(str(message.content.config_records[CONFIG]["server-round"]))
-        batch = Batch(self.scenario.config.seed, server_round, int(context.node_config["partition-id"]))
+        batch = Batch(self.scenario.config.seed, server_round, partition_id(context))
         gradient = self.mean_gradient(arrays, [batch], buffer_names(self.build_model(context)), context)
         content = RecordDict(
             {
@@ -89,7 +101,7 @@ class ImageClient(SolonClientMixin):
         return Message(content, reply_to=message)
 
     def _once(self, context: Context, server_round: int, what: object, compute: Callable[[], Tensor]) -> Tensor:
-        """Return what `compute` gives, from memory if it was computed in this round already."""
+        """Return what `compute` returns, from memory if it was computed before in this round."""
         if not self.scenario.compute_once:
             return compute()
         if self._computed_round != server_round:
@@ -101,8 +113,8 @@ class ImageClient(SolonClientMixin):
         return self._computed[key]
 
 
-def make_client_app(client: ImageClient, liars: Set[int] | None = None) -> ClientApp:
-    """Return the ClientApp of a scenario's nodes, the liars among them included; see `Scenario.mods`."""
+def make_client_app(client: ImageClient, liars: Liars | None = None) -> ClientApp:
+    """Return the ClientApp of a scenario's nodes, honest or not; see `Scenario.mods` for `liars`."""
     scenario = client.scenario
     attack = scenario.mods(liars)
     kind = STRATEGIES[scenario.strategy].client
@@ -112,17 +124,36 @@ def make_client_app(client: ImageClient, liars: Set[int] | None = None) -> Clien
         return draco_client_app(client, attack)
     app = ClientApp()
     if kind == "signum":
-        model = client.build_model(Context(run_id=0, node_id=0, node_config={}, state=RecordDict(), run_config={}))
+        model = client.build_model(_nobody())
         signs = signum_mod(scenario.momentum, buffer_names(model))
-        # Liars lie about the gradient, and send the signs of that; but what spoils replies, spoils the signs.
+        # Liars lie about the gradient and send its signs, but a mod that spoils replies spoils the signs.
         spoils_replies = scenario.attack is not None and ATTACKS[scenario.attack].spoils_replies
         attack = [*attack, signs] if spoils_replies else [signs, *attack]
     app.train(mods=attack)(client.train_alone)
     return app
 
 
+def measure_batch_seconds(scenario: Scenario) -> float:
+    """Return how many seconds one node takes for the gradient of one batch on this machine (median of 5)."""
+    client = ImageClient(replace(scenario, compute_once=False), load_data(scenario))
+    context = _nobody()
+    model = client.build_model(context)
+    arrays = ArrayRecord({name: to_array(value) for name, value in model.state_dict().items()})
+    seconds = []
+    for number in range(6):
+        started = time.monotonic()
+        client.mean_gradient(arrays, [Batch(0, 0, number)], buffer_names(model), context)
+        seconds.append(time.monotonic() - started)
+    return statistics.median(seconds[1:])  # the first warms up
+
+
+def _nobody() -> Context:
+    """Return a context for what is the same on every node."""
+    return Context(run_id=0, node_id=0, node_config={}, state=RecordDict(), run_config={})
+
+
 def _split(vector: Tensor, arrays: ArrayRecord) -> ArrayRecord:
-    """Return a vector as an ArrayRecord with the names and shapes of the floating-point entries of another."""
+    """Return a vector as an ArrayRecord that has the names and shapes of another's floating-point entries."""
     parts: dict[str, Array] = {}
     start = 0
     for name, array in arrays.items():

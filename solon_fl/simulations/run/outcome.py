@@ -1,107 +1,196 @@
-"""What is known after each round of a simulation, and checkpoints that hold it too."""
+"""What comes of a run: an object that is saved as JSON lines and loaded from them."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+import json
+import math
+import platform
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import fmean, median
 
+import torch
+from flwr.app import ArrayRecord
+
+from solon_fl.errors import ConfigurationError
+from solon_fl.simulations.run.plain import jsonable, rebuilt
+from solon_fl.simulations.run.round_record import NumberedReport, RoundRecord
 from solon_fl.simulations.run.scenario import Scenario
-from solon_fl.strategies import GroupReport, RoundReport
-from solon_fl.strategies.checkpoint import Checkpoint, Checkpoints
+from solon_fl.simulations.run.strategies import STRATEGIES
+from solon_fl.strategies import NodeRecord
 
-__all__ = ["RecordedCheckpoints", "RoundRecord"]
+__all__ = ["Outcome", "Software"]
+
+PACKAGES = ("solon-fl", "flwr", "torch", "numpy")  # whose versions are kept
 
 
-@dataclass(kw_only=True)
-class RoundRecord:
-    """What is known after one round.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Software:
+    """What a run was made with.
 
     Attributes
     ----------
-    round : int
-        0 is the untrained model.
-    accuracy, loss : float
-        On the test set.
-    seconds : float
-        Since the run began.
-    report : RoundReport or None
-        The strategy's; None for round 0.
-    waited : bool
-        Whether the server would have waited for its deadline, as a node that it needed did not answer.
-    regrouped : bool
-        Whether nodes change places, and are numbered as `InProcessGrid` has them (Flower's id less one), not by place.
+    versions : dict
+        Of solon-fl and what it computes with, by package.
+    python : str
+        Python's version.
+    threads : int
+        Of torch.
     """
 
-    round: int
-    accuracy: float
-    loss: float
-    seconds: float
-    report: RoundReport | None = None
-    waited: bool = False
-    regrouped: bool = False
+    versions: dict[str, str]
+    python: str
+    threads: int
 
-    def number(self, group: GroupReport, node: int) -> int:
-        """Return the number of a node of a group, as in `Scenario.liars`."""
-        return node - 1 if self.regrouped else group.group * len(group.nodes) + group.nodes.index(node)
-
-    def named(self) -> list[tuple[int, str]]:
-        """Return the number of each node named in this round, and what for: "lying", "silent" or "malformed"."""
-        return [
-            (self.number(group, node), kind)
-            for group in (self.report.groups if self.report is not None else ())
-            for kind, nodes in (
-                ("lying", group.corrupt_nodes),
-                ("silent", group.silent_nodes),
-                ("malformed", group.malformed_nodes),
-            )
-            for node in nodes
-        ]
+    @classmethod
+    def here(cls) -> "Software":
+        """Return what runs are made with now."""
+        return cls(
+            versions={name: _version(name) for name in PACKAGES},
+            python=platform.python_version(),
+            threads=torch.get_num_threads(),
+        )
 
 
-class RecordedCheckpoints(Checkpoints):
-    """Checkpoints that hold the curve so far too, and that only the same scenario can go on from.
+@dataclass(kw_only=True)
+class Outcome:
+    """What came of a run.
 
-    Parameters
+    Attributes
     ----------
-    checkpoints : Checkpoints
-        Where and how often.
     scenario : Scenario
-        What is run. All of it but `rounds` must be the same when it goes on.
+        What was run.
+    batches_per_node : int
+        Batches that the busiest node computes in a round.
+    liars : frozenset of int
+        Numbers of the nodes that lie.
+    software : Software
+        What the run was made with.
     records : list of RoundRecord
-        The run's, which is saved, and filled when there is a checkpoint to go on from.
+        One a round, the untrained model first.
+    error : str or None
+        Why the run broke off, if it did.
+    ledger : tuple of NodeRecord
+        What strategy "solon" knows of each node.
+    arrays : ArrayRecord
+        The final model. It is not saved, and no part of a comparison of two outcomes.
     """
 
-    def __init__(self, checkpoints: Checkpoints, scenario: Scenario, records: list[RoundRecord]) -> None:
-        super().__init__(checkpoints.folder, every=checkpoints.every, keep=checkpoints.keep)
-        settings = {name: value for name, value in asdict(scenario).items() if name not in ("config", "rounds")}
-        self._run = {f"scenario.{name}": None if value is None else str(value) for name, value in settings.items()}
-        self._records = records
+    scenario: Scenario
+    batches_per_node: int
+    liars: frozenset[int]
+    software: Software
+    records: list[RoundRecord] = field(default_factory=list)
+    error: str | None = None
+    ledger: tuple[NodeRecord, ...] = ()
+    arrays: ArrayRecord = field(default_factory=ArrayRecord, compare=False)
 
-    def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint with the records."""
-        notes = {**checkpoint.notes, "records": [asdict(record) for record in self._records]}
-        super().save(replace(checkpoint, run={**self._run, **checkpoint.run}, notes=notes))
+    @classmethod
+    def of(cls, scenario: Scenario) -> "Outcome":
+        """Return the outcome of a run that has not begun."""
+        return cls(
+            scenario=scenario,
+            batches_per_node=STRATEGIES[scenario.strategy].batches_per_node(scenario),
+            liars=scenario.liars,
+            software=Software.here(),
+        )
 
-    def load(self, run: Mapping[str, Any]) -> Checkpoint | None:
-        """Return the newest checkpoint that can be used, and take its records."""
-        checkpoint = super().load({**self._run, **run})
-        if checkpoint is not None:
-            self._records[:] = map(_record, checkpoint.notes["records"])
-        return checkpoint
+    @property
+    def accuracy(self) -> float:
+        """Accuracy of the final model on the test set, 0..1; nan if there was no round."""
+        return self.records[-1].accuracy if self.records else math.nan
+
+    @property
+    def accuracies(self) -> list[float]:
+        """Accuracy after every round, the untrained model's first."""
+        return [record.accuracy for record in self.records]
+
+    @property
+    def offences(self) -> dict[int, Counter[str]]:
+        """How often each node was named as "lying", "silent" or "malformed", by its number."""
+        counts: dict[int, Counter[str]] = {}
+        for record in self.records:
+            for number, kind in record.named():
+                counts.setdefault(number, Counter())[kind] += 1
+        return dict(sorted(counts.items()))
+
+    @property
+    def reports(self) -> list[NumberedReport]:
+        """The strategy's report of every round."""
+        return [record.report for record in self.records if record.report is not None]
+
+    @property
+    def bytes_sent(self) -> float:
+        """Bytes that the nodes sent in a round, all of them together (median over the rounds)."""
+        return float(median([report.bytes_in for report in self.reports] or [0]))
+
+    @property
+    def server_seconds(self) -> float:
+        """See `NumberedReport.server_seconds` (median over the rounds)."""
+        return median([report.server_seconds for report in self.reports] or [0.0])
+
+    @property
+    def batches_of_all(self) -> float:
+        """Batches that all nodes together computed in a round (mean over the rounds)."""
+        return self.batches_per_node * fmean([report.nodes_asked for report in self.reports] or [0])
+
+    def save(self, path: Path) -> None:
+        """Write the outcome as JSON lines: what was run and with what, one line a round, and a summary.
+
+        The folder is made if it is not there. Nodes are given by their numbers everywhere, and what is not finite
+        becomes null. The file appears under its name when it is whole.
+        """
+        head = {
+            "scenario": asdict(self.scenario),
+            "batches_per_node": self.batches_per_node,
+            "liars": sorted(self.liars),
+            **asdict(self.software),
+        }
+        regrouped = self.scenario.config.regroup == "round"
+        rounds = [{**asdict(record), "regrouped": regrouped} for record in self.records]
+        summary = {
+            "final_accuracy": self.accuracy,
+            "error": self.error,
+            "offences": {number: dict(kinds) for number, kinds in self.offences.items()},
+            "ledger": [asdict(record) for record in self.ledger],
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".part")
+        lines = [json.dumps(jsonable(line), allow_nan=False) + "\n" for line in (head, *rounds, summary)]
+        unfinished.write_text("".join(lines))
+        unfinished.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Outcome":
+        """Return an outcome that `save` wrote, but for the final model.
+
+        Raises
+        ------
+        ConfigurationError
+            If the file can't be read, or holds anything else.
+        """
+        try:
+            head, *rounds, summary = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+            for line in rounds:
+                line.pop("regrouped", None)
+            return cls(
+                scenario=rebuilt(Scenario, head.pop("scenario")),
+                batches_per_node=rebuilt(int, head.pop("batches_per_node")),
+                liars=frozenset(rebuilt(tuple[int, ...], head.pop("liars"))),
+                software=rebuilt(Software, head),
+                records=rebuilt(list[RoundRecord], rounds),
+                error=rebuilt(str | None, summary["error"]),
+                ledger=rebuilt(tuple[NodeRecord, ...], summary["ledger"]),
+            )
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ConfigurationError(
+                f"{path} must hold a finished run, as Outcome.save writes it; got {type(error).__name__}: {error}; "
+                "make the run again."
+            ) from error
 
 
-def _record(fields: dict[str, Any]) -> RoundRecord:
-    report = fields["report"]
-    if report is None:
-        return RoundRecord(**fields)
-    return RoundRecord(
-        **{**fields, "report": RoundReport(**{**report, "groups": tuple(map(_group_report, report["groups"]))})}
-    )
-
-
-IDS = ("nodes", "corrupt_nodes", "silent_nodes", "different_bits", "escalated_by")  # tuples of a GroupReport
-
-
-def _group_report(fields: dict[str, Any]) -> GroupReport:
-    tuples = {name: tuple(fields[name]) for name in IDS}
-    malformed = {int(node_id): reason for node_id, reason in fields["malformed_nodes"].items()}
-    return GroupReport(**{**fields, **tuples, "malformed_nodes": malformed})
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # a checkout of it was put on the path
+        return "unknown"

@@ -1,7 +1,7 @@
-"""One simulated run, described by one object."""
+"""The object that describes one simulated run."""
 
 import math
-from collections.abc import Callable, Set
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -10,16 +10,16 @@ import torch
 from flwr.clientapp.typing import Mod
 from torch import Tensor
 
+from solon_fl.checks import check_one_of
 from solon_fl.config import SolonConfig
 from solon_fl.errors import ConfigurationError
-from solon_fl.simulations.attacks.registry import ATTACKS, make_attack_mod
-from solon_fl.simulations.datasets import DATASETS
-from solon_fl.simulations.datasets.models import MODELS
+from solon_fl.simulations.attacks import ATTACKS, Liars, RegroupedLiars, make_attack_mod
+from solon_fl.simulations.datasets import DATASETS, MODELS
 from solon_fl.simulations.run.strategies import STRATEGIES
 from solon_fl.strategies import RoundReport
 from solon_fl.strategies.loop import RoundStrategy
 
-__all__ = ["ATTACKS", "STRATEGIES", "Engine", "Scenario"]
+__all__ = ["Engine", "Scenario"]
 
 Engine = Literal["in-process", "ray"]
 
@@ -31,38 +31,38 @@ class Scenario:
     Parameters
     ----------
     config : SolonConfig
-        Nodes, liars, code, seed. The other strategies take from it what they need.
+        Nodes, liars, code, seed. Other strategies than Solon use those settings that they know.
     strategy : str
         One of `STRATEGIES`.
     attack : str or None
-        One of `ATTACKS`, or None: all nodes are honest.
+        One of `ATTACKS`. None: all nodes are honest.
     num_liars : int, optional
-        Liars among all nodes, at most s in a group of Solon's, or r - k - 1 if the config accepts results beyond the
-        bound. Default: s in every group. Strategies without groups are made for this number. With the config's
-        regroup "round" any nodes may lie, the default is s in all, and with more than s it is left to chance whether
-        some group has more than s in some round.
+        Liars among all nodes. Each of Solon's groups gets at most s of them, or r - k - 1 if the config accepts results
+        beyond the bound. Strategies without groups are told this number. Default: s in every group. With the config's
+        regroup "round" any node may lie and the default is s in all; if there are more, chance decides whether a group
+        ever has more than s.
     dataset, model : str
-        One of `DATASETS` and `MODELS`; the model must be for the kind of data, images or texts.
+        One of `DATASETS` and one of `MODELS`. The model must be for the kind of data, images or texts.
     data_dir : Path, optional
-        Where a data set that is not embedded lies.
+        Folder or file of a data set that is not embedded.
     rounds, batch_size : int
-        Every round, each of the config's P batches (batches_per_group a group) has batch_size examples.
+        In each round every group computes batches_per_group batches of batch_size examples.
     learning_rate, momentum : float
         Of the server's SGD.
     sign_learning_rate : float
-        Of the server's SGD with strategy "signum"; the momentum is then the nodes'.
+        Of the server's SGD with strategy "signum", where the nodes have the momentum.
     local_learning_rate : float
-        Of the local steps, in mode "update".
+        Of the local steps in mode "update".
     engine : "in-process" or "ray"
-        Where the ClientApp runs: here, or on Flower's own simulation (needs the extra "ray").
+        Where the ClientApp runs: in this process, or on Flower's own simulation (with the extra "ray").
     compute_once : bool
-        Honest nodes of a group compute the same gradient: compute it once per group and process.
+        Compute what all honest nodes of a group have in common once per group and process, not once per node.
 
     Raises
     ------
     ConfigurationError
-        If a name is unknown (the message lists those that exist), a number is out of its range, or the attack is made
-        against Solon's code and the strategy is another.
+        If a name is unknown (the message lists those that exist), a number is out of its range, or the settings exclude
+        each other, such as an attack against Solon's code and another strategy.
     """
 
     config: SolonConfig
@@ -82,6 +82,15 @@ class Scenario:
     compute_once: bool = True
 
     def __post_init__(self) -> None:
+        self._check_names()
+        if settings := STRATEGIES[self.strategy].settings:
+            object.__setattr__(self, "config", replace(self.config, **settings))
+        self._check_numbers()
+        self._check_num_liars()
+        self._check_combination()
+        STRATEGIES[self.strategy].check(self)
+
+    def _check_names(self) -> None:
         for name, value, known in (
             ("strategy", self.strategy, tuple(STRATEGIES)),
             ("attack", self.attack, (None, *ATTACKS)),
@@ -89,12 +98,9 @@ class Scenario:
             ("model", self.model, tuple(MODELS)),
             ("engine", self.engine, get_args(Engine)),
         ):
-            if value not in known:
-                names = ", ".join("none" if option is None else option for option in known)
-                raise ConfigurationError(f"{name} must be one of {names}; got {name}={value!r}.")
-        settings = STRATEGIES[self.strategy].settings
-        if settings:
-            object.__setattr__(self, "config", replace(self.config, **settings))
+            check_one_of(name, value, known)
+
+    def _check_numbers(self) -> None:
         for name in ("rounds", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} must be at least 1; got {name}={getattr(self, name)}.")
@@ -103,19 +109,25 @@ class Scenario:
                 raise ConfigurationError(f"{name} must be positive; got {name}={getattr(self, name)}.")
         if not 0 <= self.momentum < 1:
             raise ConfigurationError(f"momentum must be in [0, 1); got momentum={self.momentum}.")
-        contender = STRATEGIES[self.strategy]
-        if contender.client != "solon" and self.config.mode == "update":
+
+    def _check_num_liars(self) -> None:
+        config, most_of_group = self.config, self._most_liars_in_group
+        most = most_of_group * config.num_groups
+        if self.num_liars is None or 0 <= self.num_liars <= most:
+            return
+        raise ConfigurationError(
+            f"num_liars must be from 0 to {most}, byzantine={config.byzantine} in each of "
+            f"{config.num_groups} groups; got num_liars={self.num_liars}; raise byzantine, or lower num_liars."
+            if config.beyond_bound == "reject"
+            else f"num_liars must be from 0 to {most}, {most_of_group} in each of "
+            f"{config.num_groups} groups (beyond_bound='accept'); got num_liars={self.num_liars}; lower it."
+        )
+
+    def _check_combination(self) -> None:
+        runs_solon = STRATEGIES[self.strategy].client == "solon"
+        if not runs_solon and self.config.mode == "update":
             raise ConfigurationError(f"mode='update' is for strategy='solon'; got strategy={self.strategy!r}.")
-        most = self._most_liars_in_group * self.config.num_groups
-        if self.num_liars is not None and not 0 <= self.num_liars <= most:
-            raise ConfigurationError(
-                f"num_liars must be from 0 to {most}, byzantine={self.config.byzantine} in each of "
-                f"{self.config.num_groups} groups; got num_liars={self.num_liars}; raise byzantine, or lower num_liars."
-                if self.config.beyond_bound == "reject"
-                else f"num_liars must be from 0 to {most}, {self._most_liars_in_group} in each of "
-                f"{self.config.num_groups} groups (beyond_bound='accept'); got num_liars={self.num_liars}; lower it."
-            )
-        if self.attack is not None and ATTACKS[self.attack].needs_code and contender.client != "solon":
+        if not runs_solon and self.attack is not None and ATTACKS[self.attack].needs_code:
             raise ConfigurationError(
                 f"attack={self.attack!r} is made against Solon's code; got strategy={self.strategy!r}; use "
                 "strategy='solon', or another attack."
@@ -125,7 +137,6 @@ class Scenario:
                 "regroup='round' is simulated with engine='in-process' alone, where the liars can tell each other "
                 f"their places; got engine={self.engine!r}."
             )
-        contender.check(self)
 
     @property
     def expected_liars(self) -> int:
@@ -136,16 +147,17 @@ class Scenario:
 
     @property
     def _most_liars_in_group(self) -> int:
-        """s, or what may be located beyond the bound: r - k - 1, if that is more."""
+        """The larger of s and, if results beyond the bound are accepted, r - k - 1, what may be located there."""
         config = self.config
         beyond = config.group_size - config.compression - 1 if config.beyond_bound == "accept" else 0
         return max(config.byzantine, beyond)
 
     @property
     def liars(self) -> frozenset[int]:
-        """Numbers (group * group_size + slot) of the nodes that lie, chosen by the seed; see `num_liars`.
+        """Numbers of the nodes that lie, chosen by the seed; see `num_liars`.
 
-        With regroup "round" nodes are numbered as `InProcessGrid` has them, from 0, and any may lie.
+        A node's number is group * group_size + slot. With regroup "round" it is the partition id, and any node may
+        lie.
         """
         if self.attack is None:
             return frozenset()
@@ -165,24 +177,27 @@ class Scenario:
 
     @property
     def timeout(self) -> float:
-        """Of a round, seconds. In this process all replies that there will be are there after one look."""
+        """Deadline of a round in seconds. In this process the first look finds all replies that there will be."""
         return 0.01 if self.engine == "in-process" else 600.0
 
-    def mods(self, liars: Set[int] | None = None) -> list[Mod]:
+    def make_liars(self) -> Liars:
+        """Return the nodes that lie, as the attacks' mods must know them."""
+        return RegroupedLiars(self.liars) if self.config.regroup == "round" else Liars(self.liars)
+
+    def mods(self, liars: Liars | None = None) -> list[Mod]:
         """Return the attack as a Flower mod, or nothing.
 
         Parameters
         ----------
-        liars : set of int, optional
-            Numbers group * group_size + slot of the places whose nodes lie; it may be changed between rounds. Default:
-            `liars`.
+        liars : Liars, optional
+            Those by which the mod goes. Default: `liars`, by their numbers.
         """
         if self.attack is None:
             return []
-        contender = STRATEGIES[self.strategy]
-        decoder = self.config.make_decoder() if contender.client == "solon" else None
-        liars = self.liars if liars is None else liars
-        return [make_attack_mod(self.attack, liars, self.config.seed, contender.aggregate(self), decoder)]
+        strategy = STRATEGIES[self.strategy]
+        decoder = self.config.make_decoder() if strategy.client == "solon" else None
+        told = Liars(self.liars) if liars is None else liars
+        return [make_attack_mod(self.attack, told, self.config.seed, strategy.aggregate(self), decoder)]
 
     def make_optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
         """Return the server's optimizer."""
@@ -191,11 +206,11 @@ class Scenario:
         return torch.optim.SGD(parameters, lr=rate, momentum=momentum)
 
     def make_sign_optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
-        """Return the server's optimizer for signs: momentum is the nodes'."""
+        """Return the server's optimizer for signs, without momentum: the nodes have that."""
         return torch.optim.SGD(parameters, lr=self.sign_learning_rate)
 
     def make_strategy(
         self, buffers: tuple[str, ...], on_round: Callable[[RoundReport], None], **arguments: Any
     ) -> RoundStrategy[Any]:
-        """Return the Flower strategy; what it takes besides can be given."""
+        """Return the Flower strategy; `arguments` are others of its own."""
         return STRATEGIES[self.strategy].make(self, buffers=buffers, on_round=on_round, **arguments)

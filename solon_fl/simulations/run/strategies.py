@@ -2,9 +2,9 @@
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from solon_fl.baselines import AggregatorStrategy, DracoStrategy, GradientStrategy, SignumStrategy
 from solon_fl.baselines.draco.task import DracoCodeName, make_draco_code
+from solon_fl.config import SolonConfig
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.attacks import Aggregate
 from solon_fl.simulations.run._compat import become_server
@@ -21,27 +22,46 @@ from solon_fl.strategies.loop import RoundStrategy
 from solon_fl.task import ARRAYS
 from solon_fl.wire import to_array, trusted_tensor
 
-if TYPE_CHECKING:
-    from solon_fl.simulations.run.scenario import Scenario
-
-__all__ = ["STRATEGIES", "Contender"]
+__all__ = ["STRATEGIES", "NamedStrategy", "Setting"]
 
 Client = Literal["solon", "plain", "draco", "signum"]
 
 
-class Contender(ABC):
-    """A strategy that takes part in comparisons.
+class Setting(Protocol):
+    """What a strategy must know of the scenario that it is made for: `Scenario` has all of it."""
+
+    @property
+    def config(self) -> SolonConfig:
+        """Nodes, liars, code, seed."""
+
+    @property
+    def liars(self) -> Set[int]:
+        """Numbers of the nodes that lie."""
+
+    @property
+    def expected_liars(self) -> int:
+        """Liars among all nodes that a strategy without groups must be ready for."""
+
+    def make_optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+        """Return the server's optimizer."""
+
+    def make_sign_optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+        """Return the server's optimizer for signs."""
+
+
+class NamedStrategy(ABC):
+    """A strategy that a scenario can name.
 
     Attributes
     ----------
     title : str
         Its name for people.
     colour : str
-        In plots; the colour-blind can tell them apart by colour and line style (Okabe & Ito).
+        In plots; the colour-blind can tell the colours apart (Okabe & Ito, Tol).
     client : str
         What the nodes run: "solon" (shares), "plain" (the gradient of one batch), "draco" or "signum".
     settings : mapping
-        What it sets in the scenario's `SolonConfig`, whatever was there.
+        Entries of the scenario's `SolonConfig` that it overrides.
     """
 
     title: str
@@ -50,38 +70,38 @@ class Contender(ABC):
     settings: Mapping[str, Any] = MappingProxyType({})
 
     @abstractmethod
-    def make(self, scenario: "Scenario", **arguments: Any) -> RoundStrategy[Any]:
+    def make(self, setting: Setting, **arguments: Any) -> RoundStrategy[Any]:
         """Return the Flower strategy; `arguments` are its buffers and on_round."""
 
     @abstractmethod
-    def aggregate(self, scenario: "Scenario") -> Aggregate:
-        """Return what the server makes of the vectors that (a group's) nodes send: attackers know it."""
+    def aggregate(self, setting: Setting) -> Aggregate:
+        """Return what the server makes of the vectors that its nodes send, or those of a group. Attackers know it."""
 
-    def check(self, scenario: "Scenario") -> None:  # noqa: B027  # most have nothing to refuse
-        """Raise ConfigurationError if the strategy can't promise anything in this scenario."""
+    def check(self, setting: Setting) -> None:  # noqa: B027  # most have nothing to refuse
+        """Raise ConfigurationError if the strategy can't promise anything in this setting."""
 
-    def batches_per_node(self, scenario: "Scenario") -> int:
-        """Return how many batches the busiest node computes in a round in which all together see P."""
+    def batches_per_node(self, setting: Setting) -> int:
+        """Return how many batches the busiest node computes in a round; together the nodes see P different ones."""
         return 1
 
     def waited(self, report: RoundReport) -> bool:
-        """Return whether the server would have waited for its deadline, as some node did not answer."""
+        """Return whether the server would have waited for its deadline because a node did not answer."""
         return bool(report.silent_nodes)
 
 
-class _Solon(Contender):
+class _Solon(NamedStrategy):
     client = "solon"
 
     def __init__(self, title: str, colour: str, **settings: Any) -> None:
         self.title, self.colour = title, colour
         self.settings = settings
 
-    def make(self, scenario: "Scenario", **arguments: Any) -> RoundStrategy[Any]:
-        config = scenario.config
-        return SolonStrategy(config, scenario.make_optimizer, projection_seed=config.seed, **arguments)
+    def make(self, setting: Setting, **arguments: Any) -> RoundStrategy[Any]:
+        config = setting.config
+        return SolonStrategy(config, setting.make_optimizer, projection_seed=config.seed, **arguments)
 
-    def aggregate(self, scenario: "Scenario") -> Aggregate:
-        decoder = scenario.config.make_decoder()
+    def aggregate(self, setting: Setting) -> Aggregate:
+        decoder = setting.config.make_decoder()
 
         def decode(shares: Tensor) -> Tensor:
             gradient = decoder.decode(shares).gradient
@@ -91,15 +111,15 @@ class _Solon(Contender):
 
         return decode
 
-    def batches_per_node(self, scenario: "Scenario") -> int:
-        return scenario.config.batches_per_group
+    def batches_per_node(self, setting: Setting) -> int:
+        return setting.config.batches_per_group
 
     def waited(self, report: RoundReport) -> bool:
-        # A group is decoded as soon as k + s shares agree; nodes at rest are asked once others have been waited for.
+        # A group is decoded as soon as k + s shares agree. Resting nodes are asked only after waiting for the others.
         return any(group.silent_nodes and (group.escalated or not group.decoded) for group in report.groups)
 
 
-class _Flower(Contender):
+class _Flower(NamedStrategy):
     """One of Flower's own strategies, on gradients."""
 
     def __init__(
@@ -109,19 +129,19 @@ class _Flower(Contender):
         self._make_inner = make_inner
         self._least_nodes = least_nodes
 
-    def check(self, scenario: "Scenario") -> None:
-        nodes, liars = scenario.config.num_nodes, scenario.expected_liars
+    def check(self, setting: Setting) -> None:
+        nodes, liars = setting.config.num_nodes, setting.expected_liars
         if nodes < self._least_nodes(liars):
             raise ConfigurationError(
                 f"{self.title} needs at least {self._least_nodes(liars)} nodes for {liars} liars; got "
                 f"num_nodes={nodes}; add nodes, or lower num_liars or byzantine."
             )
 
-    def make(self, scenario: "Scenario", **arguments: Any) -> RoundStrategy[Any]:
-        return GradientStrategy(self._inner(scenario), scenario.make_optimizer, **arguments)
+    def make(self, setting: Setting, **arguments: Any) -> RoundStrategy[Any]:
+        return GradientStrategy(self._inner(setting), setting.make_optimizer, **arguments)
 
-    def aggregate(self, scenario: "Scenario") -> Aggregate:
-        inner = self._inner(scenario)
+    def aggregate(self, setting: Setting) -> Aggregate:
+        inner = self._inner(setting)
         become_server()
 
         def aggregate(vectors: Tensor) -> Tensor:
@@ -141,10 +161,10 @@ class _Flower(Contender):
 
         return aggregate
 
-    def _inner(self, scenario: "Scenario") -> Strategy:
-        nodes = scenario.config.num_nodes
+    def _inner(self, setting: Setting) -> Strategy:
+        nodes = setting.config.num_nodes
         everybody = {"fraction_evaluate": 0.0, "min_train_nodes": nodes, "min_available_nodes": nodes}
-        return self._make_inner(nodes, scenario.expected_liars, **everybody)
+        return self._make_inner(nodes, setting.expected_liars, **everybody)
 
 
 def _trimmed(nodes: int, liars: int, **everybody: Any) -> Strategy:
@@ -155,41 +175,41 @@ def _multikrum(nodes: int, liars: int, **everybody: Any) -> Strategy:
     return MultiKrum(num_malicious_nodes=liars, num_nodes_to_select=nodes - liars, **everybody)
 
 
-class _Draco(Contender):
+class _Draco(NamedStrategy):
     client = "draco"
 
     def __init__(self, title: str, colour: str, code: DracoCodeName) -> None:
         self.title, self.colour = title, colour
         self._code: DracoCodeName = code
 
-    def _byzantine(self, scenario: "Scenario") -> int:
-        """Return s: liars of a group for the repetition code, of all nodes for the cyclic code."""
-        return scenario.config.byzantine if self._code == "repetition" else scenario.expected_liars
+    def _byzantine(self, setting: Setting) -> int:
+        """Return s, which counts the liars of one group for the repetition code, and all liars for the cyclic code."""
+        return setting.config.byzantine if self._code == "repetition" else setting.expected_liars
 
-    def check(self, scenario: "Scenario") -> None:
-        code = make_draco_code(self._code, scenario.config.num_nodes, self._byzantine(scenario))
+    def check(self, setting: Setting) -> None:
+        code = make_draco_code(self._code, setting.config.num_nodes, self._byzantine(setting))
         for members in getattr(code, "groups", ()):
-            liars = len(scenario.liars & set(members))
+            liars = len(setting.liars & set(members))
             if liars > code.byzantine:
                 raise ConfigurationError(
                     f"{self.title} needs at most byzantine={code.byzantine} liars in each of its groups; got {liars} "
                     f"among the nodes {members[0]} to {members[-1]}; set num_liars to {code.byzantine} or fewer."
                 )
 
-    def make(self, scenario: "Scenario", **arguments: Any) -> RoundStrategy[Any]:
-        config = scenario.config
+    def make(self, setting: Setting, **arguments: Any) -> RoundStrategy[Any]:
+        config = setting.config
         return DracoStrategy(
             config.num_nodes,
-            self._byzantine(scenario),
-            scenario.make_optimizer,
+            self._byzantine(setting),
+            setting.make_optimizer,
             code=self._code,
             seed=config.seed,
             projection_seed=config.seed,
             **arguments,
         )
 
-    def aggregate(self, scenario: "Scenario") -> Aggregate:
-        code = make_draco_code(self._code, scenario.config.num_nodes, self._byzantine(scenario))
+    def aggregate(self, setting: Setting) -> Aggregate:
+        code = make_draco_code(self._code, setting.config.num_nodes, self._byzantine(setting))
 
         def decode(vectors: Tensor) -> Tensor:
             shaped = vectors.view(len(vectors), 2, -1) if code.is_complex else vectors
@@ -200,36 +220,36 @@ class _Draco(Contender):
 
         return decode
 
-    def batches_per_node(self, scenario: "Scenario") -> int:
-        code = make_draco_code(self._code, scenario.config.num_nodes, self._byzantine(scenario))
+    def batches_per_node(self, setting: Setting) -> int:
+        code = make_draco_code(self._code, setting.config.num_nodes, self._byzantine(setting))
         return max(len(code.batches(number)) for number in range(code.num_nodes))
 
 
-class _Signum(Contender):
+class _Signum(NamedStrategy):
     title, colour, client = "Signum", "#CC79A7", "signum"
 
-    def make(self, scenario: "Scenario", **arguments: Any) -> RoundStrategy[Any]:
-        return SignumStrategy(scenario.config.num_nodes, scenario.make_sign_optimizer, **arguments)
+    def make(self, setting: Setting, **arguments: Any) -> RoundStrategy[Any]:
+        return SignumStrategy(setting.config.num_nodes, setting.make_sign_optimizer, **arguments)
 
-    def aggregate(self, scenario: "Scenario") -> Aggregate:
+    def aggregate(self, setting: Setting) -> Aggregate:
         return lambda vectors: vectors.sign().sum(0).sign()
 
 
-class _ByzFL(Contender):
+class _ByzFL(NamedStrategy):
     """An aggregator of byzfl."""
 
     def __init__(self, title: str, colour: str, make_rule: Callable[[Any, int], Aggregate]) -> None:
         self.title, self.colour = title, colour
         self._make_rule = make_rule
 
-    def check(self, scenario: "Scenario") -> None:
-        self.aggregate(scenario)
+    def check(self, setting: Setting) -> None:
+        self.aggregate(setting)
 
-    def make(self, scenario: "Scenario", **arguments: Any) -> RoundStrategy[Any]:
-        rule = self.aggregate(scenario)
-        return AggregatorStrategy(scenario.config.num_nodes, rule, scenario.make_optimizer, **arguments)
+    def make(self, setting: Setting, **arguments: Any) -> RoundStrategy[Any]:
+        rule = self.aggregate(setting)
+        return AggregatorStrategy(setting.config.num_nodes, rule, setting.make_optimizer, **arguments)
 
-    def aggregate(self, scenario: "Scenario") -> Aggregate:
+    def aggregate(self, setting: Setting) -> Aggregate:
         try:
             byzfl = importlib.import_module("byzfl")
         except Exception as error:  # it imports torchvision, which may not fit the torch that is installed
@@ -237,7 +257,7 @@ class _ByzFL(Contender):
                 f"{self.title} is byzfl's, which can't be imported ({str(error)[:100]}); "
                 "pip install 'solon-fl[byzfl]', with a torchvision that fits your torch."
             ) from error
-        return self._make_rule(byzfl, scenario.expected_liars)
+        return self._make_rule(byzfl, setting.expected_liars)
 
 
 def _mixed_then_trimmed(byzfl: Any, liars: int) -> Aggregate:
@@ -249,7 +269,7 @@ def _mixed_then_trimmed(byzfl: Any, liars: int) -> Aggregate:
     return rule
 
 
-STRATEGIES: dict[str, Contender] = {
+STRATEGIES: dict[str, NamedStrategy] = {
     "solon": _Solon("Solon", "#0072B2"),
     "solon-reactive": _Solon("Solon (reactive)", "#EE7733", redundancy="reactive"),
     "solon-digest": _Solon("Solon (digests)", "#009988", verification="digest"),

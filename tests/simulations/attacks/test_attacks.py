@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from scipy.linalg import eigh
 from torch import Tensor
 
-from solon_fl import FourierCode
+from solon_fl.coding import Decoder, FourierCode
 from solon_fl.coding.projection import project_rows
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations import attacks as a
 from tests.support import without_address
 
-CODE = FourierCode(byzantine=2, compression=3)
+CODE = FourierCode(group_size=7, compression=3)
+DECODER = Decoder(CODE, byzantine=2)
 
 
 def mean_of(vectors: Tensor) -> Tensor:
@@ -51,11 +52,11 @@ ALL: list[a.Attack] = [
     a.MinSum(),
     a.MinSum(aggregate=mean_of),
     a.SameLie(),
-    a.NearCodeword(CODE),
+    a.NearCodeword(DECODER),
     a.OtherGradient(CODE),
-    a.PartialCollusion(CODE),
+    a.PartialCollusion(DECODER),
     a.ProjectionAware(),
-    a.BelowTolerance(CODE),
+    a.BelowTolerance(DECODER),
     a.Encoded(CODE, a.Reverse()),
 ]
 
@@ -268,7 +269,7 @@ def test_damage_is_the_distance_from_the_honest_result_relative_to_its_norm() ->
 
 
 def decoded(shares: Tensor) -> Tensor:
-    gradient = CODE.decode(shares, generator=seeded()).gradient
+    gradient = DECODER.decode(shares, generator=seeded()).gradient
     assert gradient is not None
     return gradient
 
@@ -386,9 +387,9 @@ def test_encoded_sends_the_own_share_of_the_malicious_gradient(
 
 
 def test_near_codeword_is_nearly_explained_by_other_nodes() -> None:
-    code = FourierCode(byzantine=3, compression=4)
+    code = FourierCode(group_size=10, compression=4)
     shares = torch.stack([code.encode(torch.arange(40.0).double(), slot) for slot in range(10)])
-    attack = a.NearCodeword(code, size=0.5)
+    attack = a.NearCodeword(Decoder(code, byzantine=3), size=0.5)
     liars = attack.best_liars()
     assert len(liars) == 3
     crafted = attack.lies(shares, liars, seeded()) - shares[liars]
@@ -424,14 +425,14 @@ def test_other_gradient_agrees_with_k_minus_1_honest_shares() -> None:
 
 
 def test_partial_collusion_whispers_with_the_one_half_and_shouts_with_the_other() -> None:
-    norms = deviations(a.PartialCollusion(CODE, size=50), [1, 4]).norm(dim=1) / typical_norm()
+    norms = deviations(a.PartialCollusion(DECODER, size=50), [1, 4]).norm(dim=1) / typical_norm()
     assert norms.tolist() == pytest.approx([3e-6, 50], rel=1e-3)
 
 
 @pytest.mark.parametrize("liars", [[3], [1, 4], [0, 1, 2, 3]])
 def test_below_tolerance_is_the_worst_of_the_lies_that_leave_the_residual_of_noise(liars: list[int]) -> None:
     shares = coded_shares()
-    added = deviations(a.BelowTolerance(CODE, size=0.7), liars).numpy()
+    added = deviations(a.BelowTolerance(DECODER, size=0.7), liars).numpy()
     assert np.linalg.matrix_rank(added, rtol=1e-6) == 1
     scale = sorted(shares.norm(dim=1).tolist())[2 + 3 - 1]
     checks = CODE.parity[:, liars]
@@ -558,7 +559,7 @@ def trusting_error(attack: a.Attack, liars: list[int]) -> float:
 
 @pytest.mark.parametrize(
     "attack",
-    [a.SameLie(), a.NearCodeword(CODE), a.OtherGradient(CODE), a.PartialCollusion(CODE), a.ProjectionAware()],
+    [a.SameLie(), a.NearCodeword(DECODER), a.OtherGradient(CODE), a.PartialCollusion(DECODER), a.ProjectionAware()],
     ids=without_address,
 )
 def test_lies_to_the_decoder_ruin_one_that_trusts(attack: a.Attack) -> None:
@@ -566,5 +567,5 @@ def test_lies_to_the_decoder_ruin_one_that_trusts(attack: a.Attack) -> None:
 
 
 def test_below_tolerance_does_a_trusting_decoder_only_the_harm_that_noise_does() -> None:
-    error = trusting_error(a.BelowTolerance(CODE), [1, 4])
-    assert CODE.rtol < error <= CODE.certificate
+    error = trusting_error(a.BelowTolerance(DECODER), [1, 4])
+    assert DECODER.rtol < error <= DECODER.certificate

@@ -12,9 +12,16 @@ from torch import Tensor
 from solon_fl import SolonConfig
 from solon_fl.clients import Batch
 from solon_fl.simulations import InProcessGrid, Scenario, load_dataset, simulate
-from solon_fl.simulations.attacks import FallOfEmpires, flips_labels, seen_labels
-from solon_fl.simulations.attacks.mods import attack_mod, crash_mod, label_flip_mod, late_mod
-from solon_fl.simulations.run.nodes import ImageClient
+from solon_fl.simulations.attacks import (
+    FallOfEmpires,
+    attack_mod,
+    crash_mod,
+    flips_labels,
+    label_flip_mod,
+    late_mod,
+    seen_labels,
+)
+from solon_fl.simulations.run import ImageClient
 from solon_fl.strategies import RoundReport, SolonStrategy
 from tests.support import SGD, Regression, initial_model, record_of, small_config, train, vector_of
 

@@ -3,13 +3,13 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from torch import Tensor
 
-from solon_fl import FourierCode
+from solon_fl.coding import Decoder, FourierCode
 from solon_fl.errors import ConfigurationError
-from solon_fl.simulations.attacks.registry import ATTACKS, make_attack_mod
+from solon_fl.simulations.attacks import ATTACKS, make_attack_mod
 from solon_fl.wire import to_array, trusted_tensor
 from tests.support import train
 
-CODE = FourierCode(byzantine=2, compression=3)
+DECODER = Decoder(FourierCode(group_size=7, compression=3), byzantine=2)
 LIARS = frozenset({1, 4, 8, 13})
 NAMES = [
     *("reverse", "constant", "sign-flip", "random", "alie", "alie-fraction", "alie-1.5", "ipm", "foe", "min-max"),
@@ -34,7 +34,7 @@ def test_these_are_all_attacks() -> None:
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("label-flip", "projection-aware")])
 def test_the_liars_are_those_who_misbehave(name: str) -> None:
     """But this client has no labels to flip, and shares of three entries hide nothing from a projection."""
-    _, reports = train(mods=[make_attack_mod(name, LIARS, 0, code=CODE)], rounds=1)
+    _, reports = train(mods=[make_attack_mod(name, LIARS, 0, decoder=DECODER)], rounds=1)
     report = reports[0]
     named = {*report.corrupt_nodes, *report.silent_nodes, *report.malformed_nodes}
     liar_ids = {number + 1 for number in LIARS}
@@ -47,7 +47,7 @@ def test_the_liars_are_those_who_misbehave(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if ATTACKS[name].needs_code])
 def test_attacks_on_the_code_need_one(name: str) -> None:
-    with pytest.raises(ConfigurationError, match=f"attack='{name}' is made against Solon's code; got code=None"):
+    with pytest.raises(ConfigurationError, match=f"attack='{name}' is made against Solon's code; got decoder=None"):
         make_attack_mod(name, LIARS, 0)
 
 
@@ -62,11 +62,11 @@ def test_the_tuned_attacks_ask_the_aggregator(name: str) -> None:
 
     def decode(shares: Tensor) -> Tensor:
         asked.append(shares.shape)
-        gradient = CODE.decode(shares).gradient
+        gradient = DECODER.decode(shares).gradient
         assert gradient is not None
         return gradient
 
-    _, reports = train(mods=[make_attack_mod(name, LIARS, 0, decode, CODE)], rounds=1)
+    _, reports = train(mods=[make_attack_mod(name, LIARS, 0, decode, DECODER)], rounds=1)
     assert set(asked) == {(7, 3)}  # a group's shares
     assert set(reports[0].corrupt_nodes) == {number + 1 for number in LIARS}
 

@@ -1,13 +1,18 @@
 """Results of comparisons written by hand, for tests of what is made of them."""
 
+import io
 from collections.abc import Sequence
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+
 from solon_fl.config import SolonConfig
-from solon_fl.simulations import Scenario
-from solon_fl.simulations.compare.comparison import Comparison
-from solon_fl.simulations.compare.results import Cell, Results
+from solon_fl.simulations import Outcome, RoundRecord, Scenario
+from solon_fl.simulations.compare import Cell, Comparison, Results
 from solon_fl.simulations.network import Network
+from solon_fl.simulations.run import NumberedGroup, NumberedReport
+from solon_fl.simulations.run.outcome import Software
 
 SLOW = Network(
     name="slow",
@@ -18,6 +23,7 @@ SLOW = Network(
     latency=0.5,
     deadline=30.0,
 )
+SCENARIO = Scenario(config=SolonConfig(num_nodes=10, byzantine=1, compression=3))
 
 
 def cell(
@@ -33,39 +39,67 @@ def cell(
     bytes_in: int = 1_000_000,
 ) -> Cell:
     """Return a run of 10 nodes that compute 3 batches each, are sent 2 MB and take 0.25 s of the server a round."""
-    head = {
-        "scenario": {"config": {"num_nodes": 10}},
-        "batches_per_node": 3,
-        "liars": list(liars),
-        "versions": {"flwr": "1.0"},
-        "python": "3.11",
-        "threads": 1,
-    }
-    report = {"bytes_out": 2_000_000, "bytes_in": bytes_in, "seconds_aggregating": 0.2, "seconds_stepping": 0.05}
 
-    def groups(number: int) -> list[dict[str, Any]]:
-        return [{"nodes_asked": 5, "escalated": False}, {"nodes_asked": 5, "escalated": number in escalated}]
+    def report(number: int) -> NumberedReport:
+        first = NumberedGroup(group=0, status="clean", nodes_asked=5, corrupt_nodes=tuple(named) if number == 1 else ())
+        second = NumberedGroup(group=1, status="clean", nodes_asked=5, escalated=number in escalated)
+        return NumberedReport(
+            round=number,
+            groups=(first, second),
+            stepped=True,
+            bytes_out=2_000_000,
+            bytes_in=bytes_in,
+            seconds_waiting=0.0,
+            seconds_aggregating=0.2,
+            seconds_stepping=0.05,
+        )
 
-    rounds = [
-        {
-            "round": n,
-            "accuracy": accuracy,
-            "report": report | {"groups": groups(n)} if n else None,
-            "waited": n in waited,
-        }
-        for n, accuracy in enumerate(accuracies)
+    records = [
+        RoundRecord(
+            round=number,
+            accuracy=accuracy,
+            loss=1.0,
+            seconds=float(number),
+            report=report(number) if number else None,
+            waited=number in waited,
+        )
+        for number, accuracy in enumerate(accuracies)
     ]
-    summary = {"error": error, "offences": {str(number): {"lying": 1} for number in named}}
-    return Cell(strategy, attack, (head, *rounds, summary))
+    outcome = Outcome(
+        scenario=SCENARIO,
+        batches_per_node=3,
+        liars=frozenset(liars),
+        software=Software(versions={"flwr": "1.0"}, python="3.11", threads=1),
+        records=records,
+        error=error,
+    )
+    return Cell(strategy, attack, outcome)
+
+
+HONEST = cell("fedavg", None, [0.1, 0.5, 0.8])
+SOLON = cell("solon", None, [0.1, 0.52, 0.801])
+RESCUED = cell("solon", "alie", [0.1, 0.5, 0.799], liars=[3, 7], named=[3, 7])
+RUINED = cell("fedavg", "alie", [0.1, 0.2, 0.123], liars=[3, 7])
+ABORTED = cell("multikrum", "alie", [0.1], error="ValueError: <b>odd</b> reply")
+REFUSED = Cell("bulyan", "alie", refusal="Bulyan needs at least 11 nodes <i>for</i> [dim]2 liars[/dim]")
+ALL = (SOLON, HONEST, RESCUED, RUINED, ABORTED, REFUSED)
 
 
 def results(*cells: Cell, batch_seconds: float = 0.5, **changes: Any) -> Results:
     """Return the results that consist of these cells."""
     values: dict[str, Any] = {
         "title": "By hand",
-        "scenario": Scenario(config=SolonConfig(num_nodes=10, byzantine=1, compression=3)),
+        "scenario": SCENARIO,
         "strategies": tuple(dict.fromkeys(cell.strategy for cell in cells)),
         "attacks": tuple(dict.fromkeys(cell.attack for cell in cells)),
         "networks": (SLOW,),
     }
     return Results(comparison=Comparison(**{**values, **changes}), cells=cells, batch_seconds=batch_seconds)
+
+
+def rendered(table: Table | None, width: int = 80) -> str:
+    """Return a table as a terminal of that width shows it."""
+    assert table is not None
+    stream = io.StringIO()
+    Console(width=width, file=stream).print(table)
+    return stream.getvalue()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from solon_fl.config import SolonConfig
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations import ATTACKS, STRATEGIES, Scenario
-from solon_fl.simulations.compare.comparison import Comparison, load_comparison, parse_comparison, shipped_comparisons
+from solon_fl.simulations.compare import Comparison, load_comparison, parse_comparison, shipped_comparisons
 from solon_fl.simulations.network import NETWORKS, Network
 
 GOOD = """

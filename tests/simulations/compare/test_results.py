@@ -8,10 +8,10 @@ import pytest
 
 from solon_fl.config import SolonConfig
 from solon_fl.errors import ConfigurationError
-from solon_fl.simulations import Outcome, RoundRecord, Scenario, cells, simulate
-from solon_fl.simulations.compare.comparison import Comparison
-from solon_fl.simulations.compare.results import Cell, Results, run_comparison
-from tests.simulations import handmade
+from solon_fl.simulations import Outcome, RoundRecord, Scenario, simulate
+from solon_fl.simulations.compare import Cell, Comparison, Results, run_comparison
+from solon_fl.simulations.compare import results as results_module
+from tests.simulations.compare import handmade
 from tests.simulations.compare.handmade import SLOW, cell
 
 COMPARISON = Comparison(
@@ -48,7 +48,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[Scenario]:
         run.append(scenario)
         return simulate(scenario, on_round)
 
-    monkeypatch.setattr(cells, "simulate", counting)
+    monkeypatch.setattr(results_module, "simulate", counting)
     return run
 
 
@@ -153,7 +153,7 @@ def test_what_a_cell_tells() -> None:
 
 def test_a_run_that_could_not_be_tells_nothing() -> None:
     refused = Cell("solon", "alie", refusal="no")
-    assert (refused.rounds, refused.accuracies, refused.liars, refused.named) == ((), [], set(), set())
+    assert (refused.records, refused.accuracies, refused.liars, refused.named) == ((), [], set(), set())
     assert (refused.bytes_sent, refused.server_seconds, refused.batches_per_node, refused.error) == (0, 0, 0, None)
     assert refused.rounds_to(0.0) is None
 
@@ -251,7 +251,7 @@ def test_seconds_per_batch_are_measured_once(tmp_path: Path, monkeypatch: pytest
     measured = replace(COMPARISON, batch_seconds=None, strategies=("fedavg",), attacks=(None,))
     first = run_all(tmp_path, measured)
     assert 0 < first.batch_seconds < 10
-    monkeypatch.setattr(cells, "measure_batch_seconds", lambda scenario: pytest.fail("measured again"))
+    monkeypatch.setattr(results_module, "measure_batch_seconds", lambda scenario: pytest.fail("measured again"))
     assert run_all(tmp_path, measured).batch_seconds == first.batch_seconds
     path = next(tmp_path.glob("batch-seconds-*.json"))
     for damaged in ("", "[]", '"x"'):

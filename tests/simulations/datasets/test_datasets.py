@@ -124,11 +124,11 @@ def test_embedded_sets_refuse_a_folder(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(set(DATASETS) - EMBEDDED))
 def test_other_sets_need_an_existing_folder(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"data_dir=None.*--data-dir"):
+    with pytest.raises(ConfigurationError, match=r"data_dir=None.*set data_dir"):
         load_dataset(name)
-    with pytest.raises(ConfigurationError, match=r"no-such-folder.*--data-dir"):
+    with pytest.raises(ConfigurationError, match=r"no-such-folder.*set data_dir"):
         load_dataset(name, tmp_path / "no-such-folder")
-    with pytest.raises(ConfigurationError, match=rf"found n.*{tmp_path.name}.*--data-dir"):
+    with pytest.raises(ConfigurationError, match=rf"found n.*{tmp_path.name}.*set data_dir"):
         load_dataset(name, tmp_path)
 
 

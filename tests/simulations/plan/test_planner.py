@@ -8,13 +8,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from solon_fl.coding import CertificateWarning, CyclicCode, RepetitionCode
+from solon_fl.baselines import CyclicCode, RepetitionCode
+from solon_fl.coding import CertificateWarning
 from solon_fl.config import Redundancy, SolonConfig, Verification
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations import Scenario, simulate
 from solon_fl.simulations.network import NETWORKS, round_seconds
-from solon_fl.simulations.plan.planner import Baseline, Choice, Plan, plan
+from solon_fl.simulations.plan import server_time
+from solon_fl.simulations.plan.choices import Baseline, Choice, Plan
+from solon_fl.simulations.plan.planner import plan
 from solon_fl.simulations.plan.server_time import Kind, MeasuredServer
+from solon_fl.simulations.plan.workload import Workload
 from solon_fl.wire import to_array
 
 HOME = NETWORKS["home-20m"]
@@ -37,9 +41,10 @@ def small_plan(**changes: Any) -> Plan:
         "dim": 1_000_000,
         "batch_seconds": 0.01,
         "network": HOME,
-        "server_seconds": no_seconds,
     }
-    return plan(**{**settings, **changes})
+    how = {name: changes.pop(name) for name in ("verification", "redundancy") if name in changes}
+    server_seconds = changes.pop("server_seconds", no_seconds)
+    return plan(Workload(**{**settings, **changes}), server_seconds=server_seconds, **how)
 
 
 def named(planned: Plan, name: Kind) -> Baseline:
@@ -83,7 +88,7 @@ def test_what_is_listed_is_what_can_be_configured(
         config = choice.config()
         asked = config.group_size if redundancy == "full" else config.num_agreeing + stragglers
         assert (choice.asked_per_group, choice.batches_per_node) == (asked, config.batches_per_group)
-        assert choice.certificate == config.make_code().certificate
+        assert choice.certificate == config.make_decoder().certificate
 
 
 @given(
@@ -252,8 +257,7 @@ def test_the_prediction_of_a_variant_is_what_a_real_run_reports(
         report = record.report
         assert report is not None
         assert (predicted.bytes_out, predicted.bytes_in) == (report.bytes_out, report.bytes_in)
-        asked = [sum(node is not None for node in group.nodes) for group in report.groups]
-        assert asked == [predicted.asked_per_group] * 2
+        assert [group.nodes_asked for group in report.groups] == [predicted.asked_per_group] * 2
 
 
 @pytest.mark.slow
@@ -303,7 +307,7 @@ def test_a_void_choice_is_never_the_best() -> None:
     assert [choice.group_size for choice in planned.best_of_each_size()] == [25, 50]
     assert not any(choice.is_void for choice in planned.best_of_each_size())
     with pytest.warns(CertificateWarning, match="should be below 1"):
-        SolonConfig(num_nodes=50, byzantine=5, compression=40, group_size=50, rtol=1.5e-6).make_code()
+        SolonConfig(num_nodes=50, byzantine=5, compression=40, group_size=50, rtol=1.5e-6)
 
 
 def test_no_choice_without_a_promise() -> None:
@@ -360,9 +364,12 @@ def test_the_server_is_asked_for_every_row() -> None:
 
 
 @pytest.mark.slow
-def test_the_measured_server_follows_its_laws_and_leaves_the_threads() -> None:
+def test_the_measured_server_follows_its_laws_and_leaves_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_time, "MEASURED_NODES", 32)  # in place of 128, which take seconds
     before = torch.get_num_threads()
-    server = MeasuredServer(byzantine=2, threads=2)
+    assert MeasuredServer(byzantine=2, threads=2)("draco-repetition", 20, 5, 1, 10**6) > 0
+    assert torch.get_num_threads() == before
+    server = MeasuredServer(byzantine=2)
     assert server("solon", 20, 10, 2, 10**7) > server("solon", 20, 10, 6, 10**7) > 0
     average = server("no defence", 20, 1, 1, 10**6)
     assert average > 0
@@ -381,13 +388,13 @@ def test_the_measured_server_follows_its_laws_and_leaves_the_threads() -> None:
 @pytest.mark.slow
 def test_the_measured_server_predicts_a_decode() -> None:
     server = MeasuredServer(byzantine=2)
-    code = SolonConfig(num_nodes=10, byzantine=2, compression=6).make_code()
+    decoder = SolonConfig(num_nodes=10, byzantine=2, compression=6).make_decoder()
     gradient = torch.randn(1_200_000, generator=torch.Generator().manual_seed(0))
-    shares = torch.stack([code.encode(gradient, slot) for slot in range(10)])
+    shares = torch.stack([decoder.code.encode(gradient, slot) for slot in range(10)])
     shares[:2] = 1.0
     started = time.perf_counter()
-    code.decode(shares)
-    code.decode(shares)
+    decoder.decode(shares)
+    decoder.decode(shares)
     real = (time.perf_counter() - started) / 2
     predicted = server("solon", 10, 10, 6, 1_200_000)
     assert 0.1 * real < predicted < 10 * real  # machines of tests are busy

@@ -1,20 +1,15 @@
 """Nodes that really compute in different ways, on this machine."""
 
-from functools import partial
-
 import pytest
 import torch
 from flwr.app import ArrayRecord
-from typer.testing import CliRunner
 
-from solon_fl.cli import app
 from solon_fl.config import SolonConfig
 from solon_fl.errors import ConfigurationError, GroupFailedError
 from solon_fl.simulations import InProcessGrid, NodeKind, Scenario, build_model, calibrate_scenario, load_dataset
-from solon_fl.simulations.attacks import Reverse
-from solon_fl.simulations.attacks.mods import attack_mod
+from solon_fl.simulations.attacks import Reverse, attack_mod
+from solon_fl.simulations.run import ImageClient
 from solon_fl.simulations.run.float_noise import _computing_as
-from solon_fl.simulations.run.nodes import ImageClient
 from solon_fl.strategies import RoundReport, SolonStrategy, buffer_names
 
 KINDS = (NodeKind(kernels="onednn"), NodeKind(kernels="native"))
@@ -98,21 +93,3 @@ def test_what_nodes_answer_is_told_if_nothing_can_be_compared() -> None:
     scenario = Scenario(config=CONFIG, batch_size=9000)
     with pytest.raises(GroupFailedError, match="batch_size=9000"):
         calibrate_scenario(scenario)
-
-
-@pytest.mark.slow
-def test_the_command_prints_a_table_and_the_line_to_use() -> None:
-    invoke = partial(CliRunner().invoke, app)
-    sizes = ["--nodes", "7", "--compression", "3", "--batch-size", "8", "--model", "logistic"]
-    done = invoke(["calibrate", *sizes, "--threads", "1,2", "--kernels", "onednn,native", "--attack", "reverse"])
-    assert done.exit_code == 0, done.output
-    lines = done.output.splitlines()
-    assert lines[0].split() == ["group", "node", "distance"]
-    assert sum(line.endswith("an outlier") for line in lines) == 2
-    assert "rtol=1e-06 suits" in done.output
-    assert lines[-1] == "To use it (the default): SolonConfig(..., rtol=1e-06)"
-    for arguments, message in ((["--threads", "1,x"], "--threads '1,x'"), (["--kernels", "gpu"], "kernels='gpu'")):
-        error = invoke(["calibrate", *arguments]).exception
-        assert isinstance(error, ConfigurationError)
-        assert message in str(error)
-    assert "docs/how-to/calibrate.md" in " ".join(invoke(["calibrate", "--help"]).output.split())

@@ -8,20 +8,19 @@ import torch
 from flwr.app import ArrayRecord, Context, RecordDict
 from torch import Tensor
 
+from solon_fl.baselines import RepetitionCode
+from solon_fl.baselines.draco.task import make_draco_code
 from solon_fl.clients import Batch
-from solon_fl.coding import RepetitionCode
 from solon_fl.config import SolonConfig
 from solon_fl.errors import ConfigurationError
-from solon_fl.simulations import ATTACKS, Outcome, Scenario, simulate
-from solon_fl.simulations.run.nodes import ImageClient
-from solon_fl.simulations.run.strategies import STRATEGIES
-from solon_fl.task import make_draco_code
+from solon_fl.simulations import ATTACKS, STRATEGIES, Outcome, Scenario, simulate
+from solon_fl.simulations.run import ImageClient
 from solon_fl.wire import to_array
 from tests.support import vector_of
 
 CONFIG = SolonConfig(num_nodes=14, byzantine=2, compression=3)
 BYZFL = [name for name in STRATEGIES if name.startswith("byzfl-")]
-PLAIN = [name for name, contender in STRATEGIES.items() if contender.client == "plain"]
+PLAIN = [name for name, strategy in STRATEGIES.items() if strategy.client == "plain"]
 
 
 class Median:

@@ -1,13 +1,16 @@
-"""What `solon-fl plan` says of liars counted in all, and nodes that are regrouped every round."""
+"""What a plan says of liars counted among all nodes, if the nodes are regrouped at random every round."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from rich import box
 from rich.table import Table
 
-from solon_fl.simulations.plan.overflow import least_byzantine, overflow_in_run, overflow_probability
-from solon_fl.simulations.plan.planner import LARGEST_GROUP, Choice, Plan
+from solon_fl.checks import check_between, check_whole
+from solon_fl.simulations.plan.choices import Choice, Plan
+from solon_fl.simulations.plan.overflow import MOST_ROUNDS, least_byzantine, overflow_in_run, overflow_probability
+from solon_fl.simulations.plan.rounding import short_probability
+from solon_fl.simulations.plan.tables import plain_table
+from solon_fl.simulations.plan.workload import LARGEST_GROUP
 
 __all__ = ["Regrouping"]
 
@@ -24,11 +27,25 @@ class Regrouping:
         Of the run; the places are drawn anew in every one.
     risk : float
         Accepted probability that in some round some group has more than s liars.
+
+    Raises
+    ------
+    ConfigurationError
+        If a number is out of its range.
     """
 
     liars: int
-    rounds: int
-    risk: float
+    rounds: int = 1000
+    risk: float = 1e-6
+
+    def __post_init__(self) -> None:
+        check_whole("liars", self.liars, 0)
+        check_whole("rounds", self.rounds, 1, MOST_ROUNDS)
+        check_between("risk", self.risk, 0, 1)
+
+    def check(self, num_nodes: int) -> None:
+        """Raise ConfigurationError unless so many liars can be among these nodes."""
+        overflow_probability(num_nodes, 1, 0, self.liars)
 
     def overflow(self, choice: Choice) -> tuple[float, float]:
         """Return the probability that some group has more than s liars, in a round and in the run."""
@@ -48,20 +65,15 @@ class Regrouping:
         """Return the smallest s within the risk over all group sizes that bear it, and those sizes; None if none."""
         sizes: dict[int, list[int]] = {}
         for size in range(1, LARGEST_GROUP + 1):
-            if planned.num_nodes % size == 0:
-                least = self.least_byzantine(planned.num_nodes, size)
-                if _bears(size, least, planned.best.stragglers):
+            if planned.workload.num_nodes % size == 0:
+                least = self.least_byzantine(planned.workload.num_nodes, size)
+                if _bears(size, least, planned.workload.stragglers):
                     sizes.setdefault(least, []).append(size)
         return (min(sizes), sizes[min(sizes)]) if sizes else None
 
     def table(self, shown: Collection[Choice]) -> Table:
         """Return a table with a row for every group size shown: the probabilities don't depend on k."""
-        table = Table(
-            title=f"{self.liars} liars in all, regrouped every round",
-            title_justify="left",
-            box=box.SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
-        )
+        table = plain_table(f"{self.liars} liars in all, regrouped every round")
         columns = (
             "r",
             "s",
@@ -79,8 +91,8 @@ class Regrouping:
                 str(size),
                 str(choice.byzantine),
                 str(choice.num_groups),
-                _probability(once),
-                _probability(in_run),
+                short_probability(once),
+                short_probability(in_run),
                 str(least) if _bears(size, least, choice.stragglers) else f"[dim]{least} (needs larger r)[/]",
                 style="bold green" if in_run <= self.risk else "",
             )
@@ -92,10 +104,10 @@ class Regrouping:
         if enough is None:
             return (
                 f"[bold]No s that groups of up to {LARGEST_GROUP} nodes bear keeps the probability over "
-                f"{self.rounds:,} rounds within {self.risk:g}[/] (--risk): use more nodes, or trust fewer."
+                f"{self.rounds:,} rounds within {self.risk:g}[/] (--set risk=...): use more nodes, or trust fewer."
             )
         least, sizes = enough
-        byzantine = planned.best.byzantine
+        byzantine = planned.workload.byzantine
         then = "as planned" if least == byzantine else f"plan again with --byzantine {least}"
         fixed = (
             "So regrouping gains nothing here: fixed groups need no larger s, whoever lies."
@@ -111,7 +123,7 @@ class Regrouping:
             )
         return (
             f"[bold]Regrouped every round, s = {least} is the smallest[/] that some group exceeds in {self.rounds:,} "
-            f"rounds with a probability of at most {self.risk:g} (--risk), in groups of r = "
+            f"rounds with a probability of at most {self.risk:g} (--set risk=...), in groups of r = "
             f"{', '.join(map(str, sizes))}: {then}. {fixed}{quickest}"
         )
 
@@ -119,7 +131,3 @@ class Regrouping:
 def _bears(group_size: int, byzantine: int, stragglers: int) -> bool:
     """Return whether r allows such an s, with k = 1 at least."""
     return group_size >= 2 * byzantine + stragglers + 1
-
-
-def _probability(value: float) -> str:
-    return "0" if value == 0 else f"{value:.1e}" if value < 0.01 else f"{value:.2f}"

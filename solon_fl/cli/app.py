@@ -1,0 +1,55 @@
+"""All commands of `solon-fl`, and what becomes of their errors."""
+
+import importlib.metadata
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+from rich.markup import escape
+from typer.core import TyperGroup
+
+from solon_fl.cli import calibrate, compare, demo, plan, simulate
+from solon_fl.cli.settings import help_with
+from solon_fl.errors import SolonError
+
+__all__ = ["app"]
+
+
+class _Commands(TyperGroup):
+    """Shows an error that the package made on purpose as one line, with exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SolonError as error:
+            Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+            raise typer.Exit(2) from error
+
+
+app = typer.Typer(
+    cls=_Commands,
+    invoke_without_command=True,
+    epilog="Start with:  solon-fl demo",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_show_locals=False,
+)
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    """Train through lying machines: Solon for Flower."""
+    if version:
+        print(importlib.metadata.version("solon-fl"))
+        raise typer.Exit
+
+
+app.command("simulate", cls=help_with(simulate.KEYS))(simulate.simulate_command)
+app.command("plan", cls=help_with(plan.KEYS))(plan.plan_command)
+app.command("demo")(demo.demo)
+app.command("compare", cls=help_with(compare.KEYS, defaults=False))(compare.compare_command)
+app.command("calibrate", cls=help_with(calibrate.KEYS))(calibrate.calibrate_command)

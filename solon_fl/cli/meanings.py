@@ -1,0 +1,56 @@
+"""What the settings that several commands share mean, in one line each."""
+
+from typing import Final
+
+__all__ = ["CONFIG", "SCENARIO", "without"]
+
+CONFIG: Final = {
+    "num_nodes": "P: nodes in the run, a multiple of the group size.",
+    "byzantine": "s: nodes of each group that may lie.",
+    "compression": "k: a node sends 1/k of the gradient.",
+    "stragglers": "e: nodes of each group that may stay silent.",
+    "group_size": "r: nodes of a group; 0 takes the fewest that the other settings allow, 2s + e + k without digests.",
+    "code": "The code; vandermonde is the one of the paper.",
+    "rtol": "Float noise tolerated between honest nodes.",
+    "seed": "Fixes weights, batches and liars: the same seed gives the same result.",
+    "batches_per_group": "Batches that a node computes in a round; 0 takes r.",
+    "mode": "What is coded: the gradient, or the change of the model after local steps.",
+    "grouping": "Who forms the groups: the server, or each silo is one.",
+    "on_group_failure": "What to do if a group fails: leave it out, skip the round, or stop the run.",
+    "beyond_bound": "A group with more faults than Solon bears for certain: reject it, or accept what is likely.",
+    "strangers": "Nodes that connect after the start: may fill in, or are refused.",
+    "regroup": "When nodes are put into new groups at random. With round, s nodes in all lie by default.",
+    "quarantine_after": "Rounds with an offence after which a node gets no more tasks.",
+    "verification": "How lies are told from the truth. With digest, r may be as small as max(2s + 1, s + k) + e if all "
+    "nodes compute the same bits.",
+    "redundancy": "Who of a group computes. With reactive, only as many as suffice if they agree, and the others where "
+    "they do not.",
+    "least_byzantine": "With redundancy=reactive: the fewest liars that a group is taken to have left once some are "
+    "located; none takes s.",
+    "group_weights": "Weight of each group in the average, as in 1,2; none weighs them equally.",
+}
+"""Every field of `SolonConfig`."""
+
+SCENARIO: Final = {
+    "strategy": "Who aggregates.",
+    "attack": "What the liars do; none is no attack.",
+    "num_liars": "Liars among all nodes; none takes as many as Solon bears in every group.",
+    "dataset": "Data set.",
+    "model": "Network to train.",
+    "data_dir": "Folder (or file) of a data set that does not come with the package.",
+    "rounds": "Rounds: steps of the server's optimizer.",
+    "batch_size": "Examples in one batch; every round has P batches.",
+    "learning_rate": "Of the server's SGD.",
+    "momentum": "Of the server's SGD.",
+    "sign_learning_rate": "Of the server's SGD with strategy=signum.",
+    "local_learning_rate": "Of the local steps, with mode=update.",
+    "engine": "Where nodes run; ray needs solon-fl[ray].",
+    "compute_once": "Compute the gradient of a group's honest nodes once; false takes r times as long, with the same "
+    "result.",
+}
+"""Every field of `Scenario` but the config."""
+
+
+def without(meanings: dict[str, str], *names: str) -> dict[str, str]:
+    """Return the meanings but for those of some settings, which a command does not take."""
+    return {name: meaning for name, meaning in meanings.items() if name not in names}

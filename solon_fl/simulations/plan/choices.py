@@ -1,0 +1,249 @@
+"""What can be chosen, and what it costs: the rows of a plan, and which of them are best."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import get_args
+
+from solon_fl.coding.decoder import worst_relative_error
+from solon_fl.config import CodeName, Redundancy, SolonConfig, Verification, make_code, num_agreeing
+from solon_fl.errors import ConfigurationError
+from solon_fl.simulations.network import RoundSeconds
+from solon_fl.simulations.plan.server_time import Kind
+from solon_fl.simulations.plan.workload import Workload
+
+__all__ = ["Baseline", "Choice", "Plan", "nodes_asked"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """One admissible pair of group_size and compression, with or without digests and reactive redundancy.
+
+    Attributes
+    ----------
+    num_nodes, byzantine, stragglers, group_size, compression, code, rtol, verification, redundancy
+        Of the `SolonConfig`.
+    bytes_out, bytes_in : int
+        To and from all nodes that are asked in a round.
+    seconds : RoundSeconds
+        Of a round in which every node that is asked answers; with redundancy "reactive" also none of them lies.
+    """
+
+    num_nodes: int
+    byzantine: int
+    stragglers: int
+    group_size: int
+    compression: int
+    code: CodeName
+    rtol: float
+    verification: Verification = "algebra"
+    redundancy: Redundancy = "full"
+    bytes_out: int
+    bytes_in: int
+    seconds: RoundSeconds
+
+    @property
+    def num_groups(self) -> int:
+        """P / r."""
+        return self.num_nodes // self.group_size
+
+    @property
+    def asked_per_group(self) -> int:
+        """Nodes of a group that compute: r; with redundancy "reactive" as many as are enough if they agree."""
+        return nodes_asked(
+            self.verification, self.redundancy, self.byzantine, self.compression, self.stragglers, self.group_size
+        )
+
+    @property
+    def num_asked(self) -> int:
+        """Nodes of all groups that compute."""
+        return self.num_groups * self.asked_per_group
+
+    @property
+    def batches_per_node(self) -> int:
+        """Batches that every node that is asked computes in a round, r."""
+        return self.group_size
+
+    @property
+    def computations(self) -> int:
+        """Batches that all nodes together compute in a round, each counted as often as it is computed."""
+        return self.num_asked * self.batches_per_node
+
+    @property
+    def bytes_per_node(self) -> int:
+        """Bytes that a node that is asked sends in a round."""
+        return self.bytes_in // self.num_asked
+
+    @property
+    def certificate(self) -> float:
+        """`Decoder.certificate` of the run; computed when first asked for, which can take a second."""
+        return _certificate(self.code, self.group_size, self.compression, self.rtol)
+
+    @property
+    def is_void(self) -> bool:
+        """Whether the certificate promises nothing, being 1 or more."""
+        return self.certificate >= 1
+
+    def config(self) -> SolonConfig:
+        """Return the configuration to run."""
+        return SolonConfig(
+            num_nodes=self.num_nodes,
+            byzantine=self.byzantine,
+            compression=self.compression,
+            stragglers=self.stragglers,
+            group_size=self.group_size,
+            code=self.code,
+            rtol=self.rtol,
+            verification=self.verification,
+            redundancy=self.redundancy,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """What a round costs without Solon.
+
+    Attributes
+    ----------
+    name : str
+        "no defence", "draco-repetition" or "draco-cyclic".
+    tolerates : str
+        How many liars, in words.
+    num_nodes : int
+        P.
+    group_size : int
+        Nodes of the largest group.
+    batches_per_node : int
+        Of the node that computes most.
+    bytes_out, bytes_in : int
+        To and from all nodes in a round.
+    seconds : RoundSeconds
+        Of a round in which every node answers.
+    """
+
+    name: Kind
+    tolerates: str
+    num_nodes: int
+    group_size: int
+    batches_per_node: int
+    bytes_out: int
+    bytes_in: int
+    seconds: RoundSeconds
+
+    @property
+    def num_asked(self) -> int:
+        """Nodes that compute: all."""
+        return self.num_nodes
+
+    @property
+    def bytes_per_node(self) -> int:
+        """Bytes that a node sends in a round."""
+        return self.bytes_in // self.num_nodes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """All that can be chosen, and what it costs.
+
+    Attributes
+    ----------
+    workload : Workload
+        What was planned for.
+    choices : tuple of Choice
+        All that are admissible, the shortest round first.
+    baselines : tuple of Baseline
+        For comparison.
+    """
+
+    workload: Workload
+    choices: tuple[Choice, ...]
+    baselines: tuple[Baseline, ...]
+
+    @property
+    def best(self) -> Choice:
+        """The choice with the shortest round of those whose certificate is below 1.
+
+        Raises
+        ------
+        ConfigurationError
+            If there is none.
+        """
+        return self._first(self.choices)
+
+    @property
+    def thriftiest(self) -> Choice:
+        """The choice with the fewest computations of those whose certificate is below 1, and of these the shortest.
+
+        Raises
+        ------
+        ConfigurationError
+            If there is none.
+        """
+        return self._first(sorted(self.choices, key=lambda choice: (choice.computations, choice.seconds.total)))
+
+    def best_of_each_variant(self) -> dict[tuple[Verification, Redundancy], Choice]:
+        """Return the best choice by verification and redundancy, as far as they are in the plan and have one."""
+        pairs: list[tuple[Verification, Redundancy]] = [
+            (verification, redundancy) for verification in get_args(Verification) for redundancy in get_args(Redundancy)
+        ]
+        best: dict[tuple[Verification, Redundancy], Choice] = {}
+        for pair in pairs:
+            of_pair = (choice for choice in self.choices if (choice.verification, choice.redundancy) == pair)
+            first = next((choice for choice in of_pair if not choice.is_void), None)
+            if first is not None:
+                best[pair] = first
+        return best
+
+    def _first(self, choices: Iterable[Choice]) -> Choice:
+        for choice in choices:
+            if not choice.is_void:
+                return choice
+        least = min(self.choices, key=lambda choice: choice.certificate)
+        raise ConfigurationError(
+            f"a certificate must be below 1; the least of all choices is {least.certificate:.1e}, at "
+            f"group_size={least.group_size}, compression={least.compression}, rtol={least.rtol:g}; "
+            "lower rtol (with float64 shares) or byzantine."
+        )
+
+    def best_of_each_size(self) -> tuple[Choice, ...]:
+        """Return the best choice of every group size that has one, the smallest first."""
+        best: dict[int, Choice] = {}
+        for choice in self.choices:
+            if choice.group_size not in best and not choice.is_void:
+                best[choice.group_size] = choice
+        return tuple(best[size] for size in sorted(best))
+
+    def break_even(self, baseline: Baseline) -> float:
+        """Return the factor on all rates of the network below which some choice is faster than the baseline.
+
+        The choice, which need not be `best`, has a certificate below 1. 0 if there is no such factor, inf if every
+        factor is one. Latency, computation and the server's seconds stay as they are.
+        """
+        factors = [(self._break_even(choice, baseline), choice) for choice in self.choices]
+        factors.sort(key=lambda pair: pair[0], reverse=True)
+        return next((factor for factor, choice in factors if factor == 0 or not choice.is_void), 0.0)
+
+    def _break_even(self, choice: Choice, baseline: Baseline) -> float:
+        # A round takes a + b / factor seconds: a without the links, b on them at factor 1.
+        saved = self._seconds_on_links(baseline) - self._seconds_on_links(choice)
+        paid = sum(sign * (row.seconds.computation + row.seconds.server) for sign, row in ((1, choice), (-1, baseline)))
+        if paid > 0:
+            return max(saved / paid, 0.0)
+        return math.inf if saved > 0 or (saved == 0 > paid) else 0.0
+
+    def _seconds_on_links(self, row: Choice | Baseline) -> float:
+        network = replace(self.workload.network, latency=0.0)
+        return network.transfer_seconds(num_nodes=row.num_asked, bytes_out=row.bytes_out, bytes_in=row.bytes_in)
+
+
+def nodes_asked(
+    verification: Verification, redundancy: Redundancy, byzantine: int, compression: int, stragglers: int, size: int
+) -> int:
+    """Return how many nodes of a group compute in an honest round."""
+    return size if redundancy == "full" else num_agreeing(verification, byzantine, compression) + stragglers
+
+
+@lru_cache(maxsize=4096)
+def _certificate(code: CodeName, group_size: int, compression: int, rtol: float) -> float:
+    return worst_relative_error(make_code(code, group_size, compression), rtol)

@@ -1,0 +1,192 @@
+"""What is known after each round of a run, with nodes given by their numbers."""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from solon_fl.coding import DecodeStatus
+from solon_fl.simulations.attacks import place_number
+from solon_fl.simulations.run.grid import partition_of
+from solon_fl.strategies import GroupReport, RoundReport
+
+__all__ = ["NumberedGroup", "NumberedReport", "RoundRecord"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NumberedGroup:
+    """A `GroupReport` in which nodes go by their numbers, those of `Scenario.liars`.
+
+    Attributes
+    ----------
+    group, status, escalated
+        See `GroupReport`.
+    corrupt_nodes, silent_nodes, escalated_by, different_bits : tuple of int
+        Numbers of the nodes; see `GroupReport`.
+    malformed_nodes : dict
+        What was wrong with the reply, by the node's number.
+    residual, tolerance, error_bound : float or None
+        See `Decoded`. None where there is no finite number: the group failed, or the strategy doesn't promise any.
+    nodes_asked : int
+        How many nodes of the group had a task.
+    """
+
+    group: int
+    status: str
+    corrupt_nodes: tuple[int, ...] = ()
+    silent_nodes: tuple[int, ...] = ()
+    malformed_nodes: dict[int, str] = field(default_factory=dict)
+    residual: float | None = None
+    tolerance: float | None = None
+    error_bound: float | None = None
+    escalated: bool = False
+    escalated_by: tuple[int, ...] = ()
+    different_bits: tuple[int, ...] = ()
+    nodes_asked: int
+
+    @classmethod
+    def of(cls, report: GroupReport, *, regrouped: bool) -> "NumberedGroup":
+        """Number the nodes of a strategy's report: by place, or by partition id if they change places every round."""
+        size = len(report.nodes)
+        number_of = {
+            node: partition_of(node) if regrouped else place_number(report.group, size, slot)
+            for slot, node in enumerate(report.nodes)
+            if node is not None
+        }
+
+        def numbers(nodes: Iterable[int]) -> tuple[int, ...]:
+            return tuple(number_of[node] for node in nodes)
+
+        return cls(
+            group=report.group,
+            status=report.status,
+            corrupt_nodes=numbers(report.corrupt_nodes),
+            silent_nodes=numbers(report.silent_nodes),
+            malformed_nodes={number_of[node]: reason for node, reason in report.malformed_nodes.items()},
+            residual=_finite(report.residual),
+            tolerance=_finite(report.tolerance),
+            error_bound=_finite(report.error_bound),
+            escalated=report.escalated,
+            escalated_by=numbers(report.escalated_by),
+            different_bits=numbers(report.different_bits),
+            nodes_asked=len(number_of),
+        )
+
+    @property
+    def decoded(self) -> bool:
+        """Whether there was a gradient."""
+        return self.status in (DecodeStatus.CLEAN, DecodeStatus.CORRECTED, DecodeStatus.BEYOND_BOUND)
+
+    def named(self) -> Iterator[tuple[int, str]]:
+        """Yield the number of each node that the server named, and as what: "lying", "silent" or "malformed"."""
+        for kind, numbers in (
+            ("lying", self.corrupt_nodes),
+            ("silent", self.silent_nodes),
+            ("malformed", self.malformed_nodes),
+        ):
+            for number in numbers:
+                yield number, kind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NumberedReport:
+    """A `RoundReport` in which nodes go by their numbers, those of `Scenario.liars`.
+
+    Attributes
+    ----------
+    groups : tuple of NumberedGroup
+        One a group; in strategies without groups one for all nodes.
+    round, stepped, bytes_out, bytes_in, seconds_waiting, seconds_aggregating, seconds_stepping
+        See `RoundReport`.
+    """
+
+    round: int
+    groups: tuple[NumberedGroup, ...]
+    stepped: bool
+    bytes_out: int
+    bytes_in: int
+    seconds_waiting: float
+    seconds_aggregating: float
+    seconds_stepping: float
+
+    @classmethod
+    def of(cls, report: RoundReport, *, regrouped: bool) -> "NumberedReport":
+        """Number the nodes of a strategy's report; see `NumberedGroup.of`."""
+        return cls(
+            round=report.round,
+            groups=tuple(NumberedGroup.of(group, regrouped=regrouped) for group in report.groups),
+            stepped=report.stepped,
+            bytes_out=report.bytes_out,
+            bytes_in=report.bytes_in,
+            seconds_waiting=report.seconds_waiting,
+            seconds_aggregating=report.seconds_aggregating,
+            seconds_stepping=report.seconds_stepping,
+        )
+
+    @property
+    def corrupt_nodes(self) -> tuple[int, ...]:
+        """Numbers of all nodes located as liars, ascending."""
+        return tuple(sorted(number for group in self.groups for number in group.corrupt_nodes))
+
+    @property
+    def silent_nodes(self) -> tuple[int, ...]:
+        """Numbers of all nodes that had not answered when their group was decoded, ascending."""
+        return tuple(sorted(number for group in self.groups for number in group.silent_nodes))
+
+    @property
+    def malformed_nodes(self) -> tuple[int, ...]:
+        """Numbers of all nodes whose reply was of no use, ascending."""
+        return tuple(sorted(number for group in self.groups for number in group.malformed_nodes))
+
+    @property
+    def failed_groups(self) -> tuple[int, ...]:
+        """Numbers of the groups that could not be decoded."""
+        return tuple(group.group for group in self.groups if not group.decoded)
+
+    @property
+    def escalated_groups(self) -> tuple[int, ...]:
+        """Numbers of the groups whose resting nodes had to be asked after all."""
+        return tuple(group.group for group in self.groups if group.escalated)
+
+    @property
+    def nodes_asked(self) -> int:
+        """How many nodes had a task."""
+        return sum(group.nodes_asked for group in self.groups)
+
+    @property
+    def server_seconds(self) -> float:
+        """Measured seconds that the server took to decode or aggregate, and to step."""
+        return self.seconds_aggregating + self.seconds_stepping
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundRecord:
+    """What is known after one round.
+
+    Attributes
+    ----------
+    round : int
+        0 is the untrained model.
+    accuracy, loss : float
+        On the test set.
+    seconds : float
+        Since the run began.
+    report : NumberedReport or None
+        The strategy's; None for round 0.
+    waited : bool
+        Whether the server would have waited for its deadline, because a node that it needed did not answer.
+    """
+
+    round: int
+    accuracy: float
+    loss: float
+    seconds: float
+    report: NumberedReport | None = None
+    waited: bool = False
+
+    def named(self) -> list[tuple[int, str]]:
+        """Return the number of each node named in this round, and as what: "lying", "silent" or "malformed"."""
+        return [] if self.report is None else [named for group in self.report.groups for named in group.named()]
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

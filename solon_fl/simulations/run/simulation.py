@@ -1,0 +1,151 @@
+"""Running a scenario from the first round to its outcome."""
+
+import random
+import time
+from collections.abc import Callable
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
+from flwr.serverapp import Grid, ServerApp
+from torch import nn
+from torch.nn import functional
+
+from solon_fl.errors import CheckpointError, ConfigurationError
+from solon_fl.simulations.datasets import Dataset, build_model
+from solon_fl.simulations.run.checkpoints import RecordedCheckpoints
+from solon_fl.simulations.run.engines import run_apps
+from solon_fl.simulations.run.nodes import ImageClient, load_data, make_client_app
+from solon_fl.simulations.run.outcome import Outcome
+from solon_fl.simulations.run.round_record import NumberedReport, RoundRecord
+from solon_fl.simulations.run.scenario import Scenario
+from solon_fl.simulations.run.strategies import STRATEGIES
+from solon_fl.strategies import Checkpoints, RoundReport, SolonStrategy, buffer_names
+from solon_fl.wire import to_array, trusted_tensor
+
+__all__ = ["simulate"]
+
+
+def simulate(
+    scenario: Scenario,
+    on_round: Callable[[RoundRecord], None] | None = None,
+    checkpoints: Checkpoints | None = None,
+) -> Outcome:
+    """Run a scenario and return its outcome.
+
+    Parameters
+    ----------
+    scenario : Scenario
+        What to run. The same scenario gives the same accuracies on the same machine.
+    on_round : callable, optional
+        Called after every round, round 0 included.
+    checkpoints : Checkpoints, optional
+        Where to save the run. If it was saved there before, it goes on from there: the outcome has the earlier rounds
+        too, but `on_round` is not called for them again. For strategy "solon" only.
+
+    Raises
+    ------
+    CheckpointError
+        If there are checkpoints of another scenario.
+    ConfigurationError
+        If checkpoints are given for another strategy, the data can't be found, the model is not for such data,
+        batch_size exceeds the data, or the engine is not installed.
+    """
+    if checkpoints is not None and STRATEGIES[scenario.strategy].client != "solon":
+        raise ConfigurationError(f"checkpoints are for strategy='solon'; got strategy={scenario.strategy!r}.")
+    dataset = load_data(scenario)
+    if scenario.batch_size > len(dataset.train_labels):
+        raise ConfigurationError(
+            f"batch_size must be at most the number of training examples; got batch_size={scenario.batch_size}, "
+            f"dataset {dataset.name} has {len(dataset.train_labels)}."
+        )
+    outcome = Outcome.of(scenario)
+    liars = scenario.make_liars()
+    client_app = make_client_app(ImageClient(scenario, dataset), liars)
+    server = _Server(outcome, dataset, on_round, checkpoints)
+    run_apps(server.app(), client_app, scenario, liars)
+    return outcome
+
+
+class _Server:
+    """The server's side of a run: it trains, tests the model after every round, and fills in the outcome."""
+
+    def __init__(
+        self,
+        outcome: Outcome,
+        dataset: Dataset,
+        on_round: Callable[[RoundRecord], None] | None,
+        checkpoints: Checkpoints | None,
+    ) -> None:
+        scenario = outcome.scenario
+        self._outcome = outcome
+        self._dataset = dataset
+        self._on_round = on_round
+        self._checkpoints = None if checkpoints is None else RecordedCheckpoints(checkpoints, outcome)
+        self._model = build_model(scenario.model, dataset.input_shape, dataset.num_classes, seed=scenario.config.seed)
+        self._report: RoundReport | None = None  # of the latest round
+        self._started = time.monotonic()
+
+    def app(self) -> ServerApp:
+        """Return the ServerApp."""
+        app = ServerApp()
+
+        @app.main()
+        def main(grid: Grid, context: Context) -> None:
+            self._train(grid)
+
+        return app
+
+    def _train(self, grid: Grid) -> None:
+        outcome, scenario = self._outcome, self._outcome.scenario
+        initial_arrays = ArrayRecord({name: to_array(value) for name, value in self._model.state_dict().items()})
+        arguments = {} if self._checkpoints is None else {"checkpoints": self._checkpoints}
+        strategy = scenario.make_strategy(buffer_names(self._model), self._keep, **arguments)
+        random.seed(scenario.config.seed)  # Flower's own strategies sample nodes, and so order them, with it
+        try:
+            result = strategy.start(
+                grid,
+                initial_arrays,
+                num_rounds=scenario.rounds,
+                timeout=scenario.timeout,
+                train_config=ConfigRecord({"lr": scenario.local_learning_rate}),
+                evaluate_fn=self._evaluate,
+            )
+            outcome.arrays = result.arrays
+        except (ConfigurationError, CheckpointError):
+            raise
+        except Exception as error:  # an attack that aborts a strategy is a result, not a crash
+            outcome.error = f"{type(error).__name__}: {str(error).strip()}"
+        if isinstance(strategy, SolonStrategy):
+            outcome.ledger = tuple(strategy.ledger.values())
+
+    def _keep(self, report: RoundReport) -> None:
+        self._report = report
+
+    def _evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        """Test the model after a round, and note all that is known of the round."""
+        scenario, report = self._outcome.scenario, self._report
+        self._model.load_state_dict({name: trusted_tensor(array) for name, array in arrays.items()})
+        accuracy, loss = _test(self._model, self._dataset)
+        regrouped = scenario.config.regroup == "round"
+        record = RoundRecord(
+            round=server_round,
+            accuracy=accuracy,
+            loss=loss,
+            seconds=time.monotonic() - self._started,
+            report=None if report is None else NumberedReport.of(report, regrouped=regrouped),
+            waited=report is not None and STRATEGIES[scenario.strategy].waited(report),
+        )
+        self._outcome.arrays = arrays
+        self._outcome.records.append(record)
+        if self._on_round is not None:
+            self._on_round(record)
+        return MetricRecord({"accuracy": accuracy, "loss": loss})
+
+
+def _test(model: nn.Module, dataset: Dataset) -> tuple[float, float]:
+    """Return accuracy (0..1) and mean loss on the test set."""
+    model.eval()
+    with torch.no_grad():
+        outputs = torch.cat([model(inputs) for inputs in torch.split(dataset.test_inputs, 1000)])
+    correct = (outputs.argmax(1) == dataset.test_labels).double().mean()
+    return float(correct), float(functional.cross_entropy(outputs, dataset.test_labels))

@@ -1,0 +1,152 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from solon_fl.cli.meanings import CONFIG, SCENARIO
+from tests.cli.command import is_refused, solon_fl
+
+SMALL = ("--nodes", "14", "--compression", "3", "--model", "logistic", "--set", "batch_size=8")
+
+
+@pytest.mark.slow
+def test_simulate_names_the_liars_and_leaves_files(tmp_path: Path) -> None:
+    done = solon_fl("simulate", *SMALL, "--attack", "reverse", "--rounds", "3", "--output", str(tmp_path / "out"))
+    assert done.exit_code == 0, done.output
+    assert "3 of 3 rounds" in done.stdout
+    assert "Accuracy:" in done.stdout
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"rounds.jsonl", "plot.png"}
+
+
+@pytest.mark.slow
+def test_simulate_goes_beyond_the_bound_if_told_to(tmp_path: Path) -> None:
+    done = solon_fl(
+        *("simulate", *SMALL, "--attack", "random", "--rounds", "2", "--output", str(tmp_path / "out")),
+        *("--set", "num_liars=6", "--set", "beyond_bound=accept"),
+    )
+    assert done.exit_code == 0, done.output
+    assert "4 times a group had more faults than s and e" in done.stdout
+    assert "could not be decoded" not in done.stdout
+
+
+@pytest.mark.slow
+def test_a_strategy_that_breaks_off_is_told_and_fails(tmp_path: Path) -> None:
+    done = solon_fl(
+        *("simulate", "--strategy", "fedavg", "--model", "logistic", "--attack", "malformed"),
+        *("--rounds", "2", "--output", str(tmp_path)),
+    )
+    assert done.exit_code == 1
+    assert "The run broke off" in done.stdout
+
+
+@pytest.mark.slow
+def test_what_is_set_is_what_is_run(tmp_path: Path) -> None:
+    wanted = {
+        "local_learning_rate": 0.125,
+        "momentum": 0.5,
+        "data_dir": None,
+        "compute_once": False,
+        "sign_learning_rate": 0.25,
+    }
+    config = {
+        "stragglers": 1,
+        "group_size": 14,
+        "mode": "gradient",
+        "code": "vandermonde",
+        "rtol": 2e-6,
+        "redundancy": "reactive",
+        "quarantine_after": 3,
+        "group_weights": [2.0],
+    }
+    texts = [
+        "local-learning-rate=0.125",
+        "momentum=.5",
+        "data_dir=none",
+        "compute_once=False",
+        "sign_learning_rate=0.25",
+    ]
+    texts += ["stragglers=1", "group-size=14", "mode=gradient", "code=vandermonde", "rtol=2e-6"]
+    texts += ["redundancy=reactive", "quarantine_after=3", "group_weights=2", "checkpoint_every=1", "threads=1"]
+    options = [argument for text in texts for argument in ("--set", text)]
+    done = solon_fl("simulate", *SMALL, *options, "--rounds", "1", "--output", str(tmp_path))
+    assert done.exit_code == 0, done.output
+    head = json.loads((tmp_path / "rounds.jsonl").read_text().splitlines()[0])
+    scenario = head["scenario"]
+    assert {name: scenario[name] for name in wanted} == wanted
+    assert {name: scenario["config"][name] for name in config} == config
+    assert (scenario["batch_size"], scenario["rounds"], scenario["config"]["num_nodes"]) == (8, 1, 14)
+    assert list((tmp_path / "checkpoints").glob("round-000001.*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--nodes", "23"], "num_nodes=23"),
+        (["--attack", "alien"], "attack='alien'"),
+        (["--set", "beyond-bound=perhaps"], "beyond_bound='perhaps'"),
+        (["--byzantine", "4", "--set", "group-size=10"], "raise group_size to 14"),
+        (
+            ["--set", "verification=trust"],
+            "verification must be one of algebra, digest; got verification='trust'",
+        ),
+        (["--set", "redundancy=none"], "redundancy must be one of full, reactive; got redundancy='none'"),
+        (["--set", "regroup=daily"], "regroup must be one of never, round; got regroup='daily'"),
+        (["--set", "checkpoint_every=0"], "checkpoint_every must be a whole number >= 1; got checkpoint_every=0"),
+        (["--set", "threads=0"], "threads must be from 1 to "),
+        (["--set", "strategies=solon"], "--set: there is no 'strategies'; did you mean strategy?"),
+        (["--set", "bacth-size=8"], "--set: there is no 'bacth-size'; did you mean batch_size?"),
+        (
+            ["--set", "batch_size=many"],
+            "batch_size must be a whole number; got 'many'; write it like --set batch_size=32.",
+        ),
+        (["--set", "rtol=small"], "rtol must be a number; got 'small'; write it like --set rtol=1e-06."),
+        (["--set", "num_liars=two"], "num_liars must be a whole number; got 'two'; write it like --set num_liars=1."),
+        (["--set", "compute_once=maybe"], "compute_once must be true or false; got 'maybe'; write it like "),
+        (["--set", "batch_size"], "--set must be followed by KEY=VALUE; got --set batch_size; add = and the value."),
+        (["--rounds", "3", "--set", "rounds=4"], "rounds must be given once; got rounds=3 and --set rounds=4"),
+        (["--set", "rtol=1e-5", "--set", "rtol=1e-4"], "got --set rtol=1e-5 and --set rtol=1e-4; leave one out."),
+    ],
+)
+def test_bad_settings_are_one_plain_message(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = solon_fl("simulate", "--output", str(tmp_path), *arguments)
+    assert is_refused(done), done.output
+    assert message in done.stderr
+
+
+def test_a_data_set_that_is_not_there_is_one_plain_message(tmp_path: Path) -> None:
+    done = solon_fl("simulate", "--output", str(tmp_path), "--dataset", "cifar10")
+    assert done.exit_code == 2
+    assert "set data_dir to the folder that holds train/<class>/" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_help_teaches() -> None:
+    done = solon_fl("simulate", "--help")
+    assert done.exit_code == 0
+    for word in ("--byzantine", "--compression", "alie", "resnet18", "fashion-mnist-6k"):
+        assert word in done.stdout
+
+
+def test_help_lists_every_key_with_its_default() -> None:
+    told = solon_fl("simulate", "--help").stdout
+    _, _, table = told.partition("Keys of --set KEY=VALUE")
+    rows = dict(line.split()[:2] for line in table.splitlines() if line[1:2].isalpha())
+    own_option = {"num_nodes", "byzantine", "compression", "attack", "strategy", "rounds", "dataset", "model", "seed"}
+    assert rows.pop("key") == "default"
+    assert rows.keys() == {*CONFIG, *SCENARIO, "threads", "checkpoint_every"} - own_option
+    assert (rows["batch_size"], rows["rtol"], rows["num_liars"], rows["compute_once"]) == (
+        "32",
+        "1e-06",
+        "none",
+        "true",
+    )
+    assert rows["verification"] == "algebra"
+
+
+def test_an_output_that_is_no_folder_is_told_before_anything_is_run(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    done = solon_fl("simulate", "--output", str(file))
+    assert is_refused(done)
+    assert done.stderr.startswith(f"error: output must be a folder that can be written to; got output='{file}'")
+    assert list(tmp_path.iterdir()) == [file]

@@ -1,0 +1,81 @@
+from dataclasses import replace
+
+import pytest
+
+from solon_fl.simulations import STRATEGIES
+from solon_fl.simulations.compare import Cell, Results
+from solon_fl.simulations.compare.plots import plot_accuracy
+from solon_fl.simulations.compare.tables import comparison_table, times_table
+from solon_fl.simulations.network import NETWORKS
+from tests.simulations.compare import handmade
+from tests.simulations.compare.handmade import ALL, HONEST, RESCUED, SLOW, cell, rendered
+
+
+def many(attacks: tuple[str | None, ...]) -> Results:
+    """All strategies with slow, long runs under these attacks, on four networks."""
+    cells = []
+    for attack in attacks:
+        for number, strategy in enumerate(STRATEGIES):
+            error = "ValueError: no" if attack and number % 4 == 1 else None
+            accuracies = [0.1] * (3000 if attack is None else 10) + [0.9]
+            liars = range(20) if attack else ()
+            cells.append(
+                cell(strategy, attack, accuracies, error=error, liars=liars, named=(1, 98, 99), bytes_in=10**9)
+            )
+        cells.append(Cell("bulyan", attack, refusal="no"))
+    return handmade.results(*cells, networks=tuple(NETWORKS.values()), batch_seconds=12.3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "attacks", [(None, "alie-1.5", "constant"), (None, "partial-collusion", "projection-aware")], ids=["short", "long"]
+)
+def test_tables_fit_a_terminal_and_cut_nothing(attacks: tuple[str | None, ...]) -> None:
+    results = many(attacks)
+    for table in (comparison_table(results), times_table(results)):
+        assert table is not None
+        assert table.row_count == len(results.cells)
+        text = rendered(table)
+        assert "…" not in text
+        assert max(map(len, text.splitlines())) <= 80
+        for contender in STRATEGIES.values():
+            assert contender.title in text
+        for attack in attacks:
+            assert all(part in text for part in (attack or "none").split("-"))
+    text = rendered(times_table(results))
+    if "alie-1.5" in attacks:
+        assert all(name in text for name in NETWORKS)
+
+
+def test_tables_show_what_the_cells_hold() -> None:
+    results = handmade.results(*ALL)
+    rows = [line.split() for line in rendered(comparison_table(results)).splitlines()]
+    assert ["none", "Solon", "80.1%", "-", "1", "250"] in rows
+    assert ["alie", "Solon", "79.9%", "survived", "1", "250", "all", "2"] in rows
+    assert ["alie", "FedAvg", "12.3%", "broken", "1", "250"] in rows
+    assert ["alie", "MultiKrum", "10.0%", "broken", "(aborted)", "0", "0"] in rows
+    assert ["alie", "Bulyan", "-", "not", "possible"] in rows
+    text = rendered(times_table(results))
+    assert "Seconds to 76.0% accuracy" in text
+    rows = [line.split() for line in text.splitlines()]
+    assert ["none", "Solon", "11.5"] in rows  # 2 rounds of 5.75 s
+    assert ["none", "FedAvg", "11.5", "(1)"] in rows
+    assert ["alie", "FedAvg", "-"] in rows
+    assert ["alie", "Bulyan"] in rows
+
+
+def test_without_a_target_there_is_no_table_of_times() -> None:
+    assert times_table(handmade.results(RESCUED)) is None
+
+
+def test_square_brackets_in_names_are_shown_and_not_obeyed() -> None:
+    network = replace(SLOW, name="[/] x")
+    results = handmade.results(HONEST, title="a [red]title[/red] [/]", networks=(network,))
+    assert "a [red]title[/red] [/]" in rendered(comparison_table(results))
+    assert "[/] x" in rendered(times_table(results))
+
+
+def test_a_run_that_broke_off_before_its_first_round_is_shown() -> None:
+    results = handmade.results(HONEST, cell("krum", "alie", [], error="TimeoutError: no nodes"))
+    assert "nan%" in rendered(comparison_table(results))
+    assert plot_accuracy(results, SLOW).axes

@@ -1,0 +1,138 @@
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from solon_fl.config import SolonConfig
+from solon_fl.errors import ConfigurationError
+from solon_fl.simulations import Outcome
+from solon_fl.simulations.run import NumberedGroup
+from solon_fl.simulations.run.outcome import Software
+from solon_fl.strategies import GroupReport
+from tests.simulations.run.small import CONFIG, REGROUPED, run, scenario
+
+
+def test_the_jsonl_tells_everything(tmp_path: Path) -> None:
+    outcome = run(attack="nan", rounds=2)
+    outcome.save(tmp_path / "new folder" / "rounds.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "new folder" / "rounds.jsonl").read_text().splitlines()]
+    head, *rounds, summary = lines
+    assert head["scenario"]["config"]["byzantine"] == 2
+    assert head["liars"] == sorted(outcome.scenario.liars)
+    assert set(head["versions"]) == {"solon-fl", "flwr", "torch", "numpy"}
+    assert [line["round"] for line in rounds] == [0, 1, 2]
+    groups = rounds[1]["report"]["groups"]
+    assert [group["status"] for group in groups] == ["clean", "clean"]
+    assert sorted(int(number) for group in groups for number in group["malformed_nodes"]) == head["liars"]
+    assert summary["final_accuracy"] == outcome.accuracy
+    assert summary["offences"] == {str(number): {"malformed": 2} for number in sorted(outcome.scenario.liars)}
+
+
+def test_the_files_of_a_regrouped_run_number_nodes_not_places(tmp_path: Path) -> None:
+    outcome = run(config=REGROUPED, attack="reverse", rounds=2)
+    outcome.save(tmp_path / "rounds.jsonl")
+    head, _, *rounds, _ = [json.loads(line) for line in (tmp_path / "rounds.jsonl").read_text().splitlines()]
+    for line in rounds:
+        named = [number for group in line["report"]["groups"] for number in group["corrupt_nodes"]]
+        assert sorted(named) == head["liars"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"attack": "alie"},
+        {"attack": "malformed", "config": REGROUPED},
+        {"attack": "silent", "config": SolonConfig(num_nodes=14, byzantine=2, compression=3, redundancy="reactive")},
+        {"attack": "malformed", "strategy": "multikrum"},
+        {"strategy": "draco-cyclic", "attack": "crash", "num_liars": 2},
+    ],
+    ids=["lies", "regrouped", "reactive", "broken off", "draco"],
+)
+def test_what_is_loaded_is_what_was_saved_but_for_the_model(changes: dict[str, Any], tmp_path: Path) -> None:
+    outcome = run(rounds=2, **changes)
+    outcome.save(tmp_path / "rounds.jsonl")
+    loaded = Outcome.load(tmp_path / "rounds.jsonl")
+    assert loaded == outcome
+    assert len(loaded.arrays) == 0
+    assert (loaded.offences, loaded.accuracies, loaded.bytes_sent) == (
+        outcome.offences,
+        outcome.accuracies,
+        outcome.bytes_sent,
+    )
+    loaded.save(tmp_path / "again.jsonl")
+    assert (tmp_path / "again.jsonl").read_text() == (tmp_path / "rounds.jsonl").read_text()
+
+
+def test_memory_and_file_number_nodes_alike(tmp_path: Path) -> None:
+    outcome = run(attack="reverse", rounds=1)
+    outcome.save(tmp_path / "rounds.jsonl")
+    _, _, line, _ = map(json.loads, (tmp_path / "rounds.jsonl").read_text().splitlines())
+    assert [group["corrupt_nodes"] for group in line["report"]["groups"]] == [
+        list(group.corrupt_nodes) for group in outcome.reports[0].groups
+    ]
+    assert set(outcome.reports[0].corrupt_nodes) == outcome.liars
+
+
+GROUP = GroupReport(
+    group=1,
+    nodes=(11, 5, None, 7),
+    status="undecodable",
+    corrupt_nodes=(5,),
+    silent_nodes=(7,),
+    malformed_nodes={11: "no share"},
+    residual=math.inf,
+    tolerance=math.nan,
+    error_bound=math.inf,
+    escalated=True,
+    escalated_by=(11,),
+)
+
+
+@pytest.mark.parametrize(("regrouped", "numbers"), [(False, (4, 5, 7)), (True, (10, 4, 6))])
+def test_a_node_is_numbered_by_place_or_regrouped_by_partition(regrouped: bool, numbers: tuple[int, ...]) -> None:
+    first, second, fourth = numbers
+    group = NumberedGroup.of(GROUP, regrouped=regrouped)
+    assert (group.corrupt_nodes, group.silent_nodes, group.escalated_by) == ((second,), (fourth,), (first,))
+    assert group.malformed_nodes == {first: "no share"}
+    assert (group.residual, group.tolerance, group.error_bound) == (None, None, None)
+    assert (group.nodes_asked, group.decoded) == (3, False)
+    assert list(group.named()) == [(second, "lying"), (fourth, "silent"), (first, "malformed")]
+
+
+def test_the_numbers_of_a_run_that_never_began() -> None:
+    outcome = Outcome.of(scenario(attack="alie"))
+    assert math.isnan(outcome.accuracy)
+    assert (outcome.accuracies, outcome.offences, outcome.reports) == ([], {}, [])
+    assert (outcome.bytes_sent, outcome.server_seconds, outcome.batches_of_all) == (0, 0, 0)
+    assert (outcome.batches_per_node, outcome.liars) == (CONFIG.group_size, outcome.scenario.liars)
+    assert outcome.software == Software.here()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: "",
+        lambda text: text[: len(text) // 2],
+        lambda text: "\n".join(text.splitlines()[1:]),
+        lambda text: "\n".join(text.splitlines()[:-1]),
+        lambda text: text.replace('"nodes_asked"', '"asked"'),
+        lambda text: text.replace('"num_nodes": 14', '"num_nodes": 15'),
+        lambda text: text.replace('"rounds": 1', '"rounds": "many"'),
+        lambda text: text.replace('"ledger": [', '"ledger": [3, '),
+        lambda text: "[]\n[]",
+    ],
+    ids=["empty", "half", "no head", "no summary", "an older format", "a setting", "a type", "the ledger", "others"],
+)
+def test_a_file_that_holds_anything_else_is_refused(damage: Callable[[str], str], tmp_path: Path) -> None:
+    path = tmp_path / "rounds.jsonl"
+    run(rounds=1).save(path)
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(
+        ConfigurationError, match=r"rounds\.jsonl must hold a finished run.*; got .*; make the run again"
+    ):
+        Outcome.load(path)
+    with pytest.raises(ConfigurationError, match="got FileNotFoundError"):
+        Outcome.load(tmp_path / "missing.jsonl")
