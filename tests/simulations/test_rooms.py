@@ -14,8 +14,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "extras": set(),
     "network": set(),
     "run": {"attacks", "datasets", "extras"},
-    "compare": {"attacks", "extras", "network", "run"},
-    "plan": {"network"},
+    "settings": set(),
+    "compare": {"attacks", "extras", "network", "run", "settings"},
+    "plan": {"network", "settings"},
 }
 
 
