@@ -79,7 +79,7 @@ class NumberedGroup:
         return self.status in (DecodeStatus.CLEAN, DecodeStatus.CORRECTED, DecodeStatus.BEYOND_BOUND)
 
     def named(self) -> Iterator[tuple[int, str]]:
-        """Yield the number of each node that the server named, and as what: "lying", "suspected", "silent" or "malformed"."""
+        """Yield the number of each node named, and as what: "lying", "suspected", "silent" or "malformed"."""
         for kind, numbers in (
             ("lying", self.corrupt_nodes),
             ("suspected", self.suspect_nodes),
@@ -187,7 +187,7 @@ class RoundRecord:
     waited: bool = False
 
     def named(self) -> list[tuple[int, str]]:
-        """Return the number of each node named in this round, and as what: "lying", "suspected", "silent" or "malformed"."""
+        """Return the number of each node named in this round, and as what; see `NumberedGroup.named`."""
         return [] if self.report is None else [named for group in self.report.groups for named in group.named()]
 
 
