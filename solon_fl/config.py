@@ -94,10 +94,6 @@ class SolonConfig:
         Whether all nodes of a group compute in every round, or only s + k + e of them (with digests max(s + 1, k) + e),
         drawn anew in each round, and the others only in rounds in which those do not agree. See
         docs/explanation/reactive-redundancy.md.
-    least_byzantine : int, optional
-        With redundancy "reactive", a group of which located liars are in quarantine, with nobody filling in for them,
-        is taken to have as many fewer left, but never fewer than this. That is right if the same s nodes are faulty for
-        the whole run, and wrong if faults wander from node to node. Default: byzantine, so that it never happens.
     group_weights : tuple of float, optional
         Weight of each group in the average, for groups that hold different amounts of data. Default: equal.
 
@@ -136,7 +132,6 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
     quarantine_after: int | None = None
     verification: Verification = "algebra"
     redundancy: Redundancy = "full"
-    least_byzantine: int | None = None
     group_weights: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -164,7 +159,6 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
         elif self.redundancy == "reactive":
             object.__setattr__(self, "quarantine_after", 1)
         self._choose_group_size()
-        self._check_least_byzantine()
         if self.num_nodes % self.group_size:
             size = self.group_size
             below = self.num_nodes // size * size
@@ -194,19 +188,6 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
             )
         object.__setattr__(self, "group_size", size)
         self.make_decoder()  # checks the rest, and warns if its certificate is void
-
-    def _check_least_byzantine(self) -> None:
-        least, s = self.least_byzantine, self.byzantine
-        if least is None:
-            object.__setattr__(self, "least_byzantine", s)
-        elif not isinstance(least, int) or isinstance(least, bool) or not 0 <= least <= s:
-            raise ConfigurationError(f"least_byzantine must be from 0 to byzantine={s}; got least_byzantine={least!r}.")
-        elif least < s and (self.redundancy, self.beyond_bound, self.regroup) != ("reactive", "reject", "never"):
-            raise ConfigurationError(
-                f"least_byzantine={least} below byzantine={s} is for redundancy='reactive', with beyond_bound='reject' "
-                "(whose accusations are certain) and regroup='never' (where groups keep their nodes); change that, or "
-                "leave least_byzantine out."
-            )
 
     @property
     def num_groups(self) -> int:

@@ -24,6 +24,7 @@ __all__ = [
     "SolonTask",
     "digest_key",
     "task_values",
+    "time_to_live",
 ]
 
 # Names of the records in a message. "arrays" and "config" are Flower's own habit.
@@ -33,6 +34,7 @@ TASK = "solon"  # server -> node: a SolonTask
 SHARE = "share"  # node -> server: an ArrayRecord with the one array "share"
 DIGESTS = "digests"  # node -> server: a ConfigRecord with the one entry "digests", bytes
 SILO_QUERY = "query.solon_silo"
+GRACE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +157,7 @@ class SolonTask:
                 TASK: self.to_record(),
             }
         )
-        return Message(content, node_id, MessageType.TRAIN, ttl=timeout, group_id=str(self.round))
+        return Message(content, node_id, MessageType.TRAIN, ttl=time_to_live(timeout), group_id=str(self.round))
 
     @classmethod
     def from_message(cls, message: Message) -> "SolonTask":
@@ -168,6 +170,15 @@ class SolonTask:
         """
         texts = {"mode": get_args(Mode), "code": get_args(CodeName), "verification": get_args(Verification)}
         return cls(**task_values(message, TASK, "SolonStrategy", cls.__slots__, texts))
+
+
+def time_to_live(timeout: float | None) -> float | None:
+    """Return the seconds for which Flower keeps a message and lets it be answered, given the round's deadline.
+
+    Longer than the deadline: else Flower's own error, that time is up, could come before the deadline, and clocks that
+    differ a little would cost answers.
+    """
+    return None if timeout is None else timeout + GRACE_SECONDS
 
 
 def digest_key(seed: int, server_round: int, group: int) -> bytes:

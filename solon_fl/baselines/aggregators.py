@@ -13,6 +13,7 @@ from torch import Tensor
 from solon_fl.baselines.vectors import Layout, VectorStrategy, Verdict
 from solon_fl.strategies.loop import Aggregated, Round, RoundStrategy, Run
 from solon_fl.strategies.model import OptimizerFactory, ServerModel
+from solon_fl.strategies.replies import is_silence, one_line
 from solon_fl.strategies.reports import GroupReport, RoundReport
 from solon_fl.task import ARRAYS
 
@@ -177,14 +178,17 @@ class InnerRound(Round[int]):
 
     def _report(self, replies: dict[int, Message]) -> GroupReport:
         """Report who answered; whether what they sent is true, nobody knows here."""
+        silent = {key for key, reply in replies.items() if reply.has_error() and is_silence(reply)}
         return GroupReport(
             group=0,
             nodes=tuple(sorted(self._nodes.values())),
             status="clean",
             corrupt_nodes=(),
-            silent_nodes=tuple(node_id for key, node_id in self._nodes.items() if key not in replies),
+            silent_nodes=tuple(node_id for key, node_id in self._nodes.items() if key not in replies or key in silent),
             malformed_nodes={
-                self._nodes[key]: str(reply.error.reason)[:300] for key, reply in replies.items() if reply.has_error()
+                self._nodes[key]: one_line(str(reply.error.reason))
+                for key, reply in replies.items()
+                if reply.has_error() and key not in silent
             },
             residual=0.0,
             tolerance=math.inf,

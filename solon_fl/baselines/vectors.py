@@ -16,7 +16,7 @@ from solon_fl.strategies.model import OptimizerFactory, ServerModel
 from solon_fl.strategies.replies import Layout, Unusable, read, read_arrays
 from solon_fl.strategies.reports import GroupReport, RoundReport
 from solon_fl.strategies.roster import wait_for_nodes
-from solon_fl.task import ARRAYS, CONFIG
+from solon_fl.task import ARRAYS, CONFIG, time_to_live
 
 __all__ = ["Layout", "VectorStrategy", "Verdict"]
 
@@ -96,6 +96,7 @@ class VectorRound(Round[int]):
         self._reader = partial(read_arrays, name=name, layout=layout)
         self._sent: dict[int, dict[str, Tensor]] = {}
         self._malformed: dict[int, str] = {}
+        self._gone: set[int] = set()  # numbers of nodes that could not be reached in time
 
     def messages(self, arrays: ArrayRecord) -> dict[int, Message]:
         """See `Round.messages`."""
@@ -104,21 +105,25 @@ class VectorRound(Round[int]):
             settings = ConfigRecord({**self._config, "server-round": self._round})
             task = run.strategy.task(self._round, number, run.model)
             content = RecordDict({ARRAYS: arrays, CONFIG: settings, **task})
-            messages[number] = Message(content, node_id, MessageType.TRAIN, ttl=run.timeout, group_id=str(self._round))
+            messages[number] = Message(
+                content, node_id, MessageType.TRAIN, ttl=time_to_live(run.timeout), group_id=str(self._round)
+            )
         return messages
 
     def receive(self, batch: list[tuple[int, Message]]) -> bool:
         """See `Round.receive`; the first reply of a node counts."""
         for number, reply in batch:
-            if number in self._sent or number in self._malformed:
+            if number in self._sent or number in self._malformed or number in self._gone:
                 continue
             found = read(reply, self._reader)
-            if isinstance(found, Unusable):
+            if isinstance(found, Unusable) and found.silence:
+                self._gone.add(number)
+            elif isinstance(found, Unusable):
                 self._malformed[number] = found.reason
                 logger.warning("Node %d: unusable: %s", self._nodes[number], found.reason)
             else:
                 self._sent[number] = found
-        return len(self._sent) + len(self._malformed) == len(self._nodes)
+        return len(self._sent) + len(self._malformed) + len(self._gone) == len(self._nodes)
 
     def close(self) -> Aggregated:
         """See `Round.close`."""

@@ -25,8 +25,6 @@ CONFIG: Final = {
     "nodes compute the same bits.",
     "redundancy": "Who of a group computes. With reactive, only as many as suffice if they agree, and the others where "
     "they do not.",
-    "least_byzantine": "With redundancy=reactive: the fewest liars that a group is taken to have left once some are "
-    "located; none takes s.",
     "group_weights": "Weight of each group in the average, as in 1,2; none weighs them equally.",
 }
 """Every field of `SolonConfig`."""

@@ -76,7 +76,8 @@ def only_supported_gradient(
     return Decoded(
         gradient=solution.gradient,
         status=DecodeStatus.BEYOND_BOUND,
-        corrupt_slots=tuple(slots[row] for row in support),
+        corrupt_slots=(),
+        suspect_slots=tuple(slots[row] for row in support),
         erased_slots=(),
         residual=solution.residual,
         tolerance=tolerance,

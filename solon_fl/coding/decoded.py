@@ -30,7 +30,11 @@ class Decoded:
     status : DecodeStatus
         `ok` is true for CLEAN, CORRECTED and BEYOND_BOUND.
     corrupt_slots : tuple of int
-        Slots whose shares were located as lies, ascending.
+        Slots whose shares are certainly lies, ascending: there is no set of at most s lies without which the other
+        shares agree and that leaves this one out. () if the status is BEYOND_BOUND.
+    suspect_slots : tuple of int
+        Slots that the gradient was made without, too, but that may be honest, ascending: other sets of lies explain
+        the shares as well.
     erased_slots : tuple of int
         Slots whose shares were missing or not finite, ascending.
     residual : float
@@ -49,6 +53,7 @@ class Decoded:
     gradient: Tensor | None = field(repr=False)
     status: DecodeStatus
     corrupt_slots: tuple[int, ...]
+    suspect_slots: tuple[int, ...]
     erased_slots: tuple[int, ...]
     residual: float
     tolerance: float
@@ -67,6 +72,7 @@ class Decoded:
             gradient=None,
             status=status,
             corrupt_slots=(),
+            suspect_slots=(),
             erased_slots=erased_slots,
             residual=math.inf,
             tolerance=math.nan,

@@ -28,6 +28,7 @@ from .locating import LocatingProblem, Locator
 from .locators import locate_rows
 from .projection import LARGEST_NORM, NOISE_MARGIN, SMALLEST_NUMBER, UNDERESTIMATE, project_finite
 from .solving import Interpolation, Solution, interpolate, least_squares
+from .verdict import Verdict, judge
 
 __all__ = [
     "BeyondBound",
@@ -281,7 +282,7 @@ class Decoder:
         solution = _look(self.locator, problem, screened.noise, [rows[slot] for slot in screened.alive], dim)
         if solution is None or not solution.residual <= screened.tolerance:
             return self._failed(DecodeStatus.UNDECODABLE, slots)
-        return self._decoded(screened, solution)
+        return self._decoded(screened, solution, rows)
 
     def _decode_fast(self, rows: Mapping[int, Tensor], dim: int, generator: torch.Generator | None) -> Decoded | None:
         """Step 2: decode in a pass or two if all shares agree, or if all lies are loud; None if that is in doubt.
@@ -327,7 +328,7 @@ class Decoder:
             and found.residual <= screened.noise < LARGEST_NORM * self.rtol
             and found.residual + found.residual_rounding <= screened.tolerance
         )
-        return self._decoded(screened, solution) if certain else None
+        return self._decoded(screened, solution, rows) if certain else None
 
     def _decode_beyond_bound(
         self, rows: Mapping[int, Tensor], dim: int, generator: torch.Generator | None
@@ -401,36 +402,28 @@ class Decoder:
             tolerance=margin * screened.noise,
         )
 
-    def _decoded(self, screened: _Screened, solution: Solution) -> Decoded:
+    def _decoded(self, screened: _Screened, solution: Solution, rows: Mapping[int, Tensor]) -> Decoded:
+        if solution.support:
+            generator, alive = self.code.generator[screened.alive], [rows[slot] for slot in screened.alive]
+            verdict = judge(solution, generator, alive, screened.noise, screened.liars, self._amplification)
+        else:
+            honest = max(len(screened.alive) - screened.liars, self.code.compression)
+            delta = solution.residual + solution.residual_rounding + screened.noise
+            verdict = Verdict(self._amplification(honest) * delta + solution.rounding, frozenset())
+        suspects = {screened.alive[row] for row in solution.support if row not in verdict.lies}
         kept = {slot for row, slot in enumerate(screened.alive) if row not in solution.support}
-        corrupt = tuple(slot for slot in screened.slots if slot not in kept)
+        corrupt = tuple(slot for slot in screened.slots if slot not in kept and slot not in suspects)
         return Decoded(
             gradient=solution.gradient,
-            status=DecodeStatus.CORRECTED if corrupt else DecodeStatus.CLEAN,
+            status=DecodeStatus.CORRECTED if len(kept) < len(screened.slots) else DecodeStatus.CLEAN,
             corrupt_slots=corrupt,
+            suspect_slots=tuple(sorted(suspects)),
             erased_slots=self._absent(screened.slots),
             residual=solution.residual,
             tolerance=screened.tolerance,
-            error_bound=self._error_bound(screened, solution),
+            error_bound=verdict.error_bound,
             num_agreeing=len(kept),
         )
-
-    def _error_bound(self, screened: _Screened, solution: Solution) -> float:
-        """Bound |gradient - truth| given what was seen; see docs/explanation/the-code.md for the proof.
-
-        All but `liars` of the rows kept are honest and agree with the result up to `delta`: the first bound. A
-        row that is accused but honest deviates from the result by no more than `threshold`; so those that deviate by
-        more are lies, and if the others (doubtful) are added to the rows kept, the lies are fewer: the second.
-        """
-        num_rows, compression = len(screened.alive), self.code.compression
-        delta = solution.residual + solution.residual_rounding + screened.noise
-        honest_kept = max(num_rows - len(solution.lies) - screened.liars, compression)
-        honest = max(num_rows - screened.liars, compression)
-        bound = self._amplification(honest_kept) * delta
-        smallest, largest = solution.lies - solution.lies_rounding, solution.lies + solution.lies_rounding
-        doubtful = largest[smallest <= bound + screened.noise]
-        second = self._amplification(honest) * (delta + float(np.linalg.norm(doubtful)))
-        return min(bound, second) + solution.rounding
 
     def _amplification(self, num_rows: int) -> float:
         if num_rows not in self._amplifications:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ._types import ComplexArray, FloatArray, IntArray
 
-__all__ = ["LocatingProblem", "Locator", "Support"]
+__all__ = ["LocatingProblem", "Locator", "Support", "explaining_supports", "parity_of"]
 
 Support = tuple[int, ...]
 CHUNK = 4096  # supports judged at once
@@ -70,7 +70,7 @@ class LocatingProblem:
             return np.full(len(supports), np.linalg.norm(self.syndromes))
         return np.concatenate(
             [
-                self._distances(_complements(self.parity.T[part]))
+                _distances(_complements(self.parity.T[part]), self.syndromes)
                 for part in np.array_split(supports, 1 + len(supports) // CHUNK)
             ]
         )
@@ -82,13 +82,7 @@ class LocatingProblem:
     def all_residuals(self) -> tuple[IntArray, FloatArray]:
         """Return every support of t rows, (N, t), and their residuals, (N,)."""
         supports, complements = _all_supports(self.parity.tobytes(), self.parity.shape[1], self.max_errors)
-        return supports, self._distances(complements)
-
-    def _distances(self, complements: FloatArray) -> FloatArray:
-        """Return |C S| for each C of (N, n - k - a, n - k)."""
-        outside = complements @ self.syndromes
-        squares: FloatArray = np.einsum("ijk,ijk->i", outside, outside)
-        return np.sqrt(squares)
+        return supports, _distances(complements, self.syndromes)
 
 
 class Locator(Protocol):
@@ -98,10 +92,31 @@ class Locator(Protocol):
         """Return the rows held to be lies, at most problem.max_errors, in ascending order."""
 
 
+def explaining_supports(parity: FloatArray, syndromes: FloatArray, size: int, threshold: float) -> IntArray:
+    """Return the supports, (N, size), without which the rows disagree by no more than the threshold.
+
+    Parameters
+    ----------
+    parity : (n - k, n) float64
+        H of the rows, orthonormal.
+    syndromes : (n - k, any) float64
+        H times the rows, or a square root of its Gram matrix.
+    """
+    supports, complements = _all_supports(parity.tobytes(), parity.shape[1], size)
+    return supports[_distances(complements, syndromes) <= threshold]
+
+
 def parity_of(generator: FloatArray) -> FloatArray:
     """Return H, (n - k, n), with orthonormal rows and H @ generator = 0."""
     complete = np.linalg.qr(generator, mode="complete").Q
     return np.ascontiguousarray(complete[:, generator.shape[1] :].T)
+
+
+def _distances(complements: FloatArray, syndromes: FloatArray) -> FloatArray:
+    """Return |C S| for each C of (N, n - k - a, n - k)."""
+    outside = complements @ syndromes
+    squares: FloatArray = np.einsum("ijk,ijk->i", outside, outside)
+    return np.sqrt(squares)
 
 
 def _complements(columns: FloatArray) -> FloatArray:

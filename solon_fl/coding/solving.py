@@ -30,8 +30,10 @@ class Solution:
     ----------
     support : tuple of int
         Rows that it was not made from.
-    gradient : Tensor, (dim,)
-        Of the rows' dtype and device.
+    chunks : Tensor, (k, m)
+        The gradient, and behind its last entry what stands where it was padded; of the rows' dtype and device.
+    dim : int
+        d.
     residual : float
         Norm of what the other rows deviate from it by.
     lies : (len(support),) float64
@@ -45,12 +47,18 @@ class Solution:
     """
 
     support: Support
-    gradient: Tensor
+    chunks: Tensor
+    dim: int
     residual: float
     lies: FloatArray
     rounding: float
     residual_rounding: float
     lies_rounding: FloatArray
+
+    @property
+    def gradient(self) -> Tensor:
+        """The gradient, (dim,)."""
+        return self.chunks.view(-1)[: self.dim]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +151,8 @@ def interpolate(
     row_norms[basis], row_norms[others] = norms_of_basis, norms_of_others
     return Interpolation(
         support=support,
-        gradient=chunks.view(-1)[:dim],
+        chunks=chunks,
+        dim=dim,
         residual=float(np.linalg.norm(lengths[:num_checks])),
         lies=lengths[num_checks:],
         rounding=float(np.linalg.norm(gamma * (np.abs(inverse[solved]) @ norms_of_basis))),
@@ -218,7 +227,8 @@ def least_squares(generator: FloatArray, support: Support, rows: list[Tensor], d
     norms = np.split(squares.sqrt().cpu().numpy(), [compression, len(kept)])
     return Solution(
         support=support,
-        gradient=chunks.view(-1)[:dim],
+        chunks=chunks,
+        dim=dim,
         residual=float(np.linalg.norm(norms[1])),
         lies=norms[2],
         rounding=torch.finfo(chunks.dtype).eps * float(np.linalg.norm(norms[0])),

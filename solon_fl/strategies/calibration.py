@@ -214,10 +214,10 @@ def _collect(
     def receive(batch: list[tuple[NodeKey, Message]]) -> bool:
         for (group, node_id), reply in batch:
             share = read(reply, reader)
-            if isinstance(share, Unusable):
-                malformed[node_id] = share.reason
-            else:
+            if not isinstance(share, Unusable):
                 shares[group][node_id] = share
+            elif not share.silence:
+                malformed[node_id] = share.reason
         return False
 
     asked = list(messages)

@@ -71,7 +71,7 @@ class DigestGroupRound(GroupRound):
         """Close the group if s + 1 nodes sent the same digests, and k shares match them.
 
         One of the s + 1 is honest, so that those k shares are the true ones, bit by bit. Who sent another share is a
-        liar only if it is far from the true one, not if just its bits differ.
+        liar only if it is farther from what it should be than float noise can take it, not if just its bits differ.
         """
         code = self.decoder.code
         elected = elect(self._votes.values(), self.byzantine + 1)
@@ -87,13 +87,13 @@ class DigestGroupRound(GroupRound):
             return None
         decoded = self.decoder.decode(matching, dim=self.dim, generator=self.projection)
         gradient = decoded.gradient
-        if gradient is None or decoded.corrupt_slots:
+        if gradient is None or decoded.corrupt_slots or decoded.suspect_slots:
             return None  # honest shares that do not agree: there was no honest voter
         distances = {
             slot: distance(self._shares[slot], code.encode(gradient, slot))
             for slot in sorted(self._shares.keys() - matching.keys())
         }
-        lies = [slot for slot, found in distances.items() if found > decoded.tolerance]
+        lies = [slot for slot, found in distances.items() if found > decoded.tolerance + decoded.error_bound]
         not_finite = [slot for slot, found in distances.items() if found != found]
         honest = self._shares.keys() - set(lies) - set(not_finite)
         status = DecodeStatus.CORRECTED if lies else DecodeStatus.CLEAN

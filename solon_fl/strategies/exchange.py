@@ -1,6 +1,5 @@
 """Sending messages and taking replies as they come, whatever the Grid or a node does."""
 
-import logging
 import time
 from collections.abc import Callable, Hashable, Mapping
 from typing import TypeVar
@@ -8,13 +7,12 @@ from typing import TypeVar
 from flwr.app import Message, Metadata
 from flwr.serverapp import Grid
 
-from solon_fl.strategies.replies import one_line
+from solon_fl.strategies.fetching import Fetcher, fetcher_of
 
-__all__ = ["exchange", "pull", "reply_keys"]
+__all__ = ["exchange", "reply_keys"]
 
 Key = TypeVar("Key", bound=Hashable)
 LONGEST_PAUSE = 0.5  # seconds between two looks for replies
-logger = logging.getLogger("flwr")
 
 
 def exchange(
@@ -49,17 +47,19 @@ def exchange(
 
     Notes
     -----
-    Replies are matched by the id of the message that they answer, which the server made; a second
+    A reply that is announced and does not come holds up no other one, and the deadline is kept within seconds: see
+    `Fetcher`. Replies are matched by the id of the message that they answer, which the server made; a second
     reply to the same message, or one that says that it answers another message, is never handed over.
     """
     started = time.monotonic()
     inside = 0.0
-    key_of = push(grid, messages)
+    fetcher = fetcher_of(grid)
+    key_of = push(grid, messages, fetcher)
     pause = 0.005
     late = False
     while key_of or (follow_up is not None and not late):
         looked = time.monotonic()
-        batch = [(key_of.pop(message_id), reply) for message_id, reply in pull(grid, list(key_of)).items()]
+        batch = [(key_of.pop(message_id), reply) for message_id, reply in fetcher.fetch(list(key_of)).items()]
         looking = time.monotonic() - looked
         anything = bool(batch)
         if anything:
@@ -73,11 +73,11 @@ def exchange(
         turns_late = not late and (not key_of or (timeout is not None and 2 * elapsed >= timeout))
         if follow_up is not None and (anything or turns_late):
             late = late or turns_late
-            more = push(grid, follow_up(turns_late))
+            more = push(grid, follow_up(turns_late), fetcher)
             key_of |= more
             if more:
                 continue
-        if timeout is not None and elapsed >= timeout:
+        if timeout is not None and looked - started >= timeout:  # so that the last look is after the deadline
             break
         if key_of and not anything:
             time.sleep(max(pause, looking))  # a Grid over a network is asked half of the time at most
@@ -85,14 +85,16 @@ def exchange(
     return time.monotonic() - started - inside, key_of
 
 
-def push(grid: Grid, messages: dict[Key, Message]) -> dict[str, Key]:
+def push(grid: Grid, messages: dict[Key, Message], fetcher: Fetcher) -> dict[str, Key]:
     """Send messages, empty the dict, and return the caller's key to each message id."""
     if not messages:
         return {}
     metadata = {key: message.metadata for key, message in messages.items()}
     message_ids = list(grid.push_messages(list(messages.values())))
     messages.clear()
-    return reply_keys(metadata, message_ids)
+    keys = reply_keys(metadata, message_ids)
+    fetcher.expect({message_id: metadata[key].dst_node_id for message_id, key in keys.items()})
+    return keys
 
 
 def reply_keys(metadata: Mapping[Key, Metadata], message_ids: list[str] | None = None) -> dict[str, Key]:
@@ -105,26 +107,3 @@ def reply_keys(metadata: Mapping[Key, Metadata], message_ids: list[str] | None =
     if not sent and message_ids is not None and len(message_ids) == len(metadata):
         sent = {message_id: key for message_id, key in zip(message_ids, metadata, strict=True) if message_id}
     return sent
-
-
-def pull(grid: Grid, message_ids: list[str]) -> dict[str, Message]:
-    """Return the replies that are there, by the id of the message that each answers.
-
-    Every reply is pulled by itself. Flower's SuperLink forgets what was pulled together as soon as it has handed it
-    out, so that one reply that can't be inflated would take all others with it; and what a reply says that it answers
-    is written by the node, while the SuperLink hands out under an id only what the node asked under that id has sent.
-    """
-    replies: dict[str, Message] = {}
-    failures = 0
-    for message_id in message_ids:
-        try:
-            for reply in grid.pull_messages([message_id]):
-                if reply.metadata.reply_to_message_id == message_id:
-                    replies.setdefault(message_id, reply)
-        except Exception as error:  # a reply that Flower can't inflate must not end the run
-            failures += 1
-            kind, reason = type(error).__name__, one_line(str(error))
-            logger.warning("A reply can't be read and counts as missing: %s: %s", kind, reason)
-    if message_ids and failures == len(message_ids):
-        time.sleep(LONGEST_PAUSE)  # the connection, not a reply, may be at fault: try again, in peace
-    return replies

@@ -59,6 +59,7 @@ class GroupRound:
     bytes_in: int = 0
     _shares: dict[int, Tensor] = field(default_factory=dict)
     _malformed: dict[int, str] = field(default_factory=dict)
+    _gone: set[int] = field(default_factory=set)  # slots of nodes that the SuperLink could not reach in time
     _first: list[int] = field(default_factory=list)  # slots asked before the others were woken
     _missing: set[int] = field(default_factory=set)  # those of them that had sent no share by then
     _exhausted: bool = False  # whether all who were asked have answered, and it was not enough
@@ -117,7 +118,7 @@ class GroupRound:
         """Return the slots of which no reply is wanted any more."""
         slots = range(len(self.nodes))
         done = {slot for slot in slots if self.nodes[slot] is None or self.nodes[slot] in self._malformed}
-        return set(slots) if self.closed else done | self._shares.keys()
+        return set(slots) if self.closed else done | self._shares.keys() | self._gone
 
     def decode(self, *, last: bool) -> Tensor | None:
         """Decode if nothing that may still come can change the result, or if nothing will come (`last`).
@@ -149,13 +150,15 @@ class GroupRound:
 
     def _refuse(self, slot: int, unusable: Unusable) -> None:
         node_id = self.nodes[slot]
-        if node_id is not None:
+        if unusable.silence:
+            self._gone.add(slot)
+        elif node_id is not None:
             self._malformed[node_id] = unusable.reason
             logger.warning("Node %s (group %d): not a share: %s", self.label(node_id), self.group, unusable.reason)
 
     @property
     def _all_here(self) -> bool:
-        return len(self._shares) + len(self._malformed) == len(self.asked)
+        return len(self._shares) + len(self._malformed) + len(self._gone) == len(self.asked)
 
     def _try_to_decode(self, last: bool) -> Tensor | None:
         needed = self.decoder.code.compression + self.byzantine
@@ -184,11 +187,11 @@ class GroupRound:
             self.group,
             self.decoder.byzantine,
             self.decoder.stragglers,
-            len(decoded.corrupt_slots),
-            ", ".join(self.label(node_id) for node_id in self._ids(decoded.corrupt_slots)),
+            len(decoded.suspect_slots),
+            ", ".join(self.label(node_id) for node_id in self._ids(decoded.suspect_slots)),
             decoded.num_agreeing,
             compression + 1,
-            decoded.num_agreeing + len(decoded.corrupt_slots) - compression - 1,
+            decoded.num_agreeing + len(decoded.suspect_slots) - compression - 1,
         )
 
     def _close(self, decoded: Decoded, different: Collection[int] = ()) -> Tensor | None:
@@ -205,6 +208,7 @@ class GroupRound:
             different_bits=self._ids(different),
             status=decoded.status.value,
             corrupt_nodes=self._ids(decoded.corrupt_slots),
+            suspect_nodes=self._ids(decoded.suspect_slots),
             silent_nodes=tuple(n for n in self._ids(self.asked) if n not in answered),
             malformed_nodes=malformed,
             residual=decoded.residual,

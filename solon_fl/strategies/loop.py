@@ -5,6 +5,7 @@ to round, and `RoundStrategy` drives them, in its own `start` or in Flower's.
 """
 
 import logging
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
@@ -19,11 +20,12 @@ from torch import Tensor
 from solon_fl.config import Mode
 from solon_fl.errors import CheckpointError, GroupFailedError
 from solon_fl.strategies.checkpoint import Checkpoint, Checkpoints
-from solon_fl.strategies.exchange import exchange, pull, reply_keys
+from solon_fl.strategies.exchange import exchange, reply_keys
+from solon_fl.strategies.fetching import fetcher_of
 from solon_fl.strategies.model import OptimizerFactory, ServerModel
 from solon_fl.strategies.replies import median_metrics
 from solon_fl.strategies.reports import GroupReport, RoundReport
-from solon_fl.task import ARRAYS, CONFIG
+from solon_fl.task import ARRAYS, CONFIG, time_to_live
 
 __all__ = ["Aggregated", "Round", "RoundStrategy", "Run"]
 
@@ -87,6 +89,7 @@ class Run:
     def __init__(self, model: ServerModel, timeout: float | None) -> None:
         self.model = model
         self.timeout = timeout
+        self.not_evaluating: set[int] = set()  # ids of the nodes that sent no evaluation when last asked
 
     def open_round(self, server_round: int, config: ConfigRecord, grid: Grid) -> Round[Any]:
         """Return the next round."""
@@ -100,6 +103,9 @@ class Run:
 
     def record_late(self, node_id: int) -> None:
         """Learn that a node has answered after all, in a later round."""
+
+    def record_stall(self, node_id: int) -> None:
+        """Learn that a node announced an answer and never sent it."""
 
     def label(self, node_id: int) -> str:
         """Return what the log calls a node."""
@@ -318,15 +324,25 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
     def _evaluate_on_nodes(
         self, run: RunType, server_round: int, result: Result, grid: Grid, config: ConfigRecord
     ) -> None:
-        messages = dict(enumerate(self.configure_evaluate(server_round, result.arrays, config, grid)))
-        replies: list[Message] = []
+        messages = {
+            m.metadata.dst_node_id: m for m in self.configure_evaluate(server_round, result.arrays, config, grid)
+        }
+        replies: dict[int, Message] = {}
+        asked = set(messages)
 
         def receive(batch: list[tuple[int, Message]]) -> bool:
-            replies.extend(reply for _, reply in batch)
-            return False
+            replies.update(batch)
+            return asked <= replies.keys() | run.not_evaluating  # who did not last time is not waited for
 
         exchange(grid, messages, run.timeout, receive)
-        metrics = self.aggregate_evaluate(server_round, replies)
+        newly_silent = asked - replies.keys() - run.not_evaluating
+        if newly_silent:
+            logger.warning(
+                "No evaluation from nodes %s; they are asked again, but no longer waited for.",
+                ", ".join(run.label(node_id) for node_id in sorted(newly_silent)),
+            )
+        run.not_evaluating = asked - replies.keys()
+        metrics = self.aggregate_evaluate(server_round, replies.values())
         if metrics is not None:
             result.evaluate_metrics_clientapp[server_round] = metrics
 
@@ -365,7 +381,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
                 RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord(dict(settings))}),
                 node_id,
                 MessageType.EVALUATE,
-                ttl=run.timeout,
+                ttl=time_to_live(run.timeout),
                 group_id=str(server_round),
             )
             for node_id in run.evaluating_nodes()
@@ -426,13 +442,25 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
 def _collect_late(
     server_round: int, grid: Grid, run: Run, unanswered: Mapping[str, tuple[int, int]]
 ) -> dict[str, tuple[int, int]]:
-    """See who has answered an earlier round after all, for such answers would stay in the grid; return who has not."""
-    recent = {i: asked for i, asked in unanswered.items() if server_round - asked[0] <= LATE_ROUNDS}
-    for message_id, reply in pull(grid, list(recent)).items():
-        _, node_id = recent.pop(message_id)
-        if not reply.has_error():
-            run.record_late(node_id)
-    return recent
+    """See who has answered an earlier round after all, or never will though it said so; return who may answer yet.
+
+    Without this such answers would stay in the grid. Nothing is waited for.
+    """
+    fetcher = fetcher_of(grid)
+    late = fetcher.fetch(list(unanswered), wait=False)
+    waiting = {}
+    for message_id, asked in unanswered.items():
+        asked_round, node_id = asked
+        if message_id in late:
+            if not late[message_id].has_error():
+                run.record_late(node_id)
+        elif fetcher.was_never_sent(message_id, math.inf if run.timeout is None else run.timeout):
+            run.record_stall(node_id)
+        elif fetcher.is_stuck(message_id) or server_round - asked_round <= LATE_ROUNDS:
+            waiting[message_id] = asked
+            continue
+        fetcher.forget(message_id)
+    return waiting
 
 
 def _refuse_silence_at_the_start(report: RoundReport) -> None:

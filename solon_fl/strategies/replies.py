@@ -23,6 +23,7 @@ from solon_fl.wire import STYPE, npy_header
 __all__ = [
     "Layout",
     "Unusable",
+    "is_silence",
     "median_metrics",
     "one_line",
     "read",
@@ -40,24 +41,44 @@ Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]  # of each array that a 
 Content = TypeVar("Content")
 Key = TypeVar("Key", bound=Hashable)
 MOST_METRICS = 100  # of one node
+SUPERLINK_NODE_ID = 1
+UNREACHABLE = (3, 4, 5)  # Flower's codes for a message or reply that is not to be had, and for a node that is away
 logger = logging.getLogger("flwr")
 
 
 @dataclass(frozen=True, slots=True)
 class Unusable:
-    """Why a reply can't be used, in one printable line."""
+    """Why a reply can't be used.
+
+    Attributes
+    ----------
+    reason : str
+        One printable line.
+    silence : bool
+        Whether the node has said nothing: the error is the SuperLink's, which could not reach it in time.
+    """
 
     reason: str
+    silence: bool = False
 
 
 def read(reply: Message, reader: Callable[[Message], Content]) -> Content | Unusable:
     """Return what a reader makes of a reply, or why it can't. Whatever the reply holds, nothing is raised."""
     try:
         if reply.has_error():
-            raise InvalidReplyError(f"error {reply.error.code}: {reply.error.reason}")
+            reason = one_line(f"error {reply.error.code}: {reply.error.reason}")
+            return Unusable(reason, silence=is_silence(reply))
         return reader(reply)
     except Exception as error:  # InvalidReplyError, or whatever a hostile record makes Flower raise
         return Unusable(one_line(str(error)) or type(error).__name__)
+
+
+def is_silence(reply: Message) -> bool:
+    """Return whether an error reply is the SuperLink's own: time was up, or the node was not to be reached.
+
+    A node can't send one: the SuperLink refuses replies that claim to be from itself.
+    """
+    return reply.metadata.src_node_id == SUPERLINK_NODE_ID and reply.error.code in UNREACHABLE
 
 
 def read_all(replies: dict[Key, Message], reader: Callable[[Message], Content]) -> dict[Key, Content | Unusable]:

@@ -30,7 +30,10 @@ class GroupReport:
         Ids of the nodes asked at first because of which that was so: those that had sent no share by then, and those
         whose share or digests turned out to differ.
     corrupt_nodes : tuple of int
-        Ids of the nodes whose shares were located as lies.
+        Ids of the nodes whose shares are certainly lies.
+    suspect_nodes : tuple of int
+        Ids of the nodes whose shares were left out of the gradient, too, but may be honest: lies this small can be
+        told in several ways. Being a suspect has no consequences.
     silent_nodes : tuple of int
         Ids of the nodes that had not answered when the group was decoded: silent, or slower than the k + s
         whose agreement sufficed.
@@ -52,6 +55,7 @@ class GroupReport:
     escalated: bool = False
     escalated_by: tuple[int, ...] = ()
     different_bits: tuple[int, ...] = ()
+    suspect_nodes: tuple[int, ...] = ()
 
     @property
     def decoded(self) -> bool:
@@ -89,8 +93,13 @@ class RoundReport:
 
     @property
     def corrupt_nodes(self) -> tuple[int, ...]:
-        """Ids of all nodes located as liars, ascending."""
+        """Ids of all nodes that certainly lied, ascending."""
         return tuple(sorted(node for group in self.groups for node in group.corrupt_nodes))
+
+    @property
+    def suspect_nodes(self) -> tuple[int, ...]:
+        """Ids of all nodes whose shares were left out but may be honest, ascending."""
+        return tuple(sorted(node for group in self.groups for node in group.suspect_nodes))
 
     @property
     def silent_nodes(self) -> tuple[int, ...]:
@@ -123,6 +132,7 @@ class RoundReport:
         return MetricRecord(
             {
                 "corrupt-nodes": list(self.corrupt_nodes),
+                "suspect-nodes": list(self.suspect_nodes),
                 "silent-nodes": list(self.silent_nodes),
                 "malformed-nodes": list(self.malformed_nodes),
                 "failed-groups": list(self.failed_groups),

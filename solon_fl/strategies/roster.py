@@ -17,7 +17,7 @@ from solon_fl.errors import ConfigurationError, NodesMissingError
 from solon_fl.strategies.exchange import exchange
 from solon_fl.strategies.replies import Unusable, one_line, read, read_silo
 from solon_fl.strategies.reports import GroupReport, RoundReport
-from solon_fl.task import SILO_QUERY
+from solon_fl.task import SILO_QUERY, time_to_live
 
 __all__ = ["NodeRecord", "NodeState", "Place", "Roster", "wait_for_nodes"]
 
@@ -83,10 +83,14 @@ class NodeRecord:
     rounds : int
         In which it had a task.
     lying, malformed, silent : int
-        Rounds in which its share was located as a lie, in which it sent something else than a share (or an error), and
+        Rounds in which its share was certainly a lie, in which it sent something else than a share (or an error), and
         in which it had not answered when its group was decoded.
+    suspected : int
+        Rounds in which its share was left out of the gradient, but may have been honest. No offence.
     late : int
         Those of the silent ones in which its answer came after all.
+    stalled : int
+        Those of the silent ones in which it announced an answer and never sent it.
     different_bits : int
         Rounds in which its share was right, but not bit by bit, or its digests were others than those elected. No
         offence: its hardware or software may be another.
@@ -107,6 +111,8 @@ class NodeRecord:
     malformed: int = 0
     silent: int = 0
     late: int = 0
+    stalled: int = 0
+    suspected: int = 0
     different_bits: int = 0
     escalations: int = 0
     last_offence: str = ""
@@ -118,8 +124,11 @@ class NodeRecord:
 
     @property
     def offences(self) -> int:
-        """What quarantine counts: lies and malformed replies. Silence may be the network's fault."""
-        return self.lying + self.malformed
+        """What quarantine counts: lies, malformed replies, and stalls but for the first.
+
+        Silence may be the network's fault, and a first stall that of a node which died while it sent.
+        """
+        return self.lying + self.malformed + max(self.stalled - 1, 0)
 
 
 class Roster:
@@ -204,14 +213,6 @@ class Roster:
         record = self._of(node_id)
         return 0 if record is None else record.offences + record.escalations
 
-    def liars_gone(self, group: int) -> int:
-        """Return how many places of a group are empty because their owners were caught lying and are in quarantine."""
-        owners = [self._nodes[owner] for place, owner in self._owners.items() if place[0] == group]
-        return sum(
-            owner.state == "quarantined" and owner.lying > 0 and owner.place not in self._substitutes
-            for owner in owners
-        )
-
     def record(self, report: RoundReport) -> None:
         """Enter a round's report into the ledger, and quarantine those who have offended often enough.
 
@@ -228,6 +229,7 @@ class Roster:
                     continue
                 record.rounds += 1
                 record.silent += node_id in group.silent_nodes
+                record.suspected += node_id in group.suspect_nodes
                 record.different_bits += node_id in group.different_bits
                 record.escalations += node_id in group.escalated_by
                 if node_id in offending:
@@ -243,6 +245,15 @@ class Roster:
         record = self._of(node_id)
         if record is not None:
             record.late += 1
+
+    def record_stall(self, node_id: int) -> None:
+        """Enter that an answer to an earlier round was announced and never sent."""
+        record = self._of(node_id)
+        if record is not None:
+            record.stalled += 1
+            record.last_offence = "an answer that was announced and never sent"
+            logger.warning("Node %s announced an answer and never sent it.", record.label)
+            self._consider_quarantine(record)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the whole state, as json can write it."""
@@ -297,7 +308,7 @@ class Roster:
                 record.silo = silo
             else:
                 asked[record.node_id] = record
-        messages = {node_id: Message(RecordDict(), node_id, SILO_QUERY, ttl=timeout) for node_id in asked}
+        messages = {node_id: Message(RecordDict(), node_id, SILO_QUERY, ttl=time_to_live(timeout)) for node_id in asked}
 
         def receive(batch: list[tuple[int, Message]]) -> bool:
             for node_id, reply in batch:
@@ -353,14 +364,26 @@ class Roster:
         for record in nodes:
             if record.silo is not None:
                 members.setdefault(record.silo, []).append(record)
-        full = {silo: records for silo, records in sorted(members.items()) if len(records) >= config.group_size}
-        if len(full) != config.num_groups:
-            counts = {silo: len(records) for silo, records in sorted(members.items())}
+        enough = config.group_size - config.stragglers
+        chosen = sorted(
+            (silo for silo, records in members.items() if len(records) >= enough),
+            key=lambda silo: (-sum(bool(record.name) for record in members[silo]), silo),
+        )[: config.num_groups]
+        if len(chosen) < config.num_groups:
+            counts = {silo[:40]: len(records) for silo, records in sorted(members.items())[:20]}
             raise ConfigurationError(
-                f"grouping='silo' needs {config.num_groups} silos of at least group_size={config.group_size} nodes; "
+                f"grouping='silo' needs {config.num_groups} silos of at least group_size={config.group_size} nodes"
+                f"{f', less stragglers={config.stragglers}' if config.stragglers else ''}; "
                 f"got {counts}; start more nodes in the small silos, or change num_nodes or group_size."
             )
-        return [records[: config.group_size] for records in full.values()]
+        ignored = sorted(members.keys() - set(chosen))
+        if ignored:
+            logger.warning(
+                "More silos than num_nodes / group_size = %d: %d are ignored, %s among them. To say which take part, "
+                "register the nodes under names like silo/node.",
+                *(config.num_groups, len(ignored), ignored[0][:40]),
+            )
+        return [members[silo][: config.group_size] for silo in sorted(chosen)]
 
     def _admit(self, strangers: list[NodeRecord]) -> list[NodeRecord]:
         """Return those that may wait as spares."""
@@ -374,8 +397,24 @@ class Roster:
                 logger.info("Node %s connected after the run began and waits as a spare.", record.label)
         return [record for record in strangers if record.state != "refused"]
 
+    def _own_vacant_places(self) -> None:
+        """Give places that nobody owns, as a silo began without some of its nodes, to spares of that silo."""
+        for group in range(self._config.num_groups):
+            silos = {self._nodes[owner].silo for place, owner in self._owners.items() if place[0] == group}
+            for slot in range(self._config.group_size):
+                if (group, slot) in self._owners or not silos:
+                    continue
+                newcomer = self._best_spare(next(iter(silos)))
+                if newcomer is not None and newcomer.place is None:
+                    newcomer.place = (group, slot)
+                    self._owners[group, slot] = newcomer.identity
+                    logger.info("Node %s takes a place that was empty (group %d).", newcomer.label, group)
+        self._owners = dict(sorted(self._owners.items()))
+
     def _fill_places(self) -> None:
         """Let owners have their places, and spares those of owners who are away or in quarantine."""
+        if self._config.grouping == "silo":
+            self._own_vacant_places()
         for place, owner in self._owners.items():
             if self._nodes[owner].state == "spare":
                 self._nodes[owner].state = "member"

@@ -11,7 +11,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
-from solon_fl.config import SolonConfig, num_agreeing
+from solon_fl.config import SolonConfig
 from solon_fl.errors import GroupFailedError
 from solon_fl.strategies.calibration import Calibration, measure
 from solon_fl.strategies.digest_group import DigestGroupRound
@@ -60,13 +60,17 @@ class SolonRun(Run):
         """Raise rtol above the nodes' float noise, if asked to."""
         if not self._calibrate:
             return
-        found = measure(
-            *(grid, self.roster, self.model, arrays, self.config),
-            rounds=1,
-            train_config=config,
-            timeout=self.timeout,
-            liars=self.config.byzantine,
-        )
+        try:
+            found = measure(
+                *(grid, self.roster, self.model, arrays, self.config),
+                rounds=1,
+                train_config=config,
+                timeout=self.timeout,
+                liars=self.config.byzantine,
+            )
+        except GroupFailedError as error:  # one node that fails must not end a run that would do without it
+            logger.warning("rtol stays %g, for it could not be calibrated: %s", self.config.rtol, error)
+            return
         _log_calibration(found)
         self._raise_rtol(found.rtol, "\trtol is raised from %g to %g for this run.", self.config.rtol, found.rtol)
 
@@ -77,7 +81,7 @@ class SolonRun(Run):
         return SolonRound(self, server_round, config, groups)
 
     def _open_group(self, server_round: int, group: int, nodes: tuple[int | None, ...]) -> GroupRound:
-        config, byzantine = self.config, self._liars_left(group)
+        config = self.config
         make: Callable[..., GroupRound] = GroupRound
         if config.verification == "digest":
             make = partial(
@@ -88,8 +92,8 @@ class SolonRun(Run):
         return make(
             group=group,
             nodes=nodes,
-            resting=self._resting(nodes, byzantine),
-            byzantine=byzantine,
+            resting=self._resting(nodes),
+            byzantine=config.byzantine,
             decoder=config.make_decoder(),
             dim=self.model.dim,
             dtype=self.model.vector.dtype,
@@ -97,7 +101,7 @@ class SolonRun(Run):
             label=self.label,
         )
 
-    def _resting(self, nodes: tuple[int | None, ...], byzantine: int) -> set[int]:
+    def _resting(self, nodes: tuple[int | None, ...]) -> set[int]:
         """Return the slots of nodes that rest at first: drawn, but those that gave most trouble before all others."""
         if self.config.redundancy == "full" or not self._follows_up:
             return set()
@@ -108,15 +112,7 @@ class SolonRun(Run):
             order = torch.randperm(len(present), generator=self.projection).tolist()
         slots = list(present)
         drawn = sorted((slots[i] for i in order), key=lambda slot: self.roster.troubles(present[slot]))
-        enough = num_agreeing(self.config.verification, byzantine, self.config.compression)
-        return set(drawn[enough + self.config.stragglers :])
-
-    def _liars_left(self, group: int) -> int:
-        """Return how many of a group may still lie: s, less those in quarantine if the user agrees."""
-        s, least = self.config.byzantine, self.config.least_byzantine
-        if self.config.redundancy == "full" or least is None or least >= s:
-            return s
-        return max(s - self.roster.liars_gone(group), least)
+        return set(drawn[self.config.num_agreeing + self.config.stragglers :])
 
     def record(self, report: RoundReport) -> None:
         """Enter the report into the ledger; see `Run.record`."""
@@ -138,6 +134,10 @@ class SolonRun(Run):
     def record_late(self, node_id: int) -> None:
         """See `Run.record_late`."""
         self.roster.record_late(node_id)
+
+    def record_stall(self, node_id: int) -> None:
+        """See `Run.record_stall`."""
+        self.roster.record_stall(node_id)
 
     def label(self, node_id: int) -> str:
         """See `Run.label`."""

@@ -235,7 +235,8 @@ def test_no_corruption_of_s_shares_leaves_the_error_bound(
     assert_within_bound(decoded, case.gradient)
     named = {*decoded.corrupt_slots, *decoded.erased_slots}
     assert large_lies(case) | set(case.missing) <= named <= {*case.liars, *case.missing}
-    expected = DecodeStatus.CORRECTED if decoded.corrupt_slots else DecodeStatus.CLEAN
+    accused = decoded.corrupt_slots + decoded.suspect_slots
+    expected = DecodeStatus.CORRECTED if accused else DecodeStatus.CLEAN
     assert decoded.status is expected
 
 

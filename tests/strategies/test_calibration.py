@@ -24,7 +24,7 @@ from solon_fl.simulations.attacks.mods import MALFORMATIONS, attack_mod, malform
 from solon_fl.strategies import Calibration, Checkpoints, RoundReport, SolonStrategy, buffer_names, calibrate
 from solon_fl.strategies.calibration import LARGEST_NOISE, MARGIN, _compare, _mixing_slots, _rounded_up
 from solon_fl.wire import to_array, trusted_tensor
-from tests.support import SGD, Regression, initial_model, record_of, share_array, small_config, spoil, vector_of
+from tests.support import SGD, Regression, initial_model, record_of, share_array, small_config, spoil, train, vector_of
 
 LIARS = {2, 5, 9, 14}  # ids: two of each group of seven
 ALL = set(range(1, 15))
@@ -396,9 +396,11 @@ def test_a_run_that_goes_on_has_the_rtol_that_it_began_with(tmp_path: Path) -> N
     assert reports[0].failed_groups == ()
 
 
-def test_if_nothing_can_be_measured_the_run_ends_with_what_there_is() -> None:
-    with pytest.raises(GroupFailedError, match="no group could be compared") as caught:
+def test_if_nothing_can_be_measured_rtol_stays_and_the_run_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("flwr").propagate = True
+    with pytest.raises(GroupFailedError, match="no node sent anything usable in the first round") as caught:
         run(1e-6, silent_mod(), calibrate=True)
+    assert "rtol stays 1e-06, for it could not be calibrated: no group could be compared" in caplog.text
     assert torch.equal(vector_of(caught.value.result.arrays), vector_of(record_of(initial_model(wide))))
 
 
@@ -406,3 +408,11 @@ def test_a_group_that_fails_is_told_how_to_measure(caplog: pytest.LogCaptureFixt
     logging.getLogger("flwr").propagate = True
     run(1e-6, noisy(1e-4), rounds=1, projection_seed=0)
     assert "solon_fl.strategies.calibrate" in caplog.text
+
+
+@pytest.mark.parametrize("mod", [silent_mod({1}), malformed_mod({1}, "shape")], ids=["silent", "malformed"])
+def test_one_bad_node_does_not_end_a_run_that_is_calibrated(mod: Mod) -> None:
+    """With digests a group of 2 s + 1 nodes decodes without it, though too few shares are left to compare."""
+    config = small_config(num_nodes=3, byzantine=1, compression=2, verification="digest")
+    _, reports = train(config, mods=[mod], rounds=2, timeout=0.3, calibrate=True)
+    assert all(report.stepped for report in reports)

@@ -171,18 +171,9 @@ def configurations(draw: st.DrawFn) -> SolonConfig:
         seed=draw(st.integers(0, 2**63 - 1)),
         verification="digest" if digest else "algebra",
         quarantine_after=draw(st.sampled_from((None, 1, 2))),
-        **draw(
-            st.one_of(
-                st.fixed_dictionaries(
-                    {
-                        "redundancy": st.sampled_from(("full", "reactive")),
-                        "regroup": st.sampled_from(("never", "round")),
-                        "beyond_bound": st.sampled_from(("reject", "accept")),
-                    }
-                ),
-                st.fixed_dictionaries({"redundancy": st.just("reactive"), "least_byzantine": st.integers(0, s)}),
-            )
-        ),
+        redundancy=draw(st.sampled_from(("full", "reactive"))),
+        regroup=draw(st.sampled_from(("never", "round"))),
+        beyond_bound=draw(st.sampled_from(("reject", "accept"))),
     )
 
 

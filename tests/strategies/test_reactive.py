@@ -72,7 +72,7 @@ def test_in_honest_rounds_s_plus_k_nodes_of_a_group_compute(honest_model: Tensor
 
 
 def test_who_computes_is_drawn_anew_in_every_round() -> None:
-    _, reports = train(reactive(), rounds=20)
+    _, reports = train(reactive(), rounds=20, projection_seed=1)  # by chance a node may be drawn 20 times of 20
     asked = Counter(node for report in reports for group in report.groups for node in group.nodes if node is not None)
     assert set(asked) == set(range(1, 15))
     assert max(asked.values()) < 20
@@ -138,15 +138,10 @@ def test_who_is_silent_only_to_escalate_soon_rests() -> None:
     assert escalations(reports[-15:]) == 0
 
 
-def test_the_groups_s_falls_only_if_the_user_agrees() -> None:
-    def asked(**changes: Any) -> list[int]:
-        _, reports = train(reactive(**changes), mods=[attack_mod(Reverse(), LIARS)], rounds=ROUNDS)
-        assert all(report.stepped for report in reports)
-        return [report.nodes_asked for report in reports]
-
-    assert asked()[-1] == asked(least_byzantine=2)[-1] == 10
-    assert asked(least_byzantine=1)[-1] == 8
-    assert asked(least_byzantine=0)[-1] == 6
+def test_quarantine_of_liars_does_not_lower_s() -> None:
+    _, reports = train(reactive(), mods=[attack_mod(Reverse(), LIARS)], rounds=ROUNDS)
+    assert all(report.stepped for report in reports)
+    assert reports[-1].nodes_asked == 10
 
 
 def test_liars_beyond_s_fail_the_group_and_never_pass() -> None:
@@ -178,8 +173,6 @@ def test_a_run_that_goes_on_from_a_checkpoint_is_equal_bit_by_bit(tmp_path: Path
 def test_settings_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="redundancy must be one of full, reactive"):
         small_config(redundancy="lazy")
-    with pytest.raises(ConfigurationError, match="least_byzantine"):
-        small_config(least_byzantine=-1)
     assert reactive().quarantine_after == 1
     assert small_config().quarantine_after is None
 

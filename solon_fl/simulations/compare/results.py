@@ -66,8 +66,9 @@ class Cell:
 
     @cached_property
     def named(self) -> Set[int]:
-        """Numbers of the nodes that the server named in any round, for whatever reason."""
-        return frozenset() if self.outcome is None else frozenset(self.outcome.offences)
+        """Numbers of the nodes that the server named in any round, for whatever reason; suspects are not named."""
+        offences = {} if self.outcome is None else self.outcome.offences
+        return frozenset(number for number, kinds in offences.items() if kinds.keys() - {"suspected"})
 
     @property
     def bytes_sent(self) -> float:

@@ -39,6 +39,8 @@ class InProcessGrid(Grid):
         The run's settings, found in ``context.run_config``.
     """
 
+    replies_at_once = True  # pull_messages computes them, in the caller's thread
+
     def __init__(
         self, client_app: ClientApp, num_nodes: int, run_config: Mapping[str, bool | float | int | str] | None = None
     ) -> None:

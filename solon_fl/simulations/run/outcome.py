@@ -107,7 +107,7 @@ class Outcome:
 
     @property
     def offences(self) -> dict[int, Counter[str]]:
-        """How often each node was named as "lying", "silent" or "malformed", by its number."""
+        """How often each node was named as "lying", "suspected", "silent" or "malformed", by its number."""
         counts: dict[int, Counter[str]] = {}
         for record in self.records:
             for number, kind in record.named():

@@ -20,7 +20,7 @@ class NumberedGroup:
     ----------
     group, status, escalated
         See `GroupReport`.
-    corrupt_nodes, silent_nodes, escalated_by, different_bits : tuple of int
+    corrupt_nodes, suspect_nodes, silent_nodes, escalated_by, different_bits : tuple of int
         Numbers of the nodes; see `GroupReport`.
     malformed_nodes : dict
         What was wrong with the reply, by the node's number.
@@ -33,6 +33,7 @@ class NumberedGroup:
     group: int
     status: str
     corrupt_nodes: tuple[int, ...] = ()
+    suspect_nodes: tuple[int, ...] = ()
     silent_nodes: tuple[int, ...] = ()
     malformed_nodes: dict[int, str] = field(default_factory=dict)
     residual: float | None = None
@@ -60,6 +61,7 @@ class NumberedGroup:
             group=report.group,
             status=report.status,
             corrupt_nodes=numbers(report.corrupt_nodes),
+            suspect_nodes=numbers(report.suspect_nodes),
             silent_nodes=numbers(report.silent_nodes),
             malformed_nodes={number_of[node]: reason for node, reason in report.malformed_nodes.items()},
             residual=_finite(report.residual),
@@ -77,9 +79,10 @@ class NumberedGroup:
         return self.status in (DecodeStatus.CLEAN, DecodeStatus.CORRECTED, DecodeStatus.BEYOND_BOUND)
 
     def named(self) -> Iterator[tuple[int, str]]:
-        """Yield the number of each node that the server named, and as what: "lying", "silent" or "malformed"."""
+        """Yield the number of each node named, and as what: "lying", "suspected", "silent" or "malformed"."""
         for kind, numbers in (
             ("lying", self.corrupt_nodes),
+            ("suspected", self.suspect_nodes),
             ("silent", self.silent_nodes),
             ("malformed", self.malformed_nodes),
         ):
@@ -184,7 +187,7 @@ class RoundRecord:
     waited: bool = False
 
     def named(self) -> list[tuple[int, str]]:
-        """Return the number of each node named in this round, and as what: "lying", "silent" or "malformed"."""
+        """Return the number of each node named in this round, and as what; see `NumberedGroup.named`."""
         return [] if self.report is None else [named for group in self.report.groups for named in group.named()]
 
 
