@@ -39,7 +39,7 @@ def test_another_aggregator_steps_with_what_it_makes_of_the_gradients() -> None:
     result = strategy.start(InProcessGrid(plain_app(), 14), record_of(initial_model()), num_rounds=1)
     client, arrays = Regression(), record_of(initial_model())
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
-    gradients = torch.stack([client.mean_gradient(arrays, [Batch(0, 1, n)], (), context) for n in range(14)])
+    gradients = torch.stack([client.mean_gradient(arrays, [Batch(0, 1, n)], (), context) for n in range(14)]).cpu()
     median = torch.quantile(gradients.double(), 0.5, dim=0)
     expected = vector_of(arrays) - 0.1 * median
     torch.testing.assert_close(vector_of(result.arrays), expected, rtol=1e-5, atol=1e-6)

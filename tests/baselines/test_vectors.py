@@ -49,7 +49,7 @@ def plain_app(mods: list[Mod], make_model: Callable[[], nn.Module] = lambda: nn.
         for name, array in arrays.items():
             if array.dtype.startswith("float"):
                 size = int(torch.tensor(array.shape).prod())
-                parts[name] = Array(gradient[start : start + size].view(tuple(array.shape)).numpy())
+                parts[name] = Array(gradient[start : start + size].view(tuple(array.shape)).cpu().numpy())
                 start += size
         content = RecordDict({"arrays": ArrayRecord(parts), "metrics": MetricRecord({"num-examples": 8})})
         return Message(content, reply_to=message)
@@ -67,7 +67,8 @@ def run(
 def gradients_of(server_round: int, arrays: ArrayRecord) -> Tensor:
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
     client = Regression()
-    return torch.stack([client.mean_gradient(arrays, [Batch(0, server_round, n)], (), context) for n in range(7)])
+    gradients = [client.mean_gradient(arrays, [Batch(0, server_round, n)], (), context) for n in range(7)]
+    return torch.stack(gradients).cpu()
 
 
 # ---- any function of the gradients ---------------------------------------------------------------------------

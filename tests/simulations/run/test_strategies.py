@@ -209,7 +209,7 @@ def test_the_first_step_is_that_of_the_aggregate(strategy: str, byzfl: ModuleTyp
     client = ImageClient(chosen)
     context = Context(run_id=0, node_id=0, node_config={}, state=RecordDict(), run_config={})
     arrays = ArrayRecord({k: to_array(v) for k, v in client.build_model(context).state_dict().items()})
-    gradients = torch.stack([client.mean_gradient(arrays, [Batch(0, 1, n)], (), context) for n in range(14)])
+    gradients = torch.stack([client.mean_gradient(arrays, [Batch(0, 1, n)], (), context) for n in range(14)]).cpu()
     expected = vector_of(arrays) - 0.5 * STRATEGIES[strategy].aggregate(chosen)(gradients).double()
     torch.testing.assert_close(vector_of(simulate(chosen).arrays), expected, rtol=1e-4, atol=1e-5)
 
