@@ -42,7 +42,7 @@ class Regression(SolonClientMixin):
 
 
 class Remembering(Regression):
-    """Computes a gradient once for all nodes of a group, and for all runs in this process that come by the same model."""
+    """Computes a gradient once for all nodes of a group, and for all runs that come by the same model."""
 
     def __init__(self) -> None:
         super().__init__()
