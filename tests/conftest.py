@@ -1,11 +1,17 @@
 """Settings for all tests."""
 
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Generator, Iterator
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
+
+SLOW = 1.0  # seconds of CPU time; a test that takes more is to be marked
+SHARING = ("tests/deployment/test_federation.py",)  # the tests of each of these files share what is costly to set up
 
 collect_ignore = ["hostile/fuzz.py"]  # a program of its own, and atheris is no dependency of the tests
 
@@ -13,6 +19,42 @@ torch.set_num_threads(1)  # tests run in several processes, and threads that wai
 
 settings.register_profile("solon", deadline=None, max_examples=60, print_blob=True)
 settings.load_profile("solon")
+
+
+class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
+    """Each process gets one test after the other, and of the files that share something all tests."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::")[0]
+        return file if file in SHARING else nodeid
+
+
+@pytest.hookimpl(optionalhook=True)  # only with xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    return Scheduling(config, log)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    """Note it if the test is slow and not marked: CPU time, because other programs may use the same cores."""
+    started = time.process_time()
+    yield
+    seconds = time.process_time() - started
+    if seconds > SLOW and item.get_closest_marker("slow") is None:
+        item.user_properties.append(("not marked slow", seconds))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    slow = {
+        report.nodeid: seconds
+        for report in terminalreporter.getreports("passed")
+        for name, seconds in report.user_properties
+        if name == "not marked slow"
+    }
+    if slow:
+        terminalreporter.section(f"more than {SLOW:g} s of CPU time, and not marked slow")
+        for nodeid, seconds in sorted(slow.items(), key=lambda entry: -entry[1]):
+            terminalreporter.line(f"{seconds:.1f} s {nodeid}")
 
 
 @pytest.fixture(autouse=True)

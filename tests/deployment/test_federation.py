@@ -27,7 +27,7 @@ APP = "fashion-mnist"
 LIAR = "node-2"
 RECEIVED, SENT = "Received successfully", "Sent successfully"  # what a SuperNode logs
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("federation")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -15,15 +15,14 @@ from deployment.federation import Federation
 from tests.deployment.support import assert_nothing_is_left, ports_of, processes_in, wait_until
 
 ROOT = Path(__file__).parents[2]
-# The smallest deployment: a group of one node, which is trusted, and a spare.
-SMALLEST = ["--attack", "", "--spares", "1"]
-SMALLEST += ["--setting", "num-nodes=1", "--setting", "byzantine=0", "--setting", "compression=1"]
+# The smallest deployment: a group of one node, which is trusted.
+SMALLEST = ["--attack", "", "--setting", "num-nodes=1", "--setting", "byzantine=0", "--setting", "compression=1"]
 
 
-def start(temporary_folder: Path, *arguments: str) -> subprocess.Popen[str]:
+def start(temporary_folder: Path, spares: int, *arguments: str) -> subprocess.Popen[str]:
     """Start the program; it makes its files in this folder."""
     return subprocess.Popen(
-        [sys.executable, "-m", "deployment.loopback", *SMALLEST, *arguments],
+        [sys.executable, "-m", "deployment.loopback", *SMALLEST, "--spares", str(spares), *arguments],
         cwd=ROOT,
         env={**os.environ, "TMPDIR": str(temporary_folder), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"},
         stdout=subprocess.PIPE,
@@ -34,7 +33,7 @@ def start(temporary_folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 def test_the_program_runs_an_example_and_leaves_nothing(tmp_path: Path) -> None:
-    with start(tmp_path, "--rounds", "1") as program:
+    with start(tmp_path, 0, "--rounds", "1") as program:
         assert program.stdout is not None
         assert program.stderr is not None
         lines = []
@@ -46,8 +45,8 @@ def test_the_program_runs_an_example_and_leaves_nothing(tmp_path: Path) -> None:
         errors = program.stderr.read()
     output = "\n".join(lines)
     assert program.returncode == 0, output + errors
-    assert lines[:2] == ["Starting 2 SuperNodes: node-1, node-2", "Running fashion-mnist"]
-    assert len(ports) == 3, ports  # the SuperLink's, and two nodes'
+    assert lines[:2] == ["Starting 1 SuperNodes: node-1", "Running fashion-mnist"]
+    assert len(ports) == 2, ports  # the SuperLink's, and the node's
     assert "round 1: accuracy" in output
     assert_nothing_is_left(tmp_path, ports)
 
@@ -57,7 +56,7 @@ def test_the_program_runs_an_example_and_leaves_nothing(tmp_path: Path) -> None:
 def test_an_interrupt_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     # SIGINT comes in the middle of a round, SIGTERM while the nodes start.
     in_a_round = number == signal.SIGINT
-    with start(tmp_path, *(["--hurry"] if in_a_round else [])) as program:
+    with start(tmp_path, 1, *(["--hurry"] if in_a_round else [])) as program:
         assert program.stdout is not None
         assert program.stderr is not None
         for line in program.stdout:
@@ -77,7 +76,7 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, number: signal.Signals) -> 
 
 @pytest.mark.slow
 def test_a_killed_program_leaves_nothing(tmp_path: Path) -> None:
-    with start(tmp_path) as program:
+    with start(tmp_path, 1) as program:
         wait_until(lambda: ports_of(processes_in(tmp_path)), "the SuperLink")
         ports = ports_of(processes_in(tmp_path))
         program.kill()
