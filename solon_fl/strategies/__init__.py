@@ -2,9 +2,9 @@
 
 from solon_fl.strategies.calibration import Calibration, calibrate
 from solon_fl.strategies.checkpoint import Checkpoints
+from solon_fl.strategies.ledger import NodeRecord
 from solon_fl.strategies.model import buffer_names
 from solon_fl.strategies.reports import GroupReport, RoundReport
-from solon_fl.strategies.roster import NodeRecord
 from solon_fl.strategies.solon import SolonStrategy
 from solon_fl.strategies.tensorboard import TensorBoardWriter
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from solon_fl.config import SolonConfig
 from solon_fl.strategies.checkpoint import Checkpoints
+from solon_fl.strategies.ledger import NodeRecord
 from solon_fl.strategies.loop import RoundStrategy
 from solon_fl.strategies.model import OptimizerFactory, ServerModel
 from solon_fl.strategies.reports import RoundReport
-from solon_fl.strategies.roster import NodeRecord
 from solon_fl.strategies.solon_run import SolonRun
 
 __all__ = ["SolonStrategy"]

@@ -16,10 +16,11 @@ from solon_fl.errors import GroupFailedError
 from solon_fl.strategies.calibration import Calibration, measure
 from solon_fl.strategies.digest_group import DigestGroupRound
 from solon_fl.strategies.group import GroupRound
-from solon_fl.strategies.loop import Aggregated, Round, Run
+from solon_fl.strategies.ledger import Place
 from solon_fl.strategies.model import ServerModel
 from solon_fl.strategies.reports import GroupReport, RoundReport
-from solon_fl.strategies.roster import Place, Roster
+from solon_fl.strategies.roster import Roster
+from solon_fl.strategies.rounds import Aggregated, Round, Run
 from solon_fl.task import SolonTask, digest_key
 
 __all__ = ["SolonRun"]

@@ -146,9 +146,15 @@ def test_a_fetcher_lives_no_longer_than_its_grid() -> None:
     assert len(fetching._fetchers) == known - 1
 
 
+@pytest.mark.slow
 def test_a_stall_is_in_the_ledger_and_from_the_second_on_an_offence() -> None:
-    hold, release = blocking(5)
-    strategy = SolonStrategy(small_config(num_nodes=7), SGD)
+    stall, release = blocking(5)
+
+    def hold(node: int) -> None:
+        stall(node)
+        time.sleep(0.1 * (node == 1))  # so that a round takes a while
+
+    strategy = SolonStrategy(small_config(num_nodes=7, stragglers=1, compression=2), SGD)
     result = strategy.start(SlowGrid(hold, 7), record_of(initial_model()), num_rounds=8, timeout=0.4)
     release.set()
     assert all(metrics["stepped"] == 1 for metrics in result.train_metrics_clientapp.values())

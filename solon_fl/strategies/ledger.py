@@ -1,0 +1,82 @@
+"""What the server knows of a node: one entry of the ledger."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["NodeRecord", "NodeState", "Place"]
+
+NodeState = Literal["member", "spare", "substitute", "away", "quarantined", "refused"]
+Place = tuple[int, int]  # group, slot
+
+
+@dataclass(slots=True, kw_only=True)
+class NodeRecord:
+    """One node over a whole run: an entry of the suspicion ledger.
+
+    Attributes
+    ----------
+    identity : str
+        What the node can't choose: a digest of the public key that it has proved to hold ("key:..."; without
+        Flower's SuperNode authentication a SuperNode makes itself a new key at every start), or Flower's number for
+        its connection where there are no keys, as in simulations ("id:...").
+    name : str
+        Under which it was registered with the SuperLink; "" if under none.
+    node_id : int
+        Flower's number for its connection, when last seen; 0 if another node has that number now.
+    silo : str or None
+        With grouping "silo".
+    place : (int, int) or None
+        Group and slot that are its own; None for spares. With `SolonConfig.regroup` "round": in the latest round.
+    state : str
+        "member": it has its place. "away": it is not connected. "spare": it waits. "substitute": it fills in for a node
+        that is away or quarantined. "quarantined": it gets no more tasks. "refused": it came later, and
+        `SolonConfig.strangers` is "refuse".
+    rounds : int
+        In which it had a task.
+    lying, malformed, silent : int
+        Rounds in which its share was certainly a lie, in which it sent something else than a share (or an error), and
+        in which it had not answered when its group was decoded.
+    suspected : int
+        Rounds in which its share was left out of the gradient, but may have been honest. No offence.
+    late : int
+        Those of the silent ones in which its answer came after all.
+    stalled : int
+        Those of the silent ones in which it announced an answer and never sent it.
+    different_bits : int
+        Rounds in which its share was right, but not bit by bit, or its digests were others than those elected. No
+        offence: its hardware or software may be another.
+    escalations : int
+        Rounds in which nodes at rest had to be asked because of it (redundancy "reactive").
+    last_offence : str
+        The latest lie or malformed reply, in words.
+    """
+
+    identity: str
+    name: str = ""
+    node_id: int
+    silo: str | None = None
+    place: Place | None = None
+    state: NodeState = "spare"
+    rounds: int = 0
+    lying: int = 0
+    malformed: int = 0
+    silent: int = 0
+    late: int = 0
+    stalled: int = 0
+    suspected: int = 0
+    different_bits: int = 0
+    escalations: int = 0
+    last_offence: str = ""
+
+    @property
+    def label(self) -> str:
+        """Its name, or else its id: what the log calls it."""
+        return repr(self.name) if self.name else str(self.node_id)
+
+    @property
+    def offences(self) -> int:
+        """What quarantine counts: lies, malformed replies, and stalls but for the first.
+
+        Silence may be the network's fault, and a first stall that of a node which died while it sent.
+        """
+        return self.lying + self.malformed + max(self.stalled - 1, 0)
