@@ -140,13 +140,15 @@ def interpolate(
             block[solved] = solver @ block
 
     limits = torch.finfo(dtype)
+    lost = math.sqrt(share_dim * limits.smallest_normal)  # of a norm, at most: smaller squares vanish
     norms_of_basis, norms_of_others, lengths = np.split(
-        (1 + width * limits.eps) * squares.sqrt().cpu().numpy(),  # no less than they are
+        (1 + width * limits.eps) * squares.sqrt().cpu().numpy(),  # no less than they are, but for what is lost
         [compression, compression + len(others)],
     )
+    norms_of_basis, norms_of_others = norms_of_basis + lost, norms_of_others + lost
     gamma = (compression + 3) * limits.eps / 2
     rounding = gamma * (np.abs(weights) @ norms_of_basis + norms_of_others)
-    rounding += math.sqrt(share_dim * limits.smallest_normal)  # squares below are lost
+    rounding += lost
     row_norms = np.empty(num_rows)
     row_norms[basis], row_norms[others] = norms_of_basis, norms_of_others
     return Interpolation(

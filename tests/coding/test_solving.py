@@ -3,6 +3,7 @@
 import math
 from typing import cast
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -109,3 +110,23 @@ def test_an_accused_row_that_is_honest_makes_the_guess_void() -> None:
         decoded = decoder.decode(shares)
     assert decoded.status is DecodeStatus.CLEAN
     assert_within_bound(decoded, gradient.reshape(-1))
+
+
+@pytest.mark.parametrize("size", [1e-15, 1e-19, 1e-22, 1e-24, 1e-32])
+@pytest.mark.parametrize("missing", [0, 2, 4])
+def test_gradients_whose_squares_vanish_in_float32_stay_within_the_bound(size: float, missing: int) -> None:
+    """Honest shares, each off by what rtol allows; with four missing, k are left, and there is nothing to compare."""
+    decoder = fourier_decoder(byzantine=2, compression=6)
+    rng = np.random.default_rng(missing)
+    for _ in range(10):
+        gradient = (rng.normal(size=600) * size).astype(np.float32).astype(np.float64)
+        rows = decoder.code.generator @ gradient.reshape(6, 100)
+        kept = rng.permutation(10)[missing:]
+        noise = rng.normal(size=rows.shape)
+        allowed = 0.9 * decoder.rtol * np.sort(np.linalg.norm(rows[kept], axis=1))[5]
+        rows += allowed * noise / np.linalg.norm(noise, axis=1, keepdims=True)
+        shares = {int(slot): torch.from_numpy(rows[slot].astype(np.float32)) for slot in kept}
+        decoded = decoder.decode(shares, dim=600)
+        assert decoded.gradient is not None
+        error = np.linalg.norm(decoded.gradient.double().numpy() - gradient)
+        assert error <= decoded.error_bound
