@@ -59,7 +59,7 @@ def run(
     strategy: VectorStrategy, mods: list[Mod], rounds: int = 3, make_model: Any = lambda: nn.Linear(7, 1)
 ) -> Tensor:
     grid = InProcessGrid(plain_app(mods, make_model), NUM_NODES)
-    return vector_of(strategy.start(grid, record_of(initial_model(make_model)), num_rounds=rounds, timeout=1).arrays)
+    return vector_of(strategy.start(grid, record_of(initial_model(make_model)), num_rounds=rounds, timeout=0.1).arrays)
 
 
 def gradients_of(server_round: int, arrays: ArrayRecord) -> Tensor:
