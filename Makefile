@@ -1,8 +1,9 @@
 # Two commands are all a fresh machine needs (CPython 3.11+, pip, make, git):
 #   make demo    watch a network train while a quarter of the nodes lie
 #   make test    lint, types, and every test
+#   make check   lint, types, and the tests that take less than a second each: for every day
 # And, on Linux:
-#   make deployment    the same on a real Flower deployment on this machine: TLS, keys, eight processes and a liar
+#   make deployment    the same on a real Flower deployment on this machine: TLS, keys, seven nodes and a liar
 #   make fuzz    a million hostile replies (with atheris; FUZZ_RUNS=1000 for a quick look)
 #   make bench   what encoding and decoding cost beside a copy and other aggregators (ten minutes, 12 GB)
 #   make bench-check   whether that became slower than benchmarks/baseline.json says
@@ -10,7 +11,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo deployment test fuzz bench bench-check setup lint types clean
+.PHONY: demo deployment test check fuzz bench bench-check setup lint types clean
 
 demo: $(VENV)/.installed
 	$(BIN)/solon-fl demo
@@ -20,6 +21,9 @@ deployment: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev lint types
 	$(BIN)/python -m pytest -n auto
+
+check: $(VENV)/.installed-dev lint types
+	$(BIN)/python -m pytest -n auto -m "not slow"
 
 # One check after the other: left to itself, the fuzzer prefers the slow ones. The last four are whole rounds.
 FUZZ_RUNS ?= 250000

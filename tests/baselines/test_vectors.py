@@ -206,6 +206,7 @@ def test_signum_is_its_formula() -> None:
     torch.testing.assert_close(final, vector_of(record_of(model)))
 
 
+@pytest.mark.slow
 def test_a_few_reversed_signs_do_not_turn_the_vote_where_honest_nodes_agree() -> None:
     mods = [signum_mod(), attack_mod(Reverse(), LIARS)]
     reports: list[RoundReport] = []
