@@ -1,10 +1,9 @@
 # Two commands are all a fresh machine needs (CPython 3.11+, pip, make, git):
 #   make demo    watch a network train while a quarter of the nodes lie
 #   make test    lint, types, and every test
-# For daily use:
-#   make check   lint, types, and the tests that take no second
+#   make check   lint, types, and the tests that take less than a second each: for every day
 # And, on Linux:
-#   make deployment    the same on a real Flower deployment on this machine: TLS, keys, eight processes and a liar
+#   make deployment    the same on a real Flower deployment on this machine: TLS, keys, seven nodes and a liar
 #   make fuzz    a million hostile replies (with atheris; FUZZ_RUNS=1000 for a quick look)
 #   make bench   what encoding and decoding cost beside a copy and other aggregators (ten minutes, 12 GB)
 #   make bench-check   whether that became slower than benchmarks/baseline.json says

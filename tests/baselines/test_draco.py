@@ -22,7 +22,7 @@ def run(code: Any, mods: Any = (), rounds: int = 4, byzantine: int = 2) -> tuple
     reports: list[RoundReport] = []
     strategy = DracoStrategy(NUM_NODES, byzantine, SGD, code=code, on_round=reports.append)
     grid = InProcessGrid(draco_client_app(Regression(), list(mods)), NUM_NODES)
-    result = strategy.start(grid, record_of(initial_model()), num_rounds=rounds, timeout=1)
+    result = strategy.start(grid, record_of(initial_model()), num_rounds=rounds, timeout=0.1)
     return vector_of(result.arrays), reports
 
 

@@ -1,5 +1,6 @@
 """Draco's two codes. `lie_with` builds what the server receives if some nodes lie."""
 
+from functools import cache
 from itertools import combinations
 
 import numpy as np
@@ -17,6 +18,12 @@ KINDS = [RepetitionCode, CyclicCode]
 SMALL = [kind(n, s) for kind in KINDS for n, s in [(3, 1), (7, 1), (8, 1), (15, 2), (16, 2), (23, 3)]]
 LIES = ["random", "same", "reverse", "constant", "nan", "inf", "zero", "missing", "malformed"]
 seeds = st.integers(0, 2**32 - 1)
+
+
+@cache
+def code_of(kind: type[DracoCode], n: int, s: int) -> DracoCode:
+    """Return a code; it takes a second to make the cyclic one of 100 nodes."""
+    return kind(n, s)
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -80,7 +87,7 @@ def relative_error(gradient: Tensor | None, expected: Tensor) -> float:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_honest_nodes_give_the_mean(kind: type[DracoCode], n: int, s: int, dtype: torch.dtype) -> None:
-    code = kind(n, s)
+    code = code_of(kind, n, s)
     gradients = gradients_of(code, dtype=dtype)
     decoded = code.decode(encode_all(code, gradients))
     assert decoded.ok
@@ -190,7 +197,7 @@ def test_s_liars_do_not_matter(code: DracoCode, kind: str, exponent: float, seed
 @pytest.mark.parametrize(("n", "s"), [(23, 5), (45, 5), (100, 5)])
 @pytest.mark.parametrize("code_type", KINDS)
 def test_larger_codes_name_gross_liars(code_type: type[DracoCode], n: int, s: int, kind: str) -> None:
-    code = code_type(n, s)
+    code = code_of(code_type, n, s)
     gradients = gradients_of(code)
     honest = encode_all(code, gradients)
     liars = tuple(sorted(np.random.default_rng(n).choice(n, s, replace=False).tolist()))
@@ -212,7 +219,7 @@ def test_huge_lies_do_not_hide_small_ones(code: DracoCode) -> None:
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("n", [45, 100])
 def test_lies_of_neighbours_are_looked_at_closely(n: int, seed: int) -> None:
-    code = CyclicCode(n, 5)
+    code = code_of(CyclicCode, n, 5)
     gradients = gradients_of(code, seed)
     decoded = code.decode(lie_with(encode_all(code, gradients), (7, 8, 9, 10, 11), "same", 1.0, seed))
     assert decoded.corrupt_nodes == (7, 8, 9, 10, 11)

@@ -61,7 +61,7 @@ def run(
     strategy: VectorStrategy, mods: list[Mod], rounds: int = 3, make_model: Any = lambda: nn.Linear(7, 1)
 ) -> Tensor:
     grid = InProcessGrid(plain_app(mods, make_model), NUM_NODES)
-    return vector_of(strategy.start(grid, record_of(initial_model(make_model)), num_rounds=rounds, timeout=1).arrays)
+    return vector_of(strategy.start(grid, record_of(initial_model(make_model)), num_rounds=rounds, timeout=0.1).arrays)
 
 
 def gradients_of(server_round: int, arrays: ArrayRecord) -> Tensor:
@@ -209,6 +209,7 @@ def test_signum_is_its_formula() -> None:
     torch.testing.assert_close(final, vector_of(record_of(model)))
 
 
+@pytest.mark.slow
 def test_a_few_reversed_signs_do_not_turn_the_vote_where_honest_nodes_agree() -> None:
     mods = [signum_mod(), attack_mod(Reverse(), LIARS)]
     reports: list[RoundReport] = []

@@ -12,12 +12,12 @@ from deployment.processes import TAG, listens, processes_with
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def wait_until(happened: Callable[[], object], what: str, seconds: float = 60) -> None:
+def wait_until(happened: Callable[[], object], what: str, *, seconds: float = 60, pause: float = 0.05) -> None:
     """Wait until this is true; fail if it takes too long."""
     deadline = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < deadline, f"{what}: not within {seconds:.0f} s"
-        time.sleep(0.05)
+        time.sleep(pause)
 
 
 def processes_in(folder: Path, program: str = "") -> list[int]:

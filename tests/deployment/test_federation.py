@@ -162,11 +162,13 @@ def test_a_killed_server_resumes_a_spare_fills_in_and_strangers_are_refused(
     wait_until(lambda: times_said(federation, first, RECEIVED) == messages[first] + 2, "the message of round 2")
     wait_until(lambda: times_said(federation, last, RECEIVED) == messages[last] + 2, "the message of round 2")
     send(federation.processes("superlink", "flwr-serverapp"), signal.SIGKILL)
-    release(federation, first)
     wait_until(lambda: federation.exit_code("stranger") is not None, "the end of the stranger")
     assert federation.exit_code("stranger") != 0
 
     lines = federation.start_run(EXAMPLES / APP, settings).lines()
+    lines_until(lines, "[ROUND 2/", seen)
+    wait_until(lambda: killed not in federation.online(), "Flower's notice that the node is gone", pause=0.5)
+    release(federation, first)  # so round 2 ends
     lines_until(lines, f"Node '{killed}' (group 0) is away: node 'node-4' fills in.", seen)
     lines_until(lines, "accuracy", seen)
     output = "\n".join(seen)

@@ -164,6 +164,7 @@ def test_cut_off_or_flipped_anywhere(whole: Path, kind: str, where: float, bit: 
     assert loaded_round(whole) == 2
 
 
+@pytest.mark.slow
 @given(
     st.recursive(
         st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)

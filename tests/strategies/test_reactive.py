@@ -118,6 +118,7 @@ RARELY: dict[str, Callable[[int, int], bool]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RARELY)
 def test_who_lies_rarely_costs_no_more_than_one_escalation(name: str, honest_model: Tensor) -> None:
     rounds = 4 * ROUNDS
