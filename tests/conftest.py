@@ -1,6 +1,7 @@
 """Settings for all tests."""
 
 import logging
+import os
 import time
 from collections.abc import Generator, Iterator
 from typing import Any
@@ -14,6 +15,7 @@ SLOW = 1.0  # seconds of CPU time; a test that takes more is to be marked
 SHARING = ("tests/deployment/test_federation.py",)  # the tests of each of these files share what is costly to set up
 
 torch.set_num_threads(1)  # tests run in several processes, and threads that wait for each other cost more
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the same for numpy, which these processes import after this
 
 settings.register_profile("solon", deadline=None, max_examples=60, print_blob=True)
 settings.load_profile("solon")
