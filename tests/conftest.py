@@ -1,6 +1,7 @@
 """Settings for all tests."""
 
 import logging
+import os
 import time
 from collections.abc import Generator, Iterator
 from typing import Any
@@ -16,6 +17,7 @@ SHARING = ("tests/deployment/test_federation.py",)  # the tests of each of these
 collect_ignore = ["hostile/fuzz.py"]  # a program of its own, and atheris is no dependency of the tests
 
 torch.set_num_threads(1)  # tests run in several processes, and threads that wait for each other cost more
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the same for numpy, which these processes import after this
 
 settings.register_profile("solon", deadline=None, max_examples=60, print_blob=True)
 settings.load_profile("solon")
