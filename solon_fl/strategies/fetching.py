@@ -95,13 +95,15 @@ class Fetcher:
         self._never_sent.discard(message_id)
 
     def _ask(self, message_ids: Collection[str]) -> None:
-        stuck_nodes = {self._node_of.get(i, 0) for i in self._asked if self.is_stuck(i)}
+        busy_nodes = {self._node_of.get(message_id) for message_id in self._asked}
         for message_id in message_ids:
-            node_id = self._node_of.get(message_id, -1)
+            node_id = self._node_of.get(message_id)
             known = message_id in self._asked or message_id in self._replies or message_id in self._never_sent
-            if not known and node_id not in stuck_nodes:
-                self._asked[message_id] = time.monotonic()
-                self._wanted.put(message_id)
+            if known or (node_id is not None and node_id in busy_nodes):
+                continue
+            busy_nodes.add(node_id)
+            self._asked[message_id] = time.monotonic()
+            self._wanted.put(message_id)
         self._hire()
 
     def _hire(self) -> None:

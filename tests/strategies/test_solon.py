@@ -42,7 +42,8 @@ def honest_model() -> Tensor:
 
 
 def test_an_honest_run_is_sgd_on_all_groups_batches(honest_model: Tensor) -> None:
-    model, client = initial_model(), Regression()
+    client = Regression()
+    model = initial_model().to(client.device())
     optimizer = SGD(model.parameters())
     context: Any = None
     for server_round in range(1, 6):
@@ -306,7 +307,8 @@ def test_update_mode_averages_local_training() -> None:
     )
     changes = []
     for group in range(2):
-        model, client = initial_model(), Regression()
+        client = Regression()
+        model = initial_model().to(client.device())
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
         context: Any = None
         for index in range(3):
