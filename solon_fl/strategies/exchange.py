@@ -1,5 +1,6 @@
 """Sending messages and taking replies as they come, whatever the Grid or a node does."""
 
+import math
 import time
 from collections.abc import Callable, Hashable, Mapping
 from typing import TypeVar
@@ -80,7 +81,8 @@ def exchange(
         if timeout is not None and looked - started >= timeout:  # so that the last look is after the deadline
             break
         if key_of and not anything:
-            time.sleep(max(pause, looking))  # a Grid over a network is asked half of the time at most
+            left = math.inf if timeout is None else max(started + timeout - time.monotonic(), 0.0)
+            time.sleep(min(max(pause, looking), left))  # a Grid over a network is asked half of the time at most
             pause = min(1.5 * pause, LONGEST_PAUSE)
     return time.monotonic() - started - inside, key_of
 

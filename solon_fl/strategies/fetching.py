@@ -90,7 +90,8 @@ class Fetcher:
 
     def forget(self, message_id: str) -> None:
         """Stop looking for the reply to this message."""
-        self._node_of.pop(message_id, None)
+        if message_id not in self._asked:  # else its node is busy until the thread is back
+            self._node_of.pop(message_id, None)
         self._replies.pop(message_id, None)
         self._never_sent.discard(message_id)
 
