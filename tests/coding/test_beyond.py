@@ -113,6 +113,7 @@ def assert_right(decoded: Decoded, gradient: Tensor, liars: list[int]) -> None:
     assert decoded.ok
     assert decoded.residual <= decoded.tolerance
     assert error_of(decoded, gradient) <= decoded.error_bound < math.inf
+    assert decoded.corrupt_slots == ()
     assert set(decoded.suspect_slots) <= set(liars)
 
 
@@ -196,7 +197,9 @@ def test_s_liars_can_make_up_nothing_however_many_are_missing(
         or decoded.num_agreeing >= decoder.code.compression + decoder.byzantine
     ):
         assert error_of(decoded, gradient) <= decoded.error_bound
-        assert set(decoded.suspect_slots) <= set(liars)
+        assert set(decoded.corrupt_slots) <= set(liars)
+        if decoded.status is DecodeStatus.BEYOND_BOUND:
+            assert set(decoded.suspect_slots) <= set(liars)
 
 
 def test_lies_of_one_direction_are_located_unless_they_cancel() -> None:
