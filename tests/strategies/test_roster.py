@@ -1,4 +1,5 @@
 import json
+import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -395,3 +396,19 @@ def test_a_liar_is_quarantined_wherever_it_was(app: ClientApp, caplog: pytest.Lo
     nodes = follow(roster, grid, 8)
     assert sorted((7 - nodes[:7].count(None), 7 - nodes[7:].count(None))) == [5, 5]
     assert "a group needs 5 nodes and has no more to spare" in caplog.text
+
+
+def test_surplus_silos_are_ignored_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("flwr").propagate = True
+    names: dict[int, object] = {node: ("east", "west", "zenith")[(node - 1) // 7] for node in range(1, 22)}
+    groups = assign_groups(silo_grid(names), small_config(grouping="silo"), timeout=1)
+    assert groups == ((1, 2, 3, 4, 5, 6, 7), (8, 9, 10, 11, 12, 13, 14))
+    assert "1 are ignored, zenith among them" in caplog.text
+
+
+def test_a_silo_may_begin_without_the_nodes_that_may_be_missing() -> None:
+    config = small_config(num_nodes=16, stragglers=1, grouping="silo")
+    names: dict[int, object] = {node: "east" if node <= 8 else "west" for node in range(1, 16)}
+    names[16] = None  # does not say
+    groups = assign_groups(silo_grid(names), config, timeout=1)
+    assert groups == ((1, 2, 3, 4, 5, 6, 7, 8), (9, 10, 11, 12, 13, 14, 15, None))

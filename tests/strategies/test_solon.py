@@ -1,5 +1,6 @@
 import copy
 import logging
+from collections import Counter
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -415,3 +416,31 @@ def test_checkpoints_of_another_run_are_refused_and_kept(tmp_path: Path) -> None
     changed = small_config(quarantine_after=9, beyond_bound="accept")
     _, reports = train(changed, rounds=3, checkpoints=Checkpoints(tmp_path))
     assert [report.round for report in reports] == [3], "the policies may change"
+
+
+def test_a_node_that_does_not_evaluate_is_waited_for_once(caplog: pytest.LogCaptureFixture) -> None:
+    class Mute(InProcessGrid):
+        looks: list[int]  # the round of each look for its evaluation
+
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            (message_id,) = message_ids
+            waiting = self._waiting.get(message_id)
+            if waiting and waiting.metadata.message_type == "evaluate" and waiting.metadata.dst_node_id == 3:
+                self.looks.append(int(waiting.metadata.group_id))
+                return []
+            return super().pull_messages([message_id])
+
+    class Evaluating(Regression):
+        def evaluate(self, model: nn.Module, context: Context) -> dict[str, float]:
+            return {"accuracy": 0.5}
+
+    logging.getLogger("flwr").propagate = True
+    grid = Mute(Evaluating().client_app(), 14)
+    grid.looks = []
+    strategy = SolonStrategy(small_config(), SGD, client_evaluation=True)
+    result = strategy.start(grid, record_of(initial_model()), num_rounds=4, timeout=0.3)
+    assert [metrics["accuracy"] for metrics in result.evaluate_metrics_clientapp.values()] == 4 * [0.5]
+    assert caplog.text.count("No evaluation from nodes 3;") == 1
+    looks = Counter(grid.looks)
+    assert looks[1] > 3, "in the first round it is waited for until the deadline"
+    assert all(looks[server_round] == 1 for server_round in (2, 3, 4))
