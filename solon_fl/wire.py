@@ -1,6 +1,7 @@
 """Tensors to Flower arrays and back, with one copy out and none in."""
 
 import io
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ def trusted_tensor(array: Array) -> Tensor:
     return torch.from_numpy(array.numpy())
 
 
+@lru_cache(maxsize=64)  # a model's arrays are sent to every node, and every share is compared with it
 def npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
     """Return what np.save writes in front of a C-ordered array."""
     buffer = io.BytesIO()

@@ -48,7 +48,8 @@ class Fetcher:
         self._node_of: dict[str, int] = {}
         self._wanted: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[tuple[str, Message | Exception | None]] = queue.SimpleQueue()
-        self._asked: dict[str, float] = {}  # when a message was handed to the workers, which have not answered yet
+        self._asked: set[str] = set()  # messages that were handed to the workers, which have not answered yet
+        self._forgotten: set[str] = set()  # of these, those whose replies nobody wants any more
         self._began: dict[str, float] = {}  # when a worker began with it
         self._replies: dict[str, Message] = {}  # that nobody has asked for since they came
         self._never_sent: set[str] = set()
@@ -57,7 +58,8 @@ class Fetcher:
 
     def expect(self, node_of: Mapping[str, int]) -> None:
         """Learn which node each of these messages went to."""
-        self._node_of |= node_of
+        if not self._here:
+            self._node_of |= node_of
 
     def fetch(self, message_ids: Collection[str], wait: bool = True) -> dict[str, Message]:
         """Return the replies that are there, by the id of the message that each answers.
@@ -73,7 +75,10 @@ class Fetcher:
         while wait and any(i in self._asked and not self.is_stuck(i) for i in fresh) and time.monotonic() < deadline:
             self._collect(timeout=0.05)
             self._hire()
-        return {i: self._replies.pop(i) for i in message_ids if i in self._replies}
+        found = {i: self._replies.pop(i) for i in message_ids if i in self._replies}
+        for message_id in found:
+            self._node_of.pop(message_id, None)
+        return found
 
     def is_stuck(self, message_id: str) -> bool:
         """Return whether the reply to this message is announced, but does not come."""
@@ -90,7 +95,9 @@ class Fetcher:
 
     def forget(self, message_id: str) -> None:
         """Stop looking for the reply to this message."""
-        if message_id not in self._asked:  # else its node is busy until the thread is back
+        if message_id in self._asked:  # its node is busy until the thread is back
+            self._forgotten.add(message_id)
+        else:
             self._node_of.pop(message_id, None)
         self._replies.pop(message_id, None)
         self._never_sent.discard(message_id)
@@ -103,7 +110,7 @@ class Fetcher:
             if known or (node_id is not None and node_id in busy_nodes):
                 continue
             busy_nodes.add(node_id)
-            self._asked[message_id] = time.monotonic()
+            self._asked.add(message_id)
             self._wanted.put(message_id)
         self._hire()
 
@@ -153,8 +160,11 @@ class Fetcher:
             except queue.Empty:
                 return
             timeout = 0.0
-            self._asked.pop(message_id, None)
-            if isinstance(found, Message):
+            self._asked.discard(message_id)
+            if message_id in self._forgotten:
+                self._forgotten.discard(message_id)
+                self.forget(message_id)
+            elif isinstance(found, Message):
                 self._replies[message_id] = found
             elif found is not None:
                 _warn_of(found)

@@ -246,7 +246,9 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
             replies.update(batch)
             return asked <= replies.keys() | run.not_evaluating  # who did not last time is not waited for
 
-        exchange(grid, messages, run.timeout, receive)
+        _, unanswered = exchange(grid, messages, run.timeout, receive)
+        for message_id in unanswered:
+            fetcher_of(grid).forget(message_id)
         newly_silent = asked - replies.keys() - run.not_evaluating
         if newly_silent:
             logger.warning(

@@ -6,7 +6,6 @@ import statistics
 import warnings
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import islice
 from typing import TypeVar
 
@@ -205,7 +204,7 @@ def untrusted_tensor(array: Array, shape: tuple[int, ...], dtype: torch.dtype) -
         If dtype, shape, serialisation, header or number of bytes differ from what was asked for.
     """
     numpy_dtype = np.dtype(str(dtype).removeprefix("torch."))
-    header = _npy_header(shape, numpy_dtype)
+    header = npy_header(shape, numpy_dtype)
     expected = len(header) + math.prod(shape) * numpy_dtype.itemsize
     for what, got, wanted in (
         ("serialisation", array.stype, STYPE),
@@ -237,8 +236,3 @@ def _shown(claimed: object) -> str:
 def one_line(text: str) -> str:
     """Return what a node says as one short printable line: it goes into the server's log."""
     return "".join(c if c.isprintable() else " " for c in " ".join(text[:600].split()))[:300]
-
-
-@lru_cache(maxsize=64)
-def _npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
-    return npy_header(shape, dtype)

@@ -137,6 +137,22 @@ def test_what_was_announced_and_has_gone_is_told_apart_from_silence() -> None:
     assert not any(fetcher.was_never_sent(i, patience=100) for i, node in grid.nodes.items() if node != 1)
 
 
+def test_nothing_is_kept_of_messages_that_are_answered_or_forgotten() -> None:
+    hold, release = blocking(1)
+    grid = SlowGrid(hold)
+    fetcher = fetcher_of(grid)
+    assert sorted(ask(grid, enough=4)) == [2, 3, 4, 5]
+    (stalled,) = fetcher._node_of
+    fetcher.forget(stalled)
+    release.set()
+    deadline = time.monotonic() + 10
+    while fetcher._asked and time.monotonic() < deadline:
+        fetcher.fetch([], wait=False)
+        time.sleep(0.02)
+    for kept in (fetcher._node_of, fetcher._asked, fetcher._forgotten, fetcher._replies, fetcher._never_sent):
+        assert not kept
+
+
 def test_a_fetcher_lives_no_longer_than_its_grid() -> None:
     grid = InProcessGrid(Regression().client_app(), 2)
     assert fetcher_of(grid) is fetcher_of(grid)
