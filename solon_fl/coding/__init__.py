@@ -5,7 +5,7 @@ from .decoded import Decoded, DecodeStatus
 from .decoder import BeyondBound, CertificateWarning, Decoder, smallest_group
 from .fourier import FourierCode
 from .locating import LocatingProblem, Locator
-from .locators import ExhaustiveLocator, RationalLocator, SubspaceLocator
+from .locators import ExhaustiveLocator, InformationSetLocator, RationalLocator, SubspaceLocator
 from .vandermonde import VandermondeCode
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Decoder",
     "ExhaustiveLocator",
     "FourierCode",
+    "InformationSetLocator",
     "LocatingProblem",
     "Locator",
     "RationalLocator",

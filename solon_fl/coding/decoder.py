@@ -24,9 +24,9 @@ from ._types import FloatArray
 from .beyond import only_supported_gradient
 from .code import Code
 from .decoded import Decoded, DecodeStatus
-from .locating import LocatingProblem, Locator
+from .locating import LocatingProblem, Locator, Support
 from .locators import locate_rows
-from .projection import LARGEST_NORM, NOISE_MARGIN, SMALLEST_NUMBER, UNDERESTIMATE, project_finite
+from .projection import LARGEST_NORM, NOISE_MARGIN, SMALLEST_NUMBER, UNDERESTIMATE, Projector
 from .solving import Interpolation, Solution, interpolate, least_squares
 from .verdict import Verdict, judge
 
@@ -36,14 +36,16 @@ __all__ = [
     "DecodeStatus",
     "Decoded",
     "Decoder",
+    "Memory",
     "smallest_group",
     "worst_relative_error",
 ]
 
 BeyondBound = Literal["reject", "accept"]
-LOUD = 100.0  # times the noise: lies that `Decoder._decode_fast` takes on; the value costs time only
-MAX_GUESSES = 4  # of it
-MAX_LOOKS = 4  # at the shares of one group, each closer than the one before
+LOUD = 100.0  # times the noise: what a fast pass is tried, or given up, for; the value costs time only
+FINITE = 1e60  # the same, for a pass that is to go on to the end
+MAX_LOOKS = 2  # at the shares of one group, the second closer than the first
+LIKELY = 2.0  # times the noise: what projected noise is seldom beyond (up to NOISE_MARGIN); no part of any proof
 
 
 class CertificateWarning(UserWarning):
@@ -78,6 +80,32 @@ class _Screened:
     def tolerance(self) -> float:
         """The residual up to which a projected one may have been within 3 `noise`."""
         return UNDERESTIMATE * NOISE_MARGIN * self.noise
+
+
+class Memory:
+    """What earlier decodes of a group have learnt, for the next one of the same shares and some more.
+
+    Parameters
+    ----------
+    generator : torch.Generator, optional
+        See `Decoder.decode`.
+    """
+
+    def __init__(self, generator: torch.Generator | None = None) -> None:
+        self._generator = generator
+        self._projector: Projector | None = None
+
+    @property
+    def is_disputed(self) -> bool:
+        """Whether the shares had to be projected."""
+        return self._projector is not None
+
+    @property
+    def projector(self) -> Projector:
+        """Drawn when it is first asked for."""
+        if self._projector is None:
+            self._projector = Projector(self._generator)
+        return self._projector
 
 
 class Decoder:
@@ -198,6 +226,8 @@ class Decoder:
         dim: int | None = None,
         generator: torch.Generator | None = None,
         last: bool = True,
+        needed: int = 0,
+        memory: Memory | None = None,
     ) -> Decoded:
         """Recover the group's gradient from its shares, naming the slots that lied.
 
@@ -214,6 +244,11 @@ class Decoder:
             can know is drawn after the shares have arrived.
         last : bool
             False if more shares may come: `beyond_bound` then counts as "reject".
+        needed : int
+            Shares that must agree with a result, or it is of no use, and is not looked for.
+        memory : Memory, optional
+            One for all decodes of one group in one round, whose shares stay: none is then projected twice. Its
+            generator is used.
 
         Returns
         -------
@@ -229,7 +264,8 @@ class Decoder:
         -----
         Guarantee: see the class. Cost, if all lies are loud: (r - k) k m multiply-adds in the shares' dtype, twice as
         many unless k divides r. Else r m (q + 1) in float64 to project and r m r to solve and to check. Beside the
-        result, a few MB for any m. Locating looks at an r x q matrix only.
+        result, a few MB for any m. Locating looks at an r x q matrix only. benchmarks/attacked_round.py measures what
+        liars can make of that.
 
         References
         ----------
@@ -239,11 +275,12 @@ class Decoder:
         rows = _alike(self._by_slot(shares), None if dim is None else self.code.share_dim(dim))
         if dim is None:
             dim = compression * next((share.numel() for share in rows.values()), 0)
-        decoded = self._decode_within_bound(rows, dim, generator)
+        memory = memory or Memory(generator)
+        decoded = self._decode_within_bound(rows, dim, max(needed, compression), memory)
         certain = decoded.num_agreeing >= compression + self.byzantine
         if self.beyond_bound == "reject" or certain or not last or len(rows) < compression:
             return decoded
-        return self._decode_beyond_bound(rows, dim, generator) or decoded
+        return self._decode_beyond_bound(rows, dim, memory) or decoded
 
     def _by_slot(self, shares: Mapping[int, Tensor] | Tensor) -> Mapping[int, Tensor]:
         """Check the form in which the shares are given, and return them by slot."""
@@ -267,78 +304,71 @@ class Decoder:
             )
         return shares
 
-    def _decode_within_bound(self, rows: Mapping[int, Tensor], dim: int, generator: torch.Generator | None) -> Decoded:
-        """Decode shares of one length, dtype and device, by slot."""
-        compression = self.code.compression
-        if len(rows) < compression:
+    def _decode_within_bound(self, rows: Mapping[int, Tensor], dim: int, needed: int, memory: Memory) -> Decoded:
+        """Decode shares of one length, dtype and device, by slot; at least `needed` of them must agree."""
+        if len(rows) < needed:
             return self._failed(DecodeStatus.TOO_FEW_SHARES, sorted(rows))
-        if (decoded := self._decode_fast(rows, dim, generator)) is not None:
+        if not memory.is_disputed and (decoded := self._decode_clean(rows, dim)) is not None:
             return decoded
-        slots, projected, norms = project_finite(rows, generator)
-        if len(slots) < compression:
+        slots, projected, norms = memory.projector.project_finite(rows)
+        if len(slots) < needed:
             return self._failed(DecodeStatus.TOO_FEW_SHARES, slots)
         screened = self._screen(slots, norms, rows)
-        problem = self._problem(screened, projected, NOISE_MARGIN)
-        solution = _look(self.locator, problem, screened.noise, [rows[slot] for slot in screened.alive], dim)
-        if solution is None or not solution.residual <= screened.tolerance:
-            return self._failed(DecodeStatus.UNDECODABLE, slots)
-        return self._decoded(screened, solution, rows)
+        problem = self._problem(screened, projected, needed)
+        solution = self._look(problem, screened, [rows[slot] for slot in screened.alive], dim)
+        if solution is not None and solution.residual <= screened.tolerance:
+            return self._decoded(screened, solution, rows)
+        more_would_do = problem.max_errors < min(screened.max_errors, self.byzantine)
+        return self._failed(DecodeStatus.TOO_FEW_SHARES if more_would_do else DecodeStatus.UNDECODABLE, slots)
 
-    def _decode_fast(self, rows: Mapping[int, Tensor], dim: int, generator: torch.Generator | None) -> Decoded | None:
-        """Step 2: decode in a pass or two if all shares agree, or if all lies are loud; None if that is in doubt.
-
-        Whom to leave out is guessed from the first columns where the shares disagree. No guess is trusted: all columns
-        of the others are then compared with each other, and rows count as lies only if without them the guess would
-        have left a residual larger than 3 `noise`.
-        """
-        code = self.code
-        slots, accused, seen = sorted(rows), set[int](), math.inf
-        for _ in range(MAX_GUESSES):
-            if len(slots) - len(accused) < code.compression:
-                return None
-            support = tuple(row for row, slot in enumerate(slots) if slot in accused)
-            found = interpolate(code.generator[slots], support, [rows[slot] for slot in slots], dim, LOUD * self.rtol)
-            if not isinstance(found, slice):
-                break
-            finite, projected, norms = project_finite({slot: rows[slot][found] for slot in slots}, generator)
-            if len(finite) < code.compression:
-                return None
-            screened = self._screen(finite, norms, rows)
-            problem = self._problem(screened, projected, LOUD)
-            located = locate_rows(self.locator, problem)
-            if located is None:
-                return None
-            loud = (set(finite) - set(screened.alive)) | {screened.alive[row] for row in located}
-            if finite == slots and loud <= accused:
-                return None
-            slots, accused, seen = finite, (accused | loud) & set(finite), min(seen, problem.tolerance)
+    def _decode_clean(self, rows: Mapping[int, Tensor], dim: int) -> Decoded | None:
+        """Step 2: decode in one pass if all shares agree; None if that is in doubt."""
+        slots = sorted(rows)
+        found = interpolate(self.code.generator[slots], (), [rows[slot] for slot in slots], dim, LOUD * self.rtol)
         if not isinstance(found, Interpolation):
             return None
         screened = self._screen(slots, found.row_norms, rows)
-        small = [row for row, slot in enumerate(found.support) if slots[slot] in screened.alive]
-        solution = replace(
-            found,
-            support=tuple(screened.alive.index(slots[found.support[row]]) for row in small),
-            lies=found.lies[small],
-            lies_rounding=found.lies_rounding[small],
-        )
-        certain = (
-            len(small) <= screened.max_errors  # then no row is absurd that is not accused
-            and (not accused or seen >= NOISE_MARGIN * screened.noise)
-            and found.residual <= screened.noise < LARGEST_NORM * self.rtol
-            and found.residual + found.residual_rounding <= screened.tolerance
-        )
-        return self._decoded(screened, solution, rows) if certain else None
+        certain = screened.alive == slots and self._is_certain(found, screened)
+        return self._decoded(screened, found, rows) if certain else None
 
-    def _decode_beyond_bound(
-        self, rows: Mapping[int, Tensor], dim: int, generator: torch.Generator | None
-    ) -> Decoded | None:
+    def _is_certain(self, found: Interpolation, screened: _Screened) -> bool:
+        """Return whether the rows kept agree, whatever rounding did."""
+        return (
+            found.residual <= screened.noise < LARGEST_NORM * self.rtol
+            and found.residual + found.residual_rounding <= screened.tolerance
+            and bool(np.isfinite(found.lies_rounding).all())
+        )
+
+    def _look(self, problem: LocatingProblem, screened: _Screened, rows: list[Tensor], dim: int) -> Solution | None:
+        """Steps 5 and 6. Look closer once if the rows kept disagree by more than noise, for then one is a lie."""
+        solution = None
+        for _ in range(MAX_LOOKS):
+            support = locate_rows(self.locator, problem, LIKELY * screened.noise)
+            if support is None:
+                break
+            solution = self._solve(problem, support, screened, rows, dim)
+            if solution.residual <= screened.noise:
+                break
+            problem = replace(problem, tolerance=problem.residual(support) / 2)
+        return solution
+
+    def _solve(
+        self, problem: LocatingProblem, support: Support, screened: _Screened, rows: list[Tensor], dim: int
+    ) -> Solution:
+        """Step 6: solve without the rows of the support; in a fast pass if all of these seem to be loud lies."""
+        if support and problem.deviations(support).min() > LOUD * screened.noise:
+            found = interpolate(problem.generator, support, rows, dim, FINITE)
+            if isinstance(found, Interpolation) and self._is_certain(found, screened):
+                return found
+        return least_squares(problem.generator, support, rows, dim)
+
+    def _decode_beyond_bound(self, rows: Mapping[int, Tensor], dim: int, memory: Memory) -> Decoded | None:
         """Return the only gradient that k + 1 or more shares agree with; None if there is none, or more than one.
 
         Right if k + 1 shares are honest, for these agree with the truth. So that s liars can't make anything up,
         k + s + 1 shares must be there.
         """
-        slots, projected, norms = project_finite(rows, generator)
+        slots, projected, norms = memory.projector.project_finite(rows)
         if len(slots) <= self.code.compression + max(self.byzantine, 1):
             return None
         noise = self.rtol * norms + self._smallest_noise(rows[slots[0]])
@@ -391,15 +421,15 @@ class Decoder:
         step = max(limits.smallest_normal * limits.eps, SMALLEST_NUMBER)
         return self.code.compression * step * math.sqrt(share.numel())
 
-    def _problem(self, screened: _Screened, projected: FloatArray, margin: float) -> LocatingProblem:
-        """Return the problem of locating lies of more than `margin` times the noise."""
+    def _problem(self, screened: _Screened, projected: FloatArray, needed: int) -> LocatingProblem:
+        """Return the problem of locating lies; `needed` rows must be left."""
         return LocatingProblem(
             generator=self.code.generator[screened.alive],
             projected=projected[[screened.slots.index(slot) for slot in screened.alive]],
             points=self.code.points[screened.alive],
             multipliers=self.code.multipliers[screened.alive],
-            max_errors=screened.max_errors,
-            tolerance=margin * screened.noise,
+            max_errors=max(min(screened.max_errors, len(screened.alive) - needed), 0),
+            tolerance=NOISE_MARGIN * screened.noise,
         )
 
     def _decoded(self, screened: _Screened, solution: Solution, rows: Mapping[int, Tensor]) -> Decoded:
@@ -463,19 +493,3 @@ def _alike(shares: Mapping[int, Tensor], share_dim: int | None) -> dict[int, Ten
         return {}
     commonest, _ = Counter(kinds.values()).most_common(1)[0]
     return {slot: shares[slot].detach() for slot, kind in kinds.items() if kind == commonest}
-
-
-def _look(
-    locator: Locator | None, problem: LocatingProblem, noise: float, rows: list[Tensor], dim: int
-) -> Solution | None:
-    """Locate and solve; look closer as long as the rows kept disagree by more than noise, for then one is a lie."""
-    solution = None
-    for _ in range(MAX_LOOKS):
-        support = locate_rows(locator, problem)
-        if support is None:
-            break
-        solution = least_squares(problem.generator, support, rows, dim)
-        if solution.residual <= noise:
-            break
-        problem = replace(problem, tolerance=problem.residual(support) / 2)
-    return solution

@@ -3,17 +3,18 @@
 import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import combinations
 from typing import Protocol
 
 import numpy as np
 
 from ._types import ComplexArray, FloatArray, IntArray
 
-__all__ = ["LocatingProblem", "Locator", "Support", "explaining_supports", "parity_of"]
+__all__ = ["LocatingProblem", "Locator", "Support", "can_try_all", "explaining_supports", "parity_of"]
 
 Support = tuple[int, ...]
 CHUNK = 4096  # supports judged at once
+MAX_NUMBERS = 2_000_000
+ROUNDING = 1e-13  # of a residual, by the norm of what it is computed from
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,6 @@ class LocatingProblem:
         """H of these rows: (n - k, n), orthonormal rows, H @ generator = 0."""
         return parity_of(self.generator)
 
-    @cached_property
-    def syndromes(self) -> FloatArray:
-        """S = H B, (n - k, min(q, n - k)): rotated on the right, which leaves every residual as it is."""
-        syndromes = self.parity @ self.projected
-        if syndromes.shape[1] > syndromes.shape[0]:
-            syndromes = np.linalg.qr(syndromes.T).R.T
-        return syndromes
-
     @property
     def num_supports(self) -> int:
         """Supports of t rows among n."""
@@ -64,25 +57,29 @@ class LocatingProblem:
     def residuals(self, supports: IntArray) -> FloatArray:
         """Return, for (N, a) supports, the (N,) norms of what the rows outside each disagree by.
 
-        That is the distance of S from the column space of H[:, support]. Norms are never subtracted.
+        That is the distance of H B from the column space of H[:, support]. The rows of a support are left out of the
+        product: however large they are, their rounding does not hide what the others disagree by.
         """
         if supports.shape[1] == 0:
-            return np.full(len(supports), np.linalg.norm(self.syndromes))
+            return np.full(len(supports), np.linalg.norm(self.parity @ self.projected))
         return np.concatenate(
             [
-                _distances(_complements(self.parity.T[part]), self.syndromes)
+                _residuals(self.parity, self.projected, part)
                 for part in np.array_split(supports, 1 + len(supports) // CHUNK)
             ]
+        )
+
+    def deviations(self, support: Support) -> FloatArray:
+        """Return the norm of what each row of the support deviates by from what the others say."""
+        kept = np.delete(np.arange(len(self.generator)), support)
+        solution = np.linalg.pinv(self.generator[kept]) @ self.projected[kept]
+        return np.asarray(
+            np.linalg.norm(self.projected[list(support)] - self.generator[list(support)] @ solution, axis=1)
         )
 
     def residual(self, support: Support) -> float:
         """Return the norm of what the rows outside the support disagree by."""
         return float(self.residuals(np.array([support], dtype=np.int64))[0])
-
-    def all_residuals(self) -> tuple[IntArray, FloatArray]:
-        """Return every support of t rows, (N, t), and their residuals, (N,)."""
-        supports, complements = _all_supports(self.parity.tobytes(), self.parity.shape[1], self.max_errors)
-        return supports, _distances(complements, self.syndromes)
 
 
 class Locator(Protocol):
@@ -92,18 +89,50 @@ class Locator(Protocol):
         """Return the rows held to be lies, at most problem.max_errors, in ascending order."""
 
 
-def explaining_supports(parity: FloatArray, syndromes: FloatArray, size: int, threshold: float) -> IntArray:
-    """Return the supports, (N, size), without which the rows disagree by no more than the threshold.
+def can_try_all(num_rows: int, num_checks: int, size: int) -> bool:
+    """Return whether `explaining_supports` may be asked: it keeps C(n, a) (n - k) (n - k - a) numbers for each H."""
+    return math.comb(num_rows, size) * num_checks * (num_checks - size) <= MAX_NUMBERS
+
+
+def explaining_supports(
+    parity: FloatArray, rows: FloatArray, size: int, threshold: float
+) -> tuple[IntArray, FloatArray]:
+    """Return all supports of that size without which the rows disagree by no more than the threshold.
 
     Parameters
     ----------
     parity : (n - k, n) float64
         H of the rows, orthonormal.
-    syndromes : (n - k, any) float64
-        H times the rows, or a square root of its Gram matrix.
+    rows : (n, any) float64
+        The rows, or a square root of their Gram matrix.
+
+    Returns
+    -------
+    supports, residuals : (N, size) int64, (N,) float64
+        In the order of `itertools.combinations`.
+
+    Notes
+    -----
+    Cost: n - k multiply-adds for each of the numbers of `can_try_all`, and some 20 ns a number for a new H; the last
+    eight are kept, of 16 MB at most. At r = 20, s = 5, k = 10 that is 775,200 numbers, 5 ms and 15 ms.
     """
     supports, complements = _all_supports(parity.tobytes(), parity.shape[1], size)
-    return supports[_distances(complements, syndromes) <= threshold]
+    syndromes = parity @ rows
+    if syndromes.shape[1] > syndromes.shape[0]:  # rotated on the right, which leaves every residual as it is
+        syndromes = np.linalg.qr(syndromes.T).R.T
+    residuals = _norms(complements @ syndromes)
+    rounding = ROUNDING * float(np.linalg.norm(syndromes))
+    explain = np.flatnonzero(residuals <= threshold + rounding)
+    if rounding < threshold / 100:
+        explain = explain[residuals[explain] <= threshold]
+        return supports[explain], residuals[explain]
+    exact = np.concatenate(
+        [
+            _norms(_without(complements[part], parity, supports[part]) @ rows)
+            for part in np.array_split(explain, 1 + len(explain) // CHUNK)
+        ]
+    )
+    return supports[explain[exact <= threshold]], exact[exact <= threshold]
 
 
 def parity_of(generator: FloatArray) -> FloatArray:
@@ -112,23 +141,45 @@ def parity_of(generator: FloatArray) -> FloatArray:
     return np.ascontiguousarray(complete[:, generator.shape[1] :].T)
 
 
-def _distances(complements: FloatArray, syndromes: FloatArray) -> FloatArray:
-    """Return |C S| for each C of (N, n - k - a, n - k)."""
-    outside = complements @ syndromes
-    squares: FloatArray = np.einsum("ijk,ijk->i", outside, outside)
+def _residuals(parity: FloatArray, rows: FloatArray, supports: IntArray) -> FloatArray:
+    """Return, for (N, a) supports, a >= 1, the (N,) norms of what the rows outside each disagree by."""
+    columns = parity.T[supports].transpose(0, 2, 1)
+    complements = np.linalg.qr(columns, mode="complete").Q[:, :, supports.shape[1] :].transpose(0, 2, 1)
+    return _norms(_without(complements, parity, supports) @ rows)
+
+
+def _without(complements: FloatArray, parity: FloatArray, supports: IntArray) -> FloatArray:
+    """Return C H for each C, with exact zeros for the rows of its support."""
+    checks: FloatArray = complements @ parity
+    np.put_along_axis(checks, supports[:, None, :], 0, axis=2)
+    return checks
+
+
+def _norms(vectors: FloatArray) -> FloatArray:
+    """Return the norms of N matrices. Norms are never subtracted."""
+    squares: FloatArray = np.einsum("ijk,ijk->i", vectors, vectors)
     return np.sqrt(squares)
 
 
-def _complements(columns: FloatArray) -> FloatArray:
-    """Return, for (N, a, n - k) sets of columns of H, orthonormal rows that span all they do not."""
-    complete = np.linalg.qr(columns.transpose(0, 2, 1), mode="complete").Q
-    return np.ascontiguousarray(complete[:, :, columns.shape[1] :].transpose(0, 2, 1))
-
-
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=8)
 def _all_supports(parity: bytes, num_rows: int, size: int) -> tuple[IntArray, FloatArray]:
-    """Return every support of that size, (N, a), and the complement of H[:, support] for each."""
+    """Return every support of that size, (N, a), and for each orthonormal rows that span all H[:, support] does not.
+
+    Column after column, for all supports that begin alike at once: a Householder reflection takes each column to the
+    first coordinate, and the others are what remains.
+    """
     columns = np.frombuffer(parity, dtype=np.float64).reshape(-1, num_rows).T
-    supports = np.array(list(combinations(range(num_rows), size)), dtype=np.int64)
-    chunks = [supports[i : i + CHUNK] for i in range(0, len(supports), CHUNK)]
-    return supports, np.concatenate([_complements(columns[chunk]) for chunk in chunks])
+    supports = np.zeros((1, 0), dtype=np.int64)
+    complements = np.eye(columns.shape[1])[None]
+    for length in range(1, size + 1):
+        first = supports[:, -1] + 1 if length > 1 else np.zeros(1, dtype=np.int64)
+        counts = num_rows - (size - length) - first
+        parents = np.repeat(np.arange(len(supports)), counts)
+        rows = np.arange(len(parents)) + np.repeat(first - (np.cumsum(counts) - counts), counts)
+        mirror = (complements[parents] @ columns[rows][:, :, None])[:, :, 0]
+        mirror[:, 0] += np.copysign(np.linalg.norm(mirror, axis=1), mirror[:, 0])
+        mirror /= np.linalg.norm(mirror, axis=1, keepdims=True)
+        reflected = mirror[:, None, :] @ complements[parents]
+        complements = complements[parents, 1:] - 2 * mirror[:, 1:, None] * reflected
+        supports = np.concatenate([supports[parents], rows[:, None]], axis=1)
+    return supports, complements

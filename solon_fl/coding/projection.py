@@ -1,7 +1,7 @@
 """Random projection: from r shares of length m to an (r, q) matrix that still tells who lied.
 
 Lies are per node, the same rows in every column, so the q random combinations of the columns that
-`project_rows` draws are all that the locator has to look at. What they could hide, the
+a `Projector` draws are all that the locator has to look at. What they could hide, the
 decoder sees when it checks all columns at the end.
 """
 
@@ -20,8 +20,7 @@ __all__ = [
     "NUM_PROJECTIONS",
     "SMALLEST_NUMBER",
     "UNDERESTIMATE",
-    "project_finite",
-    "project_rows",
+    "Projector",
 ]
 
 NUM_PROJECTIONS = 16  # q
@@ -30,25 +29,11 @@ UNDERESTIMATE = 9.4
 NOISE_MARGIN = 3.0  # projected noise is larger than 3 times the noise with a probability of about 1e-8
 LARGEST_NORM = 1e150  # of a usable share; its square must not overflow
 SMALLEST_NUMBER = 1e-150  # its square must not underflow
-BLOCK = 8192  # columns worked on at once: with 20 rows and float64, 1.3 MB, about a core's cache
+BLOCK = 4096  # columns worked on at once: with 20 rows and float64, 0.7 MB, half of a core's cache
 
 
-def project_finite(
-    rows: Mapping[int, Tensor], generator: torch.Generator | None
-) -> tuple[list[int], FloatArray, FloatArray]:
-    """Return the slots of the finite shares, their projections and their norms."""
-    slots = sorted(rows)
-    projected, norms = project_rows([rows[slot] for slot in slots], generator)
-    usable = norms < LARGEST_NORM  # false for NaN
-    return [slot for slot, use in zip(slots, usable, strict=True) if use], projected[usable], norms[usable]
-
-
-def project_rows(
-    rows: Sequence[Tensor],
-    generator: torch.Generator | None = None,
-    observe: Callable[[int, Tensor], None] | None = None,
-) -> tuple[FloatArray, FloatArray]:
-    """Return the random projection B = Z F of the rows Z, with an F that nobody could foresee, and their norms.
+class Projector:
+    """One random projection B = Z F of rows Z that may come one after the other, with an F that nobody could foresee.
 
     Cut into blocks of columns, F is one Gaussian block (the same for all) times one Gaussian q x q
     matrix per block: drawing that costs a small part of drawing m x q numbers, and still no lie can be
@@ -57,49 +42,83 @@ def project_rows(
 
     Parameters
     ----------
-    rows : sequence of n tensors, each (m,), any float dtype, one device
-        The shares. They are read in place, never stacked as a whole.
     generator : torch.Generator, optional
-        A CPU generator. Default: fresh entropy, drawn now, after the shares have arrived. Pass one only
-        for reproducible simulation: a node that knows it can hide a lie.
-    observe : callable, optional
-        (start, columns) -> None, given each block of columns, (n, 8192 or fewer) float64, valid during the call, for
-        what else needs all of them: reading and converting them a second time takes as long as projecting.
-
-    Returns
-    -------
-    projected : (n, q) float64
-        Scaled so that the norm of row j estimates the norm of rows[j].
-    norms : (n,) float64
-        The norms themselves. A row with NaN or inf has a norm that is NaN or inf, and leaves the others as
-        they are; a float64 row beyond about 1e154 has the norm inf.
+        A CPU generator that one number is drawn from. Default: 128 bits of the operating system's entropy, drawn now,
+        after the shares have arrived (torch would take 32, few enough to try them all). Pass one only for
+        reproducible simulation: a node that knows F can hide a lie.
 
     Notes
     -----
-    Cost: n m (q + 1) multiply-adds in float64. Extra memory: 2 n * 8192 float64.
+    Shares that come later are projected with the same F: it never leaves the server.
     """
-    # 128 bits of the operating system's entropy; torch would take 32, few enough to try them all.
-    fresh = np.random.default_rng()
-    share_dim = rows[0].numel()
-    q = NUM_PROJECTIONS
-    device = rows[0].device
 
-    def draw(*shape: int) -> Tensor:
-        if generator is None:
-            return torch.from_numpy(fresh.standard_normal(shape))
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+    def __init__(self, generator: torch.Generator | None = None) -> None:
+        self._random = np.random.default_rng() if generator is None else _seeded(generator)
+        self._drawn: tuple[Tensor, Tensor] | None = None
+        self._known: dict[int, tuple[FloatArray, float]] = {}
 
-    # As (q, columns), and times columns^T: BLAS takes half the time of columns times (columns, q).
-    block = (draw(min(BLOCK, share_dim), q) / math.sqrt(q)).T.contiguous().to(device)
-    projected = torch.zeros(q, len(rows), dtype=torch.float64, device=device)
-    squares = torch.zeros(len(rows), dtype=torch.float64, device=device)
-    buffer = torch.empty(len(rows), min(BLOCK, share_dim), dtype=torch.float64, device=device)  # new memory is slow
-    for start in range(0, share_dim, BLOCK):
-        stop = min(start + BLOCK, share_dim)
-        columns = buffer[:, : stop - start].copy_(torch.stack([row[start:stop] for row in rows]))
-        mixing = (draw(q, q) / math.sqrt(q)).to(device)
-        projected += mixing.T @ (block[:, : stop - start] @ columns.T)
-        squares += torch.linalg.vector_norm(columns, dim=1).square()
-        if observe is not None:
-            observe(start, columns)
-    return projected.T.cpu().numpy(), squares.sqrt().cpu().numpy()
+    def project_finite(self, rows: Mapping[int, Tensor]) -> tuple[list[int], FloatArray, FloatArray]:
+        """Return the slots of the finite shares, their projections and their norms; a slot is projected once."""
+        new = sorted(rows.keys() - self._known.keys())
+        if new:
+            projected, norms = self.project([rows[slot] for slot in new])
+            self._known |= {slot: (projected[row], float(norms[row])) for row, slot in enumerate(new)}
+        slots = [slot for slot in sorted(rows) if self._known[slot][1] < LARGEST_NORM]  # false for NaN
+        if not slots:
+            return [], np.zeros((0, NUM_PROJECTIONS)), np.zeros(0)
+        return slots, np.stack([self._known[s][0] for s in slots]), np.array([self._known[s][1] for s in slots])
+
+    def project(
+        self, rows: Sequence[Tensor], observe: Callable[[int, Tensor], None] | None = None
+    ) -> tuple[FloatArray, FloatArray]:
+        """Return the projections of the rows, and their norms.
+
+        Parameters
+        ----------
+        rows : sequence of n tensors, each (m,), any float dtype, one device
+            The shares. They are read in place, never stacked as a whole.
+        observe : callable, optional
+            (start, columns) -> None, given each block of columns, (n, 4096 or fewer) float64, valid during the call,
+            for what else needs all of them: reading and converting them a second time takes as long as projecting.
+
+        Returns
+        -------
+        projected : (n, q) float64
+            Scaled so that the norm of row j estimates the norm of rows[j].
+        norms : (n,) float64
+            The norms themselves. A row with NaN or inf has a norm that is NaN or inf, and leaves the others as
+            they are; a float64 row beyond about 1e154 has the norm inf.
+
+        Notes
+        -----
+        Cost: n m (q + 1) multiply-adds in float64. Extra memory: 2 n * 4096 float64, and 64 k + m / 16 for F. All
+        calls are for rows of one length on one device.
+        """
+        q, share_dim, device = NUM_PROJECTIONS, rows[0].numel(), rows[0].device
+        block, mixing = self._draw(share_dim, device)
+        width = block.shape[1]
+        projected = torch.zeros(q, len(rows), dtype=torch.float64, device=device)
+        squares = torch.zeros(len(rows), dtype=torch.float64, device=device)
+        buffer = torch.empty(len(rows), width, dtype=torch.float64, device=device)  # new memory is slow
+        for number, start in enumerate(range(0, share_dim, width)):
+            stop = min(start + width, share_dim)
+            columns = buffer[:, : stop - start].copy_(torch.stack([row[start:stop] for row in rows]))
+            projected += mixing[number].T @ (block[:, : stop - start] @ columns.T)
+            squares += torch.linalg.vector_norm(columns, dim=1).square()
+            if observe is not None:
+                observe(start, columns)
+        return projected.T.cpu().numpy(), squares.sqrt().cpu().numpy()
+
+    def _draw(self, share_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the block, (q, columns), and the matrices, one for each block; drawn once."""
+        if self._drawn is None:
+            q, width = NUM_PROJECTIONS, min(BLOCK, share_dim)
+            block = self._random.standard_normal((width, q)) / math.sqrt(q)
+            mixing = self._random.standard_normal((-(-share_dim // width), q, q)) / math.sqrt(q)
+            # As (q, columns), and times columns^T: BLAS takes half the time of columns times (columns, q).
+            self._drawn = torch.from_numpy(block).T.contiguous().to(device), torch.from_numpy(mixing).to(device)
+        return self._drawn
+
+
+def _seeded(generator: torch.Generator) -> np.random.Generator:
+    return np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))

@@ -44,6 +44,8 @@ class Solution:
         What rounding may have hidden of the residual.
     lies_rounding : (len(support),) float64
         What rounding may have changed each of the lies by.
+    gram : (len(support), len(support)) float64, or None
+        Inner products of the lies, if they are known.
     """
 
     support: Support
@@ -54,6 +56,7 @@ class Solution:
     rounding: float
     residual_rounding: float
     lies_rounding: FloatArray
+    gram: FloatArray | None = None
 
     @property
     def gradient(self) -> Tensor:
@@ -222,10 +225,12 @@ def least_squares(generator: FloatArray, support: Support, rows: list[Tensor], d
     factor = torch.from_numpy(weights).to(device)
     chunks = _new_memory(compression, share_dim, rows[0].dtype, device)
     squares = torch.zeros(num_rows, dtype=torch.float64, device=device)
+    gram = torch.zeros(len(accused), len(accused), dtype=torch.float64, device=device)
     for start in range(0, share_dim, BLOCK):
         product = factor @ torch.stack([row[start : start + BLOCK] for row in rows]).to(torch.float64)
         chunks[:, start : start + BLOCK] = product[:compression]
         squares += torch.linalg.vector_norm(product, dim=1).square()
+        gram += product[len(kept) :] @ product[len(kept) :].T
     norms = np.split(squares.sqrt().cpu().numpy(), [compression, len(kept)])
     return Solution(
         support=support,
@@ -236,4 +241,5 @@ def least_squares(generator: FloatArray, support: Support, rows: list[Tensor], d
         rounding=torch.finfo(chunks.dtype).eps * float(np.linalg.norm(norms[0])),
         residual_rounding=0.0,
         lies_rounding=np.zeros(len(accused)),
+        gram=gram.cpu().numpy(),
     )

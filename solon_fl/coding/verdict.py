@@ -6,7 +6,6 @@ a certain lie only if no honest world explains the shares with that row in it; e
 See docs/explanation/the-code.md for the proofs.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,13 +14,11 @@ import torch
 from torch import Tensor
 
 from ._types import FloatArray
-from .locating import explaining_supports, parity_of
+from .locating import can_try_all, explaining_supports, parity_of
 from .projection import BLOCK
 from .solving import Solution
 
 __all__ = ["Verdict", "judge"]
-
-MAX_SUPPORTS = 100_000  # looked at, some 0.5 s
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +65,7 @@ def judge(
     Notes
     -----
     Cost: nothing of size m if all accused rows deviate loudly; else one pass over the others of them, k multiply-adds
-    a number, and a residual for each of at most 100,000 supports.
+    a number, and what `explaining_supports` takes.
     """
     num_rows, compression = generator.shape
     delta = solution.residual + solution.residual_rounding + noise
@@ -101,19 +98,22 @@ def _indispensable(
     alive = [row for row in range(len(rows)) if row not in certain]
     parity = parity_of(generator[alive])
     num_checks, num_rows = parity.shape
-    if liars < 1 or liars >= num_checks or math.comb(num_rows, liars) > MAX_SUPPORTS:
+    if liars < 1 or liars >= num_checks or not can_try_all(num_rows, num_checks, liars):
         return set()
-    places = [alive.index(row) for row in doubtful]
-    deviations = _square_root(_gram(solution, generator, rows, doubtful))
-    supports = explaining_supports(parity, parity[:, places] @ deviations, liars, threshold)
+    deviations = np.zeros((num_rows, len(doubtful)))
+    deviations[[alive.index(row) for row in doubtful]] = _square_root(_gram(solution, generator, rows, doubtful))
+    supports, _ = explaining_supports(parity, deviations, liars, threshold)
     if not len(supports):  # more lies than allowed for: nothing is certain
         return set()
-    counts = np.bincount(supports.reshape(-1), minlength=num_rows)
-    return {row for row, place in zip(doubtful, places, strict=True) if counts[place] == len(supports)}
+    everywhere = np.bincount(supports.reshape(-1), minlength=num_rows) == len(supports)
+    return {alive[place] for place in np.flatnonzero(everywhere)}
 
 
 def _gram(solution: Solution, generator: FloatArray, rows: list[Tensor], doubtful: list[int]) -> FloatArray:
     """Return the inner products, over all columns, of what the doubtful rows deviate from the solution by."""
+    if solution.gram is not None:
+        places = [solution.support.index(row) for row in doubtful]
+        return solution.gram[np.ix_(places, places)]
     chunks = solution.chunks
     factor = torch.from_numpy(generator[doubtful]).to(chunks.device)
     gram = torch.zeros(len(doubtful), len(doubtful), dtype=torch.float64, device=chunks.device)

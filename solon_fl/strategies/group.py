@@ -11,6 +11,7 @@ from flwr.app import Message
 from torch import Tensor
 
 from solon_fl.coding import Decoded, Decoder, DecodeStatus
+from solon_fl.coding.decoder import Memory
 from solon_fl.strategies.replies import Unusable, read_all, read_share
 from solon_fl.strategies.reports import GroupReport
 
@@ -40,7 +41,7 @@ class GroupRound:
     dtype : torch.dtype
         Of the shares.
     projection : torch.Generator or None
-        For reproducible simulation; None draws fresh entropy.
+        Makes the projection reproducible, for simulation; None draws fresh entropy.
     label : callable
         What the log calls a node, by its id.
     bytes_in : int
@@ -64,9 +65,11 @@ class GroupRound:
     _missing: set[int] = field(default_factory=set)  # those of them that had sent no share by then
     _exhausted: bool = False  # whether all who were asked have answered, and it was not enough
     _report: GroupReport | None = None  # None while the group is open
+    _num_tried: int = 0  # shares in the latest decode
 
     def __post_init__(self) -> None:
         self._share_dim = self.decoder.code.share_dim(self.dim)
+        self._memory = Memory(self.projection)
 
     @property
     def closed(self) -> bool:
@@ -163,10 +166,12 @@ class GroupRound:
     def _try_to_decode(self, last: bool) -> Tensor | None:
         needed = self.decoder.code.compression + self.byzantine
         all_here = self._all_here
-        if not (last or all_here) and len(self._shares) < needed:
-            return None
         last = last or (all_here and not self.resting)
-        decoded = self.decoder.decode(self._shares, dim=self.dim, generator=self.projection, last=last)
+        if not last and (len(self._shares) < needed or len(self._shares) == self._num_tried):
+            self._exhausted = all_here
+            return None
+        self._num_tried = len(self._shares)
+        decoded = self.decoder.decode(self._shares, dim=self.dim, last=last, needed=needed, memory=self._memory)
         beyond_bound = decoded.status is DecodeStatus.BEYOND_BOUND
         trusted = beyond_bound or decoded.num_agreeing >= needed
         if not trusted and decoded.ok:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from solon_fl import Code, FourierCode, VandermondeCode
-from solon_fl.coding.locating import parity_of
+from solon_fl.coding.locating import explaining_supports, parity_of
 from tests.coding.problems import problem_of
 
 
@@ -31,12 +31,30 @@ def test_residuals_are_those_of_least_squares(
             assert problem.residual(tuple(support.tolist())) == pytest.approx(residual, abs=1e-12)
 
 
-def test_all_residuals_cover_every_support_once() -> None:
-    problem = problem_of(FourierCode(group_size=8, compression=2), {1: 1.0})
-    supports, residuals = problem.all_residuals()
-    assert [tuple(support) for support in supports.tolist()] == list(combinations(range(8), 3))
-    assert problem.num_supports == len(supports)
-    np.testing.assert_allclose(residuals, problem.residuals(supports), atol=1e-12)
+@given(
+    size=st.integers(1, 3),
+    loud=st.sampled_from([1.0, 1e6, 1e14]),
+    threshold=st.sampled_from([1e-9, 0.5, 3.0]),
+    seed=st.integers(0, 2**32),
+)
+def test_the_explaining_supports_are_those_with_small_residuals(
+    size: int, loud: float, threshold: float, seed: int
+) -> None:
+    """Also where one row is so large that its rounding hides what the others disagree by."""
+    problem = problem_of(FourierCode(group_size=8, compression=2), {1: loud, 4: 1.0}, seed)
+    supports, residuals = explaining_supports(problem.parity, problem.projected, size, threshold)
+    every = np.array(list(combinations(range(8), size)), dtype=np.int64)
+    expected = problem.residuals(every)
+    assert [tuple(support) for support in supports] == [tuple(s) for s in every[expected <= threshold]]
+    np.testing.assert_allclose(residuals, expected[expected <= threshold], atol=threshold / 100)
+
+
+def test_the_size_of_a_row_that_is_left_out_does_not_matter() -> None:
+    problem = problem_of(FourierCode(group_size=8, compression=2), {1: 1.0, 4: 1e-9})
+    expected = problem.residual((1,))
+    problem.projected[1] *= 1e15
+    assert problem.residual((1,)) == pytest.approx(expected, rel=1e-6)
+    assert expected == pytest.approx(1e-9, rel=0.9)
 
 
 def test_small_lies_beside_huge_ones_are_not_lost_in_a_difference() -> None:

@@ -1,5 +1,9 @@
 """The three locators on the same problems, and what the decoder makes of whatever a locator says."""
 
+import math
+from dataclasses import replace
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
@@ -17,11 +21,11 @@ from solon_fl import (
     SubspaceLocator,
     VandermondeCode,
 )
-from solon_fl.coding.locating import Support
-from solon_fl.coding.locators import _hankel_support, power_syndromes
+from solon_fl.coding.locating import Support, can_try_all, parity_of
+from solon_fl.coding.locators import InformationSetLocator, _hankel_support, locate_rows, power_syndromes
 from tests.coding.problems import fourier_decoder, problem_of, shares_of
 
-LOCATORS: list[Locator] = [ExhaustiveLocator(), SubspaceLocator(), RationalLocator()]
+LOCATORS: list[Locator] = [ExhaustiveLocator(), InformationSetLocator(), SubspaceLocator(), RationalLocator()]
 
 
 @given(
@@ -89,17 +93,65 @@ def test_subspace_finds_ten_liars_of_forty(seed: int) -> None:
 
 
 def test_exhaustive_is_the_least_of_all_residuals() -> None:
+    problem = problem_of(FourierCode(group_size=7, compression=3), {0: 1.0, 1: 1e-3, 2: 1.0})
+    problem = replace(problem, tolerance=1.0)  # more than one support explains the rows
+    every = problem.residuals(np.array(list(combinations(range(7), 2)), dtype=np.int64))
+    assert (every <= 1).sum() > 1
+    assert problem.residual(ExhaustiveLocator().locate(problem)) == pytest.approx(every.min())
+
+
+def test_exhaustive_names_nobody_where_nobody_would_do() -> None:
     problem = problem_of(FourierCode(group_size=7, compression=3), {0: 1.0, 1: 1.0, 2: 1.0})  # one too many
-    support = ExhaustiveLocator().locate(problem)
-    assert problem.residual(support) == problem.all_residuals()[1].min()
+    assert ExhaustiveLocator().locate(problem) == ()
 
 
-def test_exhaustive_names_nobody_where_there_are_too_many_supports() -> None:
+def test_exhaustive_names_nobody_where_there_are_too_many_supports(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = problem_of(FourierCode(group_size=7, compression=3), {0: 1.0})
     # C(7, 2) supports of (4 - 2) x 4 numbers
-    assert ExhaustiveLocator(max_numbers=21 * 8).can_try_all(problem)
-    assert ExhaustiveLocator(max_numbers=21 * 8).locate(problem) != ()
-    assert ExhaustiveLocator(max_numbers=21 * 8 - 1).locate(problem) == ()
+    monkeypatch.setattr("solon_fl.coding.locating.MAX_NUMBERS", 21 * 8)
+    assert ExhaustiveLocator().can_try_all(problem)
+    assert ExhaustiveLocator().locate(problem) != ()
+    monkeypatch.setattr("solon_fl.coding.locating.MAX_NUMBERS", 21 * 8 - 1)
+    assert ExhaustiveLocator().locate(problem) == ()
+
+
+# s, k with a valid certificate that are too large to try all supports
+STARVED = [(6, 9), (7, 4), (8, 4), (8, 8), (9, 7), (10, 3)]
+
+
+@pytest.mark.parametrize(("s", "k"), STARVED)
+def test_lies_next_to_a_codeword_are_located_by_default(s: int, k: int) -> None:
+    """Lies of one direction that nearly agree with 2 s - 1 honest rows: a local search gets stuck on them."""
+    code = FourierCode(group_size=2 * s + k, compression=k)
+    parity, rng = parity_of(code.generator), np.random.default_rng(s)
+    assert not can_try_all(code.group_size, 2 * s, s)
+    for size in 10 ** rng.uniform(-4.5, -2, size=15):
+        around = (np.arange(2 * s) + rng.integers(code.group_size)) % code.group_size
+        codeword = np.linalg.svd(parity[:, around])[2][-1]
+        liars = np.argsort(-np.abs(codeword))[:s] if rng.random() < 0.5 else np.arange(2 * s)[::2]
+        problem = problem_of(code, {}, int(rng.integers(2**32)))
+        lies = size * codeword[liars] / np.sqrt(np.mean(codeword[liars] ** 2))
+        problem.projected[around[liars]] += np.outer(lies, rng.normal(size=16) / 4)
+        problem = replace(problem, tolerance=3e-6 * np.sqrt(code.group_size))
+        support = locate_rows(None, problem)
+        assert support is not None
+        assert problem.residual(support) <= problem.tolerance
+
+
+def test_information_sets_find_what_is_loud_and_name_no_more() -> None:
+    code = FourierCode(group_size=24, compression=8)
+    problem = problem_of(code, dict.fromkeys([0, 3, 4, 9, 11, 17, 20, 23], 1.0))
+    assert InformationSetLocator().locate(problem) == (0, 3, 4, 9, 11, 17, 20, 23)
+
+
+def test_information_sets_give_up_where_too_many_lie() -> None:
+    problem = problem_of(FourierCode(group_size=12, compression=4), dict.fromkeys(range(0, 12, 2), 1.0))
+    support = InformationSetLocator().locate(problem)
+    assert not support or problem.residual(support) > problem.tolerance
+
+
+def test_draws_are_as_many_as_make_twenty_honest_sets() -> None:
+    assert InformationSetLocator().draws_needed(20, 10, 5) == math.ceil(20 * 184756 / 3003)
 
 
 @pytest.mark.parametrize("kind", [FourierCode, VandermondeCode])

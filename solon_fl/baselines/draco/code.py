@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from solon_fl.coding._types import FloatArray
-from solon_fl.coding.projection import BLOCK, LARGEST_NORM, SMALLEST_NUMBER, project_rows
+from solon_fl.coding.projection import BLOCK, LARGEST_NORM, SMALLEST_NUMBER, Projector
 from solon_fl.errors import ConfigurationError
 
 __all__ = ["FAILED", "DracoCode", "DracoDecoded", "Received", "receive", "smallest_norm", "weighted_sum"]
@@ -169,9 +169,9 @@ def receive(
     generator: torch.Generator | None,
     observe: Callable[[int, Tensor], None] | None = None,
 ) -> Received:
-    """Project the vectors, and drop those that are not finite; see `project_rows` for `observe`."""
+    """Project the vectors, and drop those that are not finite; see `Projector.project` for `observe`."""
     parts = [part for vector in vectors.values() for part in vector.reshape(-1, vector.shape[-1])]
-    projected, norms = project_rows(parts, generator, observe)
+    projected, norms = Projector(generator).project(parts, observe)
     rows = np.zeros((num_nodes, projected.size // len(vectors)))
     sizes = np.zeros(num_nodes)
     rows[list(vectors)] = projected.reshape(len(vectors), -1)

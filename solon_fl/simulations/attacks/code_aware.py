@@ -11,7 +11,7 @@ from torch import Tensor
 
 from solon_fl.coding import Code, Decoder
 from solon_fl.coding._types import FloatArray
-from solon_fl.coding.projection import project_rows
+from solon_fl.coding.projection import Projector
 
 from .base import Attack
 
@@ -192,7 +192,7 @@ class ProjectionAware:
     def lies(self, vectors: Tensor, liars: Sequence[int], rng: torch.Generator) -> Tensor:
         """See `Attack.lies`. In vectors of at most q = 16 entries nothing can be hidden, and the liars stay honest."""
         probes = torch.eye(min(64, vectors.shape[1]), vectors.shape[1])  # 64 columns are enough to hide in
-        seen, _ = project_rows(list(probes), torch.Generator().manual_seed(self.seed))
+        seen, _ = Projector(torch.Generator().manual_seed(self.seed)).project(list(probes))
         basis = np.linalg.qr(seen, mode="complete").Q
         hidden = torch.from_numpy(basis[:, seen.shape[1] :])  # of these columns, orthogonal to F
         if hidden.shape[1] == 0:

@@ -12,7 +12,7 @@ from scipy.linalg import eigh
 from torch import Tensor
 
 from solon_fl.coding import Decoder, FourierCode
-from solon_fl.coding.projection import project_rows
+from solon_fl.coding.projection import Projector
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations import attacks as a
 from tests.support import without_address
@@ -447,8 +447,8 @@ def test_below_tolerance_is_the_worst_of_the_lies_that_leave_the_residual_of_noi
 def test_projection_aware_is_invisible_to_the_projection_that_it_expects() -> None:
     lie = deviations(a.ProjectionAware(seed=3, size=2), [1])[0]
     assert float(lie.norm()) == pytest.approx(2 * typical_norm())
-    expected, _ = project_rows([lie], seeded(3))
-    fresh, _ = project_rows([lie])
+    expected, _ = Projector(seeded(3)).project([lie])
+    fresh, _ = Projector().project([lie])
     assert np.linalg.norm(expected) < 1e-9 * float(lie.norm())
     assert np.linalg.norm(fresh) > 0.1 * float(lie.norm())
 
