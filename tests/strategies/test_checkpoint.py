@@ -3,17 +3,24 @@
 import hashlib
 import json
 import os
+import secrets
 import shutil
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from flwr.clientapp import ClientApp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from solon_fl.errors import CheckpointError, ConfigurationError
+from solon_fl.errors import CheckpointError, ConfigurationError, GroupFailedError
+from solon_fl.strategies import checkpoint as checkpoint_module
 from solon_fl.strategies.checkpoint import Checkpoint, Checkpoints
 from tests.support import train
 
@@ -255,3 +262,163 @@ def test_impossible_settings_are_refused(tmp_path: Path, name: str, value: Any) 
 def test_a_strategy_saves_every_so_many_rounds_and_after_the_last(tmp_path: Path) -> None:
     train(rounds=7, checkpoints=Checkpoints(tmp_path, every=3, keep=9))
     assert [path.stem for path in sorted(tmp_path.glob("*.json"))] == ["round-000003", "round-000006", "round-000007"]
+
+
+# ---- one run at a time ---------------------------------------------------------------------------------------
+
+HOLDING = """
+import sys
+from solon_fl.strategies import Checkpoints
+
+with Checkpoints(sys.argv[1]).locked():
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def another_server(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that uses the folder until it is killed or its input ends."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDING, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
+        yield process
+
+
+@pytest.mark.slow
+def test_a_second_server_is_refused_before_it_does_anything_and_a_killed_one_leaves_no_lock(tmp_path: Path) -> None:
+    saved(tmp_path, 1)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("round-*")}
+    with another_server(tmp_path) as process:
+        message = (
+            rf"another run \(process {process.pid} on .*\) uses .*{tmp_path.name}; stop that one, or .*another folder"
+        )
+        with pytest.raises(CheckpointError, match=message):
+            train(rounds=1, checkpoints=Checkpoints(tmp_path), app=ClientApp())  # which nobody can train with
+        assert {path.name: path.read_bytes() for path in tmp_path.glob("round-*")} == before
+        process.kill()
+    with Checkpoints(tmp_path).locked():
+        pass
+
+
+def test_two_runs_of_one_process_exclude_each_other_too(tmp_path: Path) -> None:
+    with (
+        Checkpoints(tmp_path).locked(),
+        pytest.raises(CheckpointError, match=rf"process {os.getpid()} "),
+        Checkpoints(tmp_path).locked(),
+    ):
+        pytest.fail("both have it")
+
+
+def test_the_folder_is_free_again_when_a_run_is_over_or_has_failed(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    train(rounds=1, checkpoints=checkpoints)
+    with pytest.raises(GroupFailedError):
+        train(rounds=1, checkpoints=Checkpoints(tmp_path / "other"), app=ClientApp(), timeout=0.1)
+    with pytest.raises(CheckpointError, match="beyond num_rounds=0"):
+        train(rounds=0, checkpoints=checkpoints)
+    train(rounds=2, checkpoints=checkpoints)
+    with checkpoints.locked(), Checkpoints(tmp_path / "other").locked():
+        pass
+
+
+def test_a_child_that_has_the_lock_file_too_does_not_keep_the_folder(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path).locked():
+        child = subprocess.Popen(["sleep", "60"], pass_fds=open_files(tmp_path / "lock"))
+    try:
+        with Checkpoints(tmp_path).locked():
+            pass
+    finally:
+        child.kill()
+        child.wait()
+
+
+def open_files(path: Path) -> list[int]:
+    """The descriptors under which this process has a file open."""
+    found = []
+    for file in map(int, os.listdir("/dev/fd")):
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(file), path.stat()):
+                found.append(file)
+    return found
+
+
+@pytest.mark.parametrize("what", ["link", "folder", "not a folder"])
+def test_a_folder_that_can_not_be_locked_is_refused_at_the_start(tmp_path: Path, what: str) -> None:
+    folder, victim = tmp_path / "folder", tmp_path / "victim"
+    victim.write_text("precious")
+    if what == "not a folder":
+        folder.write_text("")
+    else:
+        folder.mkdir()
+        (folder / "lock").symlink_to(victim) if what == "link" else (folder / "lock").mkdir()
+    with pytest.raises(CheckpointError, match=r"can't be used.*choose a folder that can be written to"):
+        train(rounds=1, checkpoints=Checkpoints(folder), app=ClientApp())
+    assert victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize("lacking", ["platform", "file system"])
+def test_where_there_are_no_locks_a_warning_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, lacking: str
+) -> None:
+    def flock(*_: Any) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(
+        checkpoint_module,
+        "fcntl",
+        None if lacking == "platform" else SimpleNamespace(flock=flock, LOCK_EX=2, LOCK_NB=4, LOCK_UN=8),
+    )
+    with Checkpoints(tmp_path).locked():
+        saved(tmp_path, 1)
+    assert "can't be locked" in caplog.text
+    assert loaded_round(tmp_path) == 1
+
+
+# ---- temporary files -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["pt", "json"])
+def test_a_link_in_the_place_of_a_temporary_file_is_not_followed(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in (f"round-000001.{kind}.part", f"round-000001.{kind}", f"round-000001.{kind}.{'0' * 16}.part"):
+        (folder / name).symlink_to(victim)
+    saved(folder, 1)
+    assert loaded_round(folder) == 1
+    assert names(folder) == ["round-000001.json", "round-000001.pt"]
+    assert victim.read_text() == "precious"
+    # Whoever guesses the name makes the save fail, and no more.
+    monkeypatch.setattr(secrets, "token_hex", lambda size: "0" * 2 * size)
+    monkeypatch.setattr(Checkpoints, "_remove_parts", lambda self: None)
+    (folder / f"round-000002.{kind}.{'0' * 16}.part").symlink_to(victim)
+    with pytest.raises(CheckpointError, match="round 2 can't be written"):
+        saved(folder, 2)
+    assert victim.read_text() == "precious"
+
+
+def test_leftovers_neither_block_a_save_nor_stay(tmp_path: Path) -> None:
+    saved(tmp_path, 1)
+    for name in ("round-000001.pt.part", "round-000001.json.ab12.part", "round-000002.pt.part"):
+        (tmp_path / name).write_bytes(b"half")
+    (tmp_path / "round-000002.json.part").mkdir()  # nobody's leftover, and it can't be unlinked
+    saved(tmp_path, 2)
+    assert loaded_round(tmp_path) == 2
+    assert [path.name for path in tmp_path.glob("*.part")] == ["round-000002.json.part"]
+
+
+def test_a_save_that_fails_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill_the_disk(content: Any, file: Any) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fill_the_disk)
+    with pytest.raises(CheckpointError, match="free some space"):
+        saved(tmp_path, 1)
+    assert names(tmp_path) == []
