@@ -6,7 +6,7 @@ import logging
 import os
 import platform
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,8 +165,16 @@ class Checkpoints:
                 "server stops; free some space or choose another folder."
             ) from error
 
-    def load(self, run: Mapping[str, Any]) -> Checkpoint | None:
+    def load(self, run: Mapping[str, Any], take_over: Callable[[Checkpoint], None] | None = None) -> Checkpoint | None:
         """Return the newest checkpoint that is whole and of the same run; None if there is none at all.
+
+        Parameters
+        ----------
+        run : mapping
+            What must be the same in the run that goes on.
+        take_over : callable, optional
+            Called with the checkpoint. One that it can't take over, whatever it raises, is passed over like a damaged
+            one, and it is called with the one before; so it must not rely on the state that it finds.
 
         Raises
         ------
@@ -177,6 +185,8 @@ class Checkpoints:
         for path in self._manifests():
             try:
                 checkpoint = self._read(path, run)
+                if take_over is not None:
+                    _try(take_over, checkpoint)
             except CheckpointError as error:
                 logger.warning("Checkpoint %s is not used: %s", path, error)
                 reasons.append(f"{path.name}: {error}")
@@ -222,6 +232,15 @@ class Checkpoints:
         except Exception as error:  # torch raises errors of many kinds, UnpicklingError and RuntimeError among them
             raise CheckpointError(f"{tensors_path.name} is damaged or missing ({_kind_and_text(error)})") from error
         return Checkpoint(round=manifest["round"], run=manifest["run"], notes=manifest["notes"], tensors=tensors)
+
+
+def _try(take_over: Callable[[Checkpoint], None], checkpoint: Checkpoint) -> None:
+    try:
+        take_over(checkpoint)
+    except CheckpointError:
+        raise
+    except Exception as error:  # the notes may hold anything: a digest that fits can be made by whoever made them
+        raise CheckpointError(f"what it holds is not what a run can go on from ({_kind_and_text(error)})") from error
 
 
 def _round_of(path: Path) -> int:

@@ -1,7 +1,8 @@
 """What the server knows of a node: one entry of the ledger."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
 
 __all__ = ["NodeRecord", "NodeState", "Place"]
 
@@ -68,6 +69,33 @@ class NodeRecord:
     escalations: int = 0
     last_offence: str = ""
 
+    @classmethod
+    def restored(cls, entries: Mapping[str, Any]) -> "NodeRecord":
+        """Return the record of which `dataclasses.asdict`, and JSON, made these entries.
+
+        Raises
+        ------
+        ValueError
+            If an entry is missing, unknown, or not what it can be; other errors if they are no entries at all.
+        """
+        names = {field.name for field in fields(cls)}
+        if wrong := entries.keys() ^ names:
+            raise ValueError(f"the ledger lacks, or has too many, entries {sorted(wrong)[:5]}")
+        place = entries["place"]
+        if place is not None:
+            group, slot = place
+            place = (_count("group", group), _count("slot", slot))
+        for name in ("identity", "name", "last_offence"):
+            if type(entries[name]) is not str:
+                raise ValueError(f"{name} in the ledger is no text")
+        if not isinstance(entries["silo"], str | None):
+            raise ValueError("silo in the ledger is no text")
+        if entries["state"] not in get_args(NodeState):
+            raise ValueError("state in the ledger is none")
+        for name in names - {"identity", "name", "last_offence", "silo", "state", "place"}:
+            _count(name, entries[name])
+        return cls(**{**entries, "place": place})
+
     @property
     def label(self) -> str:
         """Its name, or else its id: what the log calls it."""
@@ -80,3 +108,9 @@ class NodeRecord:
         Silence may be the network's fault, and a first stall that of a node which died while it sent.
         """
         return self.lying + self.malformed + max(self.stalled - 1, 0)
+
+
+def _count(name: str, value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**64:
+        raise ValueError(f"{name} in the ledger is no number that it can be")
+    return value

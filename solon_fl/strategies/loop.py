@@ -354,7 +354,16 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         """Take over the newest checkpoint and return its round; 0 if there is none."""
         if self._checkpoints is None:
             return 0
-        checkpoint = self._checkpoints.load(self._describe(run.model))
+
+        def take_over(checkpoint: Checkpoint) -> None:
+            noted = checkpoint.notes["metrics"]
+            metrics = {name: {int(n): MetricRecord(record) for n, record in noted[name].items()} for name in METRICS}
+            run.model.restore(checkpoint.tensors)
+            run.restore(checkpoint.notes)
+            for name, records in metrics.items():
+                getattr(result, name).update(records)
+
+        checkpoint = self._checkpoints.load(self._describe(run.model), take_over)
         if checkpoint is None:
             return 0
         if checkpoint.round > num_rounds:
@@ -362,11 +371,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
                 f"the run in {self._checkpoints.folder} has come to round {checkpoint.round}, beyond "
                 f"num_rounds={num_rounds}; give more rounds, or another folder to start anew."
             )
-        run.model.restore(checkpoint.tensors)
         result.arrays = run.model.to_record()
-        for name, records in checkpoint.notes["metrics"].items():
-            getattr(result, name).update({int(number): MetricRecord(record) for number, record in records.items()})
-        run.restore(checkpoint.notes)
         return checkpoint.round
 
 

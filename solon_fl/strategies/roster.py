@@ -189,15 +189,29 @@ class Roster:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over what `to_dict` returned."""
-        self._nodes = {}
-        for fields in state["nodes"]:
-            place = fields["place"]
-            record = NodeRecord(**{**fields, "place": None if place is None else (place[0], place[1])})
-            self._nodes[record.identity] = record
-        owned = {record.place: identity for identity, record in self._nodes.items() if record.place is not None}
-        self._owners = dict(sorted(owned.items()))
-        self._substitutes = {(group, slot): identity for group, slot, identity in state["substitutes"]}
+        """Take over what `to_dict` returned; raise ValueError or the like, and change nothing, if it was not that."""
+        config = self._config
+        records = [NodeRecord.restored(entries) for entries in state["nodes"]]
+        nodes = {record.identity: record for record in records}
+        owners = {record.place: record.identity for record in records if record.place is not None}
+        ids = {record.node_id for record in records if record.node_id}
+        substitutes = {(group, slot): identity for group, slot, identity in state["substitutes"]}
+        for what, is_right in (
+            ("no nodes", bool(records)),
+            ("a node twice", len(nodes) == len(records)),
+            ("a place twice", len(owners) == sum(record.place is not None for record in records)),
+            ("an id twice", len(ids) == sum(record.node_id != 0 for record in records)),
+            ("an impossible place", all(g < config.num_groups and r < config.group_size for g, r in owners)),
+            (
+                "an unknown substitute",
+                set(substitutes.values()) <= nodes.keys() and substitutes.keys() <= owners.keys(),
+            ),
+        ):
+            if not is_right:
+                raise ValueError(f"the ledger has {what}")
+        self._nodes = nodes
+        self._owners = dict(sorted(owners.items()))
+        self._substitutes = substitutes
         self._connected = frozenset()
 
     # Who is who

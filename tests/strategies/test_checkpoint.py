@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -15,14 +16,17 @@ from typing import Any
 
 import pytest
 import torch
+from flwr.app import Message
 from flwr.clientapp import ClientApp
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from solon_fl.errors import CheckpointError, ConfigurationError, GroupFailedError
 from solon_fl.strategies import checkpoint as checkpoint_module
 from solon_fl.strategies.checkpoint import Checkpoint, Checkpoints
-from tests.support import train
+from solon_fl.wire import to_array, trusted_tensor
+from tests.support import Remembering, initial_model, share_array, small_config, spoil, train
 
 RUN = {"strategy": "SolonStrategy", "seed": 1, "model": {"w": [[2, 3], "torch.float32"]}}
 
@@ -422,3 +426,175 @@ def test_a_save_that_fails_leaves_no_temporary_file(tmp_path: Path, monkeypatch:
     with pytest.raises(CheckpointError, match="free some space"):
         saved(tmp_path, 1)
     assert names(tmp_path) == []
+
+
+# ---- notes and tensors that fit their digests, and nothing else ------------------------------------------------
+
+
+def forge(folder: Path, change: Callable[[dict[str, Any]], Any], number: int = 2) -> None:
+    """Change the notes of a checkpoint, and make its digest fit."""
+    path = folder / f"round-00000{number}.json"
+    manifest = json.loads(path.read_bytes())
+    del manifest["digest"]
+    change(manifest["notes"])
+    manifest["digest"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps(manifest))
+
+
+def forge_tensors(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    path = folder / "round-000002.pt"
+    tensors = torch.load(path, weights_only=True)
+    change(tensors)
+    torch.save(tensors, path)
+    manifest = json.loads(path.with_suffix(".json").read_bytes())
+    del manifest["digest"]
+    manifest["tensors"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    manifest["digest"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    path.with_suffix(".json").write_text(json.dumps(manifest))
+
+
+def with_static_entries() -> nn.Module:
+    return nn.Sequential(nn.Linear(7, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+
+
+CLIENT = Remembering()
+CLIENT.make_model = with_static_entries
+
+
+def went_on(folder: Path, rounds: int) -> list[int]:
+    """The rounds that are played by a run of seven nodes, of which the first lies and is replaced."""
+    _, reports = train(
+        small_config(num_nodes=7, quarantine_after=1),
+        client=CLIENT,
+        rounds=rounds,
+        checkpoints=Checkpoints(folder),
+        projection_seed=1,
+        mods=[spoil(lie, {1})],
+        num_spares=1,
+        client_evaluation=True,
+        model=initial_model(with_static_entries),
+    )
+    return [report.round for report in reports]
+
+
+def lie(reply: Message) -> Message:
+    if reply.has_content() and "share" in reply.content:
+        content = share_array(reply.content)
+        content["share"] = to_array(trusted_tensor(content["share"]) * -3)
+    return reply
+
+
+@pytest.fixture(scope="module")
+def run_of_two_rounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    assert went_on(folder, 2) == [1, 2]
+    return folder
+
+
+WRONG: tuple[Any, ...] = (None, True, -1, 1.5, 10**30, "x", [[]], {})
+
+
+def places_in(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The paths of all that is in JSON content; of a list only the first and the last, of metrics one."""
+    if path:
+        yield path
+    if isinstance(content, dict):
+        for key in list(content)[: 1 if len(path) == 3 and path[0] == "metrics" else None]:
+            yield from places_in(content[key], (*path, key))
+    elif isinstance(content, list) and content:
+        for index in {0, len(content) - 1}:
+            yield from places_in(content[index], (*path, index))
+
+
+@pytest.mark.slow
+def test_whatever_the_notes_hold_only_a_checkpoint_error_comes_out(run_of_two_rounds: Path, tmp_path: Path) -> None:
+    notes = json.loads((run_of_two_rounds / "round-000002.json").read_bytes())["notes"]
+    assert notes["roster"]["substitutes"], "so that these are forged too"
+    paths = list(places_in(notes))
+    refused = accepted = 0
+    for path in paths:
+        for wrong in (*WRONG, "drop"):
+
+            def change(notes: Any, path: tuple[Any, ...] = path, wrong: Any = wrong) -> None:
+                for key in path[:-1]:
+                    notes = notes[key]
+                if wrong == "drop":
+                    del notes[path[-1]]
+                else:
+                    notes[path[-1]] = wrong
+
+            folder = tmp_path / "run"
+            shutil.copytree(run_of_two_rounds, folder)
+            forge(folder, change)
+            (folder / "round-000001.json").unlink()
+            try:
+                assert went_on(folder, 3) == [3]
+                accepted += 1
+            except CheckpointError as error:
+                refused += 1
+                if not re.search(r"round-000002\.json: .*another folder to start anew", str(error)):
+                    raise
+            shutil.rmtree(folder)
+    assert refused > 3 * accepted > 0, (refused, accepted)
+
+
+def set_all_places_to_the_first(notes: dict[str, Any]) -> None:
+    for record in notes["roster"]["nodes"]:
+        record["place"] = [0, 0]
+
+
+def count_wrongly(notes: dict[str, Any]) -> None:
+    notes["roster"]["nodes"][0]["lying"] = "often"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda notes: notes.pop("roster"), "KeyError: 'roster'"),
+        (lambda notes: notes.update(rtol=True), "rtol is True"),
+        (lambda notes: notes.update(projection="00ff"), "RuntimeError"),
+        (lambda notes: notes.pop("metrics"), "KeyError: 'metrics'"),
+        (lambda notes: notes["roster"].update(nodes=[]), "no nodes"),
+        (lambda notes: notes["roster"]["nodes"].append(notes["roster"]["nodes"][0]), "a node twice"),
+        (lambda notes: notes["roster"]["nodes"][0].update(place=[0, 7]), "an impossible place"),
+        (lambda notes: notes["roster"]["substitutes"].append([0, 3, "key:nobody"]), "an unknown substitute"),
+        (lambda notes: notes["roster"]["nodes"][0].update(node_id=2), "an id twice"),
+        (lambda notes: notes["roster"]["nodes"][0].update(state="king"), "state in the ledger is none"),
+        (set_all_places_to_the_first, "a place twice"),
+        (count_wrongly, "lying in the ledger is no number"),
+    ],
+)
+def test_the_checkpoint_before_is_used_if_the_notes_are_forged_and_the_log_says_why(
+    run_of_two_rounds: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, change: Any, reason: str
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run_of_two_rounds, folder)
+    forge(folder, change)
+    assert went_on(folder, 2) == [2], "the second is played again"
+    assert "round-000002.json is not used" in caplog.text
+    assert reason in caplog.text
+    forge(folder, lambda notes: None)  # the run has written it anew
+    assert went_on(folder, 2) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: tensors.pop("vector"),
+        lambda tensors: tensors.update(vector=torch.tensor(1.0)),
+        lambda tensors: tensors.update(vector=tensors["vector"].double()),
+        lambda tensors: tensors.update(vector="x"),
+        lambda tensors: tensors.update(static={}),
+        lambda tensors: tensors.update(static={name: torch.zeros(2) for name in tensors["static"]}),
+        lambda tensors: tensors.update(optimizer=None),
+        lambda tensors: tensors["optimizer"].update(param_groups=[]),
+    ],
+    ids=["no vector", "scalar", "dtype", "text", "no static", "static", "no optimizer", "no groups"],
+)
+def test_the_checkpoint_before_is_used_if_the_tensors_are_forged(
+    run_of_two_rounds: Path, tmp_path: Path, change: Any
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run_of_two_rounds, folder)
+    forge_tensors(folder, change)
+    assert went_on(folder, 2) == [2]
