@@ -562,6 +562,11 @@ def count_wrongly(notes: dict[str, Any]) -> None:
         (lambda notes: notes["roster"]["nodes"][0].update(state="king"), "state in the ledger is none"),
         (set_all_places_to_the_first, "a place twice"),
         (count_wrongly, "lying in the ledger is no number"),
+        (lambda notes: notes["roster"]["nodes"][0].update(lying=-1), "lying in the ledger is no number"),
+        (
+            lambda notes: notes["roster"].update(idle_strangers=[notes["roster"]["nodes"][0]["identity"]]),
+            "that is none",
+        ),
     ],
 )
 def test_the_checkpoint_before_is_used_if_the_notes_are_forged_and_the_log_says_why(
