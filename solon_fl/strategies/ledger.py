@@ -1,10 +1,11 @@
 """What the server knows of a node: one entry of the ledger."""
 
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-__all__ = ["NodeRecord", "NodeState", "Place"]
+__all__ = ["NodeRecord", "NodeState", "Place", "namesakes"]
 
 NodeState = Literal["member", "spare", "substitute", "away", "quarantined", "refused"]
 Place = tuple[int, int]  # group, slot
@@ -102,12 +103,28 @@ class NodeRecord:
         return repr(self.name) if self.name else str(self.node_id)
 
     @property
+    def label_among_namesakes(self) -> str:
+        """Its label and a part of its key: what the log calls it if another node has the same name."""
+        shown = self.identity[:16] if self.identity.startswith("key:") else self.identity
+        return f"{self.label} ({shown})"
+
+    @property
     def offences(self) -> int:
         """What quarantine counts: lies, malformed replies, and stalls but for the first.
 
         Silence may be the network's fault, and a first stall that of a node which died while it sent.
         """
         return self.lying + self.malformed + max(self.stalled - 1, 0)
+
+
+def namesakes(records: Iterable[NodeRecord]) -> set[str]:
+    """Return the identities of nodes whose names are the same, but for case, spaces and the width of letters."""
+    found: dict[str, list[str]] = {}
+    for record in records:
+        if record.name:
+            look = "".join(unicodedata.normalize("NFKC", record.name).casefold().split())
+            found.setdefault(look, []).append(record.identity)
+    return {identity for identities in found.values() if len(identities) > 1 for identity in identities}
 
 
 def _count(name: str, value: Any) -> int:

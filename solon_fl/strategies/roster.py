@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 
 from solon_fl.config import SolonConfig
 from solon_fl.errors import NodesMissingError
-from solon_fl.strategies.ledger import NodeRecord, Place
+from solon_fl.strategies.ledger import NodeRecord, Place, namesakes
 from solon_fl.strategies.presence import connected_nodes, identity_of, wait_for_nodes
 from solon_fl.strategies.replies import one_line
 from solon_fl.strategies.reports import GroupReport, RoundReport
@@ -62,6 +62,8 @@ class Roster:
         self._turned_away = 0  # strangers, at most in one round
         self._patience_left = ALL_PATIENCE
         self._by_id: dict[int, NodeRecord] = {}
+        self._namesakes: set[str] = set()  # identities of nodes that have the same name
+        self._told: set[str] = set()  # of these names
 
     @property
     def ledger(self) -> dict[str, NodeRecord]:
@@ -203,7 +205,7 @@ class Roster:
         return self._by_id.get(node_id)
 
     def _label(self, record: NodeRecord) -> str:
-        return record.label
+        return record.label_among_namesakes if record.identity in self._namesakes else record.label
 
     def _meet(self, nodes: Iterable[NodeInfo], *, strangers: bool) -> list[NodeRecord]:
         """Note who is connected; return those never seen before, of strangers as many as there is room for."""
@@ -231,8 +233,17 @@ class Roster:
         return [self._nodes[identity] for identity in unknown]
 
     def _index(self) -> None:
-        """Find out whose ids are whose."""
+        """Find out whose ids and names are whose, and warn if names are not enough to tell nodes apart."""
         self._by_id = {record.node_id: record for record in self._nodes.values() if record.node_id}
+        self._namesakes = namesakes(self._nodes.values())
+        new = sorted({self._nodes[identity].name for identity in self._namesakes} - self._told)
+        if new and len(self._told) < MOST_STRANGERS:
+            self._told.update(new)
+            logger.warning(
+                "More than one node has the name %s, or one that looks like it%s: the log adds a part of their keys. "
+                "Register every node under a name of its own.",
+                *(repr(new[0]), f" (and {len(new) - 1} more such names)" if len(new) > 1 else ""),
+            )
 
     def _tell_of_those_turned_away(self, number: int) -> None:
         if number > self._turned_away:

@@ -550,3 +550,42 @@ def test_nodes_are_found_by_their_ids_at_once(app: ClientApp) -> None:
     roster.record(report(nodes))
     assert [roster.label(node) for node in nodes if node is not None] == [str(node) for node in nodes]
     assert time.process_time() - started < 0.5
+
+
+# ---- names ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "other",
+    ["hospital-a/1", "Hospital-A/1", "hospital-a / 1", "\uff48ospital-a/1", "hospital-a/1\u200b"],
+    ids=["same", "case", "spaces", "width", "invisible"],
+)
+def test_two_keys_under_one_name_are_told_apart_in_the_log(
+    app: ClientApp, other: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    grid = ChangingGrid(app, {**keyed(*range(1, 8)), 2: ("hospital-a/1", b"one"), 3: (other, b"two")})
+    roster = Roster(small_config(num_nodes=7, quarantine_after=1))
+    nodes = [node for node in follow(roster, grid) if node is not None]
+    labels = {node: roster.label(node) for node in nodes}
+    identities = {record.node_id: record.identity for record in roster.ledger.values()}
+    assert labels[2] == f"'hospital-a/1' ({identities[2][:16]})"
+    assert identities[3][:16] in labels[3]
+    assert (labels[1], labels[7]) == ("'n01'", "'n07'"), "the others are called as ever"
+    follow(roster, grid)
+    assert caplog.text.count("More than one node has the name") == 1
+    roster.record(report(follow(roster, grid), corrupt_nodes=(3,)))
+    assert f"({identities[3][:16]}) is quarantined" in caplog.text
+    assert restarted(roster, num_nodes=7, quarantine_after=1).label(2) == labels[2]
+
+
+def test_a_name_is_enough_again_when_the_stranger_that_had_it_too_is_gone(app: ClientApp) -> None:
+    grid = ChangingGrid(app, keyed(*range(1, 8)))
+    roster = Roster(small_config(num_nodes=7))
+    follow(roster, grid)
+    grid.here[20] = ("n03", b"another key")
+    follow(roster, grid)
+    assert roster.label(3).startswith("'n03' (key:")
+    assert roster.label(20).startswith("'n03' (key:")
+    del grid.here[20]
+    follow(roster, grid)
+    assert (roster.label(3), roster.label(20)) == ("'n03'", "20")
