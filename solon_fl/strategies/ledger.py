@@ -32,7 +32,7 @@ class NodeRecord:
     state : str
         "member": it has its place. "away": it is not connected. "spare": it waits. "substitute": it fills in for a node
         that is away or quarantined. "quarantined": it gets no more tasks. "refused": it came later, and
-        `SolonConfig.strangers` is "refuse".
+        `SolonConfig.strangers` is "refuse"; forgotten when it is gone.
     rounds : int
         In which it had a task.
     lying, malformed, silent : int
