@@ -88,6 +88,7 @@ def train(
     model: nn.Module | None = None,
     rounds: int = 5,
     timeout: float = 1.0,
+    num_spares: int = 0,
     **strategy_arguments: Any,
 ) -> tuple[Result, list[RoundReport]]:
     """Run SolonStrategy in this process and return its result and the reports of all rounds."""
@@ -102,7 +103,7 @@ def train(
         **strategy_arguments,
     )
     app = app or (client or REMEMBERING).client_app(mods)
-    grid = InProcessGrid(app, config.num_nodes)
+    grid = InProcessGrid(app, config.num_nodes + num_spares)
     result = strategy.start(grid, record_of(model), num_rounds=rounds, timeout=timeout)
     return result, reports
 

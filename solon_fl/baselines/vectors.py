@@ -13,9 +13,9 @@ from torch import Tensor
 from solon_fl.checks import check_whole
 from solon_fl.strategies.loop import RoundStrategy
 from solon_fl.strategies.model import OptimizerFactory, ServerModel
+from solon_fl.strategies.presence import wait_for_nodes
 from solon_fl.strategies.replies import Layout, Unusable, read, read_arrays
 from solon_fl.strategies.reports import GroupReport, RoundReport
-from solon_fl.strategies.roster import wait_for_nodes
 from solon_fl.strategies.rounds import Aggregated, Round, Run
 from solon_fl.task import ARRAYS, CONFIG, time_to_live
 

@@ -4,7 +4,10 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+import platform
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +16,15 @@ import torch
 
 from solon_fl.errors import CheckpointError, ConfigurationError
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
 __all__ = ["Checkpoint", "Checkpoints"]
 
 FORMAT = "solon_fl checkpoint 1"
+LOCK = "lock"  # the file that says who uses the folder
 logger = logging.getLogger("flwr.checkpoints")
 
 
@@ -61,6 +70,8 @@ class Checkpoints:
     A checkpoint is two files: ``round-000040.pt`` with the tensors, and then ``round-000040.json`` with everything
     else, the digest of both among it. Both are written beside, forced to disk, and renamed, so that a kill at any
     moment leaves whole checkpoints only. Its size: the model, and the optimizer's state.
+    One run at a time may use a folder: a second one is refused at its start. The lock goes with the process that holds
+    it, however that ends; the file ``lock`` stays, and means nothing by itself.
     """
 
     def __init__(self, folder: str | Path, *, every: int = 1, keep: int = 2) -> None:
@@ -70,6 +81,50 @@ class Checkpoints:
         self.folder = Path(folder)
         self.every = every
         self.keep = keep
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep the folder for one run, while inside.
+
+        Raises
+        ------
+        CheckpointError
+            If another run uses it, in this process or any other, or it can't be written to.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        except OSError as error:
+            raise CheckpointError(
+                f"the checkpoint folder {self.folder} can't be used: {error}; choose a folder that can be written to."
+            ) from error
+        try:
+            self._lock(file)
+            yield
+        finally:
+            if fcntl is not None:  # closing is not enough where a process that was forked has the file too
+                with suppress(OSError):
+                    fcntl.flock(file, fcntl.LOCK_UN)
+            os.close(file)
+
+    def _lock(self, file: int) -> None:
+        """Lock an open file, and write into it who did."""
+        try:
+            if fcntl is None:
+                raise OSError("this platform has no such locks")
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = " ".join(os.read(file, 200).decode(errors="replace").split()) or "another process"
+            raise CheckpointError(
+                f"another run ({holder}) uses the checkpoint folder {self.folder}; stop that one, or choose another "
+                "folder for this one."
+            ) from error
+        except OSError as error:  # some file systems have none either
+            logger.warning("%s can't be locked (%s): let no second run use it.", self.folder, error)
+            return
+        with suppress(OSError):  # a full disk is the first save's to tell
+            os.ftruncate(file, 0)
+            os.write(file, f"process {os.getpid()} on {platform.node()}\n".encode())
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint, then delete those that are too many.
@@ -82,6 +137,7 @@ class Checkpoints:
         name = f"round-{checkpoint.round:06d}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._remove_parts()
             tensors_digest = _write(self.folder / f"{name}.pt", checkpoint.tensors)
             manifest = _as_json(
                 {
@@ -99,17 +155,26 @@ class Checkpoints:
             for old in whole[self.keep :]:
                 old.unlink()  # first: a manifest without tensors is damaged, tensors without a manifest are nothing
             kept = {path.stem for path in self._manifests()}
-            for leftover in [*self.folder.glob("round-*.pt"), *self.folder.glob("round-*.part")]:
-                if leftover.name.partition(".")[0] not in kept:
+            for leftover in self.folder.glob("round-*.pt"):
+                if leftover.stem not in kept:
                     leftover.unlink(missing_ok=True)
         except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeErrors too
+            self._remove_parts()
             raise CheckpointError(
                 f"the checkpoint of round {checkpoint.round} can't be written: {error}; the run's state is lost if the "
                 "server stops; free some space or choose another folder."
             ) from error
 
-    def load(self, run: Mapping[str, Any]) -> Checkpoint | None:
+    def load(self, run: Mapping[str, Any], take_over: Callable[[Checkpoint], None] | None = None) -> Checkpoint | None:
         """Return the newest checkpoint that is whole and of the same run; None if there is none at all.
+
+        Parameters
+        ----------
+        run : mapping
+            What must be the same in the run that goes on.
+        take_over : callable, optional
+            Called with the checkpoint. One that it can't take over, whatever it raises, is passed over like a damaged
+            one, and it is called with the one before; so it must not rely on the state that it finds.
 
         Raises
         ------
@@ -120,6 +185,8 @@ class Checkpoints:
         for path in self._manifests():
             try:
                 checkpoint = self._read(path, run)
+                if take_over is not None:
+                    _try(take_over, checkpoint)
             except CheckpointError as error:
                 logger.warning("Checkpoint %s is not used: %s", path, error)
                 reasons.append(f"{path.name}: {error}")
@@ -132,6 +199,12 @@ class Checkpoints:
                 "settings as the run that wrote them, or another folder to start anew."
             )
         return None
+
+    def _remove_parts(self) -> None:
+        """Delete what a save that was killed, or failed, has left. What can't be deleted is in nobody's way."""
+        for part in self.folder.glob("round-*.part"):
+            with suppress(OSError):
+                part.unlink()
 
     def _manifests(self) -> list[Path]:
         """Return the manifests, newest first."""
@@ -159,6 +232,15 @@ class Checkpoints:
         except Exception as error:  # torch raises errors of many kinds, UnpicklingError and RuntimeError among them
             raise CheckpointError(f"{tensors_path.name} is damaged or missing ({_kind_and_text(error)})") from error
         return Checkpoint(round=manifest["round"], run=manifest["run"], notes=manifest["notes"], tensors=tensors)
+
+
+def _try(take_over: Callable[[Checkpoint], None], checkpoint: Checkpoint) -> None:
+    try:
+        take_over(checkpoint)
+    except CheckpointError:
+        raise
+    except Exception as error:  # the notes may hold anything: a digest that fits can be made by whoever made them
+        raise CheckpointError(f"what it holds is not what a run can go on from ({_kind_and_text(error)})") from error
 
 
 def _round_of(path: Path) -> int:
@@ -196,15 +278,16 @@ def _digest_of_file(path: Path) -> str:
 
 def _write(path: Path, content: Mapping[str, Any]) -> str:
     """Write JSON or tensors so that the file is whole or not there, and return the digest of its bytes."""
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
+    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
+    with part.open("xb+") as file:  # made here: whoever put a file or a link there, it is not written through
         if path.suffix == ".json":
             file.write(json.dumps(content).encode())
         else:
             torch.save(content, file)
         file.flush()
         os.fsync(file.fileno())
-    digest = _digest_of_file(part)
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     part.replace(path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:

@@ -1,9 +1,11 @@
 """What the server knows of a node: one entry of the ledger."""
 
-from dataclasses import dataclass
-from typing import Literal
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
 
-__all__ = ["NodeRecord", "NodeState", "Place"]
+__all__ = ["NodeRecord", "NodeState", "Place", "namesakes"]
 
 NodeState = Literal["member", "spare", "substitute", "away", "quarantined", "refused"]
 Place = tuple[int, int]  # group, slot
@@ -30,7 +32,7 @@ class NodeRecord:
     state : str
         "member": it has its place. "away": it is not connected. "spare": it waits. "substitute": it fills in for a node
         that is away or quarantined. "quarantined": it gets no more tasks. "refused": it came later, and
-        `SolonConfig.strangers` is "refuse".
+        `SolonConfig.strangers` is "refuse"; forgotten when it is gone.
     rounds : int
         In which it had a task.
     lying, malformed, silent : int
@@ -68,10 +70,43 @@ class NodeRecord:
     escalations: int = 0
     last_offence: str = ""
 
+    @classmethod
+    def restored(cls, entries: Mapping[str, Any]) -> "NodeRecord":
+        """Return the record of which `dataclasses.asdict`, and JSON, made these entries.
+
+        Raises
+        ------
+        ValueError
+            If an entry is missing, unknown, or not what it can be; other errors if they are no entries at all.
+        """
+        names = {field.name for field in fields(cls)}
+        if wrong := entries.keys() ^ names:
+            raise ValueError(f"the ledger lacks, or has too many, entries {sorted(wrong)[:5]}")
+        place = entries["place"]
+        if place is not None:
+            group, slot = place
+            place = (_count("group", group), _count("slot", slot))
+        for name in ("identity", "name", "last_offence"):
+            if type(entries[name]) is not str:
+                raise ValueError(f"{name} in the ledger is no text")
+        if not isinstance(entries["silo"], str | None):
+            raise ValueError("silo in the ledger is no text")
+        if entries["state"] not in get_args(NodeState):
+            raise ValueError("state in the ledger is none")
+        for name in names - {"identity", "name", "last_offence", "silo", "state", "place"}:
+            _count(name, entries[name])
+        return cls(**{**entries, "place": place})
+
     @property
     def label(self) -> str:
         """Its name, or else its id: what the log calls it."""
         return repr(self.name) if self.name else str(self.node_id)
+
+    @property
+    def label_among_namesakes(self) -> str:
+        """Its label and a part of its key: what the log calls it if another node has the same name."""
+        shown = self.identity[:16] if self.identity.startswith("key:") else self.identity
+        return f"{self.label} ({shown})"
 
     @property
     def offences(self) -> int:
@@ -80,3 +115,19 @@ class NodeRecord:
         Silence may be the network's fault, and a first stall that of a node which died while it sent.
         """
         return self.lying + self.malformed + max(self.stalled - 1, 0)
+
+
+def namesakes(records: Iterable[NodeRecord]) -> set[str]:
+    """Return the identities of nodes whose names are the same, but for case, spaces and the width of letters."""
+    found: dict[str, list[str]] = {}
+    for record in records:
+        if record.name:
+            look = "".join(unicodedata.normalize("NFKC", record.name).casefold().split())
+            found.setdefault(look, []).append(record.identity)
+    return {identity for identities in found.values() if len(identities) > 1 for identity in identities}
+
+
+def _count(name: str, value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**64:
+        raise ValueError(f"{name} in the ledger is no number that it can be")
+    return value

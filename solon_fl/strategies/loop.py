@@ -9,6 +9,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any, Generic, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, Metadata, MetricRecord, RecordDict
@@ -149,14 +150,30 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         NodesMissingError
             If fewer nodes than needed connect within the timeout.
         CheckpointError
-            If there are checkpoints of which none can be used, of a round beyond num_rounds, or one can't be written.
+            If there are checkpoints of which none can be used, of a round beyond num_rounds, or one can't be written;
+            or another run uses their folder.
         GroupFailedError
             If a group can't be decoded and the strategy's policy is to stop (its `result` holds all so far), or no
             node at all sends anything in the first round.
         """
-        self.summary()
+        with nullcontext() if self._checkpoints is None else self._checkpoints.locked():
+            self.summary()
+            return self._start(
+                *(grid, initial_arrays, num_rounds, timeout, train_config or ConfigRecord()),
+                *(evaluate_config or ConfigRecord(), evaluate_fn),
+            )
+
+    def _start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int,
+        timeout: float,
+        train_config: ConfigRecord,
+        evaluate_config: ConfigRecord,
+        evaluate_fn: Evaluate | None,
+    ) -> Result:
         result = Result(arrays=initial_arrays)
-        train_config = train_config or ConfigRecord()
         run = self._latest = self.begin(self._new_model(initial_arrays), timeout, follows_up=True)
         rounds_done = self._resume(run, result, num_rounds)
         try:
@@ -170,7 +187,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
                 unanswered = _collect_late(server_round, grid, run, unanswered)
                 stepped += self._play(run, server_round, result, grid, train_config, unanswered)
                 if self._client_evaluation:
-                    self._evaluate_on_nodes(run, server_round, result, grid, evaluate_config or ConfigRecord())
+                    self._evaluate_on_nodes(run, server_round, result, grid, evaluate_config)
                 _evaluate_centrally(server_round, result, evaluate_fn)
                 if self._checkpoints and (server_round % self._checkpoints.every == 0 or server_round == num_rounds):
                     self._checkpoints.save(self._checkpoint(run, server_round, result))
@@ -337,7 +354,16 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         """Take over the newest checkpoint and return its round; 0 if there is none."""
         if self._checkpoints is None:
             return 0
-        checkpoint = self._checkpoints.load(self._describe(run.model))
+
+        def take_over(checkpoint: Checkpoint) -> None:
+            noted = checkpoint.notes["metrics"]
+            metrics = {name: {int(n): MetricRecord(record) for n, record in noted[name].items()} for name in METRICS}
+            run.model.restore(checkpoint.tensors)
+            run.restore(checkpoint.notes)
+            for name, records in metrics.items():
+                getattr(result, name).update(records)
+
+        checkpoint = self._checkpoints.load(self._describe(run.model), take_over)
         if checkpoint is None:
             return 0
         if checkpoint.round > num_rounds:
@@ -345,11 +371,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
                 f"the run in {self._checkpoints.folder} has come to round {checkpoint.round}, beyond "
                 f"num_rounds={num_rounds}; give more rounds, or another folder to start anew."
             )
-        run.model.restore(checkpoint.tensors)
         result.arrays = run.model.to_record()
-        for name, records in checkpoint.notes["metrics"].items():
-            getattr(result, name).update({int(number): MetricRecord(record) for number, record in records.items()})
-        run.restore(checkpoint.notes)
         return checkpoint.round
 
 

@@ -118,7 +118,22 @@ class ServerModel:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` returned for a model of the same layout and an optimizer of the same kind."""
+        """Take over what `state` returned for a model of the same layout and an optimizer of the same kind.
+
+        Raises
+        ------
+        ValueError
+            If its arrays have other names, shapes or dtypes; other errors if it is something else altogether.
+        """
+        static = {name: trusted_tensor(array) for name, array in self._static.items()}
+        if state["static"].keys() != static.keys():
+            raise ValueError(f"the static entries should be {sorted(static)[:5]}; got {sorted(state['static'])[:5]}")
+        for name, value, ours in (
+            ("vector", state["vector"], self.vector),
+            *((name, state["static"][name], value) for name, value in static.items()),
+        ):
+            if (value.shape, value.dtype) != (ours.shape, ours.dtype):  # copy_ would broadcast
+                raise ValueError(f"{name} should be {ours.dtype} of shape {list(ours.shape)}")
         self.vector.copy_(state["vector"])
         self._static = {name: to_array(value) for name, value in state["static"].items()}
         if self._optimizer is not None:

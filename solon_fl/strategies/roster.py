@@ -1,60 +1,30 @@
 """Which node is in which group and slot, in every round, and what each was caught at."""
 
-import hashlib
 import logging
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from flwr.app import Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 
 from solon_fl.config import SolonConfig
-from solon_fl.errors import ConfigurationError, NodesMissingError
-from solon_fl.strategies.exchange import exchange
-from solon_fl.strategies.ledger import NodeRecord, Place
-from solon_fl.strategies.replies import Unusable, one_line, read, read_silo
+from solon_fl.errors import NodesMissingError
+from solon_fl.strategies.ledger import NodeRecord, Place, namesakes
+from solon_fl.strategies.presence import connected_nodes, identity_of, wait_for_nodes
+from solon_fl.strategies.replies import one_line
 from solon_fl.strategies.reports import GroupReport, RoundReport
-from solon_fl.task import SILO_QUERY, time_to_live
+from solon_fl.strategies.silos import groups_by_silo, learn_silos
 
-__all__ = ["Roster", "wait_for_nodes"]
+__all__ = ["Roster"]
 
 Places = tuple[tuple[int | None, ...], ...]  # node ids by group and slot; None where nobody is
+MOST_STRANGERS = 100  # that never had a task and are in the ledger all the same; or num_nodes, if that is more
 STRANGERS_PATIENCE = 15.0  # seconds that nodes which come later have to say which silo they are in
+ALL_PATIENCE = 120.0  # seconds that the rounds of a run together wait for such nodes in vain
+LINES = 5  # of the log, for as many nodes that come at the same time
 logger = logging.getLogger("flwr")
-
-
-def wait_for_nodes(grid: Grid, num_nodes: int, timeout: float | None) -> list[NodeInfo]:
-    """Return all connected nodes, by ascending name and id, as soon as there are num_nodes of them.
-
-    Parameters
-    ----------
-    timeout : float or None
-        Seconds to wait; None waits for ever, as Flower's own strategies do.
-    """
-    started = time.monotonic()
-    last_log = -60.0
-    while len(nodes := connected_nodes(grid)) < num_nodes:
-        waited = time.monotonic() - started
-        if timeout is not None and waited > timeout:
-            raise NodesMissingError(
-                f"the run needs num_nodes={num_nodes} nodes; only {len(nodes)} connected within {timeout:g} s; "
-                "start more nodes, raise timeout, or lower num_nodes."
-            )
-        if waited - last_log > 10:
-            logger.info("Waiting for nodes: %d connected, %d needed.", len(nodes), num_nodes)
-            last_log = waited
-        time.sleep(min(1.0, 0.05 + waited / 10))
-    return nodes
-
-
-def connected_nodes(grid: Grid) -> list[NodeInfo]:
-    """Return the nodes that are connected now, by ascending registered name, then id."""
-    nodes = {node.node_id: node for node in grid.get_nodes()}
-    return sorted(nodes.values(), key=lambda node: (node.name, node.node_id))
 
 
 class Roster:
@@ -63,6 +33,10 @@ class Roster:
     A place belongs to one node for the whole run, known by its identity: when it comes back from a restart or from
     behind a broken line, it has its place again. While it is away or in quarantine, a spare fills in, if there is
     one. Nodes that connect after the run began are strangers: spares, or refused.
+
+    What strangers can make the server keep is bounded: those that never had a task are in the ledger only while they
+    are connected, and no more than `MOST_STRANGERS` or num_nodes of them, whichever is more; the others get nothing to
+    do, and are counted. Who had a place once is in the ledger for good.
 
     With `SolonConfig.regroup` "round", all places are drawn anew in every round, among the nodes that are connected and
     neither quarantined nor refused; who gets none waits for the next draw. If there are fewer nodes than places, each
@@ -84,10 +58,16 @@ class Roster:
         self._owners: dict[Place, str] = {}  # in the order of groups and slots
         self._substitutes: dict[Place, str] = {}
         self._connected: frozenset[str] = frozenset()
+        self._idle_strangers: set[str] = set()  # that never had a place
+        self._turned_away = 0  # strangers, at most in one round
+        self._patience_left = ALL_PATIENCE
+        self._by_id: dict[int, NodeRecord] = {}
+        self._namesakes: set[str] = set()  # identities of nodes that have the same name
+        self._told: set[str] = set()  # of these names
 
     @property
     def ledger(self) -> dict[str, NodeRecord]:
-        """Every node that was ever seen, by its identity."""
+        """Every node that was there when the run began, or had a place since, and some strangers, by identity."""
         return self._nodes
 
     @property
@@ -102,7 +82,7 @@ class Roster:
     def label(self, node_id: int) -> str:
         """Return what the log calls the node of this id."""
         record = self._of(node_id)
-        return str(node_id) if record is None else record.label
+        return str(node_id) if record is None else self._label(record)
 
     def update(self, grid: Grid, timeout: float | None, server_round: int) -> None:
         """See who is connected, and fill the places for the round; the first call waits for num_nodes nodes.
@@ -118,21 +98,21 @@ class Roster:
                 raise
             logger.warning("Going on all the same: %s", error)
             nodes = connected_nodes(grid)
-        newcomers = self._meet(nodes)
+        newcomers = self._meet(nodes, strangers=not began)
         if not began:
-            newcomers = self._admit(newcomers)
-            timeout = STRANGERS_PATIENCE if timeout is None else min(timeout, STRANGERS_PATIENCE)
-        if config.grouping == "silo":
-            self._learn_silos(grid, newcomers, timeout)
+            self._admit(grid, newcomers, timeout)
+        elif config.grouping == "silo":
+            learn_silos(grid, newcomers, timeout, self._label)
         for record in self._nodes.values():
             if record.state not in ("quarantined", "refused"):
                 record.state = "spare" if record.identity in self._connected else "away"
         if config.regroup == "round":
             self._draw_places(server_round)
-            return
-        if began:
-            self._found(newcomers)
-        self._fill_places()
+        else:
+            if began:
+                self._found(newcomers)
+            self._fill_places()
+        self._idle_strangers = {i for i in self._idle_strangers if self._nodes[i].state in ("spare", "refused")}
 
     def troubles(self, node_id: int) -> int:
         """Return how often the node of this id has offended, or made the server ask nodes at rest."""
@@ -178,7 +158,7 @@ class Roster:
         if record is not None:
             record.stalled += 1
             record.last_offence = "an answer that was announced and never sent"
-            logger.warning("Node %s announced an answer and never sent it.", record.label)
+            logger.warning("Node %s announced an answer and never sent it.", self._label(record))
             self._consider_quarantine(record)
 
     def to_dict(self) -> dict[str, Any]:
@@ -186,68 +166,92 @@ class Roster:
         return {
             "nodes": [asdict(record) for record in self._nodes.values()],
             "substitutes": [[*place, identity] for place, identity in self._substitutes.items()],
+            "idle_strangers": sorted(self._idle_strangers),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over what `to_dict` returned."""
-        self._nodes = {}
-        for fields in state["nodes"]:
-            place = fields["place"]
-            record = NodeRecord(**{**fields, "place": None if place is None else (place[0], place[1])})
-            self._nodes[record.identity] = record
-        owned = {record.place: identity for identity, record in self._nodes.items() if record.place is not None}
-        self._owners = dict(sorted(owned.items()))
-        self._substitutes = {(group, slot): identity for group, slot, identity in state["substitutes"]}
+        """Take over what `to_dict` returned; raise ValueError or the like, and change nothing, if it was not that."""
+        config = self._config
+        records = [NodeRecord.restored(entries) for entries in state["nodes"]]
+        nodes = {record.identity: record for record in records}
+        owners = {record.place: record.identity for record in records if record.place is not None}
+        ids = {record.node_id for record in records if record.node_id}
+        substitutes = {(group, slot): identity for group, slot, identity in state["substitutes"]}
+        strangers = set(state.get("idle_strangers", ()))
+        for what, is_right in (
+            ("no nodes", bool(records)),
+            ("a node twice", len(nodes) == len(records)),
+            ("a place twice", len(owners) == sum(record.place is not None for record in records)),
+            ("an id twice", len(ids) == sum(record.node_id != 0 for record in records)),
+            ("a stranger that is none", strangers <= nodes.keys() - {*owners.values(), *substitutes.values()}),
+            ("an impossible place", all(g < config.num_groups and r < config.group_size for g, r in owners)),
+            (
+                "an unknown substitute",
+                set(substitutes.values()) <= nodes.keys() and substitutes.keys() <= owners.keys(),
+            ),
+        ):
+            if not is_right:
+                raise ValueError(f"the ledger has {what}")
+        self._nodes = nodes
+        self._owners = dict(sorted(owners.items()))
+        self._substitutes = substitutes
+        self._idle_strangers = strangers
         self._connected = frozenset()
+        self._index()
 
     # Who is who
 
     def _of(self, node_id: int) -> NodeRecord | None:
-        return next((record for record in self._nodes.values() if record.node_id == node_id), None)
+        return self._by_id.get(node_id)
 
-    def _meet(self, nodes: Iterable[NodeInfo]) -> list[NodeRecord]:
-        """Note who is connected; return those never seen before."""
-        newcomers = []
-        connected = set()
-        for node in nodes:
-            identity = _identity(node)
-            connected.add(identity)
-            record = self._nodes.get(identity)
-            if record is None:
-                record = self._nodes[identity] = NodeRecord(identity=identity, node_id=node.node_id)
-                newcomers.append(record)
-            record.node_id = node.node_id
-            record.name = one_line(node.name)
-        self._connected = frozenset(connected)
-        taken = {self._nodes[identity].node_id for identity in connected}
-        for identity in self._nodes.keys() - connected:
-            if self._nodes[identity].node_id in taken:  # tasks meant for it must not go to another
-                self._nodes[identity].node_id = 0
-        return newcomers
+    def _label(self, record: NodeRecord) -> str:
+        return record.label_among_namesakes if record.identity in self._namesakes else record.label
 
-    def _learn_silos(self, grid: Grid, nodes: Iterable[NodeRecord], timeout: float | None) -> None:
-        """Note each node's silo: what stands before the "/" in its registered name, or else what it declares."""
-        asked = {}
-        for record in nodes:
-            silo, slash, _ = record.name.partition("/")
-            if slash and silo:
-                record.silo = silo
-            else:
-                asked[record.node_id] = record
-        messages = {node_id: Message(RecordDict(), node_id, SILO_QUERY, ttl=time_to_live(timeout)) for node_id in asked}
+    def _meet(self, nodes: Iterable[NodeInfo], *, strangers: bool) -> list[NodeRecord]:
+        """Note who is connected; return those never seen before, of strangers as many as there is room for."""
+        here = {identity_of(node): node for node in nodes}
+        for identity in self._idle_strangers - here.keys():
+            del self._nodes[identity]
+        self._idle_strangers &= here.keys()
+        unknown = [identity for identity in here if identity not in self._nodes]
+        if strangers:
+            room = max(MOST_STRANGERS, self._config.num_nodes) - len(self._idle_strangers)
+            self._tell_of_those_turned_away(len(unknown) - room)
+            unknown = sorted(unknown, key=lambda identity: not here[identity].name)[: max(room, 0)]
+            self._idle_strangers.update(unknown)
+        self._nodes |= {identity: NodeRecord(identity=identity, node_id=0) for identity in unknown}
+        holders = {node.node_id: identity for identity, node in here.items()}
+        for identity, record in self._nodes.items():
+            node = here.get(identity)
+            if node is not None:
+                record.node_id = node.node_id
+                record.name = one_line(node.name)
+            elif record.node_id in holders:  # tasks meant for it must not go to another
+                record.node_id = 0
+        self._connected = frozenset(here.keys() & self._nodes.keys())
+        self._index()
+        return [self._nodes[identity] for identity in unknown]
 
-        def receive(batch: list[tuple[int, Message]]) -> bool:
-            for node_id, reply in batch:
-                silo = read(reply, read_silo)
-                if isinstance(silo, Unusable):
-                    label = asked[node_id].label
-                    logger.warning("Node %s did not say which silo it is in: %s", label, silo.reason)
-                else:
-                    asked[node_id].silo = silo
-            return False
+    def _index(self) -> None:
+        """Find out whose ids and names are whose, and warn if names are not enough to tell nodes apart."""
+        self._by_id = {record.node_id: record for record in self._nodes.values() if record.node_id}
+        self._namesakes = namesakes(self._nodes.values())
+        new = sorted({self._nodes[identity].name for identity in self._namesakes} - self._told)
+        if new and len(self._told) < MOST_STRANGERS:
+            self._told.update(new)
+            logger.warning(
+                "More than one node has the name %s, or one that looks like it%s: the log adds a part of their keys. "
+                "Register every node under a name of its own.",
+                *(repr(new[0]), f" (and {len(new) - 1} more such names)" if len(new) > 1 else ""),
+            )
 
-        if messages:
-            exchange(grid, messages, timeout, receive)
+    def _tell_of_those_turned_away(self, number: int) -> None:
+        if number > self._turned_away:
+            self._turned_away = number
+            logger.warning(
+                "%d more nodes connected after the run began than the ledger has room for: they get nothing to do.",
+                number,
+            )
 
     # Who is where
 
@@ -258,14 +262,15 @@ class Roster:
             size = config.group_size
             groups = [nodes[i : i + size] for i in range(0, config.num_nodes, size)]
         else:
-            groups = self._groups_by_silo(nodes)
+            groups = groups_by_silo(nodes, config)
         for group, members in enumerate(groups):
             for slot, record in enumerate(members):
                 record.place = (group, slot)
                 self._owners[group, slot] = record.identity
-        spares = [record.label for record in nodes if record.place is None]
+        spares = [record for record in nodes if record.place is None]
         if spares:
-            logger.info("%d nodes wait as spares: %s", len(spares), ", ".join(spares))
+            shown = ", ".join(map(self._label, spares[: 4 * LINES]))
+            logger.info("%d nodes wait as spares: %s%s", len(spares), shown, ", ..." if spares[4 * LINES :] else "")
 
     def _draw_places(self, server_round: int) -> None:
         """Give the places of this round to nodes drawn among all that can have one, slot by slot of all groups."""
@@ -284,44 +289,32 @@ class Roster:
         if len(drawn) < config.num_nodes:
             logger.warning("Only %d nodes take part in this round, of %d.", len(drawn), config.num_nodes)
 
-    def _groups_by_silo(self, nodes: Iterable[NodeRecord]) -> list[list[NodeRecord]]:
+    def _admit(self, grid: Grid, strangers: list[NodeRecord], timeout: float | None) -> None:
+        """Refuse those that came later, or let them wait as spares, for which their silo must be known."""
         config = self._config
-        members: dict[str, list[NodeRecord]] = {}
-        for record in nodes:
-            if record.silo is not None:
-                members.setdefault(record.silo, []).append(record)
-        enough = config.group_size - config.stragglers
-        chosen = sorted(
-            (silo for silo, records in members.items() if len(records) >= enough),
-            key=lambda silo: (-sum(bool(record.name) for record in members[silo]), silo),
-        )[: config.num_groups]
-        if len(chosen) < config.num_groups:
-            counts = {silo[:40]: len(records) for silo, records in sorted(members.items())[:20]}
-            raise ConfigurationError(
-                f"grouping='silo' needs {config.num_groups} silos of at least group_size={config.group_size} nodes"
-                f"{f', less stragglers={config.stragglers}' if config.stragglers else ''}; "
-                f"got {counts}; start more nodes in the small silos, or change num_nodes or group_size."
-            )
-        ignored = sorted(members.keys() - set(chosen))
-        if ignored:
-            logger.warning(
-                "More silos than num_nodes / group_size = %d: %d are ignored, %s among them. To say which take part, "
-                "register the nodes under names like silo/node.",
-                *(config.num_groups, len(ignored), ignored[0][:40]),
-            )
-        return [members[silo][: config.group_size] for silo in sorted(chosen)]
-
-    def _admit(self, strangers: list[NodeRecord]) -> list[NodeRecord]:
-        """Return those that may wait as spares."""
-        for record in strangers:
-            if self._config.strangers == "refuse":
+        level, fate = logging.INFO, "waits as a spare"
+        if config.strangers == "refuse":
+            level, fate = logging.WARNING, "is refused"
+            for record in strangers:
                 record.state = "refused"
-                logger.warning("Node %s connected after the run began and is refused.", record.label)
-            elif self._config.regroup == "round":
-                logger.info("Node %s connected after the run began and takes part in the draws.", record.label)
-            else:
-                logger.info("Node %s connected after the run began and waits as a spare.", record.label)
-        return [record for record in strangers if record.state != "refused"]
+        elif config.regroup == "round":
+            fate = "takes part in the draws"
+        for record in strangers[:LINES]:
+            logger.log(level, "Node %s connected after the run began and %s.", self._label(record), fate)
+        if len(strangers) > LINES:
+            logger.log(level, "So did %d more nodes, and the same goes for each.", len(strangers) - LINES)
+        if config.grouping == "silo" and config.strangers != "refuse":
+            patience = max(min(STRANGERS_PATIENCE, self._patience_left), 0.0)
+            if not patience:  # only registered names tell now
+                strangers = [record for record in strangers if "/" in record.name[1:]]
+            timeout = patience if timeout is None else min(timeout, patience)
+            self._patience_left -= learn_silos(grid, strangers, timeout, self._label)
+            if self._patience_left <= 0 < patience:
+                logger.warning(
+                    "Strangers that don't say which silo they are in have held up the run for %g s: none is asked any "
+                    "more; nodes registered under names like silo/node need not be.",
+                    ALL_PATIENCE,
+                )
 
     def _own_vacant_places(self) -> None:
         """Give places that nobody owns, as a silo began without some of its nodes, to spares of that silo."""
@@ -334,7 +327,7 @@ class Roster:
                 if newcomer is not None and newcomer.place is None:
                     newcomer.place = (group, slot)
                     self._owners[group, slot] = newcomer.identity
-                    logger.info("Node %s takes a place that was empty (group %d).", newcomer.label, group)
+                    logger.info("Node %s takes a place that was empty (group %d).", self._label(newcomer), group)
         self._owners = dict(sorted(self._owners.items()))
 
     def _fill_places(self) -> None:
@@ -345,7 +338,7 @@ class Roster:
             if self._nodes[owner].state == "spare":
                 self._nodes[owner].state = "member"
                 if self._substitutes.pop(place, None) is not None:
-                    logger.info("Node %s is back in its place.", self._nodes[owner].label)
+                    logger.info("Node %s is back in its place.", self._label(self._nodes[owner]))
             elif self._nodes[self._substitutes.get(place, owner)].state != "spare":
                 self._substitutes.pop(place, None)
         for identity in self._substitutes.values():
@@ -359,7 +352,7 @@ class Roster:
                 self._substitutes[place] = substitute.identity
                 logger.warning(
                     "Node %s (group %d) is %s: node %s fills in.",
-                    *(self._nodes[owner].label, place[0], self._nodes[owner].state, substitute.label),
+                    *(self._label(self._nodes[owner]), place[0], self._nodes[owner].state, self._label(substitute)),
                 )
 
     def _best_spare(self, silo: str | None) -> NodeRecord | None:
@@ -395,13 +388,13 @@ class Roster:
             logger.warning(
                 "Node %s has offended %d times, but a group needs %d nodes and has no more to spare: "
                 "it is not quarantined.",
-                *(record.label, record.offences, self._config.num_agreeing),
+                *(self._label(record), record.offences, self._config.num_agreeing),
             )
             return
         record.state = "quarantined"
         logger.warning(
             "Node %s is quarantined after %d offences; the last was in %s",
-            *(record.label, record.offences, record.last_offence),
+            *(self._label(record), record.offences, record.last_offence),
         )
 
     def _can_do_without_another(self, group: int) -> bool:
@@ -417,9 +410,3 @@ class Roster:
             place[0] == group and self._nodes[owner].state == "quarantined" for place, owner in self._owners.items()
         )
         return config.group_size - missing - 1 >= config.num_agreeing
-
-
-def _identity(node: NodeInfo) -> str:
-    if node.public_key:
-        return f"key:{hashlib.blake2b(node.public_key, digest_size=16).hexdigest()}"
-    return f"id:{node.node_id}"

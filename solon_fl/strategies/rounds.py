@@ -101,4 +101,4 @@ class Run:
         return {}
 
     def restore(self, notes: Mapping[str, Any]) -> None:
-        """Take over what `notes` returned."""
+        """Take over what `notes` returned; if it was something else, raise, whatever it is, and change nothing."""

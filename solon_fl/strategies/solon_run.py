@@ -1,6 +1,7 @@
 """One training run of Solon's strategy: its nodes and groups, round by round."""
 
 import logging
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
@@ -155,11 +156,16 @@ class SolonRun(Run):
 
     def restore(self, notes: Mapping[str, Any]) -> None:
         """See `Run.restore`."""
+        rtol, projection = notes["rtol"], notes["projection"]
+        if type(rtol) is not float or not 0 <= rtol < math.inf:
+            raise ValueError(f"rtol is {rtol!r}")
+        restored = None
+        if self.projection is not None and projection is not None:
+            restored = torch.Generator()
+            restored.set_state(torch.tensor(list(bytes.fromhex(projection)), dtype=torch.uint8))
         self.roster.restore(notes["roster"])
-        rtol = notes.get("rtol", 0.0)
+        self.projection = restored or self.projection
         self._raise_rtol(rtol, "\trtol is %g, as calibrated when the run began.", rtol)
-        if self.projection is not None and notes["projection"] is not None:
-            self.projection.set_state(torch.tensor(list(bytes.fromhex(notes["projection"])), dtype=torch.uint8))
 
     def _raise_rtol(self, rtol: float, text: str, *values: float) -> None:
         if rtol > self.config.rtol:

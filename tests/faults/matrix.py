@@ -330,6 +330,18 @@ PROCESS_FAULTS = (
         "tests/strategies/test_roster.py::test_a_stranger_with_the_name_of_a_node_is_still_a_stranger",
     ),
     ProcessFault(
+        "thousands of strangers",
+        "they connect after the run began, each with a key of its own",
+        "a few are kept as spares, or refused, while they are connected; the others are counted",
+        "tests/strategies/test_roster.py::test_a_crowd_of_strangers_is_counted_and_not_kept",
+    ),
+    ProcessFault(
+        "two keys under one name",
+        "two nodes are registered under the same name, or nearly",
+        "the log adds a part of their keys, and warns once",
+        "tests/strategies/test_roster.py::test_two_keys_under_one_name_are_told_apart_in_the_log",
+    ),
+    ProcessFault(
         "answer after the round's deadline",
         "the reply comes while the next round is under way",
         "dropped, and counted as late in the ledger",
@@ -352,6 +364,19 @@ PROCESS_FAULTS = (
         "at random moments, again and again",
         "the same program goes on from the last checkpoint; the final model is equal bit by bit",
         "tests/simulations/run/test_checkpoints.py::test_kill_9_at_random_moments_changes_nothing",
+    ),
+    ProcessFault(
+        "second server on one checkpoint folder",
+        "it starts while the first one runs",
+        "it ends before its first round, and says which process has the folder; a killed one leaves no lock",
+        "tests/strategies/test_checkpoint.py::"
+        "test_a_second_server_is_refused_before_it_does_anything_and_a_killed_one_leaves_no_lock",
+    ),
+    ProcessFault(
+        "forged checkpoint",
+        "its digests fit, and it holds something else than a run's state",
+        "the one before is used; if there is none, a `CheckpointError` names the file",
+        "tests/strategies/test_checkpoint.py::test_whatever_the_notes_hold_only_a_checkpoint_error_comes_out",
     ),
     ProcessFault(
         "kill -9 of flwr-serverapp",

@@ -23,9 +23,11 @@ from solon_fl.strategies.digest_group import DigestGroupRound
 from solon_fl.strategies.exchange import exchange
 from solon_fl.strategies.group import GroupRound
 from solon_fl.strategies.loop import RoundStrategy
+from solon_fl.strategies.presence import connected_nodes
 from solon_fl.strategies.replies import median_metrics, read_share
 from solon_fl.strategies.reports import GroupReport
-from solon_fl.strategies.roster import Roster, connected_nodes
+from solon_fl.strategies.roster import Roster
+from solon_fl.strategies.silos import learn_silos
 from solon_fl.task import digest_key
 from solon_fl.wire import npy_header, to_array
 from tests.hostile.replies import Source, hostile_reply, one_in, pick, question_to, size_of
@@ -308,8 +310,8 @@ def check_silo(source: Source) -> None:
     grid = ScriptedGrid(
         lambda question: hostile_or_none(source, question, RecordDict({"silo": ConfigRecord({"name": "hospital"})}))
     )
-    nodes = roster._meet(connected_nodes(grid))
-    roster._learn_silos(grid, nodes, timeout=0.0)
+    nodes = roster._meet(connected_nodes(grid), strangers=False)
+    learn_silos(grid, nodes, timeout=0.0, label=lambda record: record.label)
     for record in nodes:
         assert record.silo is None or (isinstance(record.silo, str) and 0 < len(record.silo) <= 200)
 

@@ -3,19 +3,30 @@
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from flwr.app import Message
+from flwr.clientapp import ClientApp
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from solon_fl.errors import CheckpointError, ConfigurationError
+from solon_fl.errors import CheckpointError, ConfigurationError, GroupFailedError
+from solon_fl.strategies import checkpoint as checkpoint_module
 from solon_fl.strategies.checkpoint import Checkpoint, Checkpoints
-from tests.support import train
+from solon_fl.wire import to_array, trusted_tensor
+from tests.support import Remembering, initial_model, share_array, small_config, spoil, train
 
 RUN = {"strategy": "SolonStrategy", "seed": 1, "model": {"w": [[2, 3], "torch.float32"]}}
 
@@ -255,3 +266,340 @@ def test_impossible_settings_are_refused(tmp_path: Path, name: str, value: Any) 
 def test_a_strategy_saves_every_so_many_rounds_and_after_the_last(tmp_path: Path) -> None:
     train(rounds=7, checkpoints=Checkpoints(tmp_path, every=3, keep=9))
     assert [path.stem for path in sorted(tmp_path.glob("*.json"))] == ["round-000003", "round-000006", "round-000007"]
+
+
+# ---- one run at a time ---------------------------------------------------------------------------------------
+
+HOLDING = """
+import sys
+from solon_fl.strategies import Checkpoints
+
+with Checkpoints(sys.argv[1]).locked():
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def another_server(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that uses the folder until it is killed or its input ends."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDING, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
+        yield process
+
+
+@pytest.mark.slow
+def test_a_second_server_is_refused_before_it_does_anything_and_a_killed_one_leaves_no_lock(tmp_path: Path) -> None:
+    saved(tmp_path, 1)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("round-*")}
+    with another_server(tmp_path) as process:
+        message = (
+            rf"another run \(process {process.pid} on .*\) uses .*{tmp_path.name}; stop that one, or .*another folder"
+        )
+        with pytest.raises(CheckpointError, match=message):
+            train(rounds=1, checkpoints=Checkpoints(tmp_path), app=ClientApp())  # which nobody can train with
+        assert {path.name: path.read_bytes() for path in tmp_path.glob("round-*")} == before
+        process.kill()
+    with Checkpoints(tmp_path).locked():
+        pass
+
+
+def test_two_runs_of_one_process_exclude_each_other_too(tmp_path: Path) -> None:
+    with (
+        Checkpoints(tmp_path).locked(),
+        pytest.raises(CheckpointError, match=rf"process {os.getpid()} "),
+        Checkpoints(tmp_path).locked(),
+    ):
+        pytest.fail("both have it")
+
+
+def test_the_folder_is_free_again_when_a_run_is_over_or_has_failed(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    train(rounds=1, checkpoints=checkpoints)
+    with pytest.raises(GroupFailedError):
+        train(rounds=1, checkpoints=Checkpoints(tmp_path / "other"), app=ClientApp(), timeout=0.1)
+    with pytest.raises(CheckpointError, match="beyond num_rounds=0"):
+        train(rounds=0, checkpoints=checkpoints)
+    train(rounds=2, checkpoints=checkpoints)
+    with checkpoints.locked(), Checkpoints(tmp_path / "other").locked():
+        pass
+
+
+def test_a_child_that_has_the_lock_file_too_does_not_keep_the_folder(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path).locked():
+        child = subprocess.Popen(["sleep", "60"], pass_fds=open_files(tmp_path / "lock"))
+    try:
+        with Checkpoints(tmp_path).locked():
+            pass
+    finally:
+        child.kill()
+        child.wait()
+
+
+def open_files(path: Path) -> list[int]:
+    """The descriptors under which this process has a file open."""
+    found = []
+    for file in map(int, os.listdir("/dev/fd")):
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(file), path.stat()):
+                found.append(file)
+    return found
+
+
+@pytest.mark.parametrize("what", ["link", "folder", "not a folder"])
+def test_a_folder_that_can_not_be_locked_is_refused_at_the_start(tmp_path: Path, what: str) -> None:
+    folder, victim = tmp_path / "folder", tmp_path / "victim"
+    victim.write_text("precious")
+    if what == "not a folder":
+        folder.write_text("")
+    else:
+        folder.mkdir()
+        (folder / "lock").symlink_to(victim) if what == "link" else (folder / "lock").mkdir()
+    with pytest.raises(CheckpointError, match=r"can't be used.*choose a folder that can be written to"):
+        train(rounds=1, checkpoints=Checkpoints(folder), app=ClientApp())
+    assert victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize("lacking", ["platform", "file system"])
+def test_where_there_are_no_locks_a_warning_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, lacking: str
+) -> None:
+    def flock(*_: Any) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(
+        checkpoint_module,
+        "fcntl",
+        None if lacking == "platform" else SimpleNamespace(flock=flock, LOCK_EX=2, LOCK_NB=4, LOCK_UN=8),
+    )
+    with Checkpoints(tmp_path).locked():
+        saved(tmp_path, 1)
+    assert "can't be locked" in caplog.text
+    assert loaded_round(tmp_path) == 1
+
+
+# ---- temporary files -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["pt", "json"])
+def test_a_link_in_the_place_of_a_temporary_file_is_not_followed(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in (f"round-000001.{kind}.part", f"round-000001.{kind}", f"round-000001.{kind}.{'0' * 16}.part"):
+        (folder / name).symlink_to(victim)
+    saved(folder, 1)
+    assert loaded_round(folder) == 1
+    assert names(folder) == ["round-000001.json", "round-000001.pt"]
+    assert victim.read_text() == "precious"
+    # Whoever guesses the name makes the save fail, and no more.
+    monkeypatch.setattr(secrets, "token_hex", lambda size: "0" * 2 * size)
+    monkeypatch.setattr(Checkpoints, "_remove_parts", lambda self: None)
+    (folder / f"round-000002.{kind}.{'0' * 16}.part").symlink_to(victim)
+    with pytest.raises(CheckpointError, match="round 2 can't be written"):
+        saved(folder, 2)
+    assert victim.read_text() == "precious"
+
+
+def test_leftovers_neither_block_a_save_nor_stay(tmp_path: Path) -> None:
+    saved(tmp_path, 1)
+    for name in ("round-000001.pt.part", "round-000001.json.ab12.part", "round-000002.pt.part"):
+        (tmp_path / name).write_bytes(b"half")
+    (tmp_path / "round-000002.json.part").mkdir()  # nobody's leftover, and it can't be unlinked
+    saved(tmp_path, 2)
+    assert loaded_round(tmp_path) == 2
+    assert [path.name for path in tmp_path.glob("*.part")] == ["round-000002.json.part"]
+
+
+def test_a_save_that_fails_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill_the_disk(content: Any, file: Any) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fill_the_disk)
+    with pytest.raises(CheckpointError, match="free some space"):
+        saved(tmp_path, 1)
+    assert names(tmp_path) == []
+
+
+# ---- notes and tensors that fit their digests, and nothing else ------------------------------------------------
+
+
+def forge(folder: Path, change: Callable[[dict[str, Any]], Any], number: int = 2) -> None:
+    """Change the notes of a checkpoint, and make its digest fit."""
+    path = folder / f"round-00000{number}.json"
+    manifest = json.loads(path.read_bytes())
+    del manifest["digest"]
+    change(manifest["notes"])
+    manifest["digest"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps(manifest))
+
+
+def forge_tensors(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    path = folder / "round-000002.pt"
+    tensors = torch.load(path, weights_only=True)
+    change(tensors)
+    torch.save(tensors, path)
+    manifest = json.loads(path.with_suffix(".json").read_bytes())
+    del manifest["digest"]
+    manifest["tensors"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    manifest["digest"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    path.with_suffix(".json").write_text(json.dumps(manifest))
+
+
+def with_static_entries() -> nn.Module:
+    return nn.Sequential(nn.Linear(7, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+
+
+CLIENT = Remembering()
+CLIENT.make_model = with_static_entries
+
+
+def went_on(folder: Path, rounds: int) -> list[int]:
+    """The rounds that are played by a run of seven nodes, of which the first lies and is replaced."""
+    _, reports = train(
+        small_config(num_nodes=7, quarantine_after=1),
+        client=CLIENT,
+        rounds=rounds,
+        checkpoints=Checkpoints(folder),
+        projection_seed=1,
+        mods=[spoil(lie, {1})],
+        num_spares=1,
+        client_evaluation=True,
+        model=initial_model(with_static_entries),
+    )
+    return [report.round for report in reports]
+
+
+def lie(reply: Message) -> Message:
+    if reply.has_content() and "share" in reply.content:
+        content = share_array(reply.content)
+        content["share"] = to_array(trusted_tensor(content["share"]) * -3)
+    return reply
+
+
+@pytest.fixture(scope="module")
+def run_of_two_rounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    assert went_on(folder, 2) == [1, 2]
+    return folder
+
+
+WRONG: tuple[Any, ...] = (None, True, -1, 1.5, 10**30, "x", [[]], {})
+
+
+def places_in(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The paths of all that is in JSON content; of a list only the first and the last, of metrics one."""
+    if path:
+        yield path
+    if isinstance(content, dict):
+        for key in list(content)[: 1 if len(path) == 3 and path[0] == "metrics" else None]:
+            yield from places_in(content[key], (*path, key))
+    elif isinstance(content, list) and content:
+        for index in {0, len(content) - 1}:
+            yield from places_in(content[index], (*path, index))
+
+
+@pytest.mark.slow
+def test_whatever_the_notes_hold_only_a_checkpoint_error_comes_out(run_of_two_rounds: Path, tmp_path: Path) -> None:
+    notes = json.loads((run_of_two_rounds / "round-000002.json").read_bytes())["notes"]
+    assert notes["roster"]["substitutes"], "so that these are forged too"
+    paths = list(places_in(notes))
+    refused = accepted = 0
+    for path in paths:
+        for wrong in (*WRONG, "drop"):
+
+            def change(notes: Any, path: tuple[Any, ...] = path, wrong: Any = wrong) -> None:
+                for key in path[:-1]:
+                    notes = notes[key]
+                if wrong == "drop":
+                    del notes[path[-1]]
+                else:
+                    notes[path[-1]] = wrong
+
+            folder = tmp_path / "run"
+            shutil.copytree(run_of_two_rounds, folder)
+            forge(folder, change)
+            (folder / "round-000001.json").unlink()
+            try:
+                assert went_on(folder, 3) == [3]
+                accepted += 1
+            except CheckpointError as error:
+                refused += 1
+                if not re.search(r"round-000002\.json: .*another folder to start anew", str(error)):
+                    raise
+            shutil.rmtree(folder)
+    assert refused > 3 * accepted > 0, (refused, accepted)
+
+
+def set_all_places_to_the_first(notes: dict[str, Any]) -> None:
+    for record in notes["roster"]["nodes"]:
+        record["place"] = [0, 0]
+
+
+def count_wrongly(notes: dict[str, Any]) -> None:
+    notes["roster"]["nodes"][0]["lying"] = "often"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda notes: notes.pop("roster"), "KeyError: 'roster'"),
+        (lambda notes: notes.update(rtol=True), "rtol is True"),
+        (lambda notes: notes.update(projection="00ff"), "RuntimeError"),
+        (lambda notes: notes.pop("metrics"), "KeyError: 'metrics'"),
+        (lambda notes: notes["roster"].update(nodes=[]), "no nodes"),
+        (lambda notes: notes["roster"]["nodes"].append(notes["roster"]["nodes"][0]), "a node twice"),
+        (lambda notes: notes["roster"]["nodes"][0].update(place=[0, 7]), "an impossible place"),
+        (lambda notes: notes["roster"]["substitutes"].append([0, 3, "key:nobody"]), "an unknown substitute"),
+        (lambda notes: notes["roster"]["nodes"][0].update(node_id=2), "an id twice"),
+        (lambda notes: notes["roster"]["nodes"][0].update(state="king"), "state in the ledger is none"),
+        (set_all_places_to_the_first, "a place twice"),
+        (count_wrongly, "lying in the ledger is no number"),
+        (lambda notes: notes["roster"]["nodes"][0].update(lying=-1), "lying in the ledger is no number"),
+        (
+            lambda notes: notes["roster"].update(idle_strangers=[notes["roster"]["nodes"][0]["identity"]]),
+            "that is none",
+        ),
+    ],
+)
+def test_the_checkpoint_before_is_used_if_the_notes_are_forged_and_the_log_says_why(
+    run_of_two_rounds: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, change: Any, reason: str
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run_of_two_rounds, folder)
+    forge(folder, change)
+    assert went_on(folder, 2) == [2], "the second is played again"
+    assert "round-000002.json is not used" in caplog.text
+    assert reason in caplog.text
+    forge(folder, lambda notes: None)  # the run has written it anew
+    assert went_on(folder, 2) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: tensors.pop("vector"),
+        lambda tensors: tensors.update(vector=torch.tensor(1.0)),
+        lambda tensors: tensors.update(vector=tensors["vector"].double()),
+        lambda tensors: tensors.update(vector="x"),
+        lambda tensors: tensors.update(static={}),
+        lambda tensors: tensors.update(static={name: torch.zeros(2) for name in tensors["static"]}),
+        lambda tensors: tensors.update(optimizer=None),
+        lambda tensors: tensors["optimizer"].update(param_groups=[]),
+    ],
+    ids=["no vector", "scalar", "dtype", "text", "no static", "static", "no optimizer", "no groups"],
+)
+def test_the_checkpoint_before_is_used_if_the_tensors_are_forged(
+    run_of_two_rounds: Path, tmp_path: Path, change: Any
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run_of_two_rounds, folder)
+    forge_tensors(folder, change)
+    assert went_on(folder, 2) == [2]

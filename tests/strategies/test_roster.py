@@ -1,5 +1,6 @@
 import json
 import logging
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,7 +17,8 @@ from solon_fl.errors import ConfigurationError, NodesMissingError
 from solon_fl.simulations import InProcessGrid
 from solon_fl.simulations.plan.overflow import overflow_probability
 from solon_fl.strategies import GroupReport, RoundReport
-from solon_fl.strategies.roster import Places, Roster, wait_for_nodes
+from solon_fl.strategies.presence import wait_for_nodes
+from solon_fl.strategies.roster import LINES, MOST_STRANGERS, Places, Roster
 from tests.support import Regression, small_config
 
 
@@ -95,6 +97,11 @@ def test_silos_that_are_too_small_are_an_error_with_their_sizes() -> None:
         ConfigurationError, match=r"2 silos of at least group_size=7 nodes; got {'east': 4, 'west': 10}"
     ):
         assign_groups(silo_grid(names), small_config(grouping="silo"), timeout=1)
+
+
+def crowd(number: int, start: int = 1000) -> dict[int, tuple[str, bytes]]:
+    """So many strangers, each with a key of its own and no name."""
+    return {i: ("", i.to_bytes(40, "big")) for i in range(start, start + number)}
 
 
 class ChangingGrid(InProcessGrid):
@@ -412,3 +419,173 @@ def test_a_silo_may_begin_without_the_nodes_that_may_be_missing() -> None:
     names[16] = None  # does not say
     groups = assign_groups(silo_grid(names), config, timeout=1)
     assert groups == ((1, 2, 3, 4, 5, 6, 7, 8), (9, 10, 11, 12, 13, 14, 15, None))
+
+
+# ---- sybils --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", [{"strangers": "refuse"}, {}, {"regroup": "round"}], ids=str)
+def test_a_crowd_of_strangers_is_counted_and_not_kept(
+    app: ClientApp, changes: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("flwr").setLevel(logging.INFO)
+    grid = ChangingGrid(app, keyed(*range(1, 15)), num_contexts=1)
+    roster = Roster(small_config(**changes))
+    follow(roster, grid)
+    for server_round in range(2, 6):
+        grid.here = {**keyed(*range(1, 15)), **crowd(3000, start=10_000 * server_round)}
+        lines = len(caplog.records)
+        follow(roster, grid, server_round)
+        assert len(caplog.records) - lines <= LINES + 2
+        had_a_place = sum(record.place is not None for record in roster.ledger.values())
+        assert len(roster.ledger) <= 14 * server_round + MOST_STRANGERS
+        assert changes.get("regroup") or len(roster.ledger) == 14 + MOST_STRANGERS
+        assert had_a_place == 14
+    assert "2900 more nodes connected after the run began than the ledger has room for" in caplog.text
+    grid.here = keyed(*range(1, 15))
+    follow(roster, grid, 6)
+    if not changes.get("regroup"):
+        assert list(states(roster)) == [f"n{i:02d}" for i in range(1, 15)], "who is gone is forgotten"
+
+
+def test_a_large_run_has_room_for_as_many_strangers_as_nodes(app: ClientApp) -> None:
+    grid = ChangingGrid(app, crowd(210, start=1), num_contexts=1)
+    roster = Roster(small_config(num_nodes=210))
+    follow(roster, grid)
+    grid.here |= crowd(500)
+    follow(roster, grid)
+    assert len(roster.ledger) == 420
+
+
+def test_registered_names_come_before_nameless_strangers(app: ClientApp) -> None:
+    grid = ChangingGrid(app, keyed(*range(1, 15)), num_contexts=1)
+    roster = Roster(small_config())
+    follow(roster, grid)
+    grid.here |= {**crowd(3000), 5000: ("hospital", b"its key")}
+    follow(roster, grid)
+    assert states(roster)["hospital"] == "spare"
+
+
+def test_a_stranger_that_had_a_place_is_kept_for_good_and_one_that_only_waited_is_not(app: ClientApp) -> None:
+    grid = ChangingGrid(app, keyed(*range(1, 8)))
+    roster = Roster(small_config(num_nodes=7, quarantine_after=1))
+    follow(roster, grid)
+    grid.here |= keyed(20, 21)
+    follow(roster, grid)
+    third = grid.here.pop(3)
+    nodes = follow(roster, grid)
+    assert nodes == (1, 2, 20, 4, 5, 6, 7)
+    roster = restarted(roster, num_nodes=7, quarantine_after=1)
+    assert follow(roster, grid) == nodes
+    roster.record(report(nodes, 4, corrupt_nodes=(20,)))
+    grid.here = keyed(1, 2, 4, 5, 6, 7)
+    follow(roster, grid)
+    assert states(roster)["n20"] == "quarantined"
+    assert "n21" not in states(roster)
+    # It comes back under the same key and other ids, again and again.
+    for node_id in (25, 26):
+        grid.here = {**keyed(1, 2, 4, 5, 6, 7), node_id: keyed(20)[20]}
+        assert follow(roster, grid) == (1, 2, 3, 4, 5, 6, 7)
+        assert (states(roster)["n20"], len(roster.ledger)) == ("quarantined", 8)
+    grid.here[3] = third
+    follow(roster, grid)
+    assert len(roster.ledger) == 8
+
+
+def restarted(roster: Roster, **changes: Any) -> Roster:
+    again = Roster(small_config(**changes))
+    again.restore(json.loads(json.dumps(roster.to_dict())))
+    assert again.ledger == roster.ledger
+    return again
+
+
+def test_tasks_of_a_node_that_is_away_do_not_go_to_a_stranger_there_is_no_room_for(app: ClientApp) -> None:
+    grid = ChangingGrid(app, keyed(*range(1, 8)), num_contexts=1)
+    roster = Roster(small_config(num_nodes=7, strangers="refuse"))
+    follow(roster, grid)
+    grid.here = {**keyed(1, 2, 4, 5, 6, 7), **crowd(3000)}
+    follow(roster, grid)
+    grid.here[3] = ("", b"another key")
+    assert follow(roster, grid) == (1, 2, None, 4, 5, 6, 7)
+
+
+def test_strangers_are_asked_for_their_silo_only_so_often_and_are_waited_for_only_so_long(
+    app: ClientApp, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Mute(ChangingGrid):
+        """Nobody answers."""
+
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+            self.asked = [message.metadata.dst_node_id for message in messages]
+            return [f"question to {node_id}" for node_id in self.asked]
+
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            return []
+
+    monkeypatch.setattr("solon_fl.strategies.roster.ALL_PATIENCE", 0.3)
+    names = {i: ("east/" if i < 8 else "west/") + f"{i:02d}" for i in range(1, 15)}
+    founders = {i: (name, bytes([i])) for i, name in names.items()}
+    grid = Mute(app, founders, num_contexts=1)
+    roster = Roster(small_config(grouping="silo"))
+    roster.update(grid, timeout=0.2, server_round=1)
+    asked = []
+    for server_round in range(2, 6):
+        grid.here = {**founders, **crowd(3000, start=10_000 * server_round)}
+        grid.asked = []
+        roster.update(grid, timeout=0.2, server_round=server_round)
+        asked.append(len(grid.asked))
+    assert asked == [MOST_STRANGERS, MOST_STRANGERS, 0, 0], "nobody answers, and patience ends"
+    assert caplog.text.count("none is asked any more") == 1
+    grid.here = {**founders, 20: ("west/20", b"a late node")}
+    roster.update(grid, timeout=0.2, server_round=6)
+    assert [record.silo for record in roster.ledger.values() if record.node_id == 20] == ["west"]
+
+
+def test_nodes_are_found_by_their_ids_at_once(app: ClientApp) -> None:
+    """A scan of the ledger for each of them took seconds."""
+    grid = ChangingGrid(app, crowd(14_000, start=1), num_contexts=1)
+    roster = Roster(small_config(num_nodes=14_000))
+    nodes = follow(roster, grid)
+    started = time.process_time()
+    roster.record(report(nodes))
+    assert [roster.label(node) for node in nodes if node is not None] == [str(node) for node in nodes]
+    assert time.process_time() - started < 0.5
+
+
+# ---- names ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "other",
+    ["hospital-a/1", "Hospital-A/1", "hospital-a / 1", "\uff48ospital-a/1", "hospital-a/1\u200b"],
+    ids=["same", "case", "spaces", "width", "invisible"],
+)
+def test_two_keys_under_one_name_are_told_apart_in_the_log(
+    app: ClientApp, other: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    grid = ChangingGrid(app, {**keyed(*range(1, 8)), 2: ("hospital-a/1", b"one"), 3: (other, b"two")})
+    roster = Roster(small_config(num_nodes=7, quarantine_after=1))
+    nodes = [node for node in follow(roster, grid) if node is not None]
+    labels = {node: roster.label(node) for node in nodes}
+    identities = {record.node_id: record.identity for record in roster.ledger.values()}
+    assert labels[2] == f"'hospital-a/1' ({identities[2][:16]})"
+    assert identities[3][:16] in labels[3]
+    assert (labels[1], labels[7]) == ("'n01'", "'n07'"), "the others are called as ever"
+    follow(roster, grid)
+    assert caplog.text.count("More than one node has the name") == 1
+    roster.record(report(follow(roster, grid), corrupt_nodes=(3,)))
+    assert f"({identities[3][:16]}) is quarantined" in caplog.text
+    assert restarted(roster, num_nodes=7, quarantine_after=1).label(2) == labels[2]
+
+
+def test_a_name_is_enough_again_when_the_stranger_that_had_it_too_is_gone(app: ClientApp) -> None:
+    grid = ChangingGrid(app, keyed(*range(1, 8)))
+    roster = Roster(small_config(num_nodes=7))
+    follow(roster, grid)
+    grid.here[20] = ("n03", b"another key")
+    follow(roster, grid)
+    assert roster.label(3).startswith("'n03' (key:")
+    assert roster.label(20).startswith("'n03' (key:")
+    del grid.here[20]
+    follow(roster, grid)
+    assert (roster.label(3), roster.label(20)) == ("'n03'", "20")

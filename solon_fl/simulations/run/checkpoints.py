@@ -1,6 +1,6 @@
 """Checkpoints of a simulated run, which hold its curve too."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -36,15 +36,18 @@ class RecordedCheckpoints(Checkpoints):
         notes = {**checkpoint.notes, "records": [asdict(record) for record in self._outcome.records]}
         super().save(replace(checkpoint, run={**self._run, **checkpoint.run}, notes=notes))
 
-    def load(self, run: Mapping[str, Any]) -> Checkpoint | None:
+    def load(self, run: Mapping[str, Any], take_over: Callable[[Checkpoint], None] | None = None) -> Checkpoint | None:
         """Return the newest checkpoint that can be used, and take its records."""
-        checkpoint = super().load({**self._run, **run})
-        if checkpoint is not None:
+
+        def take(checkpoint: Checkpoint) -> None:
             try:
-                self._outcome.records = rebuilt(list[RoundRecord], checkpoint.notes["records"])
+                records = rebuilt(list[RoundRecord], checkpoint.notes["records"])
             except (ValueError, LookupError, TypeError, AttributeError) as error:
                 raise CheckpointError(
-                    f"the records in {self.folder} are not those of this version of solon_fl ({error}); nothing was "
-                    "changed there: give another folder to start anew."
+                    f"its records are not those of this version of solon_fl ({' '.join(str(error).split())[:200]})"
                 ) from error
-        return checkpoint
+            if take_over is not None:
+                take_over(checkpoint)
+            self._outcome.records = records
+
+        return super().load({**self._run, **run}, take)

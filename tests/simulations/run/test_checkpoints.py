@@ -61,24 +61,23 @@ def test_records_of_another_format_are_refused_and_left_alone(tmp_path: Path, mo
     scenario = Scenario(config=CONFIG, model="logistic", rounds=2, batch_size=8)
     simulate(scenario, checkpoints=Checkpoints(tmp_path))
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    monkeypatch.setattr(Checkpoints, "load", with_old_records(Checkpoints.load))
-    with pytest.raises(CheckpointError, match=r"are not those of this version of solon_fl .*give another folder"):
+    monkeypatch.setattr(Checkpoints, "_read", with_old_records(Checkpoints._read))
+    with pytest.raises(CheckpointError, match=r"are not those of this version of solon_fl .*or another folder"):
         simulate(scenario, checkpoints=Checkpoints(tmp_path))
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def with_old_records(load: Callable[..., Checkpoint | None]) -> Callable[..., Checkpoint | None]:
-    """Return checkpoints' `load` as if the records had been written when they held Flower's node ids."""
+def with_old_records(read: Callable[..., Checkpoint]) -> Callable[..., Checkpoint]:
+    """Return how checkpoints are read as if the records had been written when they held Flower's node ids."""
 
-    def loading(self: Checkpoints, run: Mapping[str, Any]) -> Checkpoint | None:
-        checkpoint = load(self, run)
-        assert checkpoint is not None
+    def reading(self: Checkpoints, path: Path, run: Mapping[str, Any]) -> Checkpoint:
+        checkpoint = read(self, path, run)
         for record in checkpoint.notes["records"]:
             for group in record["report"]["groups"] if record["report"] else ():
                 group["nodes"] = [1, 2, 3]
         return checkpoint
 
-    return loading
+    return reading
 
 
 KILLED = """

@@ -1,0 +1,51 @@
+"""Who is connected."""
+
+import hashlib
+import logging
+import time
+
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid
+
+from solon_fl.errors import NodesMissingError
+
+__all__ = ["connected_nodes", "identity_of", "wait_for_nodes"]
+
+logger = logging.getLogger("flwr")
+
+
+def wait_for_nodes(grid: Grid, num_nodes: int, timeout: float | None) -> list[NodeInfo]:
+    """Return all connected nodes, by ascending name and id, as soon as there are num_nodes of them.
+
+    Parameters
+    ----------
+    timeout : float or None
+        Seconds to wait; None waits for ever, as Flower's own strategies do.
+    """
+    started = time.monotonic()
+    last_log = -60.0
+    while len(nodes := connected_nodes(grid)) < num_nodes:
+        waited = time.monotonic() - started
+        if timeout is not None and waited > timeout:
+            raise NodesMissingError(
+                f"the run needs num_nodes={num_nodes} nodes; only {len(nodes)} connected within {timeout:g} s; "
+                "start more nodes, raise timeout, or lower num_nodes."
+            )
+        if waited - last_log > 10:
+            logger.info("Waiting for nodes: %d connected, %d needed.", len(nodes), num_nodes)
+            last_log = waited
+        time.sleep(min(1.0, 0.05 + waited / 10))
+    return nodes
+
+
+def connected_nodes(grid: Grid) -> list[NodeInfo]:
+    """Return the nodes that are connected now, by ascending registered name, then id."""
+    nodes = {node.node_id: node for node in grid.get_nodes()}
+    return sorted(nodes.values(), key=lambda node: (node.name, node.node_id))
+
+
+def identity_of(node: NodeInfo) -> str:
+    """Return what a node can't choose: a digest of its key, or where there are no keys Flower's number for it."""
+    if node.public_key:
+        return f"key:{hashlib.blake2b(node.public_key, digest_size=16).hexdigest()}"
+    return f"id:{node.node_id}"
