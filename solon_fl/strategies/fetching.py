@@ -8,6 +8,7 @@ import logging
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Collection, Mapping
 from weakref import WeakKeyDictionary, ref
 
@@ -21,6 +22,7 @@ __all__ = ["Fetcher", "fetcher_of"]
 WORKERS = 8  # threads that look for replies at the same time
 IDLE_SECONDS = 5.0  # after which a thread without work ends
 STUCK_SECONDS = 2.0  # after which a thread no longer counts as one of them: its reply is announced, and not there
+STUCK_REPLIES = 2  # of a node that are looked at, each by a thread; the first may be of one that died and is back
 MESSAGE_UNAVAILABLE = 3  # Flower's error code for a reply that was announced, and of which something is missing
 logger = logging.getLogger("flwr")
 
@@ -34,9 +36,9 @@ class Fetcher:
     out, so that one reply that can't be inflated would take all others with it; and what a reply says that it answers
     is written by the node, while the SuperLink hands out under an id only what the node asked under that id has sent.
 
-    Guarantee: `fetch` takes about `STUCK_SECONDS` at most. A node whose reply is stuck holds one thread, however many
-    messages it is sent; so there are never more than `WORKERS` threads and one for each such node. They are daemons:
-    the program ends without them.
+    Guarantee: `fetch` takes about `STUCK_SECONDS` at most. A node whose replies are stuck holds at most `STUCK_REPLIES`
+    threads, however many messages it is sent; so there are never more than `WORKERS` threads and those. They are
+    daemons: the program ends without them. A node that died while it sent is heard as soon as it is back.
 
     A Grid that computes replies in `pull_messages`, as `InProcessGrid` does, says so by an attribute `replies_at_once`
     that is true: its replies are pulled in the caller's thread, one after the other.
@@ -103,7 +105,10 @@ class Fetcher:
         self._never_sent.discard(message_id)
 
     def _ask(self, message_ids: Collection[str]) -> None:
-        busy_nodes = {self._node_of.get(message_id) for message_id in self._asked}
+        held: Counter[int | None] = Counter()  # by each node, of what it may hold
+        for message_id in self._asked:
+            held[self._node_of.get(message_id)] += 1 if self.is_stuck(message_id) else STUCK_REPLIES
+        busy_nodes = {node_id for node_id, count in held.items() if count >= STUCK_REPLIES}
         for message_id in message_ids:
             node_id = self._node_of.get(message_id)
             known = message_id in self._asked or message_id in self._replies or message_id in self._never_sent

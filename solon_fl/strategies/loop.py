@@ -261,7 +261,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
 
         def receive(batch: list[tuple[int, Message]]) -> bool:
             replies.update(batch)
-            return asked <= replies.keys() | run.not_evaluating  # who did not last time is not waited for
+            return asked <= replies.keys() | run.not_evaluating  # who once did not is no longer waited for
 
         _, unanswered = exchange(grid, messages, run.timeout, receive)
         for message_id in unanswered:
@@ -272,7 +272,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
                 "No evaluation from nodes %s; they are asked again, but no longer waited for.",
                 ", ".join(run.label(node_id) for node_id in sorted(newly_silent)),
             )
-        run.not_evaluating = asked - replies.keys()
+        run.not_evaluating |= newly_silent
         metrics = self.aggregate_evaluate(server_round, replies.values())
         if metrics is not None:
             result.evaluate_metrics_clientapp[server_round] = metrics

@@ -70,7 +70,7 @@ class Run:
     def __init__(self, model: ServerModel, timeout: float | None) -> None:
         self.model = model
         self.timeout = timeout
-        self.not_evaluating: set[int] = set()  # ids of the nodes that sent no evaluation when last asked
+        self.not_evaluating: set[int] = set()  # ids of the nodes that once sent no evaluation
 
     def open_round(self, server_round: int, config: ConfigRecord, grid: Grid) -> Round[Any]:
         """Return the next round."""

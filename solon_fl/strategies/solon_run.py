@@ -104,7 +104,7 @@ class SolonRun(Run):
         )
 
     def _resting(self, nodes: tuple[int | None, ...]) -> set[int]:
-        """Return the slots of nodes that rest at first: drawn, but those that gave most trouble before all others."""
+        """Return the slots of nodes that rest at first: drawn, after those away and those that gave most trouble."""
         if self.config.redundancy == "full" or not self._follows_up:
             return set()
         present = {slot: node_id for slot, node_id in enumerate(nodes) if node_id is not None}
@@ -113,7 +113,9 @@ class SolonRun(Run):
         else:
             order = torch.randperm(len(present), generator=self.projection).tolist()
         slots = list(present)
-        drawn = sorted((slots[i] for i in order), key=lambda slot: self.roster.troubles(present[slot]))
+        away = {record.node_id for record in self.roster.ledger.values() if record.state == "away"}
+        trouble = {slot: (node_id in away, self.roster.troubles(node_id)) for slot, node_id in present.items()}
+        drawn = sorted((slots[i] for i in order), key=trouble.__getitem__)
         return set(drawn[self.config.num_agreeing + self.config.stragglers :])
 
     def record(self, report: RoundReport) -> None:

@@ -6,12 +6,17 @@ All tests run on one deployment, which takes long to start. They start further n
 import re
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from flwr.app import ConfigRecord, Message, RecordDict
 from torch.nn.functional import cross_entropy
 
 from deployment.errors import FederationError
@@ -21,6 +26,7 @@ from deployment.processes import processes_with
 from solon_fl.clients import Batch
 from solon_fl.simulations.datasets import load_dataset
 from solon_fl.simulations.datasets.models import build_model
+from tests.deployment.fleet import FleetNode
 from tests.deployment.support import EXAMPLES, assert_nothing_is_left, ports_of, send, wait_until
 
 APP = "fashion-mnist"
@@ -109,6 +115,83 @@ def test_the_liar_alone_is_caught_by_name(federation: Federation, capsys: pytest
 def test_a_failing_command_of_flowers_is_told(federation: Federation) -> None:
     with pytest.raises(FederationError, match=r"flwr list nowhere failed: (?s:.*)connection 'nowhere' not found"):
         federation.flwr("list", "nowhere")
+
+
+@pytest.mark.filterwarnings("ignore:`verify=<str>` is deprecated:DeprecationWarning")  # Flower's own use of httpx
+def test_stalled_replies_hold_up_nobody_and_who_restarts_has_its_place_again(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seven nodes in threads of this test, of which three may be faulty; the deployment's own wait as spares."""
+    deadline, rounds = 15.0, 5
+    monkeypatch.syspath_prepend(str(EXAMPLES / APP))
+    app = import_module("fashion_mnist.client_app").app
+    changes = ["num-nodes=7", "byzantine=3", "compression=1", "batch-size=16", f"round-timeout={deadline:.0f}"]
+    settings = read_settings(APP, rounds, changes)
+    did: dict[str, list[int]] = {"announced": [], "dripped": [], "restarted": [], "was back": []}
+
+    def round_of(message: Message) -> int:
+        return int(message.metadata.group_id)
+
+    def honest(node: FleetNode, message: Message) -> None:
+        node.over.wait(4.5)  # so that the rounds before the last take more than the deadline together
+        node.send(node.answer(app, message, settings))
+
+    def announcing(node: FleetNode, message: Message) -> None:
+        node.announce(node.answer(app, message, settings))
+        did["announced"].append(round_of(message))
+
+    def dripping(node: FleetNode, message: Message) -> None:
+        drops = RecordDict()
+        for number in range(100):
+            drops[f"drop-{number}"] = ConfigRecord({"number": number})
+        drip = node.announce(Message(drops, reply_to=message))
+        while not node.over.wait(1) and drip():
+            did["dripped"].append(round_of(message))
+
+    def restarting(node: FleetNode, message: Message) -> None:
+        if round_of(message) == 2:
+            did["restarted"].append(2)
+            node.restart()
+            return
+        node.send(node.answer(app, message, settings))
+        if node.times_online == 2:
+            did["was back"].append(round_of(message))
+
+    behaviours = [honest] * 4 + [announcing, dripping, restarting]
+    begun: list[float] = []
+    lines = []
+    with ExitStack() as stack:  # these names come before those of the other nodes
+        nodes = [FleetNode(federation, f"a-{number}", behave) for number, behave in enumerate(behaviours, 1)]
+        for node in nodes:
+            stack.enter_context(node)
+        wait_until(lambda: {node.name for node in nodes} <= federation.online(), "the seven nodes", pause=0.5)
+        for line in federation.start_run(EXAMPLES / APP, settings).checked_lines():
+            lines.append(line)
+            if "[ROUND " in line:
+                begun.append(time.monotonic())
+    output = "\n".join(lines)
+    print(output, *(f"{node.name}: {node.error}" for node in nodes), sep="\n")  # should one of these fail
+    # It did happen.
+    assert did["announced"][:3] == [1, 2, 3]
+    assert len(did["dripped"]) > deadline / 2
+    assert set(did["dripped"]) == {1}
+    assert did["restarted"] == [2]
+    assert did["was back"][0] == 3
+    # Nobody was waited for, and every round made a step.
+    lasted = sorted(end - start for start, end in pairwise(begun))
+    assert lasted[len(lasted) // 2] < deadline
+    assert lasted[-1] < deadline + 10
+    assert len(re.findall("lying: nobody", output)) == rounds
+    assert "made no step" not in output
+    first, *_, last = (float(percent) for percent in re.findall(r"accuracy ([\d.]+)%", output))
+    assert last > first + 20
+    # Who stalled is named, and nobody else; nobody is held to lie, or to send something else than a share.
+    assert set(re.findall("Node '(.*)' announced an answer and never sent it", output)) == {"a-5", "a-6"}
+    table = re.findall(r"'(a-\d)' +(\w+) +(\d+) +(\d+) +(\d+) +(\d+)", output)
+    assert [row[:5] for row in table] == [(node.name, "member", str(rounds), "0", "0") for node in nodes]
+    not_awaited = {name: int(count) for name, *_, count in table}
+    assert not_awaited["a-5"] == not_awaited["a-6"] == rounds
+    assert not_awaited["a-7"] >= 1
 
 
 def accuracies_without_faults(num_rounds: int) -> list[float]:

@@ -310,6 +310,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 DEPLOYMENT = "tests/deployment/test_federation.py"
+STALLS = "test_stalled_replies_hold_up_nobody_and_who_restarts_has_its_place_again"
 PROCESS_FAULTS = (
     ProcessFault(
         "node disconnects",
@@ -346,6 +347,43 @@ PROCESS_FAULTS = (
         "the reply comes while the next round is under way",
         "dropped, and counted as late in the ledger",
         "tests/strategies/test_solon.py::test_an_answer_to_an_earlier_round_is_entered_as_late_and_disturbs_nothing",
+    ),
+    ProcessFault(
+        "slow, but true",
+        "so many nodes answer just before the deadline that no group can do without; under every option",
+        "used; no offence; the model is the one of a run without faults",
+        "tests/faults/test_deadline.py::test_the_truth_just_before_the_deadline_is_used_and_no_offence",
+    ),
+    ProcessFault(
+        "no evaluation",
+        "with `client_evaluation`, a node that never evaluates",
+        "waited for until the deadline once, then asked again and no longer waited for; no offence",
+        "tests/strategies/test_solon.py::test_a_node_that_does_not_evaluate_is_waited_for_once",
+    ),
+    ProcessFault(
+        "announced, never sent",
+        "in a deployment: the SuperLink learns of a reply in every round, and gets nothing of it",
+        "silent; holds up nobody; counted as stalled in the ledger after the time of a deadline, an offence from the "
+        "second on",
+        f"{DEPLOYMENT}::{STALLS}",
+    ),
+    ProcessFault(
+        "dripped",
+        "in a deployment: a reply of a hundred objects, of which one comes every second",
+        "as if it were never sent",
+        f"{DEPLOYMENT}::{STALLS}",
+    ),
+    ProcessFault(
+        "restarted in a round",
+        "in a deployment: an honest node has got its task, leaves, and is back",
+        "silent in that round; used from the next on, in its old place; no offence",
+        f"{DEPLOYMENT}::{STALLS}",
+    ),
+    ProcessFault(
+        "died while it sent",
+        "a node announces its reply, dies, and is back",
+        "silent in that round; used from the next on, though Flower waits three minutes for the rest; no offence",
+        "tests/strategies/test_fetching.py::test_a_node_that_died_while_it_sent_is_heard_as_soon_as_it_is_back",
     ),
     ProcessFault(
         "second reply, reply to another message",

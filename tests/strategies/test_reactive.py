@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp.typing import Mod
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
@@ -137,6 +138,27 @@ def test_who_is_silent_only_to_escalate_soon_rests() -> None:
     assert all(report.stepped for report in reports)
     assert 1 <= escalations(reports) <= len(LIARS)
     assert escalations(reports[-15:]) == 0
+
+
+def test_who_is_away_when_a_round_begins_rests() -> None:
+    """It is asked if the others are not enough: it may be back by then."""
+    asked: dict[int, list[int]] = {}
+
+    class Away(InProcessGrid):
+        def get_nodes(self) -> Iterable[NodeInfo]:
+            away = {2, 5} if asked else set()
+            return [NodeInfo(node_id=i, public_key=bytes([i]) * 40) for i in range(1, 15) if i not in away]
+
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+            kept = list(messages)
+            for message in kept:
+                asked.setdefault(int(message.metadata.group_id), []).append(message.metadata.dst_node_id)
+            return super().push_messages(kept)
+
+    strategy = SolonStrategy(reactive(), SGD)
+    strategy.start(Away(Regression().client_app(), 14), record_of(initial_model()), num_rounds=6, timeout=1)
+    assert all(sorted(node for node in asked[number] if node <= 7) == [1, 3, 4, 6, 7] for number in range(2, 7))
+    assert all(record.escalations == 0 for record in strategy.ledger.values())
 
 
 def test_quarantine_of_liars_does_not_lower_s() -> None:

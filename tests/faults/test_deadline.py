@@ -1,0 +1,84 @@
+"""The truth counts until the deadline, under every option: on a clock that moves when the server waits."""
+
+import math
+from collections.abc import Iterable
+
+import pytest
+import torch
+from flwr.app import Message
+
+from solon_fl.simulations import InProcessGrid
+from solon_fl.strategies import RoundReport, SolonStrategy, exchange
+from tests.faults.matrix import OPTIONS
+from tests.support import REMEMBERING, SGD, initial_model, record_of, small_config, train, vector_of
+
+DEADLINE = 60.0
+FAST = frozenset({4, 11})  # ids; all other nodes are slow, and no group can do without them
+ROUNDS = 3
+
+
+class Clock:
+    """Takes the place of the module `time`."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class SlowGrid(InProcessGrid):
+    """The slow nodes answer a moment before the deadline of the round, if they were asked when it began."""
+
+    def __init__(self, clock: Clock, num_nodes: int) -> None:
+        super().__init__(REMEMBERING.client_app(), num_nodes)
+        self._clock = clock
+        self._answer_at: dict[str, float] = {}
+        self.slow_answers: list[tuple[int, float]] = []  # node, time
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        kept = list(messages)
+        message_ids = list(super().push_messages(kept))
+        for message_id, message in zip(message_ids, kept, strict=True):
+            slow = message.metadata.dst_node_id not in FAST
+            self._answer_at[message_id] = self._clock.now + (DEADLINE - 1e-6 if slow else 0.0)
+        return message_ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        due = [i for i in message_ids if self._clock.now >= self._answer_at.get(i, math.inf)]
+        replies = list(super().pull_messages(due))
+        self.slow_answers += [
+            (r.metadata.src_node_id, self._clock.now) for r in replies if r.metadata.src_node_id not in FAST
+        ]
+        return replies
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_the_truth_just_before_the_deadline_is_used_and_no_offence(
+    option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config(**OPTIONS[option])
+    clock = Clock()
+    monkeypatch.setattr(exchange, "time", clock)
+    reports: list[RoundReport] = []
+    ends: list[float] = []
+
+    def note(report: RoundReport) -> None:
+        reports.append(report)
+        ends.append(clock.now)
+
+    strategy = SolonStrategy(config, SGD, on_round=note)
+    grid = SlowGrid(clock, config.num_nodes)
+    result = strategy.start(grid, record_of(initial_model()), num_rounds=ROUNDS, timeout=DEADLINE)
+    assert ends == pytest.approx([DEADLINE * number for number in range(1, ROUNDS + 1)], rel=1e-6)
+    assert {round(time / DEADLINE) for _, time in grid.slow_answers} == set(range(1, ROUNDS + 1)), "it did happen"
+    for report in reports:
+        assert report.stepped
+        assert report.failed_groups == report.corrupt_nodes == ()
+        assert not report.malformed_nodes
+    assert all(record.offences == record.stalled == 0 for record in strategy.ledger.values())
+    honest, _ = train(config, rounds=ROUNDS)
+    torch.testing.assert_close(vector_of(result.arrays), vector_of(honest.arrays), rtol=1e-5, atol=1e-6)
