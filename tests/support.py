@@ -44,8 +44,8 @@ class Regression(SolonClientMixin):
 class Remembering(Regression):
     """Computes a gradient once for all nodes of a group, and for all runs that come by the same model."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, make_model: Callable[[], nn.Module] = lambda: nn.Linear(7, 1)) -> None:
+        super().__init__(make_model)
         self._gradients: dict[tuple[Any, ...], Tensor] = {}
 
     def gradient(self, arrays: ArrayRecord, task: SolonTask, context: Context, config: dict[str, object]) -> Tensor:
