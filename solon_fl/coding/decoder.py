@@ -124,7 +124,8 @@ class Decoder:
         float noise. 1e-6 suits float32 shares of nodes with the same hardware and software.
     locator : Locator, optional
         Used alone, whatever it misses. Default: in each decode `ExhaustiveLocator` where it can try all supports
-        (up to about r = 20 at s = 5, r = 66 at s = 3), else `SubspaceLocator`.
+        (up to r = 23 at s = 5, r = 88 at s = 3), else `InformationSetLocator`, and `SubspaceLocator` before that where
+        it can't draw often enough (from about r = 40 on).
     beyond_bound : "reject" or "accept"
         What becomes of more lies than the guarantee covers, where otherwise the decode would fail or fewer than k + s
         shares agree with its result. "accept" takes a gradient if it is the only one that k + 1 or more shares agree

@@ -154,6 +154,14 @@ def test_draws_are_as_many_as_make_twenty_honest_sets() -> None:
     assert InformationSetLocator().draws_needed(20, 10, 5) == math.ceil(20 * 184756 / 3003)
 
 
+def test_where_honest_rows_are_hardly_ever_drawn_loud_lies_are_found_all_the_same() -> None:
+    code = FourierCode(group_size=64, compression=32)
+    lies = dict.fromkeys(range(1, 64, 4), 1.0)
+    problem = replace(problem_of(code, lies), tolerance=1e-6)
+    assert not InformationSetLocator().can_draw_enough(problem)
+    assert locate_rows(None, problem) == tuple(lies)
+
+
 @pytest.mark.parametrize("kind", [FourierCode, VandermondeCode])
 def test_power_syndromes_vanish_for_honest_rows_and_show_the_point_of_a_lie(kind: type[Code]) -> None:
     code = kind(group_size=7, compression=3)
