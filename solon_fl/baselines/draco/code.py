@@ -139,7 +139,7 @@ class DracoCode(ABC):
 
         Notes
         -----
-        Guarantee: see the class. Extra memory: the result, and 2 rows of 8192 float64 for each real vector of length d.
+        Guarantee: see the class. Extra memory: the result, and 2 rows of 4096 float64 for each real vector of length d.
         """
         unknown = sorted(node for node in vectors if not 0 <= node < self.num_nodes)
         if unknown:
