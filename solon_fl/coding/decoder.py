@@ -25,7 +25,7 @@ from .beyond import only_supported_gradient
 from .code import Code
 from .decoded import Decoded, DecodeStatus
 from .locating import LocatingProblem, Locator, Support
-from .locators import locate_rows
+from .locators import SubspaceLocator, default_locator, locate_rows
 from .projection import LARGEST_NORM, NOISE_MARGIN, SMALLEST_NUMBER, UNDERESTIMATE, Projector
 from .solving import Interpolation, Solution, interpolate, least_squares
 from .verdict import Verdict, judge
@@ -49,7 +49,7 @@ LIKELY = 2.0  # times the noise: what projected noise is seldom beyond (up to NO
 
 
 class CertificateWarning(UserWarning):
-    """The worst case of this decoder exceeds the gradient itself: liars just below rtol could ruin it."""
+    """Few liars could do harm: ruin the gradient from just below rtol, or, in large groups, make rounds fail."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +124,7 @@ class Decoder:
         float noise. 1e-6 suits float32 shares of nodes with the same hardware and software.
     locator : Locator, optional
         Used alone, whatever it misses. Default: in each decode `ExhaustiveLocator` where it can try all supports
-        (up to about r = 20 at s = 5, r = 66 at s = 3), else `SubspaceLocator`.
+        (up to about r = 20 at s = 5, r = 66 at s = 3), else `InformationSetLocator`.
     beyond_bound : "reject" or "accept"
         What becomes of more lies than the guarantee covers, where otherwise the decode would fail or fewer than k + s
         shares agree with its result. "accept" takes a gradient if it is the only one that k + 1 or more shares agree
@@ -139,7 +139,7 @@ class Decoder:
     Warns
     -----
     CertificateWarning
-        If `certificate` is 1 or more.
+        If `certificate` is 1 or more, or the group is too large to locate every lie for certain.
 
     Notes
     -----
@@ -194,14 +194,26 @@ class Decoder:
         self.locator = locator
         self.beyond_bound = beyond_bound
         self._amplifications: dict[int, float] = {}  # by number of rows; asked for in every decode
+        doubt = self._doubt()
+        if doubt:
+            warnings.warn(f"{doubt}; lower byzantine or compression.", CertificateWarning, stacklevel=2)
+
+    def _doubt(self) -> str:
+        """Return what liars may be able to do although they are few enough; "" if they can't."""
         if self.certificate >= 1:
-            warnings.warn(
+            return (
                 f"the certificate of {self!r} is {self.certificate:.1e}, but should be below 1: "
-                f"liars just below rtol={rtol:g} could change the gradient by more than its own size; lower "
-                "byzantine or compression, raise group_size, or send float64 shares with a smaller rtol.",
-                CertificateWarning,
-                stacklevel=2,
+                f"liars just below rtol={self.rtol:g} could change the gradient by more than its own size; "
+                "raise group_size, send float64 shares with a smaller rtol"
             )
+        size, compression = self.code.group_size, self.code.compression
+        located = default_locator(size, compression, (size - compression) // 2)
+        if self.locator is None and isinstance(located, SubspaceLocator):
+            return (
+                f"{self!r} is too large to locate every lie for certain: adaptive liars could make rounds fail, though "
+                "they could not make a gradient wrong"
+            )
+        return ""
 
     def __repr__(self) -> str:
         return (
@@ -218,6 +230,16 @@ class Decoder:
         What a single decode can vouch for, `Decoded.error_bound`, is mostly far smaller.
         """
         return worst_relative_error(self.code, self.rtol)
+
+    def expected_error(self, num_shares: int) -> float:
+        """Return about the largest `Decoded.error_bound`, by the gradient's norm, of so many shares that agree.
+
+        They are k + s at least, and disagree by as much as passes for noise.
+        """
+        code = self.code
+        share_norm = float(np.linalg.norm(code.generator)) / math.sqrt(code.group_size * code.compression)
+        noise = math.sqrt(code.group_size) * self.rtol * share_norm
+        return self._amplification(max(num_shares - self.byzantine, code.compression)) * (1 + NOISE_MARGIN) * noise
 
     def decode(
         self,
@@ -387,7 +409,8 @@ class Decoder:
         return _Screened(
             slots=slots,
             alive=[slots[row] for row in alive],
-            noise=math.sqrt(len(alive)) * (self.rtol * scale + floor),
+            noise=math.sqrt(code.group_size)
+            * (self.rtol * scale + floor),  # of all rows: so it does not grow with them
             max_errors=max_errors,
             liars=max(max_errors, self.byzantine - (len(slots) - len(alive))),
         )

@@ -1,6 +1,6 @@
 """The locators: exhaustive search, random trials, subspace locating and the paper's rational interpolation.
 
-By default the decoder takes `ExhaustiveLocator` while it can try all supports, else `InformationSetLocator`.
+See `default_locator` for which of them the decoder takes.
 """
 
 import math
@@ -26,6 +26,19 @@ NUM_EXCHANGED = 8  # of the supports that such draws lead to, the best are looke
 WORTHWHILE = 0.7  # a swap must lower the residual to this part of it: less is fitting noise
 
 
+def default_locator(num_rows: int, compression: int, max_errors: int) -> Locator:
+    """Return `ExhaustiveLocator` if it can try all supports, `InformationSetLocator` if it may draw often enough.
+
+    Else `SubspaceLocator`: adaptive liars can bring it to find nobody.
+    """
+    if can_try_all(num_rows, num_rows - compression, max_errors):
+        return ExhaustiveLocator()
+    drawing = InformationSetLocator()
+    return (
+        drawing if drawing.draws_needed(num_rows, compression, max_errors) <= drawing.max_draws else SubspaceLocator()
+    )
+
+
 def locate_rows(locator: Locator | None, problem: LocatingProblem, noise: float = math.inf) -> Support | None:
     """Return rows without which the others agree, none of them needless, or None if t rows are not enough.
 
@@ -36,8 +49,8 @@ def locate_rows(locator: Locator | None, problem: LocatingProblem, noise: float 
     if problem.max_errors == 0:
         return () if problem.residual(()) <= problem.tolerance else None
     if locator is None:
-        exhaustive = ExhaustiveLocator()
-        locator = exhaustive if exhaustive.can_try_all(problem) else InformationSetLocator()
+        num_rows, compression = problem.generator.shape
+        locator = default_locator(num_rows, compression, problem.max_errors)
     support = tuple(sorted(set(locator.locate(problem))))
     residual = problem.residual(support)
     if len(support) > problem.max_errors or not residual <= problem.tolerance:
