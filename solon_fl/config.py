@@ -33,6 +33,7 @@ Strangers = Literal["spare", "refuse"]
 Redundancy = Literal["full", "reactive"]
 Verification = Literal["algebra", "digest"]
 Regroup = Literal["never", "round"]
+EARLY_ERROR = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +128,7 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
     group_size: int = 0
     code: CodeName = "fourier"
     rtol: float = 1e-6
-    early_error: float = 1e-3
+    early_error: float = EARLY_ERROR
     seed: int = 0
     batches_per_group: int = 0
     mode: Mode = "gradient"

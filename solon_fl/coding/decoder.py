@@ -37,6 +37,7 @@ __all__ = [
     "Decoded",
     "Decoder",
     "Memory",
+    "locates_every_lie",
     "smallest_group",
     "worst_relative_error",
 ]
@@ -206,9 +207,7 @@ class Decoder:
                 f"liars just below rtol={self.rtol:g} could change the gradient by more than its own size; "
                 "raise group_size, send float64 shares with a smaller rtol"
             )
-        size, compression = self.code.group_size, self.code.compression
-        located = default_locator(size, compression, (size - compression) // 2)
-        if self.locator is None and isinstance(located, SubspaceLocator):
+        if self.locator is None and not locates_every_lie(self.code.group_size, self.code.compression):
             return (
                 f"{self!r} is too large to locate every lie for certain: adaptive liars could make rounds fail, though "
                 "they could not make a gradient wrong"
@@ -236,10 +235,9 @@ class Decoder:
 
         They are k + s at least, and disagree by as much as passes for noise.
         """
-        code = self.code
-        share_norm = float(np.linalg.norm(code.generator)) / math.sqrt(code.group_size * code.compression)
-        noise = math.sqrt(code.group_size) * self.rtol * share_norm
-        return self._amplification(max(num_shares - self.byzantine, code.compression)) * (1 + NOISE_MARGIN) * noise
+        honest = max(num_shares - self.byzantine, self.code.compression)
+        of_fewest = worst_relative_error(self.code, self.rtol, NOISE_MARGIN)
+        return of_fewest * self._amplification(honest) / self.code.amplification
 
     def decode(
         self,
@@ -490,10 +488,20 @@ class Decoder:
         return tuple(sorted(set(range(self.code.group_size)) - set(slots)))
 
 
-def worst_relative_error(code: Code, rtol: float) -> float:
-    """Return `Decoder.certificate`, which depends on nothing but the code and rtol."""
+def worst_relative_error(code: Code, rtol: float, residual: float = UNDERESTIMATE * NOISE_MARGIN) -> float:
+    """Return `Decoder.certificate`, which depends on nothing but the code and rtol.
+
+    `residual` is what the rows kept may disagree by, in multiples of the noise: for the certificate, what passes for
+    noise but for a probability of 1e-9; NOISE_MARGIN is what mostly does.
+    """
     share_norms = float(np.linalg.norm(code.generator)) / math.sqrt(code.compression)  # of all r, by |gradient|
-    return code.amplification * (UNDERESTIMATE * NOISE_MARGIN + 1) * rtol * share_norms
+    return code.amplification * (residual + 1) * rtol * share_norms
+
+
+def locates_every_lie(group_size: int, compression: int) -> bool:
+    """Whether liars can't bring the default locator to find nobody, as far as is known; see `default_locator`."""
+    locator = default_locator(group_size, compression, (group_size - compression) // 2)
+    return not isinstance(locator, SubspaceLocator)
 
 
 def smallest_group(*, byzantine: int, compression: int, stragglers: int = 0) -> int:
