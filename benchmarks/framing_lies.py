@@ -68,7 +68,7 @@ class Scene:
     @property
     def noise(self) -> float:
         """Norm of what all rows together may be off by."""
-        return float(np.sqrt(len(self.shares))) * self.decoder.rtol * self.scale
+        return float(np.sqrt(self.decoder.code.group_size)) * self.decoder.rtol * self.scale
 
     def unspanned(self, rows: Sequence[int]) -> FloatArray:
         """Return C H: what is left of the checks without these rows."""

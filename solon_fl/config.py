@@ -1,10 +1,11 @@
 """The one configuration object that server, client and simulation share."""
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, get_args
 
-from solon_fl.checks import check_one_of, check_whole
+from solon_fl.checks import check_between, check_one_of, check_whole
 from solon_fl.coding import BeyondBound, Code, Decoder, FourierCode, VandermondeCode, smallest_group
 from solon_fl.errors import ConfigurationError
 
@@ -32,6 +33,7 @@ Strangers = Literal["spare", "refuse"]
 Redundancy = Literal["full", "reactive"]
 Verification = Literal["algebra", "digest"]
 Regroup = Literal["never", "round"]
+EARLY_ERROR = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +58,10 @@ class SolonConfig:
     rtol : float
         Largest relative difference between two honest nodes' shares of the same slot; measure it with
         `solon_fl.strategies.calibrate`.
+    early_error : float
+        A group is decoded before all its nodes have answered only if that bounds the error by this part of the
+        gradient's norm; else it waits for more shares, as long as its patience lasts. k + s shares that agree can be
+        too badly conditioned for more. docs/reference/decoding-accuracy.md has what liars can make of it.
     seed : int
         Of the run: with round and group it fixes the batches. 0 <= seed < 2**63.
     batches_per_group : int
@@ -91,8 +97,9 @@ class SolonConfig:
         enough. For nodes that compute the same bits; where they don't, a group is decoded by algebra if r is large
         enough for that, and fails if not. See docs/explanation/digests.md.
     redundancy : "full" or "reactive"
-        Whether all nodes of a group compute in every round, or only s + k + e of them (with digests max(s + 1, k) + e),
-        drawn anew in each round, and the others only in rounds in which those do not agree. See
+        Whether all nodes of a group compute in every round, or only s + k + e of them (with digests max(s + 1, k) + e;
+        without, more where `early_error` needs more), drawn anew in each round, and the others only in rounds in which
+        those do not agree. See
         docs/explanation/reactive-redundancy.md.
     group_weights : tuple of float, optional
         Weight of each group in the average, for groups that hold different amounts of data. Default: equal.
@@ -121,6 +128,7 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
     group_size: int = 0
     code: CodeName = "fourier"
     rtol: float = 1e-6
+    early_error: float = EARLY_ERROR
     seed: int = 0
     batches_per_group: int = 0
     mode: Mode = "gradient"
@@ -149,6 +157,7 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
             check_one_of(name, getattr(self, name), get_args(allowed))
         for name, least in (("num_nodes", 1), ("group_size", 0), ("seed", 0), ("batches_per_group", 0)):
             check_whole(name, getattr(self, name), least, 2**63 - 1)
+        check_between("early_error", self.early_error, 0, math.inf, "1e-3 is a thousandth of the gradient's norm")
         if self.regroup == "round" and self.grouping == "silo":
             raise ConfigurationError(
                 "regroup='round' needs grouping='server', as nodes of different silos hold different data; got "
@@ -200,6 +209,16 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
         return num_agreeing(self.verification, self.byzantine, self.compression)
 
     @property
+    def num_precise(self) -> int:
+        """Nodes of a group, k + s at least, whose shares bound the error by `early_error`, whatever liars do.
+
+        With digests the shares are the true ones, bit by bit: then as many as must agree.
+        """
+        return (
+            self.num_agreeing if self.verification == "digest" else _num_precise(self.make_decoder(), self.early_error)
+        )
+
+    @property
     def can_decode_by_algebra(self) -> bool:
         """Whether r is large enough to find s liars without digests."""
         s, k, e = self.byzantine, self.compression, self.stragglers
@@ -236,6 +255,14 @@ def smallest_group_with_digests(*, byzantine: int, compression: int, stragglers:
 def num_agreeing(verification: Verification, byzantine: int, compression: int) -> int:
     """Return how many nodes of a group must agree: k + s, with digests the larger of s + 1 and k."""
     return max(byzantine + 1, compression) if verification == "digest" else compression + byzantine
+
+
+@lru_cache(maxsize=64)
+def _num_precise(decoder: Decoder, early_error: float) -> int:
+    """Return how many shares that agree bound the error so; all r if fewer don't."""
+    size = decoder.code.group_size
+    numbers = range(decoder.byzantine + decoder.code.compression, size)
+    return next((number for number in numbers if decoder.expected_error(number) <= early_error), size)
 
 
 @lru_cache(maxsize=64)

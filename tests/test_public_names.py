@@ -42,6 +42,7 @@ CODING_NAMES = [
     "Decoder",
     "ExhaustiveLocator",
     "FourierCode",
+    "InformationSetLocator",
     "LocatingProblem",
     "Locator",
     "RationalLocator",

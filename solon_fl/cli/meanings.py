@@ -12,6 +12,7 @@ CONFIG: Final = {
     "group_size": "r: nodes of a group; 0 takes the fewest that the other settings allow, 2s + e + k without digests.",
     "code": "The code; vandermonde is the one of the paper.",
     "rtol": "Float noise tolerated between honest nodes.",
+    "early_error": "A group waits a while for more shares if its error may exceed this part of the gradient.",
     "seed": "Fixes weights, batches and liars: the same seed gives the same result.",
     "batches_per_group": "Batches that a node computes in a round; 0 takes r.",
     "mode": "What is coded: the gradient, or the change of the model after local steps.",

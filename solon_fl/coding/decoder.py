@@ -25,7 +25,7 @@ from .beyond import only_supported_gradient
 from .code import Code
 from .decoded import Decoded, DecodeStatus
 from .locating import LocatingProblem, Locator, Support
-from .locators import locate_rows
+from .locators import SubspaceLocator, default_locator, locate_rows
 from .projection import LARGEST_NORM, NOISE_MARGIN, SMALLEST_NUMBER, UNDERESTIMATE, Projector
 from .solving import Interpolation, Solution, interpolate, least_squares
 from .verdict import Verdict, judge
@@ -37,6 +37,7 @@ __all__ = [
     "Decoded",
     "Decoder",
     "Memory",
+    "locates_every_lie",
     "smallest_group",
     "worst_relative_error",
 ]
@@ -49,7 +50,7 @@ LIKELY = 2.0  # times the noise: what projected noise is seldom beyond (up to NO
 
 
 class CertificateWarning(UserWarning):
-    """The worst case of this decoder exceeds the gradient itself: liars just below rtol could ruin it."""
+    """Few liars could do harm: ruin the gradient from just below rtol, or, in large groups, make rounds fail."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,8 +125,8 @@ class Decoder:
         float noise. 1e-6 suits float32 shares of nodes with the same hardware and software.
     locator : Locator, optional
         Used alone, whatever it misses. Default: in each decode `ExhaustiveLocator` where it can try all supports
-        (up to r = 23 at s = 5, r = 88 at s = 3), else `InformationSetLocator`, and `SubspaceLocator` before that where
-        it can't draw often enough (from about r = 40 on).
+        (up to r = 23 at s = 5, r = 88 at s = 3), else `InformationSetLocator`, or `SubspaceLocator` where that can't
+        draw often enough (from about r = 36 on).
     beyond_bound : "reject" or "accept"
         What becomes of more lies than the guarantee covers, where otherwise the decode would fail or fewer than k + s
         shares agree with its result. "accept" takes a gradient if it is the only one that k + 1 or more shares agree
@@ -140,7 +141,7 @@ class Decoder:
     Warns
     -----
     CertificateWarning
-        If `certificate` is 1 or more.
+        If `certificate` is 1 or more, or the group is too large to locate every lie for certain.
 
     Notes
     -----
@@ -195,14 +196,24 @@ class Decoder:
         self.locator = locator
         self.beyond_bound = beyond_bound
         self._amplifications: dict[int, float] = {}  # by number of rows; asked for in every decode
+        doubt = self._doubt()
+        if doubt:
+            warnings.warn(f"{doubt}; lower byzantine or compression.", CertificateWarning, stacklevel=2)
+
+    def _doubt(self) -> str:
+        """Return what liars may be able to do although they are few enough; "" if they can't."""
         if self.certificate >= 1:
-            warnings.warn(
+            return (
                 f"the certificate of {self!r} is {self.certificate:.1e}, but should be below 1: "
-                f"liars just below rtol={rtol:g} could change the gradient by more than its own size; lower "
-                "byzantine or compression, raise group_size, or send float64 shares with a smaller rtol.",
-                CertificateWarning,
-                stacklevel=2,
+                f"liars just below rtol={self.rtol:g} could change the gradient by more than its own size; "
+                "raise group_size, send float64 shares with a smaller rtol"
             )
+        if self.locator is None and not locates_every_lie(self.code.group_size, self.code.compression):
+            return (
+                f"{self!r} is too large to locate every lie for certain: adaptive liars could make rounds fail, though "
+                "they could not make a gradient wrong"
+            )
+        return ""
 
     def __repr__(self) -> str:
         return (
@@ -219,6 +230,15 @@ class Decoder:
         What a single decode can vouch for, `Decoded.error_bound`, is mostly far smaller.
         """
         return worst_relative_error(self.code, self.rtol)
+
+    def expected_error(self, num_shares: int) -> float:
+        """Return about the largest `Decoded.error_bound`, by the gradient's norm, of so many shares that agree.
+
+        They are k + s at least, and disagree by as much as passes for noise.
+        """
+        honest = max(num_shares - self.byzantine, self.code.compression)
+        of_fewest = worst_relative_error(self.code, self.rtol, NOISE_MARGIN)
+        return of_fewest * self._amplification(honest) / self.code.amplification
 
     def decode(
         self,
@@ -388,7 +408,8 @@ class Decoder:
         return _Screened(
             slots=slots,
             alive=[slots[row] for row in alive],
-            noise=math.sqrt(len(alive)) * (self.rtol * scale + floor),
+            noise=math.sqrt(code.group_size)
+            * (self.rtol * scale + floor),  # of all rows: so it does not grow with them
             max_errors=max_errors,
             liars=max(max_errors, self.byzantine - (len(slots) - len(alive))),
         )
@@ -468,10 +489,20 @@ class Decoder:
         return tuple(sorted(set(range(self.code.group_size)) - set(slots)))
 
 
-def worst_relative_error(code: Code, rtol: float) -> float:
-    """Return `Decoder.certificate`, which depends on nothing but the code and rtol."""
+def worst_relative_error(code: Code, rtol: float, residual: float = UNDERESTIMATE * NOISE_MARGIN) -> float:
+    """Return `Decoder.certificate`, which depends on nothing but the code and rtol.
+
+    `residual` is what the rows kept may disagree by, in multiples of the noise: for the certificate, what passes for
+    noise but for a probability of 1e-9; NOISE_MARGIN is what mostly does.
+    """
     share_norms = float(np.linalg.norm(code.generator)) / math.sqrt(code.compression)  # of all r, by |gradient|
-    return code.amplification * (UNDERESTIMATE * NOISE_MARGIN + 1) * rtol * share_norms
+    return code.amplification * (residual + 1) * rtol * share_norms
+
+
+def locates_every_lie(group_size: int, compression: int) -> bool:
+    """Whether liars can't bring the default locator to find nobody, as far as is known; see `default_locator`."""
+    locator = default_locator(group_size, compression, (group_size - compression) // 2)
+    return not isinstance(locator, SubspaceLocator)
 
 
 def smallest_group(*, byzantine: int, compression: int, stragglers: int = 0) -> int:

@@ -1,7 +1,6 @@
 """The locators: exhaustive search, random trials, subspace locating and the paper's rational interpolation.
 
-By default the decoder takes `ExhaustiveLocator` while it can try all supports, else `InformationSetLocator`; where k
-honest rows are too seldom drawn for that, `SubspaceLocator` first.
+See `default_locator` for which of them the decoder takes.
 """
 
 import math
@@ -27,6 +26,19 @@ NUM_EXCHANGED = 8  # of the supports that such draws lead to, the best are looke
 WORTHWHILE = 0.7  # a swap must lower the residual to this part of it: less is fitting noise
 
 
+def default_locator(num_rows: int, compression: int, max_errors: int) -> Locator:
+    """Return `ExhaustiveLocator` if it can try all supports, `InformationSetLocator` if it may draw often enough.
+
+    Else `SubspaceLocator`: adaptive liars can bring it to find nobody.
+    """
+    if can_try_all(num_rows, num_rows - compression, max_errors):
+        return ExhaustiveLocator()
+    drawing = InformationSetLocator()
+    return (
+        drawing if drawing.draws_needed(num_rows, compression, max_errors) <= drawing.max_draws else SubspaceLocator()
+    )
+
+
 def locate_rows(locator: Locator | None, problem: LocatingProblem, noise: float = math.inf) -> Support | None:
     """Return rows without which the others agree, none of them needless, or None if t rows are not enough.
 
@@ -36,23 +48,16 @@ def locate_rows(locator: Locator | None, problem: LocatingProblem, noise: float 
         return ()
     if problem.max_errors == 0:
         return () if problem.residual(()) <= problem.tolerance else None
-    for candidate in [locator] if locator is not None else _default_locators(problem):
-        support = tuple(sorted(set(candidate.locate(problem))))
-        residual = problem.residual(support)
-        if len(support) <= problem.max_errors and residual <= problem.tolerance:
-            tolerance = noise if residual <= noise < problem.tolerance else problem.tolerance
-            return _without_needless_rows(problem, support, tolerance)
-    return () if problem.residual(()) <= problem.tolerance else None
-
-
-def _default_locators(problem: LocatingProblem) -> list[Locator]:
-    """Return those that are asked, each if the one before found nothing."""
-    exhaustive, information_set = ExhaustiveLocator(), InformationSetLocator()
-    if exhaustive.can_try_all(problem):
-        return [exhaustive]
-    if information_set.can_draw_enough(problem):
-        return [information_set]
-    return [SubspaceLocator(), information_set]
+    if locator is None:
+        num_rows, compression = problem.generator.shape
+        locator = default_locator(num_rows, compression, problem.max_errors)
+    support = tuple(sorted(set(locator.locate(problem))))
+    residual = problem.residual(support)
+    if len(support) > problem.max_errors or not residual <= problem.tolerance:
+        return () if problem.residual(()) <= problem.tolerance else None
+    return _without_needless_rows(
+        problem, support, noise if residual <= noise < problem.tolerance else problem.tolerance
+    )
 
 
 def _without_needless_rows(problem: LocatingProblem, support: Support, tolerance: float) -> Support:
@@ -108,8 +113,8 @@ class InformationSetLocator:
     -----
     Guarantee: none in theory, because k honest rows may be badly conditioned. The draws are `draws_needed`, by which
     k honest rows are drawn 20 times on average (once at least but for a probability of 2e-9); no lies are known that
-    get past it (benchmarks/starvation.py). Beyond `max_draws`, from about r = 40 on, where certificates of float32 are
-    void, it finds nothing in more and more decodes.
+    get past it (benchmarks/starvation.py). Where these are more than `max_draws`, from about r = 36 on, it finds
+    nothing in more and more decodes, whatever the lies are.
     Cost: n k (k + 4) multiply-adds a draw. At s = 8, k = 8 some 60 draws, a few ms.
 
     References
@@ -123,11 +128,6 @@ class InformationSetLocator:
     def draws_needed(self, num_rows: int, compression: int, max_errors: int) -> int:
         """Return after how many draws it is next to certain that k honest rows were drawn."""
         return math.ceil(20 * math.comb(num_rows, compression) / math.comb(num_rows - max_errors, compression))
-
-    def can_draw_enough(self, problem: LocatingProblem) -> bool:
-        """Return whether `max_draws` are as many as are needed."""
-        num_rows, compression = problem.generator.shape
-        return self.draws_needed(num_rows, compression, problem.max_errors) <= self.max_draws
 
     def locate(self, problem: LocatingProblem) -> Support:
         """Return the best t rows found."""

@@ -101,7 +101,7 @@ def interpolate(
     Returns
     -------
     The interpolation; or the first slice of columns where rows outside the support are loud or not finite; or None if
-    matrix products of this device are not of full precision (TF32, bfloat16).
+    matrix products of this device are not of full precision (TF32, bfloat16), or might overflow.
 
     Notes
     -----
@@ -149,6 +149,8 @@ def interpolate(
         [compression, compression + len(others)],
     )
     norms_of_basis, norms_of_others = norms_of_basis + lost, norms_of_others + lost
+    if (np.abs(inverse) @ norms_of_basis).max() >= limits.max:
+        return None
     gamma = (compression + 3) * limits.eps / 2
     rounding = gamma * (np.abs(weights) @ norms_of_basis + norms_of_others)
     rounding += lost
@@ -232,6 +234,9 @@ def least_squares(generator: FloatArray, support: Support, rows: list[Tensor], d
         squares += torch.linalg.vector_norm(product, dim=1).square()
         gram += product[len(kept) :] @ product[len(kept) :].T
     norms = np.split(squares.sqrt().cpu().numpy(), [compression, len(kept)])
+    largest = torch.finfo(chunks.dtype).max
+    if norms[0].max() >= largest:  # what is beyond by rounding only: the truth is not
+        chunks.clamp_(-largest, largest)
     return Solution(
         support=support,
         chunks=chunks,

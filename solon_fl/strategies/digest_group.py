@@ -100,4 +100,5 @@ class DigestGroupRound(GroupRound):
         return self._close(
             replace(decoded, status=status, corrupt_slots=tuple(lies), erased_slots=tuple(not_finite)),
             different={slot for slot in honest if slot not in matching or self._votes[slot] != elected},
+            odd=2 * sum(vote == elected for vote in self._votes.values()) > len(self._votes) + self.byzantine,
         )

@@ -22,6 +22,7 @@ def exchange(
     timeout: float | None,
     receive: Callable[[list[tuple[Key, Message]]], bool],
     follow_up: Callable[[bool], dict[Key, Message]] | None = None,
+    patience: Callable[[], float] = lambda: math.inf,
 ) -> tuple[float, dict[str, Key]]:
     """Send messages and hand over the replies as they come, until all are there, `receive` says stop, or time is up.
 
@@ -34,10 +35,14 @@ def exchange(
         Seconds; None waits for ever.
     receive : callable
         Gets the replies that came together, each with its message's key, once per message that was
-        answered; returns True when no more are needed. It may take them out of the list.
+        answered; returns True when no more are needed. It may take them out of the list. Called with an empty one, too,
+        after `follow_up` was told that it is late.
     follow_up : callable, optional
         Returns further messages to send in the same exchange. Called after every `receive` that did not say stop, with
-        False, and once with True when half of the timeout has passed or no more replies can come.
+        False; and with True when it is late: when the patience, or half of the timeout, has passed since messages were
+        last sent, or no more replies can come. Further messages start that time again.
+    patience : callable, optional
+        Returns seconds.
 
     Returns
     -------
@@ -58,6 +63,7 @@ def exchange(
     key_of = push(grid, messages, fetcher)
     pause = 0.005
     late = False
+    sent = started
     while key_of or (follow_up is not None and not late):
         looked = time.monotonic()
         batch = [(key_of.pop(message_id), reply) for message_id, reply in fetcher.fetch(list(key_of)).items()]
@@ -70,14 +76,24 @@ def exchange(
             if enough:
                 break
             pause = 0.005
-        elapsed = time.monotonic() - started
-        turns_late = not late and (not key_of or (timeout is not None and 2 * elapsed >= timeout))
+        waited = time.monotonic() - sent
+        turns_late = not late and (
+            not key_of or waited >= min(patience(), math.inf if timeout is None else timeout / 2)
+        )
         if follow_up is not None and (anything or turns_late):
             late = late or turns_late
             more = push(grid, follow_up(turns_late), fetcher)
             key_of |= more
             if more:
+                late = False
+                sent = time.monotonic()
                 continue
+            if turns_late:
+                entered = time.monotonic()
+                enough = receive([])
+                inside += time.monotonic() - entered
+                if enough:
+                    break
         if timeout is not None and looked - started >= timeout:  # so that the last look is after the deadline
             break
         if key_of and not anything:

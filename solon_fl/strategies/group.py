@@ -40,6 +40,10 @@ class GroupRound:
         d.
     dtype : torch.dtype
         Of the shares.
+    enough : int
+        Shares that can make a result precise, if more than k + s: with fewer none is tried until it is late.
+    early_error : float
+        Largest error bound, by the gradient's norm, of a result that is taken before it is late.
     projection : torch.Generator or None
         Makes the projection reproducible, for simulation; None draws fresh entropy.
     label : callable
@@ -54,6 +58,8 @@ class GroupRound:
     decoder: Decoder
     dim: int
     dtype: torch.dtype
+    enough: int = 0
+    early_error: float = math.inf
     projection: torch.Generator | None = None
     label: Callable[[int], str] = str
     resting: set[int] = field(default_factory=set)
@@ -65,7 +71,8 @@ class GroupRound:
     _missing: set[int] = field(default_factory=set)  # those of them that had sent no share by then
     _exhausted: bool = False  # whether all who were asked have answered, and it was not enough
     _report: GroupReport | None = None  # None while the group is open
-    _num_tried: int = 0  # shares in the latest decode
+    _late: bool = False  # whether more shares are no longer waited for if k + s agree
+    _tried: tuple[int, bool] = (0, False)  # number of shares, and whether it was late, in the latest decode
 
     def __post_init__(self) -> None:
         self._share_dim = self.decoder.code.share_dim(self.dim)
@@ -96,7 +103,10 @@ class GroupRound:
 
     def wake(self, late: bool) -> list[int]:
         """Return the slots of resting nodes that have to be asked now, if any; `late` if it is no use to wait."""
-        if self.closed or not self.resting or not (self._exhausted or late):
+        if self.closed or not self.resting:
+            self._late = self._late or late
+            return []
+        if not (self._exhausted or late):
             return []
         logger.warning(
             "Group %d: what %d of %d nodes sent is not enough, or does not agree; its other %d nodes are asked too.",
@@ -126,10 +136,12 @@ class GroupRound:
     def decode(self, *, last: bool) -> Tensor | None:
         """Decode if nothing that may still come can change the result, or if nothing will come (`last`).
 
-        It can't change any more once k + s shares agree: k of them at least are honest, and fix the gradient. With
-        fewer that agree, s liars could have made it up if more than e honest nodes are missing: such a result
-        is not taken, and the group fails, unless the decoder accepts results beyond the bound: these are looked for
-        when nothing more will come.
+        k of k + s shares that agree are honest, and fix the gradient. With fewer that agree, s liars could have made it
+        up if more than e honest nodes are missing: such a result is not taken, and the group fails, unless the decoder
+        accepts results beyond the bound: these are looked for when nothing more will come.
+
+        How precisely k + s shares fix it is another question: if the k are badly conditioned, liars who stay below the
+        tolerance can move it. So before it is late, only results within `early_error` are taken.
 
         Returns
         -------
@@ -167,20 +179,28 @@ class GroupRound:
         needed = self.decoder.code.compression + self.byzantine
         all_here = self._all_here
         last = last or (all_here and not self.resting)
-        if not last and (len(self._shares) < needed or len(self._shares) == self._num_tried):
-            self._exhausted = all_here
+        self._exhausted = all_here
+        first = needed if self._late or all_here else max(needed, self.enough)
+        if not last and (len(self._shares) < first or self._tried == (len(self._shares), self._late)):
             return None
-        self._num_tried = len(self._shares)
+        self._tried = len(self._shares), self._late
         decoded = self.decoder.decode(self._shares, dim=self.dim, last=last, needed=needed, memory=self._memory)
         beyond_bound = decoded.status is DecodeStatus.BEYOND_BOUND
         trusted = beyond_bound or decoded.num_agreeing >= needed
+        if not (last or (trusted and (self._late or self._is_precise(decoded)))):
+            return None
         if not trusted and decoded.ok:
             # Within the code's budget, but with this many nodes missing, s liars could have made it up.
             decoded = Decoded.failed(DecodeStatus.TOO_FEW_SHARES, decoded.erased_slots)
         if beyond_bound:
             self._warn_of(decoded)
-        self._exhausted = all_here
-        return self._close(decoded) if last or trusted else None
+        return self._close(decoded)
+
+    def _is_precise(self, decoded: Decoded) -> bool:
+        gradient = decoded.gradient
+        return gradient is not None and decoded.error_bound <= self.early_error * float(
+            torch.linalg.vector_norm(gradient)
+        )
 
     def _warn_of(self, decoded: Decoded) -> None:
         """Log whom a result beyond the bound accuses, and what it rests on."""
@@ -199,17 +219,21 @@ class GroupRound:
             decoded.num_agreeing + len(decoded.suspect_slots) - compression - 1,
         )
 
-    def _close(self, decoded: Decoded, different: Collection[int] = ()) -> Tensor | None:
-        """Fix the outcome; `different` are slots whose share is no lie, but whose bits or digests are others."""
+    def _close(self, decoded: Decoded, different: Collection[int] = (), odd: bool = False) -> Tensor | None:
+        """Fix the outcome; `different` are slots whose share is no lie, but whose bits or digests are others.
+
+        If `odd`, most honest nodes have the same ones. Suspects and nodes that may be of the most common make are never
+        held to have been the reason why nodes at rest were asked: liars could choose them.
+        """
         not_finite = set(decoded.erased_slots) & self._shares.keys()
         malformed = self._malformed | dict.fromkeys(self._ids(not_finite), "the share holds NaN or inf")
         answered = {*self._ids(self._shares), *malformed}
-        differing = {*decoded.corrupt_slots, *not_finite, *different}
+        to_blame = {*decoded.corrupt_slots, *not_finite, *(different if odd else ())}
         self._report = GroupReport(
             group=self.group,
             nodes=tuple(None if slot in self.resting else node_id for slot, node_id in enumerate(self.nodes)),
             escalated=bool(self._first),
-            escalated_by=self._ids(self._missing | (differing & set(self._first))),
+            escalated_by=self._ids(self._missing | (to_blame & set(self._first))),
             different_bits=self._ids(different),
             status=decoded.status.value,
             corrupt_nodes=self._ids(decoded.corrupt_slots),

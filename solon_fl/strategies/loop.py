@@ -61,6 +61,10 @@ class _OpenRound(Generic[Key]):
         """Return further messages."""
         return self._addressed(self._round.follow_up(late))
 
+    def patience(self) -> float:
+        """Return after how many seconds without enough replies it is late."""
+        return self._round.patience()
+
     def close(self) -> Aggregated:
         """Return what the round amounts to."""
         return self._round.close()
@@ -212,7 +216,9 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         """Play one round, put model and metrics into the result, and return whether a step was made."""
         opened = _OpenRound(server_round, run.open_round(server_round, config, grid), result.arrays)
         result.arrays = ArrayRecord()  # while the nodes work, the model is in memory once
-        waited, open_messages = exchange(grid, opened.first_messages, run.timeout, opened.receive, opened.follow_up)
+        waited, open_messages = exchange(
+            grid, opened.first_messages, run.timeout, opened.receive, opened.follow_up, opened.patience
+        )
         for message_id, key in open_messages.items():
             unanswered[message_id] = (server_round, opened.addressed[key].dst_node_id)
         report, arrays = self._finish(run, opened, waited)

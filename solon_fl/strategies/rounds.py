@@ -1,5 +1,6 @@
 """What a strategy of this package supplies: a run, and the rounds of it. `RoundStrategy` (loop.py) drives both."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
@@ -50,6 +51,10 @@ class Round(ABC, Generic[Key]):
     def follow_up(self, late: bool) -> dict[Key, Message]:
         """Return further messages of the same round; `late` as in `exchange`."""
         return {}
+
+    def patience(self) -> float:
+        """Return after how many seconds without enough replies it is late."""
+        return math.inf
 
     @abstractmethod
     def close(self) -> Aggregated:

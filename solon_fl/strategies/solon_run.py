@@ -2,6 +2,7 @@
 
 import logging
 import math
+import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
@@ -19,6 +20,8 @@ from solon_fl.strategies.digest_group import DigestGroupRound
 from solon_fl.strategies.group import GroupRound
 from solon_fl.strategies.ledger import Place
 from solon_fl.strategies.model import ServerModel
+from solon_fl.strategies.patience import Patience
+from solon_fl.strategies.replies import is_silence
 from solon_fl.strategies.reports import GroupReport, RoundReport
 from solon_fl.strategies.roster import Roster
 from solon_fl.strategies.rounds import Aggregated, Round, Run
@@ -57,6 +60,7 @@ class SolonRun(Run):
         self._follows_up = follows_up
         self._calibrate = calibrate
         self._told: set[int] = set()  # of nodes with different bits
+        self.patience = Patience()
 
     def prepare(self, grid: Grid, arrays: ArrayRecord, config: ConfigRecord) -> None:
         """Raise rtol above the nodes' float noise, if asked to."""
@@ -97,6 +101,8 @@ class SolonRun(Run):
             resting=self._resting(nodes),
             byzantine=config.byzantine,
             decoder=config.make_decoder(),
+            enough=config.num_precise,
+            early_error=config.early_error,
             dim=self.model.dim,
             dtype=self.model.vector.dtype,
             projection=self.projection,
@@ -116,7 +122,7 @@ class SolonRun(Run):
         away = {record.node_id for record in self.roster.ledger.values() if record.state == "away"}
         trouble = {slot: (node_id in away, self.roster.troubles(node_id)) for slot, node_id in present.items()}
         drawn = sorted((slots[i] for i in order), key=trouble.__getitem__)
-        return set(drawn[self.config.num_agreeing + self.config.stragglers :])
+        return set(drawn[self.config.num_precise + self.config.stragglers :])
 
     def record(self, report: RoundReport) -> None:
         """Enter the report into the ledger; see `Run.record`."""
@@ -186,6 +192,7 @@ class SolonRound(Round[Place]):
         self._weights = run.config.group_weights or (1.0,) * len(groups)
         self._sum: torch.Tensor | None = None  # of the gradients so far, weighted
         self._sum_of_weights = 0.0
+        self._sent: dict[Place, float] = {}  # when each was asked
 
     def messages(self, arrays: ArrayRecord) -> dict[Place, Message]:
         """Return one message per node: the shared model, and a config and a task of its own."""
@@ -196,11 +203,20 @@ class SolonRound(Round[Place]):
         places = [(group.group, slot) for group in self._groups for slot in group.wake(late)]
         return self._tasks(places, self._run.model.to_record()) if places else {}
 
+    def patience(self) -> float:
+        """See `Patience`."""
+        ids = [self._groups[group].nodes[slot] for group, slot in self._sent]
+        return self._run.patience.seconds([node_id for node_id in ids if node_id is not None])
+
     def receive(self, batch: list[tuple[Place, Message]]) -> bool:
         """Take replies that came together; return whether every group's outcome is certain."""
+        now = time.monotonic()
         by_group: dict[int, dict[int, Message]] = {}
         while batch:  # all is emptied, so that a group's shares are gone once it is decoded
             (group, slot), reply = batch.pop(0)
+            node_id = self._groups[group].nodes[slot]
+            if node_id is not None and not (reply.has_error() and is_silence(reply)):
+                self._run.patience.record(node_id, now - self._sent[group, slot])
             by_group.setdefault(group, {}).setdefault(slot, reply)
             del reply
         for group, replies in by_group.items():
@@ -235,6 +251,7 @@ class SolonRound(Round[Place]):
                     dim=run.model.dim,
                     buffers=run.model.buffers,
                 )
+                self._sent[group, slot] = time.monotonic()
                 messages[group, slot] = task.to_message(arrays, self._train_config, node_id, run.timeout)
         return messages
 

@@ -140,6 +140,15 @@ def test_votes_allow_for_float_noise(dtype: torch.dtype, size: float) -> None:
         assert relative_error(decoded.gradient, gradients.double().mean(0)) < 1e-6
 
 
+def test_a_vote_won_by_the_shortest_vector_allows_for_the_longer_ones() -> None:
+    """Three on one line: the liar's is within rtol of one honest vector, which is within rtol of the other."""
+    code = RepetitionCode(3, 1, rtol=0.1)
+    received = {node: torch.tensor([length], dtype=torch.float64) for node, length in enumerate([1.0, 1.0999, 1.2097])}
+    decoded = code.decode(received)  # whoever of them lies
+    assert decoded.ok
+    assert decoded.corrupt_nodes == ()
+
+
 def test_identical_vectors_win_before_near_ones() -> None:
     code = RepetitionCode(5, 2)
     honest = encode_all(code, gradients_of(code))

@@ -1,4 +1,4 @@
-"""The fast way to decode: interpolate k shares, and guess the liars from the first columns that disagree."""
+"""Solving: interpolate k shares, or least squares over all that are kept."""
 
 import math
 from typing import cast
@@ -130,3 +130,24 @@ def test_gradients_whose_squares_vanish_in_float32_stay_within_the_bound(size: f
         assert decoded.gradient is not None
         error = np.linalg.norm(decoded.gradient.double().numpy() - gradient)
         assert error <= decoded.error_bound
+
+
+@pytest.mark.parametrize("liars", [(), (1,)])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_gradient_of_the_largest_floats_stays_finite(liars: tuple[int, ...], seed: int) -> None:
+    """Rounding must not take it beyond them; one chunk of every column holds such a number, so that all shares fit."""
+    decoder, largest = fourier_decoder(byzantine=2, compression=5), torch.finfo(torch.float32).max
+    columns = torch.arange(20)
+    chunks = torch.zeros(5, 20, dtype=torch.float64)
+    signs = torch.randint(0, 2, (20,), generator=seeded(seed)) * 2.0 - 1
+    chunks[columns % 5, columns] = largest * signs.double()
+    exact = torch.from_numpy(decoder.code.generator) @ chunks
+    noise = torch.randn(exact.shape, generator=seeded(seed), dtype=torch.float64)
+    noise *= 0.9e-6 * exact.norm(dim=1).min() / noise.norm(dim=1, keepdim=True)
+    shares = dict(enumerate((exact + noise).clamp(-largest, largest).float()))
+    for liar in liars:
+        shares[liar] = -shares[liar]
+    decoded = decoder.decode(shares)
+    assert decoded.gradient is not None
+    assert decoded.gradient.isfinite().all()
+    assert error_of(decoded, chunks.reshape(-1)) <= decoded.error_bound

@@ -6,16 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.clientapp.typing import Mod
 from torch import Tensor
 
-from solon_fl import FourierCode, SolonConfig
+from solon_fl import Decoder, FourierCode, SolonConfig
 from solon_fl.coding.digests import elect, share_digest, share_digests
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.attacks import Alie, Constant, NotFinite, RandomGaussian, Reverse, SameLie
 from solon_fl.simulations.attacks.mods import MALFORMATIONS, attack_mod, malformed_mod, silent_mod
-from solon_fl.task import DIGESTS, digest_key
+from solon_fl.strategies.digest_group import DigestGroupRound
+from solon_fl.task import DIGESTS, SHARE, digest_key
 from solon_fl.wire import to_array, trusted_tensor
 from tests.support import share_array, small_config, spoil, train, vector_of
 
@@ -223,15 +224,16 @@ def test_nodes_compute_with_deterministic_algorithms_only_if_digests_are_asked_f
     assert not torch.are_deterministic_algorithms_enabled()
 
 
+FOUR_OF_FOURTEEN = {2, 5, 9, 12}  # two in each group of seven
 WRONG_BITS: dict[str, Mod] = {
-    "of the digests": with_votes(VOTES["different"], set(LIAR_IDS)),
+    "of the digests": with_votes(VOTES["different"], FOUR_OF_FOURTEEN),
     "of the share": spoil(
         lambda reply: _replace(
             reply,
             torch.nextafter(trusted_tensor(share_array(reply.content)["share"]), torch.tensor(float("inf"))),
             reply.content[DIGESTS][DIGESTS],  # type: ignore[arg-type]
         ),
-        set(LIAR_IDS),
+        FOUR_OF_FOURTEEN,
     ),
 }
 
@@ -239,9 +241,51 @@ WRONG_BITS: dict[str, Mod] = {
 @pytest.mark.parametrize("what", WRONG_BITS)
 def test_who_escalates_with_other_bits_is_named_and_soon_rests(what: str) -> None:
     """It is no offence, but nobody can make the others compute for ever by it: at most one escalation for each."""
-    _, reports = train(small(redundancy="reactive"), mods=[WRONG_BITS[what]], rounds=20)
+    config = small(num_nodes=14, group_size=7, redundancy="reactive")
+    _, reports = train(config, mods=[WRONG_BITS[what]], rounds=20)
     escalations = [group for report in reports for group in report.groups if group.escalated]
-    assert 1 <= len(escalations) <= len(LIAR_IDS)
-    assert all(group.different_bits and set(group.different_bits) <= set(LIAR_IDS) for group in escalations)
+    assert 1 <= len(escalations) <= len(FOUR_OF_FOURTEEN)
+    assert all(group.different_bits and set(group.different_bits) <= FOUR_OF_FOURTEEN for group in escalations)
+    assert all(set(group.escalated_by) <= set(group.different_bits) for group in escalations)
+    assert all(group.escalated_by for group in escalations)
     assert all(report.corrupt_nodes == report.malformed_nodes == () for report in reports)
     assert all(report.stepped for report in reports)
+
+
+@pytest.mark.parametrize(
+    ("odd", "blamed"), [({1}, (11,)), ({1, 2, 5}, ())], ids=["one of other make", "and two liars who copy it"]
+)
+def test_liars_who_side_with_a_node_of_other_make_do_not_get_the_others_to_rest(
+    odd: set[int], blamed: tuple[int, ...]
+) -> None:
+    """With six nodes, s = 2: the three elect their list, and nothing shows who are the odd ones."""
+    code, key = FourierCode(group_size=6, compression=3), b"k" * 16
+    usual = torch.randn(30, generator=torch.Generator().manual_seed(0))
+    other = torch.nextafter(usual, torch.tensor(10.0))
+    group = DigestGroupRound(
+        group=0,
+        nodes=(10, 11, 12, 13, 14, 15),
+        byzantine=2,
+        decoder=Decoder(code, byzantine=0, stragglers=3),
+        dim=30,
+        dtype=torch.float32,
+        resting={3, 4, 5},
+        digest_key=key,
+        can_decode_by_algebra=False,
+    )
+
+    def receive(slots: set[int]) -> Tensor | None:
+        for slot in sorted(slots):
+            gradient = other if slot in odd else usual
+            digests = ConfigRecord({DIGESTS: share_digests(code, gradient, key)})
+            share = ArrayRecord({SHARE: to_array(code.encode(gradient, slot))})
+            message = Message(RecordDict(), 10 + slot, MessageType.TRAIN)
+            group.receive({slot: Message(RecordDict({SHARE: share, DIGESTS: digests}), reply_to=message)})
+        return group.decode(last=False)
+
+    assert receive({0, 1, 2}) is None  # they don't agree: the others are asked
+    assert group.wake(late=False) == [3, 4, 5]
+    gradient = receive({3, 4, 5})
+    assert gradient is not None
+    torch.testing.assert_close(gradient, usual)
+    assert group.report.escalated_by == blamed

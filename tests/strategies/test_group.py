@@ -5,13 +5,16 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
 from torch import Tensor
 
 from solon_fl import Decoder, FourierCode
+from solon_fl.coding.decoder import Memory
 from solon_fl.coding.digests import share_digests
+from solon_fl.coding.locating import parity_of
 from solon_fl.simulations.run._compat import become_server
 from solon_fl.strategies.digest_group import DigestGroupRound
 from solon_fl.strategies.group import GroupRound
@@ -372,3 +375,96 @@ def test_s_liars_with_equal_votes_and_shares_that_match_them_do_not_win() -> Non
     group.decode(last=False)
     assert group.report is not None
     assert group.report.corrupt_nodes == (70, 71)
+
+
+# Closing early
+
+
+class Counting(Decoder):
+    """Notes how many shares each decode was given."""
+
+    def decode(self, shares: Any, **options: Any) -> Any:
+        self.tried = [*getattr(self, "tried", []), len(shares)]
+        return super().decode(shares, **options)
+
+
+def test_only_new_shares_are_a_reason_to_decode_again() -> None:
+    decoder = Counting(DECODER.code, byzantine=2)
+    group = new_round(decoder)
+    for slot in range(7):
+        lie = reply_with(torch.full((7,), 9.0 + slot))
+        group.receive_one(slot, lie if slot < 2 else honest(slot))
+        for _ in range(3):
+            group.decode(last=False)
+    assert group.closed
+    assert decoder.tried == [5, 6, 7]
+
+
+def test_before_it_is_late_a_group_closes_only_if_the_result_is_precise() -> None:
+    decoder = Counting(DECODER.code, byzantine=2)
+    group = new_round(decoder, early_error=1e-12)
+    for slot in range(6):
+        group.receive_one(slot, honest(slot))
+        assert group.decode(last=False) is None
+    assert decoder.tried == [5, 6]
+    assert group.wake(late=True) == []
+    assert group.decode(last=False) is not None
+    assert decoder.tried == [5, 6, 6]
+    assert group.report.silent_nodes == (NODES[6],)
+
+
+def test_when_all_have_answered_there_is_nothing_to_wait_for() -> None:
+    group = new_round(early_error=1e-12)
+    for slot in range(7):
+        group.receive_one(slot, honest(slot))
+    assert group.decode(last=False) is not None
+
+
+def test_with_fewer_shares_than_can_be_precise_no_decode_is_tried_before_it_is_late() -> None:
+    decoder = Counting(DECODER.code, byzantine=2)
+    group = new_round(decoder, enough=6)
+    for slot in range(5):
+        group.receive_one(slot, honest(slot))
+    assert group.decode(last=False) is None
+    assert not hasattr(decoder, "tried")
+    group.wake(late=True)
+    assert group.decode(last=False) is not None
+
+
+def test_nodes_at_rest_are_asked_if_the_others_agree_but_not_precisely() -> None:
+    group = new_round(resting={5, 6}, early_error=1e-12)
+    for slot in range(5):
+        group.receive_one(slot, honest(slot))
+    assert group.decode(last=False) is None
+    assert group.wake(late=False) == [5, 6]
+    for slot in (5, 6):
+        group.receive_one(slot, honest(slot))
+    assert group.decode(last=False) is not None
+    assert group.report.escalated
+    assert group.report.escalated_by == ()
+
+
+@pytest.mark.parametrize(("s", "k"), [(1, 3), (2, 6), (5, 5), (5, 10)])
+def test_lies_that_disagree_among_the_first_do_not_vanish_when_all_are_asked(s: int, k: int) -> None:
+    """The tolerance does not grow with the number of shares: who made the others compute is a suspect at least."""
+    code = FourierCode(group_size=2 * s + k, compression=k)
+    decoder, rng = Decoder(code, byzantine=s), np.random.default_rng(s)
+    gradient = torch.from_numpy(rng.normal(size=40 * k).astype(np.float32))
+    shares = {slot: code.encode(gradient, slot) for slot in range(code.group_size)}
+    noise = code.group_size**0.5 * decoder.rtol * float(np.median([float(share.norm()) for share in shares.values()]))
+    disagreeing = 0
+    for size in np.repeat([1.5, 2.5, 3.0, 3.5, 5.0], 12):
+        first = np.sort(rng.choice(code.group_size, k + s, replace=False)).tolist()
+        liar = int(rng.choice(first))
+        parity = parity_of(code.generator[first])[:, first.index(liar)]
+        direction = torch.from_numpy(rng.normal(size=40))
+        lie = size * noise / float(np.linalg.norm(parity)) * direction / direction.norm()
+        sent = shares | {liar: (shares[liar].double() + lie).float()}
+        memory = Memory(torch.Generator().manual_seed(int(rng.integers(2**31))))
+        early = decoder.decode({slot: sent[slot] for slot in first}, needed=k + s, memory=memory, last=False)
+        full = decoder.decode(sent, needed=k + s, memory=memory)
+        assert full.ok
+        if not early.ok:
+            disagreeing += 1
+            assert full.corrupt_slots or full.suspect_slots
+    assert disagreeing >= 12

@@ -129,7 +129,8 @@ class CyclicCode(DracoCode):
             max_errors=s,
             tolerance=NOISE_MARGIN * math.sqrt(n) * (self.rtol * scale + received.floor),
         )
-        support = _locate(problem, math.sqrt(n) * received.rounding * scale)
+        own_rounding = n * np.finfo(np.float64).eps  # of projections and residuals
+        support = _locate(problem, math.sqrt(n) * (received.rounding + own_rounding) * scale)
         kept = sorted(usable.difference(support or ()))
         if support is None or len(kept) < n - s:
             return FAILED

@@ -29,9 +29,10 @@ class RepetitionCode(DracoCode):
 
     Notes
     -----
-    Guarantee: as long as honest vectors of a group are within rtol of each other (relative to their norm) and at most
-    s of its nodes lie, whatever they know and send, the group's vector is within rtol of an honest one, every node
-    further than 2 rtol from it is named, and no honest node is. A lie closer than that may be taken or pass unnamed.
+    Guarantee: as long as honest vectors of a group are within rtol of each other (relative to the smaller norm) and at
+    most s of its nodes lie, whatever they know and send, the group's vector is within rtol of an honest one, every node
+    further than (2 + rtol) rtol from it is named, and no honest node is: an honest vector is within rtol of the honest
+    one that is within rtol of the winner. A lie closer than that may be taken or pass unnamed.
     s + 1 liars who send the same vector win their group; a group without s + 1 that agree fails the decode.
     Cost: n d comparisons if the honest vectors of a group are identical, on average less than 2 n d whatever liars
     send. A group of g nodes whose honest vectors differ costs g^2 d / 2 multiply-adds.
@@ -114,10 +115,11 @@ class RepetitionCode(DracoCode):
             winner = members[nodes[candidate]]
             limit = self.rtol * float(norms[candidate]) + smallest_norm(winner)
             if radii[candidate] <= limit and norms[candidate] < LARGEST_NORM:
+                wider = (2 + self.rtol) * limit
                 agreeing = {
-                    nodes[row]: float(apart[candidate, row]) for row in np.flatnonzero(apart[candidate] <= 2 * limit)
+                    nodes[row]: float(apart[candidate, row]) for row in np.flatnonzero(apart[candidate] <= wider)
                 }
-                return _Vote(winner=winner, agreeing=agreeing, limit=2 * limit)
+                return _Vote(winner=winner, agreeing=agreeing, limit=wider)
         return None
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import get_args
 
-from solon_fl.coding.decoder import worst_relative_error
-from solon_fl.config import CodeName, Redundancy, SolonConfig, Verification, make_code, num_agreeing
+from solon_fl.coding.decoder import locates_every_lie, worst_relative_error
+from solon_fl.coding.projection import NOISE_MARGIN
+from solon_fl.config import EARLY_ERROR, CodeName, Redundancy, SolonConfig, Verification, make_code, num_agreeing
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.network import RoundSeconds
 from solon_fl.simulations.plan.server_time import Kind
@@ -82,8 +83,17 @@ class Choice:
 
     @property
     def is_void(self) -> bool:
-        """Whether the certificate promises nothing, being 1 or more."""
-        return self.certificate >= 1
+        """Whether it can't be recommended.
+
+        That is so if the certificate promises nothing, being 1 or more; if liars could bring a decode to find nobody;
+        or if with redundancy "reactive" more than `asked_per_group` nodes must be asked, because the shares of so few
+        do not bound the error by `SolonConfig.early_error`.
+        """
+        if self.certificate >= 1 or not locates_every_lie(self.group_size, self.compression):
+            return True
+        code = make_code(self.code, self.group_size, self.compression)
+        by_algebra = self.redundancy == "reactive" and self.verification == "algebra"
+        return by_algebra and worst_relative_error(code, self.rtol, NOISE_MARGIN) > EARLY_ERROR
 
     def config(self) -> SolonConfig:
         """Return the configuration to run."""
