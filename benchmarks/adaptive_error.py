@@ -280,6 +280,12 @@ HEADER = ["s", "k", "r", "noise", *(cell for aim in AIMS[:2] for cell in (aim, "
 HEADER += ["certificate"]
 
 
+def is_for(climb: Climb, aim: Aim) -> bool:
+    """Whether what counts in this climb counts for the aim: a result for any aim is one of "any"."""
+    all_there = climb.num_shares == smallest_group(byzantine=climb.byzantine, compression=climb.compression)
+    return aim == "any" or climb.aim == aim or (aim == "all" and all_there)
+
+
 def table_rows(founds: list[Found], rtol: float) -> Iterator[list[str]]:
     for s, k in dict.fromkeys((found.climb.byzantine, found.climb.compression) for found in founds):
         decoder = make_decoder(s, k, rtol)
@@ -291,7 +297,7 @@ def table_rows(founds: list[Found], rtol: float) -> Iterator[list[str]]:
             ]
             cells = [str(s), str(k), str(decoder.code.group_size), f"{honest_noise:g} rtol" if honest_noise else "none"]
             for aim in AIMS:
-                best = max((found for found in mine if found.climb.aim == aim), key=lambda found: found.error)
+                best = max((found for found in mine if is_for(found.climb, aim)), key=lambda found: found.error)
                 cells.append(f"{best.error:.1e}" if best.error else "-")
                 if aim != "all":
                     cells.append(str(best.climb.num_shares) if best.error else "-")
