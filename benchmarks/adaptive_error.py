@@ -1,0 +1,358 @@
+"""How far liars can move a gradient if they know everything, stay just below the tolerance, and learn from every try.
+
+k honest shares fix the gradient, but some sets of k fix it badly: a small difference between those shares belongs to a
+large one between gradients. Two kinds of lies make use of that:
+  imitate  choose another gradient that k badly conditioned honest rows hardly tell from the true one; send its shares
+  push     add what moves the least-squares solution farthest for what it leaves of disagreement
+Which rows are there, which of them lie, the lie's direction (or several), its size, whether the gradient is spread
+evenly or nearly all in one chunk, are climbed for: one of these is changed at random, the group is decoded with a fresh
+projection, and what moved the result farthest is kept.
+
+A result counts if k + s shares agree with it, as `SolonStrategy` demands. Three things are climbed for:
+  any     k + s to r shares are there, whichever the liars like: what a group may have to take when its patience is over
+  early   the same, but only results within early_error (by their own error bound): what a group takes before that
+  all     all r shares are there
+each with exact honest shares (but for float32), and with honest shares that are off by 0.9 rtol in just the direction
+that helps the liars most: no machine does that, but it is within what the decoder is told to expect.
+
+columns of the table:
+  noise       of honest shares: none, or 0.9 rtol on the liars' side
+  any, early, all   the largest relative error of such a result that was found; - if there was none
+  shares      how many shares were there for it
+  outside     results farther from the truth than their own error bound, of all these decodes: there must be none
+  certificate what the decoder promises beforehand
+
+examples:
+  python benchmarks/adaptive_error.py --steps 30     a first look, in a few minutes
+  python benchmarks/adaptive_error.py --only 5,10    one setting
+  python benchmarks/adaptive_error.py --output adaptive.json
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import Tensor
+
+from solon_fl import CertificateWarning, Decoded, Decoder, FourierCode, SolonConfig
+from solon_fl.coding import smallest_group
+from solon_fl.coding.locating import parity_of
+
+FloatArray = NDArray[np.float64]
+Aim = Literal["any", "early", "all"]
+AIMS: tuple[Aim, ...] = ("any", "early", "all")
+SETTINGS = [(1, 3), (2, 6), (5, 5), (3, 8), (5, 10), (8, 8)]
+HONEST_NOISE = (0.0, 0.9)  # of rtol
+SHARE_DIM = 64  # columns; the decoder's verdict depends on norms only
+WEAK_CHUNK = 1e-2  # of the others, by the one chunk that a concentrated gradient is in
+TRIES = 3  # projections that a lie is tried with, until it counts
+Kind = Literal["imitate", "push"]
+KINDS: tuple[Kind, ...] = ("push", "imitate")
+EARLY_ERROR = SolonConfig(num_nodes=5, byzantine=1, compression=3).early_error
+
+
+@dataclass(frozen=True)
+class Climb:
+    """One hill that is climbed."""
+
+    byzantine: int
+    compression: int
+    aim: Aim
+    num_shares: int
+    honest_noise: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Lie:
+    """What can be changed on the way up.
+
+    Attributes
+    ----------
+    fixing : tuple of int
+        The k honest slots that hardly tell the liars' gradient from the true one.
+    liars, others : tuple of int
+        The slots that lie, and the honest slots that are there besides.
+    weights : (k or s, c)
+        For each of c orthonormal directions of columns, parts of the lie: by the singular vectors of the fixing rows
+        ("imitate"), or of what disagreement moves the solution by ("push"); those that move it most come first.
+    size : float
+        Norm of the disagreement, by the decoder's noise: of the fixing rows with the liars' gradient, or of all.
+    big_chunk : int
+        The one that the gradient is in; -1 if it is spread evenly.
+    side : int
+        Of the other honest rows' noise: 1 is the liars', -1 the opposite.
+    """
+
+    kind: Kind
+    fixing: tuple[int, ...]
+    liars: tuple[int, ...]
+    others: tuple[int, ...]
+    weights: FloatArray
+    size: float
+    big_chunk: int = -1
+    side: int = 1
+
+
+@dataclass
+class Found:
+    """What a climb found."""
+
+    climb: Climb
+    error: float = 0.0  # relative
+    outside: int = 0
+    decodes: int = 0
+
+
+@lru_cache(maxsize=8)
+def make_decoder(byzantine: int, compression: int, rtol: float) -> Decoder:
+    size = smallest_group(byzantine=byzantine, compression=compression)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CertificateWarning)
+        return Decoder(FourierCode(group_size=size, compression=compression), byzantine=byzantine, rtol=rtol)
+
+
+def first_lie(climb: Climb, decoder: Decoder, rng: np.random.Generator) -> Lie:
+    """Start with neighbouring rows: on a short arc of the unit circle polynomials are told apart worst."""
+    s, k, size = climb.byzantine, climb.compression, decoder.code.group_size
+    start, kind = int(rng.integers(size)), KINDS[climb.seed % 2]
+    arc = [(start + step) % size for step in range(size)]
+    fixing, rest = arc[:k], arc[k:]
+    if rng.random() < 0.5:
+        rng.shuffle(rest)
+    weights = np.zeros((k if kind == "imitate" else s, 1))
+    weights[0] = 1
+    return Lie(
+        kind=kind,
+        fixing=tuple(fixing),
+        liars=tuple(rest[:s]),
+        others=tuple(rest[s : climb.num_shares - k]),
+        weights=weights,
+        size=10 ** rng.uniform(-1, 0.3),
+        big_chunk=int(rng.integers(k)) if rng.random() < 0.5 else -1,
+    )
+
+
+def changed(lie: Lie, decoder: Decoder, rng: np.random.Generator) -> Lie:
+    """Change one thing at random."""
+    size, k = decoder.code.group_size, decoder.code.compression
+    what = rng.choice(
+        ["size", "weights", "columns", "rows", "roles", "chunk", "side"], p=[0.3, 0.3, 0.1, 0.1, 0.1, 0.05, 0.05]
+    )
+    if what == "size":
+        return replace(lie, size=lie.size * 2 ** rng.normal(scale=0.5))
+    if what == "weights":
+        return replace(lie, weights=lie.weights + 10 ** rng.uniform(-2, 0) * rng.normal(size=lie.weights.shape))
+    if what == "columns":
+        more = np.concatenate([lie.weights, 0.5 * rng.normal(size=(len(lie.weights), 1))], axis=1)
+        return replace(lie, weights=more if lie.weights.shape[1] < 4 else lie.weights[:, :1])
+    if what == "chunk":
+        return replace(lie, big_chunk=int(rng.integers(-1, k)))
+    if what == "side":
+        return replace(lie, side=int(rng.integers(-1, 2)))
+    present = [*lie.fixing, *lie.liars, *lie.others]
+    slots = [*present, *(slot for slot in range(size) if slot not in present)]
+    one = int(rng.integers(len(present)))
+    two = int(rng.integers(len(slots) if what == "rows" else len(present)))
+    slots[one], slots[two] = slots[two], slots[one]
+    ends = np.cumsum([k, len(lie.liars), len(lie.others)]).tolist()
+    fixing, liars, others = (tuple(slots[a:b]) for a, b in zip([0, *ends[:-1]], ends, strict=True))
+    return replace(lie, fixing=fixing, liars=liars, others=others)
+
+
+def deviations(lie: Lie, decoder: Decoder) -> FloatArray:
+    """Return what each row would send more if the gradient were what the liars want, (r, c); of norm about one."""
+    generator = decoder.code.generator
+    weights = lie.weights / np.linalg.norm(lie.weights)
+    if lie.kind == "imitate":
+        _, singular, right = np.linalg.svd(generator[list(lie.fixing)])
+        return np.asarray(generator @ right[::-1].T @ (weights / singular[::-1, None]))
+    present = sorted((*lie.fixing, *lie.liars, *lie.others))
+    columns = [present.index(slot) for slot in lie.liars]
+    moves = np.linalg.pinv(generator[present])[:, columns]
+    triangle = np.linalg.qr(parity_of(generator[present])[:, columns]).R  # what the lies leave of disagreement
+    right = np.linalg.svd(moves @ np.linalg.inv(triangle)).Vh
+    lies = np.linalg.solve(triangle, right.T @ weights)
+    wanted = generator @ moves @ lies
+    wanted[list(lie.liars)] = lies
+    return np.asarray(wanted)
+
+
+def shares_of(
+    lie: Lie, decoder: Decoder, honest_noise: float, rng: np.random.Generator
+) -> tuple[dict[int, Tensor], FloatArray]:
+    """Return the shares that arrive, and the true gradient."""
+    k = decoder.code.compression
+    chunks = rng.normal(size=(k, SHARE_DIM))
+    if lie.big_chunk >= 0:
+        chunks[np.arange(k) != lie.big_chunk] *= WEAK_CHUNK
+    chunks = chunks.astype(np.float32).astype(np.float64)
+    shares = decoder.code.generator @ chunks
+    honest = [*lie.fixing, *lie.others]
+    scale = float(np.sort(np.linalg.norm(shares[honest], axis=1))[k - 1])  # what rtol is relative to
+    columns = np.linalg.qr(rng.normal(size=(SHARE_DIM, lie.weights.shape[1]))).Q.T
+    noise = math.sqrt(decoder.code.group_size) * decoder.rtol * scale
+    wanted = lie.size * noise * deviations(lie, decoder) @ columns
+    shares[list(lie.liars)] += wanted[list(lie.liars)]
+    largest = honest_noise * decoder.rtol * scale
+    for slots, side in ((lie.fixing, 1), (lie.others, lie.side)):
+        moved = wanted[list(slots)]
+        norms = np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), 1e-300)
+        shares[list(slots)] += side * moved * np.minimum(1, largest / norms)
+    rows = torch.from_numpy(shares).float()
+    return {slot: rows[slot] for slot in sorted((*honest, *lie.liars))}, chunks.reshape(-1)
+
+
+def attempt(lie: Lie, climb: Climb, decoder: Decoder, rng: np.random.Generator, found: Found) -> float:
+    """Return the relative error of the first result that counts, of a few decodes; 0 if none does."""
+    shares, gradient = shares_of(lie, decoder, climb.honest_noise, rng)
+    needed = climb.byzantine + climb.compression
+    for _ in range(TRIES):
+        projection = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        decoded = decoder.decode(shares, dim=gradient.size, needed=needed, generator=projection)
+        found.decodes += 1
+        if decoded.gradient is None:
+            continue
+        error = float(np.linalg.norm(decoded.gradient.double().numpy() - gradient))
+        found.outside += error > decoded.error_bound
+        if counts(decoded, climb.aim, needed):
+            return error / float(np.linalg.norm(gradient))
+    return 0.0
+
+
+def counts(decoded: Decoded, aim: Aim, needed: int) -> bool:
+    """Whether a group would take the result."""
+    if decoded.gradient is None or decoded.num_agreeing < needed:
+        return False
+    return aim != "early" or decoded.error_bound <= EARLY_ERROR * float(decoded.gradient.double().norm())
+
+
+def run_climb(climb: Climb, steps: int, rtol: float) -> Found:
+    torch.set_num_threads(1)
+    decoder = make_decoder(climb.byzantine, climb.compression, rtol)
+    rng = np.random.default_rng([climb.seed, AIMS.index(climb.aim), climb.num_shares, round(10 * climb.honest_noise)])
+    found = Found(climb)
+    best = first_lie(climb, decoder, rng)
+    for step in range(steps):
+        tried = changed(best, decoder, rng) if step else best
+        error = attempt(tried, climb, decoder, rng, found)
+        if error >= found.error:
+            found.error, best = error, tried
+    return found
+
+
+def all_climbs(settings: list[tuple[int, int]], restarts: int, seed: int) -> Iterator[Climb]:
+    for s, k in settings:
+        size = smallest_group(byzantine=s, compression=k)
+        for aim in AIMS:
+            for honest_noise in HONEST_NOISE:
+                for number in [size] if aim == "all" else range(s + k, size + 1):
+                    for restart in range(restarts * (4 if aim == "all" else 2)):
+                        yield Climb(s, k, aim, number, honest_noise, seed * 1_000_002 + restart)
+
+
+def run_all(climbs: list[Climb], steps: int, rtol: float, workers: int) -> list[Found]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with ProcessPoolExecutor(workers) as pool, Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("climbs", total=len(climbs))
+        jobs = [pool.submit(run_climb, climb, steps, rtol) for climb in climbs]
+        for _ in as_completed(jobs):
+            progress.advance(bar)
+        return [job.result() for job in jobs]
+
+
+HEADER = ["s", "k", "r", "noise", *(cell for aim in AIMS[:2] for cell in (aim, "shares")), "all", "outside", "decodes"]
+HEADER += ["certificate"]
+
+
+def is_for(climb: Climb, aim: Aim) -> bool:
+    """Whether what counts in this climb counts for the aim: a result for any aim is one of "any"."""
+    all_there = climb.num_shares == smallest_group(byzantine=climb.byzantine, compression=climb.compression)
+    return aim == "any" or climb.aim == aim or (aim == "all" and all_there)
+
+
+def table_rows(founds: list[Found], rtol: float) -> Iterator[list[str]]:
+    for s, k in dict.fromkeys((found.climb.byzantine, found.climb.compression) for found in founds):
+        decoder = make_decoder(s, k, rtol)
+        for honest_noise in HONEST_NOISE:
+            mine = [
+                found
+                for found in founds
+                if (found.climb.byzantine, found.climb.compression, found.climb.honest_noise) == (s, k, honest_noise)
+            ]
+            cells = [str(s), str(k), str(decoder.code.group_size), f"{honest_noise:g} rtol" if honest_noise else "none"]
+            for aim in AIMS:
+                best = max((found for found in mine if is_for(found.climb, aim)), key=lambda found: found.error)
+                cells.append(f"{best.error:.1e}" if best.error else "-")
+                if aim != "all":
+                    cells.append(str(best.climb.num_shares) if best.error else "-")
+            cells += [str(sum(found.outside for found in mine)), f"{sum(found.decodes for found in mine):,}"]
+            yield [*cells, f"{decoder.certificate:.0e}"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=200, help=f"of a climb, each of 1 to {TRIES} decodes; default 200")
+    parser.add_argument(
+        "--restarts", type=int, default=1, help="climbs for each number of shares and kind of lie; default 1"
+    )
+    parser.add_argument("--rtol", type=float, default=1e-6, help="default 1e-6")
+    parser.add_argument("--only", help="one setting, as S,K; default: " + " ".join(f"{s},{k}" for s, k in SETTINGS))
+    parser.add_argument("--seed", type=int, default=0, help="of gradients, lies and projections; default 0")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes; default: all cores")
+    parser.add_argument("--output", type=Path, help="write what every climb found to this JSON file")
+    arguments = parser.parse_args()
+    if min(arguments.steps, arguments.restarts) < 1:
+        parser.error(f"--steps and --restarts must be at least 1; got {arguments.steps} and {arguments.restarts}")
+    settings = SETTINGS
+    if arguments.only:
+        s, _, k = arguments.only.partition(",")
+        if not (s.isdecimal() and k.isdecimal() and int(s) and int(k) >= int(s)):
+            parser.error(f"--only takes S,K with 1 <= S <= K; got {arguments.only!r}")
+        settings = [(int(s), int(k))]
+    climbs = list(all_climbs(settings, arguments.restarts, arguments.seed))
+    founds = run_all(climbs, arguments.steps, arguments.rtol, arguments.workers)
+    rows = list(table_rows(founds, arguments.rtol))
+
+    console = Console(width=max(120, Console().width))
+    table = Table(*HEADER, title=f"The largest relative error that adaptive liars attain, rtol={arguments.rtol:g}")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    about = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "seed": arguments.seed,
+        "steps": arguments.steps,
+        "restarts": arguments.restarts,
+    }
+    print(
+        "\n".join(
+            ["", *("| " + " | ".join(row) + " |" for row in [HEADER, ["---"] * len(HEADER), *rows]), "", f"{about}"]
+        )
+    )
+    if arguments.output:
+        results = [asdict(found) for found in founds]
+        arguments.output.write_text(json.dumps({"about": about, "results": results}, indent=1))
+        console.print(f"wrote {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()
