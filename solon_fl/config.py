@@ -1,6 +1,7 @@
 """The one configuration object that server, client and simulation share."""
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, get_args
@@ -260,9 +261,11 @@ def num_agreeing(verification: Verification, byzantine: int, compression: int) -
 @lru_cache(maxsize=64)
 def _num_precise(decoder: Decoder, early_error: float) -> int:
     """Return how many shares that agree bound the error so; all r if fewer don't."""
-    size = decoder.code.group_size
-    numbers = range(decoder.byzantine + decoder.code.compression, size)
-    return next((number for number in numbers if decoder.expected_error(number) <= early_error), size)
+    size, fewest = decoder.code.group_size, decoder.byzantine + decoder.code.compression
+    if decoder.expected_error(fewest) <= early_error:  # which is known already, while the others may take a second each
+        return fewest
+    numbers = range(fewest + 1, size)
+    return fewest + 1 + bisect_left(numbers, True, key=lambda number: decoder.expected_error(number) <= early_error)
 
 
 @lru_cache(maxsize=64)

@@ -78,3 +78,21 @@ def test_the_decoder_is_told_what_to_do_beyond_the_bound(code: CodeName) -> None
 def test_numbers_of_liars_are_whole(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         SolonConfig(**{"num_nodes": 14, "byzantine": 2, "compression": 3, **changes})
+
+
+@pytest.mark.parametrize(("s", "k", "precise"), [(1, 3, 4), (2, 6, 8), (3, 8, 12), (5, 5, 11)])
+def test_as_many_nodes_are_precise_as_bound_the_error_by_early_error(s: int, k: int, precise: int) -> None:
+    config = SolonConfig(num_nodes=2 * s + k, byzantine=s, compression=k)
+    decoder = config.make_decoder()
+    assert config.num_precise == precise
+    assert decoder.expected_error(precise) <= config.early_error
+    assert precise == s + k or decoder.expected_error(precise - 1) > config.early_error
+
+
+def test_what_bounds_precision_can_be_chosen_and_digests_need_none() -> None:
+    config = SolonConfig(num_nodes=14, byzantine=3, compression=8)
+    assert replace(config, early_error=1.0).num_precise == 11
+    assert replace(config, early_error=1e-9).num_precise == 14
+    assert replace(config, early_error=1e-9, verification="digest").num_precise == 8
+    with pytest.raises(ConfigurationError, match="early_error must be between 0 and inf; got early_error=0"):
+        replace(config, early_error=0)

@@ -479,7 +479,8 @@ class Decoder:
 
     def _amplification(self, num_rows: int) -> float:
         if num_rows not in self._amplifications:
-            self._amplifications[num_rows] = self.code.worst_amplification(num_rows)
+            worst = self.code.worst_amplification(num_rows)  # a bound where the search would take too long
+            self._amplifications[num_rows] = min(worst, self.code.amplification)
         return self._amplifications[num_rows]
 
     def _failed(self, status: DecodeStatus, slots: list[int]) -> Decoded:
