@@ -339,7 +339,8 @@ class Decoder:
         solution = self._look(problem, screened, [rows[slot] for slot in screened.alive], dim)
         if solution is not None and solution.residual <= screened.tolerance:
             return self._decoded(screened, solution, rows)
-        more_would_do = problem.max_errors < min(screened.max_errors, self.byzantine)
+        liars_left = self.byzantine - (len(slots) - len(screened.alive))
+        more_would_do = problem.max_errors < min(screened.max_errors, liars_left)
         return self._failed(DecodeStatus.TOO_FEW_SHARES if more_would_do else DecodeStatus.UNDECODABLE, slots)
 
     def _decode_clean(self, rows: Mapping[int, Tensor], dim: int) -> Decoded | None:
