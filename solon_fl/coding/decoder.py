@@ -44,6 +44,7 @@ __all__ = [
 
 BeyondBound = Literal["reject", "accept"]
 LOUD = 100.0  # times the noise: what a fast pass is tried, or given up, for; the value costs time only
+GLANCE = 8  # columns for every one of those that liars are guessed from: fewer are projected and solved at once
 FINITE = 1e60  # the same, for a pass that is to go on to the end
 MAX_LOOKS = 2  # at the shares of one group, the second closer than the first
 LIKELY = 2.0  # times the noise: what projected noise is seldom beyond (up to NOISE_MARGIN); no part of any proof
@@ -103,10 +104,14 @@ class Memory:
 
     @property
     def projector(self) -> Projector:
-        """Drawn when it is first asked for."""
+        """That of all columns; drawn when it is first asked for."""
         if self._projector is None:
-            self._projector = Projector(self._generator)
+            self._projector = self.new_projector()
         return self._projector
+
+    def new_projector(self) -> Projector:
+        """Return one for some of the columns."""
+        return Projector(self._generator)
 
 
 class Decoder:
@@ -329,7 +334,7 @@ class Decoder:
         """Decode shares of one length, dtype and device, by slot; at least `needed` of them must agree."""
         if len(rows) < needed:
             return self._failed(DecodeStatus.TOO_FEW_SHARES, sorted(rows))
-        if not memory.is_disputed and (decoded := self._decode_clean(rows, dim)) is not None:
+        if not memory.is_disputed and (decoded := self._decode_fast(rows, dim, needed, memory)) is not None:
             return decoded
         slots, projected, norms = memory.projector.project_finite(rows)
         if len(slots) < needed:
@@ -343,15 +348,44 @@ class Decoder:
         more_would_do = problem.max_errors < min(screened.max_errors, liars_left)
         return self._failed(DecodeStatus.TOO_FEW_SHARES if more_would_do else DecodeStatus.UNDECODABLE, slots)
 
-    def _decode_clean(self, rows: Mapping[int, Tensor], dim: int) -> Decoded | None:
-        """Step 2: decode in one pass if all shares agree; None if that is in doubt."""
-        slots = sorted(rows)
-        found = interpolate(self.code.generator[slots], (), [rows[slot] for slot in slots], dim, LOUD * self.rtol)
+    def _decode_fast(self, rows: Mapping[int, Tensor], dim: int, needed: int, memory: Memory) -> Decoded | None:
+        """Step 2: decode in a pass if all shares agree, in two if lies are loud from the start; None if in doubt."""
+        slots, shares, generator = (
+            sorted(rows),
+            [rows[slot] for slot in sorted(rows)],
+            self.code.generator[sorted(rows)],
+        )
+        found, seen = interpolate(generator, (), shares, dim, LOUD * self.rtol), math.inf
+        if isinstance(found, slice) and found.start == 0 and found.stop * GLANCE <= shares[0].numel():
+            accused, seen = self._loud(found, rows, needed, memory)
+            found = interpolate(generator, accused, shares, dim, FINITE) if accused else None
         if not isinstance(found, Interpolation):
             return None
         screened = self._screen(slots, found.row_norms, rows)
-        certain = screened.alive == slots and self._is_certain(found, screened)
-        return self._decoded(screened, found, rows) if certain else None
+        small = [row for row, accused_row in enumerate(found.support) if slots[accused_row] in screened.alive]
+        certain = (
+            len(small) <= screened.max_errors  # then no row is absurd that is not accused
+            and len(found.support) - len(small) == len(slots) - len(screened.alive)
+            and seen >= NOISE_MARGIN * screened.noise
+            and self._is_certain(found, screened)
+        )
+        if not certain:
+            return None
+        support = tuple(screened.alive.index(slots[found.support[row]]) for row in small)
+        lies, rounding = found.lies[small], found.lies_rounding[small]
+        return self._decoded(screened, replace(found, support=support, lies=lies, lies_rounding=rounding), rows)
+
+    def _loud(self, columns: slice, rows: Mapping[int, Tensor], needed: int, memory: Memory) -> tuple[Support, float]:
+        """Guess the liars from a few columns; return them, and a residual that they would have left there."""
+        part = {slot: rows[slot][columns] for slot in sorted(rows)}
+        slots, projected, norms = memory.new_projector().project_finite(part)
+        if len(slots) < len(rows):
+            return (), 0.0
+        screened = self._screen(slots, norms, rows)
+        problem = self._problem(screened, projected, needed)
+        problem = replace(problem, tolerance=LOUD * screened.noise)
+        kept = set(screened.alive) - {screened.alive[row] for row in locate_rows(self.locator, problem) or ()}
+        return tuple(row for row, slot in enumerate(slots) if slot not in kept), problem.tolerance
 
     def _is_certain(self, found: Interpolation, screened: _Screened) -> bool:
         """Return whether the rows kept agree, whatever rounding did."""
