@@ -6,12 +6,14 @@ import logging
 import os
 import platform
 import secrets
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import numpy as np
 import torch
 
 from solon_fl.errors import CheckpointError, ConfigurationError
@@ -41,7 +43,8 @@ class Checkpoint:
     notes : dict
         All that is small: metrics, groups, the ledger; what json can write.
     tensors : dict
-        All that is large: what `torch.save` writes and ``torch.load(weights_only=True)`` reads.
+        All that is large: what `torch.save` writes and ``torch.load(weights_only=True)`` reads. Numbers and arrays of
+        numpy, here and in the others, are written as Python's and torch's.
     """
 
     round: int
@@ -132,13 +135,13 @@ class Checkpoints:
         Raises
         ------
         CheckpointError
-            If the folder can't be written to.
+            If the folder can't be written to, or what is to be saved could not be read again.
         """
         name = f"round-{checkpoint.round:06d}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._remove_parts()
-            tensors_digest = _write(self.folder / f"{name}.pt", checkpoint.tensors)
+            tensors_digest = _write(self.folder / f"{name}.pt", _without_numpy(checkpoint.tensors))
             manifest = _as_json(
                 {
                     "format": FORMAT,
@@ -158,6 +161,9 @@ class Checkpoints:
             for leftover in self.folder.glob("round-*.pt"):
                 if leftover.stem not in kept:
                     leftover.unlink(missing_ok=True)
+        except CheckpointError:  # what is to be saved is at fault, not the disk
+            self._remove_parts()
+            raise
         except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeErrors too
             self._remove_parts()
             raise CheckpointError(
@@ -255,8 +261,44 @@ def _kind_and_text(error: Exception) -> str:
 
 def _as_json(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return content as it will be when read again: keys are strings, tuples are lists."""
-    again: dict[str, Any] = json.loads(json.dumps(content))
+    again: dict[str, Any] = json.loads(json.dumps(content, default=_plain))
     return again
+
+
+def _plain(value: object) -> Any:
+    """Return a number or an array of numpy as what json can write."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise CheckpointError(
+        f"a checkpoint can't hold {value!r}, a {type(value).__name__}; let settings and metrics be numbers and texts."
+    )
+
+
+def _without_numpy(content: Any) -> Any:
+    """Return content with Python's numbers and torch's tensors in the place of numpy's, whatever dicts they are in."""
+    if isinstance(content, np.generic):
+        return content.item()
+    if isinstance(content, np.ndarray):
+        return torch.from_numpy(content.copy())
+    if type(content) in (dict, OrderedDict, defaultdict):
+        return {key: _without_numpy(value) for key, value in content.items()}
+    if type(content) in (list, tuple):
+        return type(content)(map(_without_numpy, content))
+    return content
+
+
+def _check_readable(file: IO[bytes]) -> None:
+    """Raise CheckpointError if torch would refuse to load the file; the tensors themselves are not read."""
+    file.seek(0)
+    try:
+        torch.load(file, weights_only=True, map_location="meta")
+    except Exception as error:  # UnpicklingError, and whatever else
+        file.seek(0)
+        odd = ", ".join(torch.serialization.get_unsafe_globals_in_checkpoint(file)) or _kind_and_text(error)
+        raise CheckpointError(
+            "the optimizer's settings or state hold what no checkpoint can be read with again "
+            f"({odd}); use numbers, texts and tensors there, or train without checkpoints."
+        ) from error
 
 
 def _check_same_run(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
@@ -284,6 +326,7 @@ def _write(path: Path, content: Mapping[str, Any]) -> str:
             file.write(json.dumps(content).encode())
         else:
             torch.save(content, file)
+            _check_readable(file)
         file.flush()
         os.fsync(file.fileno())
         file.seek(0)

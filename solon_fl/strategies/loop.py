@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from solon_fl.config import Mode
-from solon_fl.errors import CheckpointError, GroupFailedError
+from solon_fl.errors import CheckpointError, ConfigurationError, GroupFailedError
 from solon_fl.strategies.checkpoint import Checkpoint, Checkpoints
 from solon_fl.strategies.exchange import exchange, reply_keys
 from solon_fl.strategies.fetching import fetcher_of
@@ -415,7 +415,23 @@ def _refuse_silence_at_the_start(report: RoundReport) -> None:
 
 
 def _evaluate_centrally(server_round: int, result: Result, evaluate_fn: Evaluate | None) -> None:
-    metrics = evaluate_fn(server_round, result.arrays) if evaluate_fn else None
-    if metrics is not None:
+    found = evaluate_fn(server_round, result.arrays) if evaluate_fn else None
+    if found is not None:
+        metrics = _as_metrics(found)
         logger.info("\tround %d: %s", server_round, dict(metrics))
         result.evaluate_metrics_serverapp[server_round] = metrics
+
+
+def _as_metrics(found: object) -> MetricRecord:
+    """Return what an evaluate_fn returned as Flower metrics: numbers of numpy, and plain dicts, will do."""
+    if isinstance(found, MetricRecord):
+        return found
+    try:
+        if not isinstance(found, Mapping):
+            raise TypeError(f"it is a {type(found).__name__}")
+        return MetricRecord({name: v.tolist() if hasattr(v, "tolist") else v for name, v in found.items()})
+    except TypeError as error:
+        raise ConfigurationError(
+            f"evaluate_fn must return None or numbers by name, such as MetricRecord({{'accuracy': 0.5}}); got "
+            f"{found!r} ({error})."
+        ) from error

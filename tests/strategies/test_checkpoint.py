@@ -10,10 +10,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import Message
@@ -201,10 +203,52 @@ class NotATensor:
     """What weights_only refuses to load."""
 
 
-def test_tensors_that_only_a_pickle_could_hold_are_not_loaded(tmp_path: Path) -> None:
+def test_tensors_that_only_a_pickle_could_hold_are_neither_saved_nor_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoints = saved(tmp_path, 1)
-    checkpoints.save(checkpoint(2, tensors={"vector": NotATensor()}))
+    odd = checkpoint(2, tensors={"vector": NotATensor()})
+    with pytest.raises(CheckpointError, match=r"NotATensor\); use numbers, texts and tensors there"):
+        checkpoints.save(odd)
+    assert names(tmp_path) == ["round-000001.json", "round-000001.pt"]
+    monkeypatch.setattr(checkpoint_module, "_check_readable", lambda file: None)
+    checkpoints.save(odd)
     assert loaded_round(tmp_path) == 1
+
+
+def test_numbers_and_arrays_of_numpy_come_back_as_plain_ones(tmp_path: Path) -> None:
+    numbers = {"rate": np.float64(0.1), "betas": (np.float32(0.5), 1), "count": np.array([1, 2])}
+    state = {"optimizer": {"state": {}, "param_groups": [numbers]}}
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(checkpoint(1, tensors=state, notes={"accuracy": np.float32(0.5)}))
+    found = checkpoints.load(RUN)
+    assert found is not None
+    assert found.notes == {"accuracy": 0.5}
+    group = found.tensors["optimizer"]["param_groups"][0]
+    assert (group["rate"], group["betas"], group["count"].tolist()) == (0.1, (0.5, 1), [1, 2])
+
+
+def test_settings_that_json_can_not_hold_are_refused_at_the_first_save(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"can't hold .*NotATensor; let settings and metrics be numbers"):
+        Checkpoints(tmp_path).save(checkpoint(1, notes={"x": NotATensor()}))
+
+
+class Noting(torch.optim.SGD):
+    """Keeps a number of numpy in its state."""
+
+    def step(self, closure: Any = None) -> Any:
+        loss = super().step(closure)
+        self.state[self.param_groups[0]["params"][0]]["note"] = np.float64(1.5)
+        return loss
+
+
+@pytest.mark.slow
+def test_a_run_whose_optimizer_has_numbers_of_numpy_goes_on(tmp_path: Path) -> None:
+    for rounds in (1, 2):
+        _, reports = train(
+            rounds=rounds, optimizer=partial(Noting, lr=np.float64(0.1)), checkpoints=Checkpoints(tmp_path)
+        )
+    assert [report.round for report in reports] == [2]
 
 
 def test_if_none_is_whole_the_newests_fault_is_told(tmp_path: Path) -> None:

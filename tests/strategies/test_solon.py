@@ -6,9 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
@@ -240,6 +242,23 @@ def test_the_server_evaluates_before_and_after_every_round() -> None:
     result = strategy.start(grid, record_of(initial_model()), num_rounds=2, timeout=1, evaluate_fn=evaluate)
     assert rounds == [0, 1, 2]
     assert list(result.evaluate_metrics_serverapp) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("found", [{"accuracy": np.float32(0.5)}, {"accuracy": torch.tensor(0.5)}, {"accuracy": 0.5}])
+def test_the_server_s_metrics_may_be_a_plain_dict(found: Any) -> None:
+    strategy = SolonStrategy(small_config(), SGD)
+    grid = InProcessGrid(Regression().client_app(), 14)
+    model = record_of(initial_model())
+    result = strategy.start(grid, model, num_rounds=1, timeout=1, evaluate_fn=lambda *_: found)
+    assert dict(result.evaluate_metrics_serverapp[1]) == {"accuracy": 0.5}
+
+
+@pytest.mark.parametrize("found", [(0.1, {"accuracy": 0.5}), {"accuracy": "good"}, {"accuracy": True}])
+def test_server_metrics_that_are_no_numbers_are_refused_before_training(found: Any) -> None:
+    strategy = SolonStrategy(small_config(), SGD)
+    grid = InProcessGrid(ClientApp(), 14)
+    with pytest.raises(ConfigurationError, match="evaluate_fn must return None or numbers by name"):
+        strategy.start(grid, record_of(initial_model()), num_rounds=1, timeout=1, evaluate_fn=lambda *_: found)
 
 
 def test_client_metrics_are_aggregated_by_the_median_of_sane_values() -> None:
