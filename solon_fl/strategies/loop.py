@@ -22,7 +22,7 @@ from solon_fl.strategies.checkpoint import Checkpoint, Checkpoints
 from solon_fl.strategies.exchange import exchange, reply_keys
 from solon_fl.strategies.fetching import fetcher_of
 from solon_fl.strategies.model import OptimizerFactory, ServerModel
-from solon_fl.strategies.replies import median_metrics
+from solon_fl.strategies.replies import is_silence, median_metrics, one_line
 from solon_fl.strategies.reports import RoundReport
 from solon_fl.strategies.rounds import Aggregated, Round, Run
 from solon_fl.task import ARRAYS, CONFIG, time_to_live
@@ -326,7 +326,10 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return the median of every metric that more than half of the nodes reported as one finite number."""
-        return median_metrics(replies, len(self._run().evaluating_nodes()))
+        run, replies = self._run(), list(replies)
+        metrics = median_metrics(replies, len(run.evaluating_nodes()))
+        _warn_of_failed_evaluations(run, replies, metrics)
+        return metrics
 
     def _run(self) -> RunType:
         if self._latest is None:
@@ -412,6 +415,28 @@ def _refuse_silence_at_the_start(report: RoundReport) -> None:
             "no node sent anything usable in the first round, so there is nothing to train with; "
             f"the first node's reason: {reasons[0] if reasons else 'none answered within the timeout'}"
         )
+
+
+def _warn_of_failed_evaluations(run: Run, replies: Collection[Message], metrics: MetricRecord | None) -> None:
+    """Log, once for each node, that its evaluation failed, with the first one's reason; and that there is no metric."""
+    reasons: dict[int, str] = {}
+    for reply in replies:
+        if reply.has_error() and not is_silence(reply):
+            reasons.setdefault(reply.metadata.src_node_id, one_line(f"error {reply.error.code}: {reply.error.reason}"))
+    new = sorted(reasons.keys() - run.failed_evaluating)
+    if new:
+        logger.warning(
+            "Evaluation failed on %d of %d nodes that answered; the first reason, of node %s: %s",
+            *(len(reasons), len(replies), run.label(new[0]), reasons[new[0]]),
+        )
+    elif metrics is None and len(reasons) < len(replies) and not run.told_of_no_metrics:
+        run.told_of_no_metrics = True
+        logger.warning(
+            "%d nodes evaluated, but no metric came from more than half of the nodes as one finite number; evaluate "
+            "must return int or float values, and not NaN.",
+            len(replies) - len(reasons),
+        )
+    run.failed_evaluating |= reasons.keys()
 
 
 def _evaluate_centrally(server_round: int, result: Result, evaluate_fn: Evaluate | None) -> None:

@@ -1,5 +1,6 @@
 import copy
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterable
 from functools import partial
@@ -275,6 +276,41 @@ def test_client_metrics_are_aggregated_by_the_median_of_sane_values() -> None:
     result, _ = train(client=Boasting(), rounds=1, client_evaluation=True)
     # Twelve values: nodes 1, 2, 7..14, and 1e300 twice.
     assert dict(result.evaluate_metrics_clientapp[1]) == {"number": 10.5}
+
+
+class Unlucky(Regression):
+    """Can't evaluate, in the way that the test wants."""
+
+    def __init__(self, found: Any) -> None:
+        super().__init__()
+        self.found = found
+
+    def evaluate(self, model: nn.Module, context: Context) -> dict[str, float]:
+        if self.found is None:
+            raise RuntimeError(f"no test data\non node {context.node_id}")
+        return {"accuracy": self.found}
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (
+            None,
+            "Evaluation failed on 14 of 14 nodes that answered; the first reason, of node 1: error .*no test data on",
+        ),
+        ("good", "Evaluation failed on 14 of 14 nodes.*TypeError"),
+        (float("nan"), "14 nodes evaluated, but no metric came from more than half .* not NaN"),
+    ],
+)
+def test_an_evaluation_that_fails_on_the_nodes_is_told_once(
+    found: Any, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("flwr").propagate = True
+    result, reports = train(client=Unlucky(found), rounds=3, client_evaluation=True)
+    assert len(reports) == 3
+    assert not result.evaluate_metrics_clientapp
+    (told,) = [record.message for record in caplog.records if "valuat" in record.message]
+    assert re.match(words, told), told
 
 
 def test_nodes_that_never_come_are_an_error() -> None:
