@@ -21,7 +21,7 @@ from solon_fl.errors import CheckpointError, ConfigurationError, GroupFailedErro
 from solon_fl.strategies.checkpoint import Checkpoint, Checkpoints
 from solon_fl.strategies.exchange import exchange, reply_keys
 from solon_fl.strategies.fetching import fetcher_of
-from solon_fl.strategies.model import OptimizerFactory, ServerModel
+from solon_fl.strategies.model import OptimizerFactory, SchedulerFactory, ServerModel
 from solon_fl.strategies.replies import is_silence, median_metrics, one_line
 from solon_fl.strategies.reports import RoundReport
 from solon_fl.strategies.rounds import Aggregated, Round, Run
@@ -99,7 +99,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
 
     Parameters
     ----------
-    optimizer, buffers, on_round, client_evaluation, checkpoints
+    optimizer, scheduler, buffers, on_round, client_evaluation, checkpoints
         See `SolonStrategy`.
     """
 
@@ -109,12 +109,14 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         self,
         optimizer: OptimizerFactory,
         *,
+        scheduler: SchedulerFactory | None = None,
         buffers: Collection[str] = (),
         on_round: Callable[[RoundReport], None] | None = None,
         client_evaluation: bool = False,
         checkpoints: Checkpoints | None = None,
     ) -> None:
         self._optimizer = optimizer
+        self._scheduler = scheduler
         self._buffers = tuple(buffers)
         self._on_round = on_round
         self._client_evaluation = client_evaluation
@@ -337,7 +339,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         return self._latest
 
     def _new_model(self, arrays: ArrayRecord) -> ServerModel:
-        return ServerModel(arrays, self._buffers, self._optimizer)
+        return ServerModel(arrays, self._buffers, self._optimizer, self._scheduler)
 
     # Checkpoints
 

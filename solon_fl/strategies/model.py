@@ -8,14 +8,16 @@ from typing import Any
 import torch
 from flwr.app import Array, ArrayRecord
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from solon_fl.config import Mode
 from solon_fl.errors import ConfigurationError
 from solon_fl.wire import to_array, trusted_tensor
 
-__all__ = ["OptimizerFactory", "ServerModel", "buffer_names"]
+__all__ = ["OptimizerFactory", "SchedulerFactory", "ServerModel", "buffer_names"]
 
 OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
+SchedulerFactory = Callable[[torch.optim.Optimizer], LRScheduler]
 
 
 def buffer_names(model: torch.nn.Module) -> tuple[str, ...]:
@@ -58,9 +60,17 @@ class ServerModel:
     optimizer : callable
         Makes a torch optimizer of a list of tensors, such as functools.partial(torch.optim.SGD, lr=0.1). It
         gets one tensor per parameter.
+    scheduler : callable, optional
+        Makes a torch learning-rate scheduler of that optimizer. It is stepped after every step of the optimizer.
     """
 
-    def __init__(self, arrays: ArrayRecord, buffers: Collection[str], optimizer: OptimizerFactory) -> None:
+    def __init__(
+        self,
+        arrays: ArrayRecord,
+        buffers: Collection[str],
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None = None,
+    ) -> None:
         unknown = sorted(set(buffers) - set(arrays))
         if unknown:
             raise ConfigurationError(f"buffers must name entries of the model; got {unknown}, not in it.")
@@ -83,6 +93,12 @@ class ServerModel:
         self._parameters = list(self._views(self.vector, buffers=False))
         self._buffers = list(self._views(self.vector, buffers=True))
         self._optimizer = optimizer(self._parameters) if self._parameters else None
+        self._scheduler = None if scheduler is None or self._optimizer is None else scheduler(self._optimizer)
+        if isinstance(self._scheduler, ReduceLROnPlateau):
+            raise ConfigurationError(
+                "the scheduler must set the rate by the number of steps; got ReduceLROnPlateau, which needs a metric; "
+                "use another of torch.optim.lr_scheduler."
+            )
 
     @property
     def dim(self) -> int:
@@ -115,6 +131,7 @@ class ServerModel:
             "vector": self.vector,
             "static": {name: trusted_tensor(array) for name, array in self._static.items()},
             "optimizer": None if self._optimizer is None else self._optimizer.state_dict(),
+            **({} if self._scheduler is None else {"scheduler": self._scheduler.state_dict()}),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -138,21 +155,24 @@ class ServerModel:
         self._static = {name: to_array(value) for name, value in state["static"].items()}
         if self._optimizer is not None:
             self._optimizer.load_state_dict(state["optimizer"])
+        if self._scheduler is not None:
+            self._scheduler.load_state_dict(state["scheduler"])
 
     @property
     def optimizer_settings(self) -> dict[str, str]:
-        """The optimizer's class and the settings that it was made with, in words."""
+        """The optimizer's class and the settings that it was made with, in words; and the scheduler's class."""
         if self._optimizer is None:
             return {}
+        scheduler = {} if self._scheduler is None else {"scheduler": type(self._scheduler).__name__}
         settings = {name: str(value) for name, value in sorted(self._optimizer.defaults.items())}
-        return {"class": type(self._optimizer).__name__, **settings}
+        return {"class": type(self._optimizer).__name__, **settings, **scheduler}
 
     def to_vector(self, arrays: ArrayRecord) -> Tensor:
         """Return another record of the same entries as a (dim,) vector."""
         return torch.cat([trusted_tensor(arrays[entry.name]).reshape(-1) for entry in self._entries]).to(self.vector)
 
     def step(self, direction: Tensor, mode: Mode) -> None:
-        """Let the optimizer take one step, and add the change of the buffers.
+        """Let the optimizer (and the scheduler) take one step, and add the change of the buffers.
 
         Parameters
         ----------
@@ -171,6 +191,8 @@ class ServerModel:
             parameter.grad = gradient
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        if self._scheduler is not None:
+            self._scheduler.step()
 
     def _views(self, vector: Tensor, buffers: bool) -> Iterator[Tensor]:
         for entry in self._entries:

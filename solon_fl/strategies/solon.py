@@ -9,7 +9,7 @@ from solon_fl.config import SolonConfig
 from solon_fl.strategies.checkpoint import Checkpoints
 from solon_fl.strategies.ledger import NodeRecord
 from solon_fl.strategies.loop import RoundStrategy
-from solon_fl.strategies.model import OptimizerFactory, ServerModel
+from solon_fl.strategies.model import OptimizerFactory, SchedulerFactory, ServerModel
 from solon_fl.strategies.reports import RoundReport
 from solon_fl.strategies.solon_run import SolonRun
 
@@ -31,6 +31,10 @@ class SolonStrategy(RoundStrategy[SolonRun]):
         Makes the server's torch optimizer of a list of parameters; any of `torch.optim`, for instance
         ``functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)``. In mode "update" it is given minus the
         average change as a gradient: SGD with lr=1 adds the change as it is.
+    scheduler : callable, optional
+        Makes the learning-rate schedule of that optimizer; any of `torch.optim.lr_scheduler` but ReduceLROnPlateau, for
+        instance ``functools.partial(torch.optim.lr_scheduler.StepLR, step_size=30)``. It counts the steps that were
+        made, as in torch: a round without a step does not move it. Checkpoints keep its state.
     buffers : collection of str
         Entries of the model that no gradient moves, from `buffer_names(model)`: BatchNorm's statistics and
         frozen weights. Nodes send their change, coded like the gradient, and the average is added.
@@ -73,6 +77,7 @@ class SolonStrategy(RoundStrategy[SolonRun]):
         config: SolonConfig,
         optimizer: OptimizerFactory,
         *,
+        scheduler: SchedulerFactory | None = None,
         buffers: Collection[str] = (),
         on_round: Callable[[RoundReport], None] | None = None,
         client_evaluation: bool = False,
@@ -86,6 +91,7 @@ class SolonStrategy(RoundStrategy[SolonRun]):
         self._calibrate = calibrate
         super().__init__(
             optimizer,
+            scheduler=scheduler,
             buffers=buffers,
             on_round=on_round,
             client_evaluation=client_evaluation,

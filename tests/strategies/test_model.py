@@ -84,3 +84,8 @@ def test_buffers_that_are_not_in_the_model_are_refused() -> None:
 def test_a_model_without_floats_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="floating-point entries"):
         ServerModel(ArrayRecord({"count": to_array(torch.tensor([3]))}), (), SGD)
+
+
+def test_a_schedule_that_needs_a_metric_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="got ReduceLROnPlateau, which needs a metric"):
+        ServerModel(record_of(nn.Linear(2, 1)), (), SGD, torch.optim.lr_scheduler.ReduceLROnPlateau)

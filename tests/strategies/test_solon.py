@@ -16,6 +16,7 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, ExponentialLR, LambdaLR, SequentialLR, StepLR
 
 from solon_fl.clients import Batch
 from solon_fl.errors import CheckpointError, ConfigurationError, GroupFailedError, NodesMissingError
@@ -454,6 +455,63 @@ def test_a_run_resumed_by_another_strategy_object_is_the_same_run(tmp_path: Path
         assert {k: v for k, v in now[1].items() if "seconds" not in k} == {
             k: v for k, v in then[1].items() if "seconds" not in k
         }
+
+
+SCHEDULES: dict[str, Any] = {
+    "step": partial(StepLR, step_size=2, gamma=0.1),
+    "cosine": partial(CosineAnnealingLR, T_max=6),
+    "function": partial(LambdaLR, lr_lambda=lambda step: 0.5**step),
+    "sequence": lambda optimizer: SequentialLR(
+        optimizer, [ConstantLR(optimizer, 0.1, 2), ExponentialLR(optimizer, 0.5)], milestones=[2]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_goes_on_where_it_was(name: str, tmp_path: Path) -> None:
+    rates: list[float] = []
+
+    class Watched(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            rates.append(self.param_groups[0]["lr"])
+            return super().step(closure)
+
+    optimizer: Any = partial(Watched, lr=0.1)
+    plain = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    schedule = SCHEDULES[name](plain)
+    expected = []
+    for _ in range(6):
+        expected.append(plain.param_groups[0]["lr"])
+        plain.step()
+        schedule.step()
+    whole, _ = train(rounds=6, optimizer=optimizer, scheduler=SCHEDULES[name])
+    assert rates == expected
+    rates.clear()
+    for rounds in (2, 3, 6):
+        checkpoints = Checkpoints(tmp_path)
+        part, _ = train(rounds=rounds, optimizer=optimizer, scheduler=SCHEDULES[name], checkpoints=checkpoints)
+    assert rates == expected
+    assert vector_of(part.arrays).equal(vector_of(whole.arrays))
+
+
+def test_a_round_without_a_step_does_not_move_the_schedule() -> None:
+    optimizers: list[torch.optim.Optimizer] = []
+
+    def halve(optimizer: torch.optim.Optimizer) -> StepLR:
+        optimizers.append(optimizer)
+        return StepLR(optimizer, 1, gamma=0.5)
+
+    _, reports = train(
+        small_config(on_group_failure="skip"), mods=[BROKEN_GROUP], rounds=3, optimizer=SGD, scheduler=halve
+    )
+    assert not any(report.stepped for report in reports)
+    assert optimizers[0].param_groups[0]["lr"] == 0.1
+
+
+def test_another_schedule_is_another_run(tmp_path: Path) -> None:
+    train(rounds=1, scheduler=SCHEDULES["step"], checkpoints=Checkpoints(tmp_path))
+    with pytest.raises(CheckpointError, match=r"optimizer\.scheduler is 'StepLR' there and 'CosineAnnealingLR' here"):
+        train(rounds=2, scheduler=SCHEDULES["cosine"], checkpoints=Checkpoints(tmp_path))
 
 
 def test_checkpoints_of_another_run_are_refused_and_kept(tmp_path: Path) -> None:
