@@ -123,6 +123,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         self._checkpoints = checkpoints
         self._latest: RunType | None = None
         self._open: _OpenRound[Any] | None = None  # between configure_train and aggregate_train
+        self._handed_out: dict[str, bytes] = {}  # the model's data, as last given to or by Flower's loop
 
     # What subclasses say
 
@@ -290,9 +291,16 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Return the round's training messages."""
-        if self._latest is None:
+        """Return the round's training messages.
+
+        Round 1 begins a new run. If another strategy around this one has changed the model since, what it gives is
+        taken over.
+        """
+        if self._latest is None or server_round == 1:
             self._latest = self.begin(self._new_model(arrays), None, follows_up=False)
+        elif changed := self._latest.model.take_over(arrays, self._handed_out):
+            logger.info("\tround %d: the model was changed since the round before: %s", server_round, changed[:5])
+        self._handed_out = {name: array.data for name, array in arrays.items()}
         self._open = _OpenRound(server_round, self._latest.open_round(server_round, config, grid), arrays)
         return list(self._open.first_messages.values())
 
@@ -305,6 +313,8 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         opened, self._open = self._open, None
         opened.receive(opened.keyed(replies))
         report, arrays = self._finish(self._run(), opened, seconds_waiting=0.0)
+        if arrays is not None:
+            self._handed_out = {name: array.data for name, array in arrays.items()}
         return arrays, report.to_metrics()
 
     def configure_evaluate(

@@ -171,6 +171,42 @@ class ServerModel:
         """Return another record of the same entries as a (dim,) vector."""
         return torch.cat([trusted_tensor(arrays[entry.name]).reshape(-1) for entry in self._entries]).to(self.vector)
 
+    def take_over(self, arrays: ArrayRecord, ours: Mapping[str, bytes]) -> list[str]:
+        """Take over what differs in a record from the one that `to_record` returned, and return its names.
+
+        Parameters
+        ----------
+        arrays : ArrayRecord
+            The model as somebody else has changed it.
+        ours : mapping
+            The data of every array as `to_record` returned it. Entries that are the same keep the precision that they
+            have here.
+
+        Raises
+        ------
+        ConfigurationError
+            If the record is not one of this model.
+        """
+        if list(arrays) != self._order:
+            odd = sorted(set(arrays) ^ set(self._order))[:5] or "their order"
+            raise ConfigurationError(f"the model given must have the entries of the one before; they differ in {odd}.")
+        changed = [name for name, array in arrays.items() if array.data != ours.get(name)]
+        entries = {entry.name: entry for entry in self._entries}
+        for name in changed:
+            value = trusted_tensor(arrays[name])
+            entry = entries.get(name)
+            shape = tuple(self._static[name].shape) if entry is None else entry.shape
+            if tuple(value.shape) != shape or value.is_floating_point() != (entry is not None):
+                raise ConfigurationError(
+                    f"the model given must have the shapes of the one before; got {name} of {value.dtype} with "
+                    f"shape={tuple(value.shape)}, which was {shape}."
+                )
+            if entry is None:
+                self._static[name] = arrays[name]
+            else:
+                self.vector[entry.start : entry.stop].view(shape).copy_(value)
+        return changed
+
     def step(self, direction: Tensor, mode: Mode) -> None:
         """Let the optimizer (and the scheduler) take one step, and add the change of the buffers.
 

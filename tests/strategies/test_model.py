@@ -89,3 +89,20 @@ def test_a_model_without_floats_is_refused() -> None:
 def test_a_schedule_that_needs_a_metric_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="got ReduceLROnPlateau, which needs a metric"):
         ServerModel(record_of(nn.Linear(2, 1)), (), SGD, torch.optim.lr_scheduler.ReduceLROnPlateau)
+
+
+def test_what_is_taken_over_is_what_was_changed_and_the_rest_keeps_its_precision() -> None:
+    record = ArrayRecord(
+        {
+            "half": to_array(torch.zeros(1, dtype=torch.float16)),
+            "count": to_array(torch.tensor([3])),
+            "w": to_array(torch.zeros(2)),
+        }
+    )
+    server = ServerModel(record, (), partial(torch.optim.SGD, lr=1.0))
+    server.step(torch.tensor([-1.0001, 0.0, 0.0]), "gradient")
+    ours = server.to_record()
+    given = ArrayRecord({**ours, "count": to_array(torch.tensor([4])), "w": to_array(torch.ones(2))})
+    assert server.take_over(given, {name: array.data for name, array in ours.items()}) == ["count", "w"]
+    assert server.vector.tolist() == [pytest.approx(1.0001), 1, 1]
+    assert trusted_tensor(server.to_record()["count"]).tolist() == [4]

@@ -2,7 +2,7 @@ import copy
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ from solon_fl.simulations import InProcessGrid
 from solon_fl.simulations.attacks import Alie, Constant, NotFinite, RandomGaussian, Reverse, SameLie
 from solon_fl.simulations.attacks.mods import MALFORMATIONS, attack_mod, malformed_mod, silent_mod
 from solon_fl.strategies import Checkpoints, RoundReport, SolonStrategy
-from solon_fl.wire import to_array
+from solon_fl.wire import to_array, trusted_tensor
 from tests.support import (
+    REMEMBERING,
     SGD,
     Regression,
     initial_model,
@@ -188,6 +189,78 @@ def test_under_flowers_own_start_the_result_is_the_same(honest_model: Tensor) ->
     result = Strategy.start(strategy, grid, record_of(initial_model()), num_rounds=5, timeout=5)
     torch.testing.assert_close(vector_of(result.arrays), honest_model, rtol=1e-4, atol=1e-5)
     assert [report.corrupt_nodes for report in reports] == [LIAR_IDS] * 5
+
+
+class Around(Strategy):
+    """Hands on what another strategy makes, the model changed."""
+
+    def __init__(self, inner: SolonStrategy, change: Callable[[dict[str, Tensor]], None]) -> None:
+        self.inner = inner
+        self.change = change
+
+    def configure_train(self, *arguments: Any) -> Iterable[Message]:
+        return self.inner.configure_train(*arguments)
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
+        arrays, metrics = self.inner.aggregate_train(server_round, replies)
+        assert arrays is not None
+        tensors = {name: trusted_tensor(array).clone() for name, array in arrays.items()}
+        self.change(tensors)
+        return ArrayRecord({name: to_array(tensor) for name, tensor in tensors.items()}), metrics
+
+    def configure_evaluate(self, *arguments: Any) -> Iterable[Message]:
+        return []
+
+    def aggregate_evaluate(self, *arguments: Any) -> None:
+        return None
+
+    def summary(self) -> None:
+        pass
+
+
+def test_a_model_that_a_strategy_around_it_has_changed_is_the_one_that_is_trained() -> None:
+    def prune(tensors: dict[str, Tensor]) -> None:
+        tensors["weight"][0, 0] = 0.0
+
+    sgd: Any = partial(torch.optim.SGD, lr=0.1)
+    grid = InProcessGrid(Regression().client_app(), 14)
+    strategy = Around(SolonStrategy(small_config(), sgd), prune)
+    result = strategy.start(grid, record_of(initial_model()), num_rounds=3, timeout=5)
+    model = initial_model()
+    optimizer = sgd(model.parameters())
+    context: Any = None
+    for server_round in range(1, 4):
+        optimizer.zero_grad()
+        losses = [REMEMBERING.batch_loss(model, Batch(0, server_round, number), context) for number in range(14)]
+        torch.stack(losses).mean().backward()  # type: ignore[no-untyped-call]  # torch's
+        optimizer.step()
+        prune(dict(model.state_dict()))
+    torch.testing.assert_close(vector_of(result.arrays), vector_of(record_of(model)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.update(weight=torch.zeros(1, 6)), r"got weight .*shape=\(1, 6\), which was \(1, 7\)"),
+        (lambda tensors: tensors.update(weight=torch.zeros(1, 7, dtype=torch.int64)), "got weight of torch.int64"),
+        (lambda tensors: tensors.update(more=torch.zeros(1)), r"they differ in \['more'\]"),
+    ],
+)
+def test_a_changed_model_of_another_kind_is_refused(change: Any, message: str) -> None:
+    strategy = Around(SolonStrategy(small_config(), SGD), change)
+    grid = InProcessGrid(Regression().client_app(), 14)
+    with pytest.raises(ConfigurationError, match=message):
+        strategy.start(grid, record_of(initial_model()), num_rounds=2, timeout=5)
+
+
+def test_under_flowers_own_start_a_second_run_is_a_new_one() -> None:
+    strategy = SolonStrategy(small_config(), SGD)
+    grid = InProcessGrid(Regression().client_app(), 14)
+    models = [
+        vector_of(Strategy.start(strategy, grid, record_of(initial_model()), num_rounds=2, timeout=5).arrays)
+        for _ in range(2)
+    ]
+    assert models[0].equal(models[1])
 
 
 def test_a_grid_that_copies_messages_works_with_flowers_own_start(honest_model: Tensor) -> None:
