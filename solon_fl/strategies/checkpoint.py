@@ -30,6 +30,10 @@ LOCK = "lock"  # the file that says who uses the folder
 logger = logging.getLogger("flwr.checkpoints")
 
 
+class UnwrittenError(CheckpointError):
+    """The folder is at fault, or its disk, and not what was to be saved."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """The state of a run after a round.
@@ -73,6 +77,7 @@ class Checkpoints:
     A checkpoint is two files: ``round-000040.pt`` with the tensors, and then ``round-000040.json`` with everything
     else, the digest of both among it. Both are written beside, forced to disk, and renamed, so that a kill at any
     moment leaves whole checkpoints only. Its size: the model, and the optimizer's state.
+    A checkpoint that can't be written does not end the run: the log says so, and the next is tried.
     One run at a time may use a folder: a second one is refused at its start. The lock goes with the process that holds
     it, however that ends; the file ``lock`` stays, and means nothing by itself.
     """
@@ -166,10 +171,23 @@ class Checkpoints:
             raise
         except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeErrors too
             self._remove_parts()
-            raise CheckpointError(
+            raise UnwrittenError(
                 f"the checkpoint of round {checkpoint.round} can't be written: {error}; the run's state is lost if the "
                 "server stops; free some space or choose another folder."
             ) from error
+
+    def save_if_possible(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint; if the folder can't be written to, only log that: a later round may be luckier.
+
+        Raises
+        ------
+        CheckpointError
+            If what is to be saved could not be read again.
+        """
+        try:
+            self.save(checkpoint)
+        except UnwrittenError as error:
+            logger.error("%s Training goes on.", error)
 
     def load(self, run: Mapping[str, Any], take_over: Callable[[Checkpoint], None] | None = None) -> Checkpoint | None:
         """Return the newest checkpoint that is whole and of the same run; None if there is none at all.
@@ -332,9 +350,10 @@ def _write(path: Path, content: Mapping[str, Any]) -> str:
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     part.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with suppress(OSError):  # not everywhere can a folder be opened (Windows) or forced to disk (some network mounts)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     return digest

@@ -157,8 +157,8 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         NodesMissingError
             If fewer nodes than needed connect within the timeout.
         CheckpointError
-            If there are checkpoints of which none can be used, of a round beyond num_rounds, or one can't be written;
-            or another run uses their folder.
+            If there are checkpoints of which none can be used, or of a round beyond num_rounds, or that could not be
+            read again; or another run uses their folder, or it can't be written to when the run begins.
         GroupFailedError
             If a group can't be decoded and the strategy's policy is to stop (its `result` holds all so far), or no
             node at all sends anything in the first round.
@@ -197,7 +197,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
                     self._evaluate_on_nodes(run, server_round, result, grid, evaluate_config)
                 _evaluate_centrally(server_round, result, evaluate_fn)
                 if self._checkpoints and (server_round % self._checkpoints.every == 0 or server_round == num_rounds):
-                    self._checkpoints.save(self._checkpoint(run, server_round, result))
+                    self._checkpoints.save_if_possible(self._checkpoint(run, server_round, result))
         except GroupFailedError as error:
             if not result.arrays:  # it happened while the model was with the nodes
                 result.arrays = run.model.to_record()

@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -25,10 +26,22 @@ from hypothesis import strategies as st
 from torch import nn
 
 from solon_fl.errors import CheckpointError, ConfigurationError, GroupFailedError
+from solon_fl.simulations import InProcessGrid
+from solon_fl.strategies import SolonStrategy
 from solon_fl.strategies import checkpoint as checkpoint_module
 from solon_fl.strategies.checkpoint import Checkpoint, Checkpoints
 from solon_fl.wire import to_array, trusted_tensor
-from tests.support import Remembering, initial_model, share_array, small_config, spoil, train
+from tests.support import (
+    REMEMBERING,
+    SGD,
+    Remembering,
+    initial_model,
+    record_of,
+    share_array,
+    small_config,
+    spoil,
+    train,
+)
 
 RUN = {"strategy": "SolonStrategy", "seed": 1, "model": {"w": [[2, 3], "torch.float32"]}}
 
@@ -298,6 +311,53 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exc
     monkeypatch.setattr(torch, "save", fail)
     with pytest.raises(CheckpointError, match=r"round 2 can't be written: .*(space|failed)"):
         checkpoints.save(checkpoint(2))
+    assert loaded_round(tmp_path) == 1
+
+
+def test_a_run_whose_disk_fills_up_goes_on_and_saves_when_there_is_room_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    written = torch.save
+
+    def fill_the_disk(content: Any, file: Any) -> None:
+        if len(seen) == 2:
+            raise OSError(28, "No space left on device")
+        written(content, file)
+
+    seen: list[int] = []
+
+    def note(number: int, arrays: Any) -> None:
+        seen[:] = range(number)
+
+    monkeypatch.setattr(torch, "save", fill_the_disk)
+    strategy = SolonStrategy(small_config(), SGD, checkpoints=Checkpoints(tmp_path))
+    grid = InProcessGrid(REMEMBERING.client_app(), 14)
+    result = strategy.start(grid, record_of(initial_model()), num_rounds=3, timeout=1, evaluate_fn=note)
+    assert list(result.train_metrics_clientapp) == [1, 2, 3]
+    assert [path.stem for path in sorted(tmp_path.glob("*.json"))] == ["round-000001", "round-000003"]
+    assert "round 2 can't be written: [Errno 28]" in caplog.text
+    assert "Training goes on" in caplog.text
+
+
+@pytest.mark.parametrize("lacking", ["open", "fsync"])
+def test_where_a_folder_can_not_be_forced_to_disk_checkpoints_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: str
+) -> None:
+    real_open, real_sync = os.open, os.fsync
+
+    def open_files_only(path: Any, *arguments: Any) -> int:
+        if os.path.isdir(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real_open(path, *arguments)
+
+    def sync_files_only(file: int) -> None:
+        if stat.S_ISDIR(os.fstat(file).st_mode):
+            raise OSError(22, "Invalid argument")
+        real_sync(file)
+
+    replacements = {"open": open_files_only, "fsync": sync_files_only}
+    monkeypatch.setattr(os, lacking, replacements[lacking])
+    saved(tmp_path, 1)
     assert loaded_round(tmp_path) == 1
 
 
