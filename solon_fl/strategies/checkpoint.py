@@ -322,9 +322,8 @@ def _check_readable(file: IO[bytes]) -> None:
 def _check_same_run(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
     for key in {**ours, **theirs}:  # ours first: they go from the general to the particular
         if theirs.get(key) != ours.get(key):
-            raise CheckpointError(
-                f"it is of another run: {key} is {theirs.get(key)!r} there and {ours.get(key)!r} here"
-            )
+            there, here = (repr(run[key]) if key in run else "not set" for run in (theirs, ours))
+            raise CheckpointError(f"it is of another run: {key} is {there} there and {here} here")
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -160,11 +161,20 @@ class ServerModel:
 
     @property
     def optimizer_settings(self) -> dict[str, str]:
-        """The optimizer's class and the settings that it was made with, in words; and the scheduler's class."""
+        """The optimizer's class, its settings other than the defaults, in words, and the scheduler's class.
+
+        Defaults, and what only the class itself can set, are left out: another version of torch may have others.
+        """
         if self._optimizer is None:
             return {}
         scheduler = {} if self._scheduler is None else {"scheduler": type(self._scheduler).__name__}
-        settings = {name: str(value) for name, value in sorted(self._optimizer.defaults.items())}
+        arguments = signature(type(self._optimizer)).parameters
+        takes_any = any(argument.kind is argument.VAR_KEYWORD for argument in arguments.values())
+        settings = {}
+        for name, value in sorted(self._optimizer.defaults.items()):
+            known = arguments.get(name)
+            if takes_any if known is None else str(value) != str(known.default):
+                settings[name] = str(value)
         return {"class": type(self._optimizer).__name__, **settings, **scheduler}
 
     def to_vector(self, arrays: ArrayRecord) -> Tensor:

@@ -587,6 +587,23 @@ def test_another_schedule_is_another_run(tmp_path: Path) -> None:
         train(rounds=2, scheduler=SCHEDULES["cosine"], checkpoints=Checkpoints(tmp_path))
 
 
+def test_a_run_goes_on_when_the_optimizer_has_a_default_more(tmp_path: Path) -> None:
+    """As AdamW got one in torch 2.7."""
+
+    def older(parameters: list[Tensor]) -> torch.optim.Optimizer:
+        made = torch.optim.AdamW(parameters, lr=0.1)
+        del made.defaults["decoupled_weight_decay"], made.defaults["foreach"]
+        return made
+
+    train(rounds=1, optimizer=older, checkpoints=Checkpoints(tmp_path))
+    for odd in ({"weight_decay": 0.5}, {"amsgrad": True}):
+        with pytest.raises(CheckpointError, match=rf"optimizer\.{next(iter(odd))} is not set there and '.*' here"):
+            train(rounds=2, optimizer=partial(torch.optim.AdamW, lr=0.1, **odd), checkpoints=Checkpoints(tmp_path))
+    optimizer = partial(torch.optim.AdamW, lr=0.1)
+    _, reports = train(rounds=2, optimizer=optimizer, checkpoints=Checkpoints(tmp_path))
+    assert [report.round for report in reports] == [2]
+
+
 def test_checkpoints_of_another_run_are_refused_and_kept(tmp_path: Path) -> None:
     train(rounds=2, checkpoints=Checkpoints(tmp_path))
     kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
