@@ -16,7 +16,8 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from solon_fl.errors import CheckpointError, ConfigurationError
+from solon_fl.checks import check_whole
+from solon_fl.errors import CheckpointError
 
 try:
     import fcntl
@@ -83,12 +84,9 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | Path, *, every: int = 1, keep: int = 2) -> None:
-        for name, value, least in (("every", every, 1), ("keep", keep, 2)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ConfigurationError(f"{name} must be a whole number >= {least}; got {name}={value!r}.")
         self.folder = Path(folder)
-        self.every = every
-        self.keep = keep
+        self.every = check_whole("every", every, 1)
+        self.keep = check_whole("keep", keep, 2)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

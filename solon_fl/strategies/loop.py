@@ -16,12 +16,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, Metadata, 
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
+from solon_fl.checks import check_timeout, check_whole
 from solon_fl.config import Mode
 from solon_fl.errors import CheckpointError, ConfigurationError, GroupFailedError
 from solon_fl.strategies.checkpoint import Checkpoint, Checkpoints
 from solon_fl.strategies.exchange import exchange, reply_keys
 from solon_fl.strategies.fetching import fetcher_of
-from solon_fl.strategies.model import OptimizerFactory, SchedulerFactory, ServerModel
+from solon_fl.strategies.model import OptimizerFactory, SchedulerFactory, ServerModel, check_factories
 from solon_fl.strategies.replies import is_silence, median_metrics, one_line
 from solon_fl.strategies.reports import RoundReport
 from solon_fl.strategies.rounds import Aggregated, Round, Run
@@ -115,6 +116,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         client_evaluation: bool = False,
         checkpoints: Checkpoints | None = None,
     ) -> None:
+        check_factories(optimizer, scheduler)
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._buffers = tuple(buffers)
@@ -142,7 +144,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         grid: Grid,
         initial_arrays: ArrayRecord,
         num_rounds: int = 3,
-        timeout: float = 3600,
+        timeout: float | None = 3600,
         train_config: ConfigRecord | None = None,
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: Evaluate | None = None,
@@ -150,10 +152,12 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         """Run num_rounds rounds and return the final model and all metrics.
 
         Parameters are those of Flower's `Strategy.start`. `timeout` is the deadline of a round in seconds: nodes that
-        have not answered by then count as silent. It also bounds the wait for the nodes at the start.
+        have not answered by then count as silent. It also bounds the wait for the nodes at the start. None: none.
 
         Raises
         ------
+        ConfigurationError
+            If timeout or num_rounds is no such number, or the model and the optimizer don't fit.
         NodesMissingError
             If fewer nodes than needed connect within the timeout.
         CheckpointError
@@ -163,6 +167,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
             If a group can't be decoded and the strategy's policy is to stop (its `result` holds all so far), or no
             node at all sends anything in the first round.
         """
+        num_rounds, timeout = check_whole("num_rounds", num_rounds, 0), check_timeout(timeout)
         with nullcontext() if self._checkpoints is None else self._checkpoints.locked():
             self.summary()
             return self._start(
@@ -175,7 +180,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         grid: Grid,
         initial_arrays: ArrayRecord,
         num_rounds: int,
-        timeout: float,
+        timeout: float | None,
         train_config: ConfigRecord,
         evaluate_config: ConfigRecord,
         evaluate_fn: Evaluate | None,

@@ -15,10 +15,44 @@ from solon_fl.config import Mode
 from solon_fl.errors import ConfigurationError
 from solon_fl.wire import to_array, trusted_tensor
 
-__all__ = ["OptimizerFactory", "SchedulerFactory", "ServerModel", "buffer_names"]
+__all__ = ["OptimizerFactory", "SchedulerFactory", "ServerModel", "buffer_names", "check_factories"]
 
 OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], LRScheduler]
+
+
+def check_factories(optimizer: object, scheduler: object) -> None:
+    """Raise ConfigurationError for what is no factory, and for optimizers that can't work on a server.
+
+    What a function makes is only known once it is called: see `ServerModel`.
+    """
+    if isinstance(optimizer, torch.optim.Optimizer) or not callable(optimizer):
+        raise ConfigurationError(
+            f"optimizer must be callable, and make an optimizer of a list of parameters; got a {_name_of(optimizer)}; "
+            "give a class with its settings, such as functools.partial(torch.optim.SGD, lr=0.1)."
+        )
+    _check_kind(getattr(optimizer, "func", optimizer))
+    if scheduler is not None and not (callable(scheduler) and not isinstance(scheduler, LRScheduler)):
+        raise ConfigurationError(
+            f"scheduler must be callable, and make a scheduler of an optimizer; got a {_name_of(scheduler)}; give a "
+            "class with its settings, such as functools.partial(torch.optim.lr_scheduler.StepLR, step_size=30)."
+        )
+
+
+def _name_of(thing: object) -> str:
+    return type(thing).__name__
+
+
+def _check_kind(kind: object) -> None:
+    """Refuse the optimizers that need more than a gradient a step."""
+    for unfit, lack in (
+        (torch.optim.LBFGS, "evaluates the loss several times a step, which the nodes can't"),
+        (torch.optim.SparseAdam, "takes sparse gradients only, and those of the nodes are dense"),
+    ):
+        if isinstance(kind, type) and issubclass(kind, unfit):
+            raise ConfigurationError(
+                f"optimizer must step with one dense gradient; got {kind.__name__}, which {lack}; use SGD or Adam, say."
+            )
 
 
 def buffer_names(model: torch.nn.Module) -> tuple[str, ...]:
@@ -93,13 +127,20 @@ class ServerModel:
         self.buffers = tuple(entry.name for entry in self._entries if entry.name in set(buffers))
         self._parameters = list(self._views(self.vector, buffers=False))
         self._buffers = list(self._views(self.vector, buffers=True))
-        self._optimizer = optimizer(self._parameters) if self._parameters else None
+        self._optimizer = self._make(optimizer) if self._parameters else None
         self._scheduler = None if scheduler is None or self._optimizer is None else scheduler(self._optimizer)
         if isinstance(self._scheduler, ReduceLROnPlateau):
             raise ConfigurationError(
                 "the scheduler must set the rate by the number of steps; got ReduceLROnPlateau, which needs a metric; "
                 "use another of torch.optim.lr_scheduler."
             )
+
+    def _make(self, optimizer: OptimizerFactory) -> torch.optim.Optimizer:
+        made = optimizer(self._parameters)
+        if not isinstance(made, torch.optim.Optimizer):
+            raise ConfigurationError(f"optimizer must make a torch.optim.Optimizer; got a {_name_of(made)} of it.")
+        _check_kind(type(made))
+        return made
 
     @property
     def dim(self) -> int:

@@ -1,4 +1,5 @@
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -106,3 +107,12 @@ def test_what_is_taken_over_is_what_was_changed_and_the_rest_keeps_its_precision
     assert server.take_over(given, {name: array.data for name, array in ours.items()}) == ["count", "w"]
     assert server.vector.tolist() == [pytest.approx(1.0001), 1, 1]
     assert trusted_tensor(server.to_record()["count"]).tolist() == [4]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [(lambda _: None, "must make a torch.optim.Optimizer; got a NoneType"), (torch.optim.LBFGS, "got LBFGS")],
+)
+def test_what_turns_out_to_be_no_fit_optimizer_is_refused(make: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        ServerModel(record_of(nn.Linear(2, 1)), (), make)

@@ -387,6 +387,48 @@ def test_an_evaluation_that_fails_on_the_nodes_is_told_once(
     assert re.match(words, told), told
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"timeout": float("nan")}, "timeout must be above 0 seconds; got timeout=nan"),
+        ({"timeout": 0}, "timeout=0"),
+        ({"timeout": "60"}, "timeout must be a number; got timeout='60'; give it as a number"),
+        ({"num_rounds": 2.0}, "num_rounds=2.0; write 2"),
+        ({"num_rounds": "2"}, "num_rounds='2'"),
+        ({"num_rounds": -1}, "num_rounds must be a whole number >= 0"),
+    ],
+)
+def test_impossible_deadlines_and_numbers_of_rounds_are_refused(arguments: dict[str, Any], message: str) -> None:
+    strategy = SolonStrategy(small_config(), SGD)
+    with pytest.raises(ConfigurationError, match=message):
+        strategy.start(InProcessGrid(ClientApp(), 14), record_of(initial_model()), **{"timeout": 1, **arguments})
+
+
+def test_deadlines_and_numbers_of_rounds_may_be_numpys() -> None:
+    strategy = SolonStrategy(small_config(), SGD)
+    grid = InProcessGrid(REMEMBERING.client_app(), 14)
+    numbers: Any = {"num_rounds": np.int64(1), "timeout": np.float32(1)}
+    assert list(strategy.start(grid, record_of(initial_model()), **numbers).train_metrics_clientapp) == [1]
+
+
+A_WEIGHT = torch.zeros(1, requires_grad=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"optimizer": torch.optim.SGD([A_WEIGHT], lr=0.1)}, r"got a SGD; give .*partial\(torch.optim.SGD, lr=0.1\)"),
+        ({"optimizer": None}, "optimizer must be callable, .* got a NoneType"),
+        ({"optimizer": torch.optim.LBFGS}, "got LBFGS, which evaluates the loss several times a step"),
+        ({"optimizer": partial(torch.optim.SparseAdam, lr=0.1)}, "got SparseAdam, which takes sparse gradients only"),
+        ({"scheduler": StepLR(torch.optim.SGD([A_WEIGHT], lr=0.1), 1)}, "scheduler must be callable, .* got a StepLR"),
+    ],
+)
+def test_what_makes_no_fit_optimizer_is_refused_at_construction(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        SolonStrategy(small_config(), **{"optimizer": SGD, **arguments})
+
+
 def test_nodes_that_never_come_are_an_error() -> None:
     strategy = SolonStrategy(small_config(), SGD)
     grid = InProcessGrid(Regression().client_app(), 10)
