@@ -12,6 +12,7 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.clientapp.mod import arrays_size_mod, message_size_mod
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
@@ -261,6 +262,11 @@ def test_under_flowers_own_start_a_second_run_is_a_new_one() -> None:
         for _ in range(2)
     ]
     assert models[0].equal(models[1])
+
+
+def test_flowers_mods_that_measure_messages_can_be_put_around_a_node() -> None:
+    _, reports = train(mods=[message_size_mod, arrays_size_mod], rounds=1)
+    assert [group.status for group in reports[0].groups] == ["clean", "clean"]
 
 
 def test_a_grid_that_copies_messages_works_with_flowers_own_start(honest_model: Tensor) -> None:
