@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from solon_fl.config import Mode
 from solon_fl.errors import ConfigurationError
-from solon_fl.wire import to_array, trusted_tensor
+from solon_fl.wire import check_dtype, to_array, trusted_tensor
 
 __all__ = ["OptimizerFactory", "SchedulerFactory", "ServerModel", "buffer_names", "check_factories"]
 
@@ -61,12 +61,19 @@ def buffer_names(model: torch.nn.Module) -> tuple[str, ...]:
     Those are BatchNorm's running statistics and the like, and frozen parameters: what `SolonStrategy` takes
     as `buffers`.
 
+    Raises
+    ------
+    ConfigurationError
+        If an entry has a dtype that Flower can't send (bfloat16, float8).
+
     Examples
     --------
     >>> buffer_names(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)))
     ('1.running_mean', '1.running_var')
     """
     state = model.state_dict(keep_vars=True)
+    for name, value in state.items():
+        check_dtype(f"the model's {name}", value)
     return tuple(name for name, value in state.items() if value.is_floating_point() and not value.requires_grad)
 
 

@@ -23,6 +23,24 @@ def test_buffer_names_are_statistics_and_frozen_weights() -> None:
     assert buffer_names(model) == ("0.weight", "1.running_mean", "1.running_var")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
+def test_a_model_of_a_dtype_that_flower_has_not_is_refused_with_the_remedy(dtype: torch.dtype) -> None:
+    model = nn.Linear(3, 1).to(dtype)
+    for act in (buffer_names, record_of):
+        with pytest.raises(ConfigurationError, match=rf"got .* of {dtype}; keep the server's model in float32"):
+            act(model)
+
+
+def test_a_model_in_float16_is_trained_and_the_server_keeps_float32() -> None:
+    model = nn.Linear(1, 1, bias=False).half()
+    server = ServerModel(record_of(model), buffer_names(model), partial(torch.optim.SGD, lr=1.0))
+    before = server.vector.clone()
+    for _ in range(100):  # each smaller than half the spacing of float16 at 1
+        server.step(torch.full((1,), -1e-4), "gradient")
+    torch.testing.assert_close(server.vector, before + 0.01, rtol=1e-5, atol=1e-6)
+    assert trusted_tensor(server.to_record()["weight"]).dtype == torch.float16
+
+
 def test_the_record_comes_back_as_it_was() -> None:
     model = normalised_model().half()
     model.get_parameter("2.bias").data = torch.ones(1, dtype=torch.float64)
