@@ -36,8 +36,8 @@ def check_dtype(what: str, tensor: Tensor) -> None:
     if tensor.dtype.is_floating_point and tensor.dtype not in (torch.float16, torch.float32, torch.float64):
         raise ConfigurationError(
             f"Flower's arrays hold float16, float32 and float64; got {what} of {tensor.dtype}; keep the server's model "
-            "in float32 (model.float()), and let the nodes compute in less: build_model may return model.bfloat16(), or "
-            "batch_loss use torch.autocast."
+            "in float32 (model.float()), and let the nodes compute in less: build_model may return model.bfloat16(), "
+            "or batch_loss use torch.autocast."
         )
 
 

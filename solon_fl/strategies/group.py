@@ -13,7 +13,7 @@ from torch import Tensor
 from solon_fl.coding import Decoded, Decoder, DecodeStatus
 from solon_fl.coding.decoder import Memory
 from solon_fl.strategies.replies import Unusable, read_all, read_share
-from solon_fl.strategies.reports import GroupReport
+from solon_fl.strategies.reports import NOT_FINITE, GroupReport
 
 __all__ = ["GroupRound"]
 
@@ -226,7 +226,7 @@ class GroupRound:
         held to have been the reason why nodes at rest were asked: liars could choose them.
         """
         not_finite = set(decoded.erased_slots) & self._shares.keys()
-        malformed = self._malformed | dict.fromkeys(self._ids(not_finite), "the share holds NaN or inf")
+        malformed = self._malformed | dict.fromkeys(self._ids(not_finite), NOT_FINITE)
         answered = {*self._ids(self._shares), *malformed}
         to_blame = {*decoded.corrupt_slots, *not_finite, *(different if odd else ())}
         self._report = GroupReport(

@@ -165,7 +165,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
             read again; or another run uses their folder, or it can't be written to when the run begins.
         GroupFailedError
             If a group can't be decoded and the strategy's policy is to stop (its `result` holds all so far), or no
-            node at all sends anything in the first round.
+            node at all sends anything in the first round, or no group can be decoded in it and none may be later.
         """
         num_rounds, timeout = check_whole("num_rounds", num_rounds, 0), check_timeout(timeout)
         with nullcontext() if self._checkpoints is None else self._checkpoints.locked():

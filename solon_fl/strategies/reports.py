@@ -6,7 +6,9 @@ from flwr.app import MetricRecord
 
 from solon_fl.coding import DecodeStatus
 
-__all__ = ["GroupReport", "RoundReport"]
+__all__ = ["NOT_FINITE", "GroupReport", "RoundReport"]
+
+NOT_FINITE = "the share holds NaN or inf"  # why a reply is malformed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

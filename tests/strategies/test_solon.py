@@ -160,12 +160,40 @@ def test_a_failed_group_can_stop_the_run_with_all_results_so_far(caplog: pytest.
     assert "Group 0 failed (undecodable)" in caplog.text
 
 
-def test_when_every_group_fails_no_step_is_made() -> None:
+@pytest.mark.parametrize("policy", ["exclude", "skip"])
+def test_when_every_group_fails_in_the_first_round_the_run_stops(policy: Any) -> None:
     everybody = attack_mod(RandomGaussian(), None)
-    result, reports = train(mods=[everybody], rounds=1)
+    message = r"no group could be decoded in the first round.*more nodes lie"
+    with pytest.raises(GroupFailedError, match=message) as caught:
+        train(small_config(on_group_failure=policy), mods=[everybody], rounds=2)
+    assert torch.equal(vector_of(caught.value.result.arrays), vector_of(record_of(initial_model())))
+
+
+def test_when_every_group_fails_later_no_step_is_made() -> None:
+    def lie_later(reply: Message) -> Message:
+        return reply if reply.metadata.group_id == "1" else lies(reply)
+
+    def lies(reply: Message) -> Message:
+        values = torch.randn(3, generator=torch.Generator().manual_seed(reply.metadata.src_node_id))
+        reply.content["share"] = ArrayRecord({"share": to_array(values)})
+        return reply
+
+    _, reports = train(mods=[spoil(lie_later, set(range(1, 15)))], rounds=2)
+    assert [(report.stepped, report.failed_groups) for report in reports] == [(True, ()), (False, (0, 1))]
+
+
+def test_too_few_nodes_in_the_first_round_do_not_stop_the_run() -> None:
+    _, reports = train(mods=[silent_mod({0, 1, 2, 3, 7, 8, 9, 10})], rounds=1, timeout=0.2)
     assert reports[0].failed_groups == (0, 1)
-    assert not reports[0].stepped
-    assert torch.equal(vector_of(result.arrays), vector_of(record_of(initial_model())))
+
+
+def test_nan_from_all_nodes_is_called_divergence(caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("flwr").propagate = True
+    words = "all nodes that answered sent NaN or inf, and they can't all lie: the training has diverged"
+    with pytest.raises(GroupFailedError, match=f"no group could be decoded in the first round.*{words}"):
+        train(mods=[attack_mod(NotFinite(), None)], rounds=1)
+    assert f"Group 0 failed: {words}" in caplog.text
+    assert "more nodes lie" not in caplog.text
 
 
 def test_group_weights_weight_the_average() -> None:
