@@ -15,7 +15,15 @@ from solon_fl.config import Mode
 from solon_fl.errors import ConfigurationError
 from solon_fl.wire import check_dtype, to_array, trusted_tensor
 
-__all__ = ["OptimizerFactory", "SchedulerFactory", "ServerModel", "buffer_names", "check_factories"]
+__all__ = [
+    "OptimizerFactory",
+    "SchedulerFactory",
+    "ServerModel",
+    "buffer_names",
+    "check_factories",
+    "made_by",
+    "share_of_an_update",
+]
 
 OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], LRScheduler]
@@ -31,12 +39,28 @@ def check_factories(optimizer: object, scheduler: object) -> None:
             f"optimizer must be callable, and make an optimizer of a list of parameters; got a {_name_of(optimizer)}; "
             "give a class with its settings, such as functools.partial(torch.optim.SGD, lr=0.1)."
         )
-    _check_kind(getattr(optimizer, "func", optimizer))
+    _check_kind(made_by(optimizer)[0])
     if scheduler is not None and not (callable(scheduler) and not isinstance(scheduler, LRScheduler)):
         raise ConfigurationError(
             f"scheduler must be callable, and make a scheduler of an optimizer; got a {_name_of(scheduler)}; give a "
             "class with its settings, such as functools.partial(torch.optim.lr_scheduler.StepLR, step_size=30)."
         )
+
+
+def made_by(factory: object) -> tuple[object, dict[str, Any]]:
+    """Return the class that a factory makes something of, and with which settings, if it is a class or a partial."""
+    return getattr(factory, "func", factory), dict(getattr(factory, "keywords", {}))
+
+
+def share_of_an_update(kind: object, settings: Mapping[str, Any]) -> float:
+    """Return how much of a change that the nodes repeat an SGD adds in the long run; 1 if that is not known."""
+    if not (isinstance(kind, type) and issubclass(kind, torch.optim.SGD)):
+        return 1.0
+    usual = {name: argument.default for name, argument in signature(kind).parameters.items()}
+    rate, momentum, dampening = (float({**usual, **settings}.get(name, 0)) for name in ("lr", "momentum", "dampening"))
+    if not 0 < momentum < 1:
+        return rate
+    return rate * (1 - dampening) / (1 - momentum)
 
 
 def _name_of(thing: object) -> str:
@@ -206,6 +230,11 @@ class ServerModel:
             self._optimizer.load_state_dict(state["optimizer"])
         if self._scheduler is not None:
             self._scheduler.load_state_dict(state["scheduler"])
+
+    @property
+    def share_of_an_update(self) -> float:
+        """See the function of that name."""
+        return 1.0 if self._optimizer is None else share_of_an_update(type(self._optimizer), self._optimizer.defaults)
 
     @property
     def optimizer_settings(self) -> dict[str, str]:

@@ -503,6 +503,33 @@ def test_a_wrong_model_on_the_nodes_is_reported_in_plain_words(caplog: pytest.Lo
     assert "they differ in ['bias']" in caplog.text
 
 
+SLOW = "this SGD adds 0.05 of it. Give the server SGD with lr=1"
+
+
+@pytest.mark.parametrize(
+    ("mode", "optimizer", "warned"),
+    [
+        ("update", partial(torch.optim.SGD, lr=0.05), True),
+        ("update", partial(torch.optim.SGD, lr=0.005, momentum=0.9), True),
+        ("update", lambda parameters: torch.optim.SGD(parameters, lr=0.05), True),  # known once the run begins
+        ("update", partial(torch.optim.SGD, lr=1.0), False),
+        ("update", partial(torch.optim.SGD, lr=0.1, momentum=0.9), False),
+        ("update", partial(torch.optim.Adam, lr=0.01), False),
+        ("gradient", partial(torch.optim.SGD, lr=0.05), False),
+    ],
+)
+def test_in_update_mode_a_small_rate_on_the_server_is_warned_of_once(
+    mode: Any, optimizer: Any, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("flwr").propagate = True
+    strategy = SolonStrategy(small_config(mode=mode), optimizer)
+    if isinstance(optimizer, partial):
+        assert (SLOW in caplog.text) == warned
+    strategy.configure_train(1, record_of(initial_model()), ConfigRecord(), InProcessGrid(ClientApp(), 14))
+    assert caplog.text.count(SLOW) == warned
+    assert caplog.text.count("mode 'update'") == warned
+
+
 def test_update_mode_averages_local_training() -> None:
     config = small_config(mode="update", batches_per_group=3)
     lr_one = partial(torch.optim.SGD, lr=1.0)
