@@ -112,7 +112,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         *,
         scheduler: SchedulerFactory | None = None,
         buffers: Collection[str] = (),
-        on_round: Callable[[RoundReport], None] | None = None,
+        on_round: Callable[[RoundReport], object] | None = None,
         client_evaluation: bool = False,
         checkpoints: Checkpoints | None = None,
     ) -> None:
@@ -125,6 +125,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         self._checkpoints = checkpoints
         self._latest: RunType | None = None
         self._open: _OpenRound[Any] | None = None  # between configure_train and aggregate_train
+        self._stop = False  # whether on_round has said so
         self._handed_out: dict[str, bytes] = {}  # the model's data, as last given to or by Flower's loop
 
     # What subclasses say
@@ -188,28 +189,34 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         result = Result(arrays=initial_arrays)
         run = self._latest = self.begin(self._new_model(initial_arrays), timeout, follows_up=True)
         rounds_done = self._resume(run, result, num_rounds)
+        first, self._stop = rounds_done + 1, False
         try:
             if rounds_done == 0:
                 _evaluate_centrally(0, result, evaluate_fn)
                 run.prepare(grid, result.arrays, train_config)
             unanswered: dict[str, tuple[int, int]] = {}  # round and node by message id, of the last few rounds
             stepped = 0
-            for server_round in range(rounds_done + 1, num_rounds + 1):
+            for server_round in range(first, num_rounds + 1):
                 logger.info("[ROUND %d/%d]", server_round, num_rounds)
                 unanswered = _collect_late(server_round, grid, run, unanswered)
                 stepped += self._play(run, server_round, result, grid, train_config, unanswered)
+                last = server_round == num_rounds or self._stop
+                rounds_done = server_round
                 if self._client_evaluation:
                     self._evaluate_on_nodes(run, server_round, result, grid, evaluate_config)
                 _evaluate_centrally(server_round, result, evaluate_fn)
-                if self._checkpoints and (server_round % self._checkpoints.every == 0 or server_round == num_rounds):
+                if self._checkpoints and (server_round % self._checkpoints.every == 0 or last):
                     self._checkpoints.save_if_possible(self._checkpoint(run, server_round, result))
+                if last and server_round < num_rounds:
+                    logger.info("Stopped after round %d of %d, as on_round returned True.", server_round, num_rounds)
+                    break
         except GroupFailedError as error:
             if not result.arrays:  # it happened while the model was with the nodes
                 result.arrays = run.model.to_record()
             error.result = result
             raise
-        if (failed := num_rounds - rounds_done - stepped) > 0:
-            logger.error("%d of %d rounds made no step: the log above says why.", failed, num_rounds - rounds_done)
+        if (failed := rounds_done - first + 1 - stepped) > 0:
+            logger.error("%d of %d rounds made no step: the log above says why.", failed, rounds_done - first + 1)
         return result
 
     def _play(
@@ -260,7 +267,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
             labels = ", ".join(map(run.label, report.corrupt_nodes))
             logger.info("\tround %d: nodes caught lying: %s", report.round, labels)
         if self._on_round is not None:
-            self._on_round(report)
+            self._stop = self._on_round(report) is True
         run.record(report)
         return report, arrays
 

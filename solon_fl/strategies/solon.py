@@ -41,7 +41,8 @@ class SolonStrategy(RoundStrategy[SolonRun]):
         Entries of the model that no gradient moves, from `buffer_names(model)`: BatchNorm's statistics and
         frozen weights. Nodes send their change, coded like the gradient, and the average is added.
     on_round : callable, optional
-        Called with a `RoundReport` after every round.
+        Called with a `RoundReport` after every round. If it returns True, `start` ends after this round as if it had
+        been the last: evaluation and checkpoint included. Under Flower's own `start` what it returns means nothing.
     client_evaluation : bool
         Whether to ask the nodes to evaluate too. Their metrics are aggregated by the median, but nothing protects a
         median from a lying majority, or from nodes whose data differ: prefer `evaluate_fn`.
@@ -81,7 +82,7 @@ class SolonStrategy(RoundStrategy[SolonRun]):
         *,
         scheduler: SchedulerFactory | None = None,
         buffers: Collection[str] = (),
-        on_round: Callable[[RoundReport], None] | None = None,
+        on_round: Callable[[RoundReport], object] | None = None,
         client_evaluation: bool = False,
         projection_seed: int | None = None,
         checkpoints: Checkpoints | None = None,

@@ -15,7 +15,7 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import arrays_size_mod, message_size_mod
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, ExponentialLR, LambdaLR, SequentialLR, StepLR
 
@@ -119,6 +119,32 @@ def test_metrics_that_nodes_report_have_no_influence(honest_model: Tensor) -> No
 
     result, _ = train(mods=[spoil(boast, {1, 2, 3, 4, 5, 6, 7})])
     torch.testing.assert_close(vector_of(result.arrays), honest_model, rtol=1e-6, atol=1e-7)
+
+
+def test_on_round_may_stop_the_run_and_it_can_go_on_later(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("flwr").propagate = True
+    evaluated: list[int] = []
+
+    def run(num_rounds: int, stop_after: int) -> Result:
+        strategy = SolonStrategy(
+            small_config(),
+            SGD,
+            on_round=lambda report: report.round == stop_after,
+            checkpoints=Checkpoints(tmp_path, every=10),
+        )
+        grid = InProcessGrid(REMEMBERING.client_app(), 14)
+        model = record_of(initial_model())
+        note: Any = lambda number, _: evaluated.append(number)  # noqa: E731
+        return strategy.start(grid, model, num_rounds=num_rounds, timeout=1, evaluate_fn=note)
+
+    stopped = run(5, stop_after=2)
+    assert list(stopped.train_metrics_clientapp) == [1, 2]
+    assert evaluated == [0, 1, 2]
+    assert vector_of(stopped.arrays).equal(vector_of(train(rounds=2)[0].arrays))
+    assert "Stopped after round 2 of 5" in caplog.text
+    assert "made no step" not in caplog.text
+    assert vector_of(run(3, stop_after=0).arrays).equal(vector_of(train(rounds=3)[0].arrays))
+    assert evaluated == [0, 1, 2, 3], "the checkpoint was written where the run stopped"
 
 
 # ---- failing groups ------------------------------------------------------------------------------------------
