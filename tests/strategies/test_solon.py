@@ -147,6 +147,34 @@ def test_on_round_may_stop_the_run_and_it_can_go_on_later(tmp_path: Path, caplog
     assert evaluated == [0, 1, 2, 3], "the checkpoint was written where the run stopped"
 
 
+def reporting(losses: dict[int, float | str]) -> Mod:
+    """Return a mod that lets nodes report these training losses, by their id."""
+
+    def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        reply = call_next(message, context)
+        if context.node_id in losses:
+            reply.content["metrics"] = MetricRecord({"loss": losses[context.node_id]})  # type: ignore[dict-item]
+        return reply
+
+    return mod
+
+
+def test_the_training_loss_is_the_median_of_what_nodes_report_who_are_not_accused() -> None:
+    honest: dict[int, float | str] = {node: 1.0 if node <= 7 else 3.0 for node in range(1, 12)}
+    mods = [attack_mod(Reverse(), LIARS), reporting({**honest, 2: 1e300, 5: -1e300, 3: float("nan")})]
+    result, reports = train(mods=mods, rounds=1)
+    assert reports[0].groups[0].losses == {1: 1.0, 4: 1.0, 6: 1.0, 7: 1.0}
+    assert reports[0].groups[1].losses == {8: 3.0, 10: 3.0, 11: 3.0}
+    assert reports[0].training_loss == 1.0
+    assert result.train_metrics_clientapp[1]["unprotected-training-loss"] == 1.0
+
+
+def test_without_reported_losses_there_is_no_training_loss(honest_model: Tensor) -> None:
+    result, reports = train(rounds=1)
+    assert reports[0].training_loss is None
+    assert "unprotected-training-loss" not in result.train_metrics_clientapp[1]
+
+
 # ---- failing groups ------------------------------------------------------------------------------------------
 
 BROKEN_GROUP = attack_mod(RandomGaussian(), {0, 1, 2})  # three of the first group's seven, where two are allowed
