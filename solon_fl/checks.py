@@ -1,21 +1,41 @@
 """The checks of arguments that all of the package shares, so that every message has one voice.
 
-A message states the rule, then the value that broke it.
+A message states the rule, then the value that broke it. Numbers of numpy are numbers.
 """
 
 from collections.abc import Collection
+from numbers import Integral, Real
 
 from solon_fl.errors import ConfigurationError
 
-__all__ = ["check_between", "check_one_of", "check_whole"]
+__all__ = ["check_between", "check_number", "check_one_of", "check_timeout", "check_whole"]
 
 
-def check_whole(name: str, value: object, least: int, most: int | None = None) -> None:
-    """Raise ConfigurationError unless the value is an int (and no bool) from `least` to `most`."""
-    if isinstance(value, int) and not isinstance(value, bool) and least <= value and (most is None or value <= most):
-        return
+def check_whole(name: str, value: object, least: int, most: int | None = None) -> int:
+    """Return the value as an int; raise ConfigurationError unless it is one (and no bool) from `least` to `most`."""
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        number = int(value)
+        if least <= number and (most is None or number <= most):
+            return number
     limits = f">= {least}" if most is None else f"from {least} to {most}"
-    raise ConfigurationError(f"{name} must be a whole number {limits}; got {name}={value!r}.")
+    raise ConfigurationError(f"{name} must be a whole number {limits}; got {name}={value!r}{_remedy(value)}.")
+
+
+def check_number(name: str, value: object) -> float:
+    """Return the value as a float; raise ConfigurationError unless it is a number (and no bool)."""
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return float(value)
+    raise ConfigurationError(f"{name} must be a number; got {name}={value!r}{_remedy(value)}.")
+
+
+def check_timeout(timeout: float | None) -> float | None:
+    """Return a deadline as a float; raise ConfigurationError unless it is a number above 0. None is none."""
+    if timeout is None:
+        return None
+    seconds = check_number("timeout", timeout)
+    if not seconds > 0:
+        raise ConfigurationError(f"timeout must be above 0 seconds; got timeout={timeout!r}.")
+    return seconds
 
 
 def check_one_of(name: str, value: object, allowed: Collection[object]) -> None:
@@ -27,6 +47,15 @@ def check_one_of(name: str, value: object, allowed: Collection[object]) -> None:
 
 def check_between(name: str, value: float, low: float, high: float, remedy: str = "") -> None:
     """Raise ConfigurationError unless low < value < high; a NaN is not."""
-    if not low < value < high:
+    if not low < check_number(name, value) < high:
         hint = f"; {remedy}" if remedy else ""
         raise ConfigurationError(f"{name} must be between {low:g} and {high:g}; got {name}={value!r}{hint}.")
+
+
+def _remedy(value: object) -> str:
+    """Return what to do about a text, or a float, where a number is due."""
+    if isinstance(value, str):
+        return "; give it as a number, not as a text (in YAML, 1.0e-6 is a number and 1e-6 a text)"
+    if isinstance(value, Real) and not isinstance(value, (Integral, bool)) and float(value).is_integer():
+        return f"; write {int(float(value))}"
+    return ""

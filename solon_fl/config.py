@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, get_args
 
-from solon_fl.checks import check_between, check_one_of, check_whole
+from solon_fl.checks import check_between, check_number, check_one_of, check_whole
 from solon_fl.coding import BeyondBound, Code, Decoder, FourierCode, VandermondeCode, smallest_group
 from solon_fl.errors import ConfigurationError
 
@@ -157,7 +157,11 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
         ):
             check_one_of(name, getattr(self, name), get_args(allowed))
         for name, least in (("num_nodes", 1), ("group_size", 0), ("seed", 0), ("batches_per_group", 0)):
-            check_whole(name, getattr(self, name), least, 2**63 - 1)
+            object.__setattr__(self, name, check_whole(name, getattr(self, name), least, 2**63 - 1))
+        for name, least in (("byzantine", 0), ("compression", 1), ("stragglers", 0)):
+            object.__setattr__(self, name, check_whole(name, getattr(self, name), least))
+        for name in ("rtol", "early_error"):
+            object.__setattr__(self, name, check_number(name, getattr(self, name)))
         check_between("early_error", self.early_error, 0, math.inf, "1e-3 is a thousandth of the gradient's norm")
         if self.regroup == "round" and self.grouping == "silo":
             raise ConfigurationError(
@@ -165,7 +169,7 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
                 "grouping='silo'; set regroup='never'."
             )
         if self.quarantine_after is not None:
-            check_whole("quarantine_after", self.quarantine_after, 1)
+            object.__setattr__(self, "quarantine_after", check_whole("quarantine_after", self.quarantine_after, 1))
         elif self.redundancy == "reactive":
             object.__setattr__(self, "quarantine_after", 1)
         self._choose_group_size()
@@ -180,7 +184,7 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
             )
         object.__setattr__(self, "batches_per_group", self.batches_per_group or self.group_size)
         if self.group_weights is not None:
-            weights = tuple(float(weight) for weight in self.group_weights)
+            weights = tuple(check_number("group_weights", weight) for weight in self.group_weights)
             if len(weights) != self.num_groups or not all(0 < weight < float("inf") for weight in weights):
                 raise ConfigurationError(
                     f"group_weights must be {self.num_groups} positive numbers, one a group; got {weights}."

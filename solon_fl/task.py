@@ -23,6 +23,7 @@ __all__ = [
     "Batch",
     "SolonTask",
     "digest_key",
+    "task_record",
     "task_values",
     "time_to_live",
 ]
@@ -144,9 +145,7 @@ class SolonTask:
 
     def to_record(self) -> ConfigRecord:
         """Return the task as a Flower record, a new one for every node."""
-        values: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
-        values["buffers"] = list(self.buffers)
-        return ConfigRecord(values)
+        return task_record({name: getattr(self, name) for name in self.__slots__})
 
     def to_message(self, arrays: ArrayRecord, config: ConfigRecord, node_id: int, timeout: float | None) -> Message:
         """Return the message that asks a node for this: the shared model, and a config and a task of its own."""
@@ -186,6 +185,16 @@ def digest_key(seed: int, server_round: int, group: int) -> bytes:
     return b"".join(number.to_bytes(8, "big") for number in (seed, server_round, group))
 
 
+def task_record(values: dict[str, Any]) -> ConfigRecord:
+    """Return a task's entries as a record that `task_values` reads.
+
+    No buffers are no entry: Flower's message_size_mod can't tell the size of a record with an empty list.
+    """
+    buffers = list(values["buffers"])
+    others = {name: value for name, value in values.items() if name != "buffers"}
+    return ConfigRecord({**others, **({"buffers": buffers} if buffers else {})})
+
+
 def task_values(
     message: Message,
     record_name: str,
@@ -214,7 +223,7 @@ def task_values(
         raise ConfigurationError(
             f"the message has no record {record_name!r}: it was not sent by {strategy}; check the ServerApp's strategy."
         )
-    values: dict[str, Any] = dict(record)
+    values: dict[str, Any] = {"buffers": (), **record}
     if set(values) != set(names):
         odd = sorted(set(values) ^ set(names))
         raise ConfigurationError(

@@ -9,17 +9,36 @@ import torch
 from flwr.app import Array
 from torch import Tensor
 
-__all__ = ["STYPE", "npy_header", "to_array", "trusted_tensor"]
+from solon_fl.errors import ConfigurationError
+
+__all__ = ["STYPE", "check_dtype", "npy_header", "to_array", "trusted_tensor"]
 
 STYPE = "numpy.ndarray"  # Flower's name for np.save's format
 
 
 def to_array(tensor: Tensor) -> Array:
-    """Return a tensor (any shape, float or integer, any device) as a Flower array, copied once."""
+    """Return a tensor (any shape, float or integer, any device) as a Flower array, copied once.
+
+    Raises
+    ------
+    ConfigurationError
+        If numpy, and so Flower, has no such dtype: bfloat16 or float8.
+    """
+    check_dtype("the tensor", tensor)
     values = tensor.detach().cpu().contiguous().numpy()
     header = npy_header(values.shape, values.dtype)
     data = b"".join((header, values.reshape(-1).view(np.uint8).data))
     return Array(dtype=str(values.dtype), shape=tuple(values.shape), stype=STYPE, data=data)
+
+
+def check_dtype(what: str, tensor: Tensor) -> None:
+    """Raise ConfigurationError if no Flower array can hold a tensor of this dtype."""
+    if tensor.dtype.is_floating_point and tensor.dtype not in (torch.float16, torch.float32, torch.float64):
+        raise ConfigurationError(
+            f"Flower's arrays hold float16, float32 and float64; got {what} of {tensor.dtype}; keep the server's model "
+            "in float32 (model.float()), and let the nodes compute in less: build_model may return model.bfloat16(), "
+            "or batch_loss use torch.autocast."
+        )
 
 
 def trusted_tensor(array: Array) -> Tensor:

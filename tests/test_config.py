@@ -1,6 +1,8 @@
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from solon_fl.config import CodeName, SolonConfig
@@ -28,7 +30,13 @@ def test_group_size_and_batches_default_to_the_theorems_minimum() -> None:
         ({"compression": 2.0}, "compression=2.0"),
         ({"seed": -3}, "seed=-3"),
         ({"num_nodes": True}, "num_nodes=True"),
+        ({"compression": 6.0}, "compression=6.0; write 6"),
+        ({"num_nodes": "20"}, "num_nodes must be a whole number .* got num_nodes='20'; give it as a number"),
         ({"rtol": 0.0}, "rtol=0.0"),
+        ({"rtol": "1e-6"}, "rtol must be a number; got rtol='1e-6'; give it as a number, not as a text"),
+        ({"rtol": True}, "rtol must be a number; got rtol=True"),
+        ({"early_error": None}, "early_error must be a number; got early_error=None"),
+        ({"group_weights": ("1", 2)}, "group_weights must be a number; got group_weights='1'"),
         ({"code": "hamming"}, "code must be one of fourier, vandermonde; got code='hamming'"),
         ({"mode": "delta"}, "mode must be one of gradient, update; got mode='delta'"),
         ({"grouping": "random"}, "grouping='random'"),
@@ -46,6 +54,27 @@ def test_group_size_and_batches_default_to_the_theorems_minimum() -> None:
 def test_bad_settings_are_refused_with_value_and_remedy(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         SolonConfig(**{"num_nodes": 20, "byzantine": 2, "compression": 6, **changes})
+
+
+def test_numbers_of_numpy_are_numbers_and_become_plain_ones() -> None:
+    numbers: dict[str, Any] = {
+        "num_nodes": np.int64(20),
+        "byzantine": np.int32(2),
+        "compression": np.uint8(6),
+        "stragglers": np.int64(0),
+        "seed": np.int64(3),
+        "batches_per_group": np.int16(4),
+        "quarantine_after": np.int64(1),
+        "rtol": np.float32(1e-6),
+        "early_error": np.float64(1e-3),
+        "group_weights": np.array([1.0, 2.0]),
+    }
+    config = SolonConfig(**numbers)
+    for name in numbers:
+        value = getattr(config, name)
+        assert type(value) in (int, float, tuple), name
+    assert config == SolonConfig(**{**numbers, "rtol": float(np.float32(1e-6)), "num_nodes": 20})
+    json.dumps(asdict(config))
 
 
 def test_a_misspelt_setting_fails() -> None:

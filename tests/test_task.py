@@ -5,6 +5,7 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 
+from solon_fl.baselines.draco.task import DracoTask
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.run._compat import become_server
 from solon_fl.task import TASK, Batch, SolonTask
@@ -34,6 +35,14 @@ def message_with(record: ConfigRecord | None) -> Message:
 def test_a_task_survives_the_journey(buffers: tuple[str, ...]) -> None:
     task = replace(TASK_EXAMPLE, buffers=buffers)
     assert SolonTask.from_message(message_with(task.to_record())) == task
+
+
+@pytest.mark.parametrize(
+    "task",
+    [replace(TASK_EXAMPLE, buffers=()), DracoTask(round=1, number=0, seed=2, code="cyclic", num_nodes=3, byzantine=1)],
+)
+def test_flower_can_tell_how_large_a_task_is(task: Any) -> None:
+    assert task.to_record().count_bytes() > 0
 
 
 def test_no_two_nodes_share_a_config_record() -> None:

@@ -53,7 +53,7 @@ class AggregatorStrategy(VectorStrategy):
         optimizer: OptimizerFactory,
         *,
         buffers: Collection[str] = (),
-        on_round: Callable[[RoundReport], None] | None = None,
+        on_round: Callable[[RoundReport], object] | None = None,
     ) -> None:
         self.aggregate = aggregate
         super().__init__(num_nodes, optimizer, buffers=buffers, on_round=on_round)
@@ -110,7 +110,7 @@ class GradientStrategy(RoundStrategy["InnerRun"]):
         optimizer: OptimizerFactory,
         *,
         buffers: Collection[str] = (),
-        on_round: Callable[[RoundReport], None] | None = None,
+        on_round: Callable[[RoundReport], object] | None = None,
     ) -> None:
         self.inner = inner
         super().__init__(optimizer, buffers=buffers, on_round=on_round)

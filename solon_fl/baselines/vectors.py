@@ -46,7 +46,7 @@ class VectorStrategy(RoundStrategy["VectorRun"]):
         optimizer: OptimizerFactory,
         *,
         buffers: Collection[str] = (),
-        on_round: Callable[[RoundReport], None] | None = None,
+        on_round: Callable[[RoundReport], object] | None = None,
     ) -> None:
         check_whole("num_nodes", num_nodes, 1)
         self.num_nodes = num_nodes

@@ -6,15 +6,18 @@ import logging
 import os
 import platform
 import secrets
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import numpy as np
 import torch
 
-from solon_fl.errors import CheckpointError, ConfigurationError
+from solon_fl.checks import check_whole
+from solon_fl.errors import CheckpointError
 
 try:
     import fcntl
@@ -26,6 +29,10 @@ __all__ = ["Checkpoint", "Checkpoints"]
 FORMAT = "solon_fl checkpoint 1"
 LOCK = "lock"  # the file that says who uses the folder
 logger = logging.getLogger("flwr.checkpoints")
+
+
+class UnwrittenError(CheckpointError):
+    """The folder is at fault, or its disk, and not what was to be saved."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +48,8 @@ class Checkpoint:
     notes : dict
         All that is small: metrics, groups, the ledger; what json can write.
     tensors : dict
-        All that is large: what `torch.save` writes and ``torch.load(weights_only=True)`` reads.
+        All that is large: what `torch.save` writes and ``torch.load(weights_only=True)`` reads. Numbers and arrays of
+        numpy, here and in the others, are written as Python's and torch's.
     """
 
     round: int
@@ -70,17 +78,15 @@ class Checkpoints:
     A checkpoint is two files: ``round-000040.pt`` with the tensors, and then ``round-000040.json`` with everything
     else, the digest of both among it. Both are written beside, forced to disk, and renamed, so that a kill at any
     moment leaves whole checkpoints only. Its size: the model, and the optimizer's state.
+    A checkpoint that can't be written does not end the run: the log says so, and the next is tried.
     One run at a time may use a folder: a second one is refused at its start. The lock goes with the process that holds
     it, however that ends; the file ``lock`` stays, and means nothing by itself.
     """
 
     def __init__(self, folder: str | Path, *, every: int = 1, keep: int = 2) -> None:
-        for name, value, least in (("every", every, 1), ("keep", keep, 2)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ConfigurationError(f"{name} must be a whole number >= {least}; got {name}={value!r}.")
         self.folder = Path(folder)
-        self.every = every
-        self.keep = keep
+        self.every = check_whole("every", every, 1)
+        self.keep = check_whole("keep", keep, 2)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -132,13 +138,13 @@ class Checkpoints:
         Raises
         ------
         CheckpointError
-            If the folder can't be written to.
+            If the folder can't be written to, or what is to be saved could not be read again.
         """
         name = f"round-{checkpoint.round:06d}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._remove_parts()
-            tensors_digest = _write(self.folder / f"{name}.pt", checkpoint.tensors)
+            tensors_digest = _write(self.folder / f"{name}.pt", _without_numpy(checkpoint.tensors))
             manifest = _as_json(
                 {
                     "format": FORMAT,
@@ -158,12 +164,28 @@ class Checkpoints:
             for leftover in self.folder.glob("round-*.pt"):
                 if leftover.stem not in kept:
                     leftover.unlink(missing_ok=True)
+        except CheckpointError:  # what is to be saved is at fault, not the disk
+            self._remove_parts()
+            raise
         except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeErrors too
             self._remove_parts()
-            raise CheckpointError(
+            raise UnwrittenError(
                 f"the checkpoint of round {checkpoint.round} can't be written: {error}; the run's state is lost if the "
                 "server stops; free some space or choose another folder."
             ) from error
+
+    def save_if_possible(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint; if the folder can't be written to, only log that: a later round may be luckier.
+
+        Raises
+        ------
+        CheckpointError
+            If what is to be saved could not be read again.
+        """
+        try:
+            self.save(checkpoint)
+        except UnwrittenError as error:
+            logger.error("%s Training goes on.", error)
 
     def load(self, run: Mapping[str, Any], take_over: Callable[[Checkpoint], None] | None = None) -> Checkpoint | None:
         """Return the newest checkpoint that is whole and of the same run; None if there is none at all.
@@ -255,16 +277,51 @@ def _kind_and_text(error: Exception) -> str:
 
 def _as_json(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return content as it will be when read again: keys are strings, tuples are lists."""
-    again: dict[str, Any] = json.loads(json.dumps(content))
+    again: dict[str, Any] = json.loads(json.dumps(content, default=_plain))
     return again
+
+
+def _plain(value: object) -> Any:
+    """Return a number or an array of numpy as what json can write."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise CheckpointError(
+        f"a checkpoint can't hold {value!r}, a {type(value).__name__}; let settings and metrics be numbers and texts."
+    )
+
+
+def _without_numpy(content: Any) -> Any:
+    """Return content with Python's numbers and torch's tensors in the place of numpy's, whatever dicts they are in."""
+    if isinstance(content, np.generic):
+        return content.item()
+    if isinstance(content, np.ndarray):
+        return torch.from_numpy(content.copy())
+    if type(content) in (dict, OrderedDict, defaultdict):
+        return {key: _without_numpy(value) for key, value in content.items()}
+    if type(content) in (list, tuple):
+        return type(content)(map(_without_numpy, content))
+    return content
+
+
+def _check_readable(file: IO[bytes]) -> None:
+    """Raise CheckpointError if torch would refuse to load the file; the tensors themselves are not read."""
+    file.seek(0)
+    try:
+        torch.load(file, weights_only=True, map_location="meta")
+    except Exception as error:  # UnpicklingError, and whatever else
+        file.seek(0)
+        odd = ", ".join(torch.serialization.get_unsafe_globals_in_checkpoint(file)) or _kind_and_text(error)
+        raise CheckpointError(
+            "the optimizer's settings or state hold what no checkpoint can be read with again "
+            f"({odd}); use numbers, texts and tensors there, or train without checkpoints."
+        ) from error
 
 
 def _check_same_run(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
     for key in {**ours, **theirs}:  # ours first: they go from the general to the particular
         if theirs.get(key) != ours.get(key):
-            raise CheckpointError(
-                f"it is of another run: {key} is {theirs.get(key)!r} there and {ours.get(key)!r} here"
-            )
+            there, here = (repr(run[key]) if key in run else "not set" for run in (theirs, ours))
+            raise CheckpointError(f"it is of another run: {key} is {there} there and {here} here")
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:
@@ -284,14 +341,16 @@ def _write(path: Path, content: Mapping[str, Any]) -> str:
             file.write(json.dumps(content).encode())
         else:
             torch.save(content, file)
+            _check_readable(file)
         file.flush()
         os.fsync(file.fileno())
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     part.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with suppress(OSError):  # not everywhere can a folder be opened (Windows) or forced to disk (some network mounts)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     return digest

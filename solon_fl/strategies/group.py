@@ -12,8 +12,8 @@ from torch import Tensor
 
 from solon_fl.coding import Decoded, Decoder, DecodeStatus
 from solon_fl.coding.decoder import Memory
-from solon_fl.strategies.replies import Unusable, read_all, read_share
-from solon_fl.strategies.reports import GroupReport
+from solon_fl.strategies.replies import Unusable, read_all, read_loss, read_share
+from solon_fl.strategies.reports import NOT_FINITE, GroupReport
 
 __all__ = ["GroupRound"]
 
@@ -65,6 +65,7 @@ class GroupRound:
     resting: set[int] = field(default_factory=set)
     bytes_in: int = 0
     _shares: dict[int, Tensor] = field(default_factory=dict)
+    _losses: dict[int, float] = field(default_factory=dict)  # as reported: nothing protects them
     _malformed: dict[int, str] = field(default_factory=dict)
     _gone: set[int] = field(default_factory=set)  # slots of nodes that the SuperLink could not reach in time
     _first: list[int] = field(default_factory=list)  # slots asked before the others were woken
@@ -125,6 +126,8 @@ class GroupRound:
         """
         for slot in self._known_slots() & replies.keys():
             del replies[slot]
+        losses = {slot: read_loss(reply) for slot, reply in replies.items()}
+        self._losses |= {slot: loss for slot, loss in losses.items() if loss is not None}
         self._take(replies)
 
     def _known_slots(self) -> set[int]:
@@ -226,9 +229,11 @@ class GroupRound:
         held to have been the reason why nodes at rest were asked: liars could choose them.
         """
         not_finite = set(decoded.erased_slots) & self._shares.keys()
-        malformed = self._malformed | dict.fromkeys(self._ids(not_finite), "the share holds NaN or inf")
+        malformed = self._malformed | dict.fromkeys(self._ids(not_finite), NOT_FINITE)
         answered = {*self._ids(self._shares), *malformed}
         to_blame = {*decoded.corrupt_slots, *not_finite, *(different if odd else ())}
+        trusted = self._shares.keys() - {*decoded.corrupt_slots, *decoded.suspect_slots, *not_finite}
+        losses = {slot: loss for slot, loss in sorted(self._losses.items()) if slot in trusted}
         self._report = GroupReport(
             group=self.group,
             nodes=tuple(None if slot in self.resting else node_id for slot, node_id in enumerate(self.nodes)),
@@ -243,6 +248,7 @@ class GroupRound:
             residual=decoded.residual,
             tolerance=decoded.tolerance,
             error_bound=decoded.error_bound,
+            losses=dict(zip(self._ids(losses), losses.values(), strict=True)),
         )
         self._shares.clear()
         return decoded.gradient

@@ -16,13 +16,14 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, Metadata, 
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
+from solon_fl.checks import check_timeout, check_whole
 from solon_fl.config import Mode
-from solon_fl.errors import CheckpointError, GroupFailedError
+from solon_fl.errors import CheckpointError, ConfigurationError, GroupFailedError
 from solon_fl.strategies.checkpoint import Checkpoint, Checkpoints
 from solon_fl.strategies.exchange import exchange, reply_keys
 from solon_fl.strategies.fetching import fetcher_of
-from solon_fl.strategies.model import OptimizerFactory, ServerModel
-from solon_fl.strategies.replies import median_metrics
+from solon_fl.strategies.model import OptimizerFactory, SchedulerFactory, ServerModel, check_factories
+from solon_fl.strategies.replies import is_silence, median_metrics, one_line
 from solon_fl.strategies.reports import RoundReport
 from solon_fl.strategies.rounds import Aggregated, Round, Run
 from solon_fl.task import ARRAYS, CONFIG, time_to_live
@@ -99,7 +100,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
 
     Parameters
     ----------
-    optimizer, buffers, on_round, client_evaluation, checkpoints
+    optimizer, scheduler, buffers, on_round, client_evaluation, checkpoints
         See `SolonStrategy`.
     """
 
@@ -109,18 +110,23 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         self,
         optimizer: OptimizerFactory,
         *,
+        scheduler: SchedulerFactory | None = None,
         buffers: Collection[str] = (),
-        on_round: Callable[[RoundReport], None] | None = None,
+        on_round: Callable[[RoundReport], object] | None = None,
         client_evaluation: bool = False,
         checkpoints: Checkpoints | None = None,
     ) -> None:
+        check_factories(optimizer, scheduler)
         self._optimizer = optimizer
+        self._scheduler = scheduler
         self._buffers = tuple(buffers)
         self._on_round = on_round
         self._client_evaluation = client_evaluation
         self._checkpoints = checkpoints
         self._latest: RunType | None = None
         self._open: _OpenRound[Any] | None = None  # between configure_train and aggregate_train
+        self._stop = False  # whether on_round has said so
+        self._handed_out: dict[str, bytes] = {}  # the model's data, as last given to or by Flower's loop
 
     # What subclasses say
 
@@ -139,7 +145,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         grid: Grid,
         initial_arrays: ArrayRecord,
         num_rounds: int = 3,
-        timeout: float = 3600,
+        timeout: float | None = 3600,
         train_config: ConfigRecord | None = None,
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: Evaluate | None = None,
@@ -147,19 +153,22 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         """Run num_rounds rounds and return the final model and all metrics.
 
         Parameters are those of Flower's `Strategy.start`. `timeout` is the deadline of a round in seconds: nodes that
-        have not answered by then count as silent. It also bounds the wait for the nodes at the start.
+        have not answered by then count as silent. It also bounds the wait for the nodes at the start. None: none.
 
         Raises
         ------
+        ConfigurationError
+            If timeout or num_rounds is no such number, or the model and the optimizer don't fit.
         NodesMissingError
             If fewer nodes than needed connect within the timeout.
         CheckpointError
-            If there are checkpoints of which none can be used, of a round beyond num_rounds, or one can't be written;
-            or another run uses their folder.
+            If there are checkpoints of which none can be used, or of a round beyond num_rounds, or that could not be
+            read again; or another run uses their folder, or it can't be written to when the run begins.
         GroupFailedError
             If a group can't be decoded and the strategy's policy is to stop (its `result` holds all so far), or no
-            node at all sends anything in the first round.
+            node at all sends anything in the first round, or no group can be decoded in it and none may be later.
         """
+        num_rounds, timeout = check_whole("num_rounds", num_rounds, 0), check_timeout(timeout)
         with nullcontext() if self._checkpoints is None else self._checkpoints.locked():
             self.summary()
             return self._start(
@@ -172,7 +181,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         grid: Grid,
         initial_arrays: ArrayRecord,
         num_rounds: int,
-        timeout: float,
+        timeout: float | None,
         train_config: ConfigRecord,
         evaluate_config: ConfigRecord,
         evaluate_fn: Evaluate | None,
@@ -180,28 +189,34 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         result = Result(arrays=initial_arrays)
         run = self._latest = self.begin(self._new_model(initial_arrays), timeout, follows_up=True)
         rounds_done = self._resume(run, result, num_rounds)
+        first, self._stop = rounds_done + 1, False
         try:
             if rounds_done == 0:
                 _evaluate_centrally(0, result, evaluate_fn)
                 run.prepare(grid, result.arrays, train_config)
             unanswered: dict[str, tuple[int, int]] = {}  # round and node by message id, of the last few rounds
             stepped = 0
-            for server_round in range(rounds_done + 1, num_rounds + 1):
+            for server_round in range(first, num_rounds + 1):
                 logger.info("[ROUND %d/%d]", server_round, num_rounds)
                 unanswered = _collect_late(server_round, grid, run, unanswered)
                 stepped += self._play(run, server_round, result, grid, train_config, unanswered)
+                last = server_round == num_rounds or self._stop
+                rounds_done = server_round
                 if self._client_evaluation:
                     self._evaluate_on_nodes(run, server_round, result, grid, evaluate_config)
                 _evaluate_centrally(server_round, result, evaluate_fn)
-                if self._checkpoints and (server_round % self._checkpoints.every == 0 or server_round == num_rounds):
-                    self._checkpoints.save(self._checkpoint(run, server_round, result))
+                if self._checkpoints and (server_round % self._checkpoints.every == 0 or last):
+                    self._checkpoints.save_if_possible(self._checkpoint(run, server_round, result))
+                if last and server_round < num_rounds:
+                    logger.info("Stopped after round %d of %d, as on_round returned True.", server_round, num_rounds)
+                    break
         except GroupFailedError as error:
             if not result.arrays:  # it happened while the model was with the nodes
                 result.arrays = run.model.to_record()
             error.result = result
             raise
-        if (failed := num_rounds - rounds_done - stepped) > 0:
-            logger.error("%d of %d rounds made no step: the log above says why.", failed, num_rounds - rounds_done)
+        if (failed := rounds_done - first + 1 - stepped) > 0:
+            logger.error("%d of %d rounds made no step: the log above says why.", failed, rounds_done - first + 1)
         return result
 
     def _play(
@@ -252,7 +267,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
             labels = ", ".join(map(run.label, report.corrupt_nodes))
             logger.info("\tround %d: nodes caught lying: %s", report.round, labels)
         if self._on_round is not None:
-            self._on_round(report)
+            self._stop = self._on_round(report) is True
         run.record(report)
         return report, arrays
 
@@ -288,9 +303,16 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Return the round's training messages."""
-        if self._latest is None:
+        """Return the round's training messages.
+
+        Round 1 begins a new run. If another strategy around this one has changed the model since, what it gives is
+        taken over.
+        """
+        if self._latest is None or server_round == 1:
             self._latest = self.begin(self._new_model(arrays), None, follows_up=False)
+        elif changed := self._latest.model.take_over(arrays, self._handed_out):
+            logger.info("\tround %d: the model was changed since the round before: %s", server_round, changed[:5])
+        self._handed_out = {name: array.data for name, array in arrays.items()}
         self._open = _OpenRound(server_round, self._latest.open_round(server_round, config, grid), arrays)
         return list(self._open.first_messages.values())
 
@@ -303,6 +325,8 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         opened, self._open = self._open, None
         opened.receive(opened.keyed(replies))
         report, arrays = self._finish(self._run(), opened, seconds_waiting=0.0)
+        if arrays is not None:
+            self._handed_out = {name: array.data for name, array in arrays.items()}
         return arrays, report.to_metrics()
 
     def configure_evaluate(
@@ -326,7 +350,10 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return the median of every metric that more than half of the nodes reported as one finite number."""
-        return median_metrics(replies, len(self._run().evaluating_nodes()))
+        run, replies = self._run(), list(replies)
+        metrics = median_metrics(replies, len(run.evaluating_nodes()))
+        _warn_of_failed_evaluations(run, replies, metrics)
+        return metrics
 
     def _run(self) -> RunType:
         if self._latest is None:
@@ -334,7 +361,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         return self._latest
 
     def _new_model(self, arrays: ArrayRecord) -> ServerModel:
-        return ServerModel(arrays, self._buffers, self._optimizer)
+        return ServerModel(arrays, self._buffers, self._optimizer, self._scheduler)
 
     # Checkpoints
 
@@ -414,8 +441,46 @@ def _refuse_silence_at_the_start(report: RoundReport) -> None:
         )
 
 
+def _warn_of_failed_evaluations(run: Run, replies: Collection[Message], metrics: MetricRecord | None) -> None:
+    """Log, once for each node, that its evaluation failed, with the first one's reason; and that there is no metric."""
+    reasons: dict[int, str] = {}
+    for reply in replies:
+        if reply.has_error() and not is_silence(reply):
+            reasons.setdefault(reply.metadata.src_node_id, one_line(f"error {reply.error.code}: {reply.error.reason}"))
+    new = sorted(reasons.keys() - run.failed_evaluating)
+    if new:
+        logger.warning(
+            "Evaluation failed on %d of %d nodes that answered; the first reason, of node %s: %s",
+            *(len(reasons), len(replies), run.label(new[0]), reasons[new[0]]),
+        )
+    elif metrics is None and len(reasons) < len(replies) and not run.told_of_no_metrics:
+        run.told_of_no_metrics = True
+        logger.warning(
+            "%d nodes evaluated, but no metric came from more than half of the nodes as one finite number; evaluate "
+            "must return int or float values, and not NaN.",
+            len(replies) - len(reasons),
+        )
+    run.failed_evaluating |= reasons.keys()
+
+
 def _evaluate_centrally(server_round: int, result: Result, evaluate_fn: Evaluate | None) -> None:
-    metrics = evaluate_fn(server_round, result.arrays) if evaluate_fn else None
-    if metrics is not None:
+    found = evaluate_fn(server_round, result.arrays) if evaluate_fn else None
+    if found is not None:
+        metrics = _as_metrics(found)
         logger.info("\tround %d: %s", server_round, dict(metrics))
         result.evaluate_metrics_serverapp[server_round] = metrics
+
+
+def _as_metrics(found: object) -> MetricRecord:
+    """Return what an evaluate_fn returned as Flower metrics: numbers of numpy, and plain dicts, will do."""
+    if isinstance(found, MetricRecord):
+        return found
+    try:
+        if not isinstance(found, Mapping):
+            raise TypeError(f"it is a {type(found).__name__}")
+        return MetricRecord({name: v.tolist() if hasattr(v, "tolist") else v for name, v in found.items()})
+    except TypeError as error:
+        raise ConfigurationError(
+            f"evaluate_fn must return None or numbers by name, such as MetricRecord({{'accuracy': 0.5}}); got "
+            f"{found!r} ({error})."
+        ) from error

@@ -3,19 +3,80 @@
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
 from flwr.app import Array, ArrayRecord
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from solon_fl.config import Mode
 from solon_fl.errors import ConfigurationError
-from solon_fl.wire import to_array, trusted_tensor
+from solon_fl.wire import check_dtype, to_array, trusted_tensor
 
-__all__ = ["OptimizerFactory", "ServerModel", "buffer_names"]
+__all__ = [
+    "OptimizerFactory",
+    "SchedulerFactory",
+    "ServerModel",
+    "buffer_names",
+    "check_factories",
+    "made_by",
+    "share_of_an_update",
+]
 
 OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
+SchedulerFactory = Callable[[torch.optim.Optimizer], LRScheduler]
+
+
+def check_factories(optimizer: object, scheduler: object) -> None:
+    """Raise ConfigurationError for what is no factory, and for optimizers that can't work on a server.
+
+    What a function makes is only known once it is called: see `ServerModel`.
+    """
+    if isinstance(optimizer, torch.optim.Optimizer) or not callable(optimizer):
+        raise ConfigurationError(
+            f"optimizer must be callable, and make an optimizer of a list of parameters; got a {_name_of(optimizer)}; "
+            "give a class with its settings, such as functools.partial(torch.optim.SGD, lr=0.1)."
+        )
+    _check_kind(made_by(optimizer)[0])
+    if scheduler is not None and not (callable(scheduler) and not isinstance(scheduler, LRScheduler)):
+        raise ConfigurationError(
+            f"scheduler must be callable, and make a scheduler of an optimizer; got a {_name_of(scheduler)}; give a "
+            "class with its settings, such as functools.partial(torch.optim.lr_scheduler.StepLR, step_size=30)."
+        )
+
+
+def made_by(factory: object) -> tuple[object, dict[str, Any]]:
+    """Return the class that a factory makes something of, and with which settings, if it is a class or a partial."""
+    return getattr(factory, "func", factory), dict(getattr(factory, "keywords", {}))
+
+
+def share_of_an_update(kind: object, settings: Mapping[str, Any]) -> float:
+    """Return how much of a change that the nodes repeat an SGD adds in the long run; 1 if that is not known."""
+    if not (isinstance(kind, type) and issubclass(kind, torch.optim.SGD)):
+        return 1.0
+    usual = {name: argument.default for name, argument in signature(kind).parameters.items()}
+    rate, momentum, dampening = (float({**usual, **settings}.get(name, 0)) for name in ("lr", "momentum", "dampening"))
+    if not 0 < momentum < 1:
+        return rate
+    return rate * (1 - dampening) / (1 - momentum)
+
+
+def _name_of(thing: object) -> str:
+    return type(thing).__name__
+
+
+def _check_kind(kind: object) -> None:
+    """Refuse the optimizers that need more than a gradient a step."""
+    for unfit, lack in (
+        (torch.optim.LBFGS, "evaluates the loss several times a step, which the nodes can't"),
+        (torch.optim.SparseAdam, "takes sparse gradients only, and those of the nodes are dense"),
+    ):
+        if isinstance(kind, type) and issubclass(kind, unfit):
+            raise ConfigurationError(
+                f"optimizer must step with one dense gradient; got {kind.__name__}, which {lack}; use SGD or Adam, say."
+            )
 
 
 def buffer_names(model: torch.nn.Module) -> tuple[str, ...]:
@@ -24,12 +85,19 @@ def buffer_names(model: torch.nn.Module) -> tuple[str, ...]:
     Those are BatchNorm's running statistics and the like, and frozen parameters: what `SolonStrategy` takes
     as `buffers`.
 
+    Raises
+    ------
+    ConfigurationError
+        If an entry has a dtype that Flower can't send (bfloat16, float8).
+
     Examples
     --------
     >>> buffer_names(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)))
     ('1.running_mean', '1.running_var')
     """
     state = model.state_dict(keep_vars=True)
+    for name, value in state.items():
+        check_dtype(f"the model's {name}", value)
     return tuple(name for name, value in state.items() if value.is_floating_point() and not value.requires_grad)
 
 
@@ -58,9 +126,17 @@ class ServerModel:
     optimizer : callable
         Makes a torch optimizer of a list of tensors, such as functools.partial(torch.optim.SGD, lr=0.1). It
         gets one tensor per parameter.
+    scheduler : callable, optional
+        Makes a torch learning-rate scheduler of that optimizer. It is stepped after every step of the optimizer.
     """
 
-    def __init__(self, arrays: ArrayRecord, buffers: Collection[str], optimizer: OptimizerFactory) -> None:
+    def __init__(
+        self,
+        arrays: ArrayRecord,
+        buffers: Collection[str],
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None = None,
+    ) -> None:
         unknown = sorted(set(buffers) - set(arrays))
         if unknown:
             raise ConfigurationError(f"buffers must name entries of the model; got {unknown}, not in it.")
@@ -82,7 +158,20 @@ class ServerModel:
         self.buffers = tuple(entry.name for entry in self._entries if entry.name in set(buffers))
         self._parameters = list(self._views(self.vector, buffers=False))
         self._buffers = list(self._views(self.vector, buffers=True))
-        self._optimizer = optimizer(self._parameters) if self._parameters else None
+        self._optimizer = self._make(optimizer) if self._parameters else None
+        self._scheduler = None if scheduler is None or self._optimizer is None else scheduler(self._optimizer)
+        if isinstance(self._scheduler, ReduceLROnPlateau):
+            raise ConfigurationError(
+                "the scheduler must set the rate by the number of steps; got ReduceLROnPlateau, which needs a metric; "
+                "use another of torch.optim.lr_scheduler."
+            )
+
+    def _make(self, optimizer: OptimizerFactory) -> torch.optim.Optimizer:
+        made = optimizer(self._parameters)
+        if not isinstance(made, torch.optim.Optimizer):
+            raise ConfigurationError(f"optimizer must make a torch.optim.Optimizer; got a {_name_of(made)} of it.")
+        _check_kind(type(made))
+        return made
 
     @property
     def dim(self) -> int:
@@ -115,6 +204,7 @@ class ServerModel:
             "vector": self.vector,
             "static": {name: trusted_tensor(array) for name, array in self._static.items()},
             "optimizer": None if self._optimizer is None else self._optimizer.state_dict(),
+            **({} if self._scheduler is None else {"scheduler": self._scheduler.state_dict()}),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -138,21 +228,74 @@ class ServerModel:
         self._static = {name: to_array(value) for name, value in state["static"].items()}
         if self._optimizer is not None:
             self._optimizer.load_state_dict(state["optimizer"])
+        if self._scheduler is not None:
+            self._scheduler.load_state_dict(state["scheduler"])
+
+    @property
+    def share_of_an_update(self) -> float:
+        """See the function of that name."""
+        return 1.0 if self._optimizer is None else share_of_an_update(type(self._optimizer), self._optimizer.defaults)
 
     @property
     def optimizer_settings(self) -> dict[str, str]:
-        """The optimizer's class and the settings that it was made with, in words."""
+        """The optimizer's class, its settings other than the defaults, in words, and the scheduler's class.
+
+        Defaults, and what only the class itself can set, are left out: another version of torch may have others.
+        """
         if self._optimizer is None:
             return {}
-        settings = {name: str(value) for name, value in sorted(self._optimizer.defaults.items())}
-        return {"class": type(self._optimizer).__name__, **settings}
+        scheduler = {} if self._scheduler is None else {"scheduler": type(self._scheduler).__name__}
+        arguments = signature(type(self._optimizer)).parameters
+        takes_any = any(argument.kind is argument.VAR_KEYWORD for argument in arguments.values())
+        settings = {}
+        for name, value in sorted(self._optimizer.defaults.items()):
+            known = arguments.get(name)
+            if takes_any if known is None else str(value) != str(known.default):
+                settings[name] = str(value)
+        return {"class": type(self._optimizer).__name__, **settings, **scheduler}
 
     def to_vector(self, arrays: ArrayRecord) -> Tensor:
         """Return another record of the same entries as a (dim,) vector."""
         return torch.cat([trusted_tensor(arrays[entry.name]).reshape(-1) for entry in self._entries]).to(self.vector)
 
+    def take_over(self, arrays: ArrayRecord, ours: Mapping[str, bytes]) -> list[str]:
+        """Take over what differs in a record from the one that `to_record` returned, and return its names.
+
+        Parameters
+        ----------
+        arrays : ArrayRecord
+            The model as somebody else has changed it.
+        ours : mapping
+            The data of every array as `to_record` returned it. Entries that are the same keep the precision that they
+            have here.
+
+        Raises
+        ------
+        ConfigurationError
+            If the record is not one of this model.
+        """
+        if list(arrays) != self._order:
+            odd = sorted(set(arrays) ^ set(self._order))[:5] or "their order"
+            raise ConfigurationError(f"the model given must have the entries of the one before; they differ in {odd}.")
+        changed = [name for name, array in arrays.items() if array.data != ours.get(name)]
+        entries = {entry.name: entry for entry in self._entries}
+        for name in changed:
+            value = trusted_tensor(arrays[name])
+            entry = entries.get(name)
+            shape = tuple(self._static[name].shape) if entry is None else entry.shape
+            if tuple(value.shape) != shape or value.is_floating_point() != (entry is not None):
+                raise ConfigurationError(
+                    f"the model given must have the shapes of the one before; got {name} of {value.dtype} with "
+                    f"shape={tuple(value.shape)}, which was {shape}."
+                )
+            if entry is None:
+                self._static[name] = arrays[name]
+            else:
+                self.vector[entry.start : entry.stop].view(shape).copy_(value)
+        return changed
+
     def step(self, direction: Tensor, mode: Mode) -> None:
-        """Let the optimizer take one step, and add the change of the buffers.
+        """Let the optimizer (and the scheduler) take one step, and add the change of the buffers.
 
         Parameters
         ----------
@@ -171,6 +314,8 @@ class ServerModel:
             parameter.grad = gradient
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        if self._scheduler is not None:
+            self._scheduler.step()
 
     def _views(self, vector: Tensor, buffers: bool) -> Iterator[Tensor]:
         for entry in self._entries:

@@ -30,6 +30,7 @@ __all__ = [
     "read_arrays",
     "read_digests",
     "read_finite_share",
+    "read_loss",
     "read_share",
     "read_share_and_digests",
     "read_silo",
@@ -175,6 +176,11 @@ def median_metrics(replies: Iterable[Message], num_nodes: int) -> MetricRecord |
             reported.setdefault(name, []).append(value)
     medians = {name: statistics.median(values) for name, values in reported.items() if 2 * len(values) > num_nodes}
     return MetricRecord(dict(medians)) if medians else None
+
+
+def read_loss(reply: Message) -> float | None:
+    """Return the training loss that a reply reports among its metrics, if it is a finite number."""
+    return _finite_metrics(reply).get("loss")
 
 
 def _finite_metrics(reply: Message) -> dict[str, float]:

@@ -1,12 +1,15 @@
 """What a round reports: to a callback, and as Flower metrics."""
 
-from dataclasses import dataclass
+import statistics
+from dataclasses import dataclass, field
 
 from flwr.app import MetricRecord
 
 from solon_fl.coding import DecodeStatus
 
-__all__ = ["GroupReport", "RoundReport"]
+__all__ = ["NOT_FINITE", "GroupReport", "RoundReport"]
+
+NOT_FINITE = "the share holds NaN or inf"  # why a reply is malformed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +44,9 @@ class GroupReport:
         Id of each node whose reply was not a share, and what was wrong with it.
     residual, tolerance, error_bound : float
         See `Decoded`.
+    losses : dict
+        Training loss by id of each node that reported one ("loss" in a MetricRecord beside its share), and was neither
+        accused nor a suspect. Not coded: such a node may say what it likes here.
     """
 
     group: int
@@ -56,6 +62,7 @@ class GroupReport:
     escalated_by: tuple[int, ...] = ()
     different_bits: tuple[int, ...] = ()
     suspect_nodes: tuple[int, ...] = ()
+    losses: dict[int, float] = field(default_factory=dict)
 
     @property
     def decoded(self) -> bool:
@@ -117,6 +124,15 @@ class RoundReport:
         return tuple(group.group for group in self.groups if group.escalated)
 
     @property
+    def training_loss(self) -> float | None:
+        """Median of the losses that the nodes of the groups that were decoded report; None if none does.
+
+        Unprotected: right as long as most of those who report are honest. It steers nothing.
+        """
+        losses = [loss for group in self.groups if group.decoded for loss in group.losses.values()]
+        return statistics.median(losses) if losses else None
+
+    @property
     def nodes_asked(self) -> int:
         """Nodes that had a task: as many computed what their group computes."""
         return sum(node is not None for group in self.groups for node in group.nodes)
@@ -129,6 +145,7 @@ class RoundReport:
     def to_metrics(self) -> MetricRecord:
         """Return the report as Flower metrics (an empty list where there is nobody to name)."""
         decoded = [group for group in self.groups if group.decoded]
+        loss = self.training_loss
         return MetricRecord(
             {
                 "corrupt-nodes": list(self.corrupt_nodes),
@@ -141,6 +158,7 @@ class RoundReport:
                 "escalated-groups": list(self.escalated_groups),
                 "nodes-asked": self.nodes_asked,
                 "stepped": int(self.stepped),
+                **({} if loss is None else {"unprotected-training-loss": loss}),
                 "bytes-out": self.bytes_out,
                 "bytes-in": self.bytes_in,
                 "seconds-waiting": self.seconds_waiting,

@@ -76,6 +76,8 @@ class Run:
         self.model = model
         self.timeout = timeout
         self.not_evaluating: set[int] = set()  # ids of the nodes that once sent no evaluation
+        self.failed_evaluating: set[int] = set()  # ids of the nodes of which the log has said so
+        self.told_of_no_metrics = False
 
     def open_round(self, server_round: int, config: ConfigRecord, grid: Grid) -> Round[Any]:
         """Return the next round."""

@@ -9,12 +9,13 @@ from solon_fl.config import SolonConfig
 from solon_fl.strategies.checkpoint import Checkpoints
 from solon_fl.strategies.ledger import NodeRecord
 from solon_fl.strategies.loop import RoundStrategy
-from solon_fl.strategies.model import OptimizerFactory, ServerModel
+from solon_fl.strategies.model import OptimizerFactory, SchedulerFactory, ServerModel, made_by, share_of_an_update
 from solon_fl.strategies.reports import RoundReport
 from solon_fl.strategies.solon_run import SolonRun
 
 __all__ = ["SolonStrategy"]
 
+SLOW_UPDATES = 0.95  # of a change, in mode "update"
 # Settings, when a run goes on from a checkpoint.
 MAY_CHANGE = ("beyond_bound", "on_group_failure", "strangers", "quarantine_after")
 logger = logging.getLogger("flwr")
@@ -30,12 +31,18 @@ class SolonStrategy(RoundStrategy[SolonRun]):
     optimizer : callable
         Makes the server's torch optimizer of a list of parameters; any of `torch.optim`, for instance
         ``functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)``. In mode "update" it is given minus the
-        average change as a gradient: SGD with lr=1 adds the change as it is.
+        average change as a gradient: SGD with lr=1 adds the change as it is, and a
+        smaller one only as much of it.
+    scheduler : callable, optional
+        Makes the learning-rate schedule of that optimizer; any of `torch.optim.lr_scheduler` but ReduceLROnPlateau, for
+        instance ``functools.partial(torch.optim.lr_scheduler.StepLR, step_size=30)``. It counts the steps that were
+        made, as in torch: a round without a step does not move it. Checkpoints keep its state.
     buffers : collection of str
         Entries of the model that no gradient moves, from `buffer_names(model)`: BatchNorm's statistics and
         frozen weights. Nodes send their change, coded like the gradient, and the average is added.
     on_round : callable, optional
-        Called with a `RoundReport` after every round.
+        Called with a `RoundReport` after every round. If it returns True, `start` ends after this round as if it had
+        been the last: evaluation and checkpoint included. Under Flower's own `start` what it returns means nothing.
     client_evaluation : bool
         Whether to ask the nodes to evaluate too. Their metrics are aggregated by the median, but nothing protects a
         median from a lying majority, or from nodes whose data differ: prefer `evaluate_fn`.
@@ -73,8 +80,9 @@ class SolonStrategy(RoundStrategy[SolonRun]):
         config: SolonConfig,
         optimizer: OptimizerFactory,
         *,
+        scheduler: SchedulerFactory | None = None,
         buffers: Collection[str] = (),
-        on_round: Callable[[RoundReport], None] | None = None,
+        on_round: Callable[[RoundReport], object] | None = None,
         client_evaluation: bool = False,
         projection_seed: int | None = None,
         checkpoints: Checkpoints | None = None,
@@ -84,13 +92,26 @@ class SolonStrategy(RoundStrategy[SolonRun]):
         self._given_config = config
         self._projection_seed = projection_seed
         self._calibrate = calibrate
+        self._told_of_slow_updates = False
         super().__init__(
             optimizer,
+            scheduler=scheduler,
             buffers=buffers,
             on_round=on_round,
             client_evaluation=client_evaluation,
             checkpoints=checkpoints,
         )
+        self._warn_of_slow_updates(share_of_an_update(*made_by(optimizer)))
+
+    def _warn_of_slow_updates(self, share: float) -> None:
+        if self.mode == "update" and share < SLOW_UPDATES and not self._told_of_slow_updates:
+            self._told_of_slow_updates = True
+            logger.warning(
+                "In mode 'update' the server's optimizer is given the nodes' change of the model, to which their own "
+                "learning rate has been applied already: this SGD adds %.3g of it. Give the server SGD with lr=1, "
+                "which adds it as it is, and the nodes their rate: train_config=ConfigRecord({'lr': ...}).",
+                share,
+            )
 
     @property
     def config(self) -> SolonConfig:
@@ -104,6 +125,7 @@ class SolonStrategy(RoundStrategy[SolonRun]):
 
     def begin(self, model: ServerModel, timeout: float | None, *, follows_up: bool) -> SolonRun:
         """See `RoundStrategy.begin`."""
+        self._warn_of_slow_updates(model.share_of_an_update)
         return SolonRun(
             self._given_config,
             model,

@@ -13,6 +13,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
+from solon_fl.coding import DecodeStatus
 from solon_fl.config import SolonConfig
 from solon_fl.errors import GroupFailedError
 from solon_fl.strategies.calibration import Calibration, measure
@@ -22,13 +23,17 @@ from solon_fl.strategies.ledger import Place
 from solon_fl.strategies.model import ServerModel
 from solon_fl.strategies.patience import Patience
 from solon_fl.strategies.replies import is_silence
-from solon_fl.strategies.reports import GroupReport, RoundReport
+from solon_fl.strategies.reports import NOT_FINITE, GroupReport, RoundReport
 from solon_fl.strategies.roster import Roster
 from solon_fl.strategies.rounds import Aggregated, Round, Run
 from solon_fl.task import SolonTask, digest_key
 
 __all__ = ["SolonRun"]
 
+DIVERGED = (
+    "all nodes that answered sent NaN or inf, and they can't all lie: the training has diverged, or the loss is not "
+    "finite for some batch; lower the learning rate, or clip the gradients"
+)
 logger = logging.getLogger("flwr")
 
 
@@ -135,11 +140,35 @@ class SolonRun(Run):
                 "long as s + 1 nodes of each group agree, that does no harm.",
                 ", ".join(self.label(node) for node in sorted(different)),
             )
+        if report.round == 1 and all(map(self._failed_for_good, report.groups)):
+            raise GroupFailedError(
+                f"no group could be decoded in the first round, so there is nothing to train with: {self._why(report)}"
+            )
         if report.failed_groups and self.config.on_group_failure == "stop":
             raise GroupFailedError(
                 f"round {report.round}: groups {list(report.failed_groups)} of {len(report.groups)} could not be "
                 "decoded and on_group_failure='stop'; the log says why."
             )
+
+    def _failed_for_good(self, group: GroupReport) -> bool:
+        """Whether a group has failed, and not because of nodes that may be there in the next round."""
+        return not group.decoded and (group.status == DecodeStatus.UNDECODABLE or not group.silent_nodes)
+
+    def _why(self, report: RoundReport) -> str:
+        if all(map(self.has_diverged, report.groups)):
+            return f"{DIVERGED}."
+        reasons = [reason for group in report.groups for reason in group.malformed_nodes.values()]
+        first = f"; the first node's reason: {reasons[0]}." if reasons else "."
+        return (
+            "more nodes lie than configured, or the nodes of a group do not compute the same, or not within rtol; the "
+            f"log says more{first}"
+        )
+
+    def has_diverged(self, group: GroupReport) -> bool:
+        """Whether all nodes that answered, and more than s, sent NaN or inf: then honest ones did."""
+        asked = {node for node in group.nodes if node is not None}
+        not_finite = {node for node, reason in group.malformed_nodes.items() if reason == NOT_FINITE}
+        return len(not_finite) > self.config.byzantine and not_finite == asked - set(group.silent_nodes)
 
     def record_late(self, node_id: int) -> None:
         """See `Run.record_late`."""
@@ -265,6 +294,9 @@ class SolonRound(Round[Place]):
             self._sum_of_weights += weight
 
     def _log_failure(self, report: GroupReport) -> None:
+        if self._run.has_diverged(report):
+            logger.error("Group %d failed: %s.", report.group, DIVERGED)
+            return
         malformed = list(report.malformed_nodes.items())
         reasons = "; ".join(f"node {self._run.label(node)}: {reason}" for node, reason in malformed[:3])
         logger.error(

@@ -406,7 +406,8 @@ def test_if_nothing_can_be_measured_rtol_stays_and_the_run_goes_on(caplog: pytes
 
 def test_a_group_that_fails_is_told_how_to_measure(caplog: pytest.LogCaptureFixture) -> None:
     logging.getLogger("flwr").propagate = True
-    run(1e-6, noisy(1e-4), rounds=1, projection_seed=0)
+    with pytest.raises(GroupFailedError, match="or not within rtol"):
+        run(1e-6, noisy(1e-4), rounds=1, projection_seed=0)
     assert "solon_fl.strategies.calibrate" in caplog.text
 
 

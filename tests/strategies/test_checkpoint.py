@@ -6,14 +6,17 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import Message
@@ -23,10 +26,22 @@ from hypothesis import strategies as st
 from torch import nn
 
 from solon_fl.errors import CheckpointError, ConfigurationError, GroupFailedError
+from solon_fl.simulations import InProcessGrid
+from solon_fl.strategies import SolonStrategy
 from solon_fl.strategies import checkpoint as checkpoint_module
 from solon_fl.strategies.checkpoint import Checkpoint, Checkpoints
 from solon_fl.wire import to_array, trusted_tensor
-from tests.support import Remembering, initial_model, share_array, small_config, spoil, train
+from tests.support import (
+    REMEMBERING,
+    SGD,
+    Remembering,
+    initial_model,
+    record_of,
+    share_array,
+    small_config,
+    spoil,
+    train,
+)
 
 RUN = {"strategy": "SolonStrategy", "seed": 1, "model": {"w": [[2, 3], "torch.float32"]}}
 
@@ -201,10 +216,52 @@ class NotATensor:
     """What weights_only refuses to load."""
 
 
-def test_tensors_that_only_a_pickle_could_hold_are_not_loaded(tmp_path: Path) -> None:
+def test_tensors_that_only_a_pickle_could_hold_are_neither_saved_nor_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoints = saved(tmp_path, 1)
-    checkpoints.save(checkpoint(2, tensors={"vector": NotATensor()}))
+    odd = checkpoint(2, tensors={"vector": NotATensor()})
+    with pytest.raises(CheckpointError, match=r"NotATensor\); use numbers, texts and tensors there"):
+        checkpoints.save(odd)
+    assert names(tmp_path) == ["round-000001.json", "round-000001.pt"]
+    monkeypatch.setattr(checkpoint_module, "_check_readable", lambda file: None)
+    checkpoints.save(odd)
     assert loaded_round(tmp_path) == 1
+
+
+def test_numbers_and_arrays_of_numpy_come_back_as_plain_ones(tmp_path: Path) -> None:
+    numbers = {"rate": np.float64(0.1), "betas": (np.float32(0.5), 1), "count": np.array([1, 2])}
+    state = {"optimizer": {"state": {}, "param_groups": [numbers]}}
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(checkpoint(1, tensors=state, notes={"accuracy": np.float32(0.5)}))
+    found = checkpoints.load(RUN)
+    assert found is not None
+    assert found.notes == {"accuracy": 0.5}
+    group = found.tensors["optimizer"]["param_groups"][0]
+    assert (group["rate"], group["betas"], group["count"].tolist()) == (0.1, (0.5, 1), [1, 2])
+
+
+def test_settings_that_json_can_not_hold_are_refused_at_the_first_save(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"can't hold .*NotATensor; let settings and metrics be numbers"):
+        Checkpoints(tmp_path).save(checkpoint(1, notes={"x": NotATensor()}))
+
+
+class Noting(torch.optim.SGD):
+    """Keeps a number of numpy in its state."""
+
+    def step(self, closure: Any = None) -> Any:
+        loss = super().step(closure)
+        self.state[self.param_groups[0]["params"][0]]["note"] = np.float64(1.5)
+        return loss
+
+
+@pytest.mark.slow
+def test_a_run_whose_optimizer_has_numbers_of_numpy_goes_on(tmp_path: Path) -> None:
+    for rounds in (1, 2):
+        _, reports = train(
+            rounds=rounds, optimizer=partial(Noting, lr=np.float64(0.1)), checkpoints=Checkpoints(tmp_path)
+        )
+    assert [report.round for report in reports] == [2]
 
 
 def test_if_none_is_whole_the_newests_fault_is_told(tmp_path: Path) -> None:
@@ -254,6 +311,53 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exc
     monkeypatch.setattr(torch, "save", fail)
     with pytest.raises(CheckpointError, match=r"round 2 can't be written: .*(space|failed)"):
         checkpoints.save(checkpoint(2))
+    assert loaded_round(tmp_path) == 1
+
+
+def test_a_run_whose_disk_fills_up_goes_on_and_saves_when_there_is_room_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    written = torch.save
+
+    def fill_the_disk(content: Any, file: Any) -> None:
+        if len(seen) == 2:
+            raise OSError(28, "No space left on device")
+        written(content, file)
+
+    seen: list[int] = []
+
+    def note(number: int, arrays: Any) -> None:
+        seen[:] = range(number)
+
+    monkeypatch.setattr(torch, "save", fill_the_disk)
+    strategy = SolonStrategy(small_config(), SGD, checkpoints=Checkpoints(tmp_path))
+    grid = InProcessGrid(REMEMBERING.client_app(), 14)
+    result = strategy.start(grid, record_of(initial_model()), num_rounds=3, timeout=1, evaluate_fn=note)
+    assert list(result.train_metrics_clientapp) == [1, 2, 3]
+    assert [path.stem for path in sorted(tmp_path.glob("*.json"))] == ["round-000001", "round-000003"]
+    assert "round 2 can't be written: [Errno 28]" in caplog.text
+    assert "Training goes on" in caplog.text
+
+
+@pytest.mark.parametrize("lacking", ["open", "fsync"])
+def test_where_a_folder_can_not_be_forced_to_disk_checkpoints_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: str
+) -> None:
+    real_open, real_sync = os.open, os.fsync
+
+    def open_files_only(path: Any, *arguments: Any) -> int:
+        if os.path.isdir(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real_open(path, *arguments)
+
+    def sync_files_only(file: int) -> None:
+        if stat.S_ISDIR(os.fstat(file).st_mode):
+            raise OSError(22, "Invalid argument")
+        real_sync(file)
+
+    replacements = {"open": open_files_only, "fsync": sync_files_only}
+    monkeypatch.setattr(os, lacking, replacements[lacking])
+    saved(tmp_path, 1)
     assert loaded_round(tmp_path) == 1
 
 

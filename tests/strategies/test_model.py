@@ -1,4 +1,5 @@
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,24 @@ def test_buffer_names_are_statistics_and_frozen_weights() -> None:
     model = normalised_model()
     model.get_parameter("0.weight").requires_grad = False
     assert buffer_names(model) == ("0.weight", "1.running_mean", "1.running_var")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
+def test_a_model_of_a_dtype_that_flower_has_not_is_refused_with_the_remedy(dtype: torch.dtype) -> None:
+    model = nn.Linear(3, 1).to(dtype)
+    for act in (buffer_names, record_of):
+        with pytest.raises(ConfigurationError, match=rf"got .* of {dtype}; keep the server's model in float32"):
+            act(model)
+
+
+def test_a_model_in_float16_is_trained_and_the_server_keeps_float32() -> None:
+    model = nn.Linear(1, 1, bias=False).half()
+    server = ServerModel(record_of(model), buffer_names(model), partial(torch.optim.SGD, lr=1.0))
+    before = server.vector.clone()
+    for _ in range(100):  # each smaller than half the spacing of float16 at 1
+        server.step(torch.full((1,), -1e-4), "gradient")
+    torch.testing.assert_close(server.vector, before + 0.01, rtol=1e-5, atol=1e-6)
+    assert trusted_tensor(server.to_record()["weight"]).dtype == torch.float16
 
 
 def test_the_record_comes_back_as_it_was() -> None:
@@ -84,3 +103,34 @@ def test_buffers_that_are_not_in_the_model_are_refused() -> None:
 def test_a_model_without_floats_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="floating-point entries"):
         ServerModel(ArrayRecord({"count": to_array(torch.tensor([3]))}), (), SGD)
+
+
+def test_a_schedule_that_needs_a_metric_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="got ReduceLROnPlateau, which needs a metric"):
+        ServerModel(record_of(nn.Linear(2, 1)), (), SGD, torch.optim.lr_scheduler.ReduceLROnPlateau)
+
+
+def test_what_is_taken_over_is_what_was_changed_and_the_rest_keeps_its_precision() -> None:
+    record = ArrayRecord(
+        {
+            "half": to_array(torch.zeros(1, dtype=torch.float16)),
+            "count": to_array(torch.tensor([3])),
+            "w": to_array(torch.zeros(2)),
+        }
+    )
+    server = ServerModel(record, (), partial(torch.optim.SGD, lr=1.0))
+    server.step(torch.tensor([-1.0001, 0.0, 0.0]), "gradient")
+    ours = server.to_record()
+    given = ArrayRecord({**ours, "count": to_array(torch.tensor([4])), "w": to_array(torch.ones(2))})
+    assert server.take_over(given, {name: array.data for name, array in ours.items()}) == ["count", "w"]
+    assert server.vector.tolist() == [pytest.approx(1.0001), 1, 1]
+    assert trusted_tensor(server.to_record()["count"]).tolist() == [4]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [(lambda _: None, "must make a torch.optim.Optimizer; got a NoneType"), (torch.optim.LBFGS, "got LBFGS")],
+)
+def test_what_turns_out_to_be_no_fit_optimizer_is_refused(make: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        ServerModel(record_of(nn.Linear(2, 1)), (), make)

@@ -21,6 +21,7 @@ from solon_fl import SolonConfig
 from solon_fl.clients import Batch
 from solon_fl.clients.share import share_reply
 from solon_fl.coding.digests import share_digest, share_digests
+from solon_fl.errors import GroupFailedError
 from solon_fl.simulations import InProcessGrid
 from solon_fl.simulations.attacks import RandomGaussian
 from solon_fl.simulations.attacks.mods import attack_mod
@@ -197,13 +198,16 @@ def run(config: SolonConfig, adversary: Adversary, rounds: int = ROUNDS) -> tupl
 
     sgd: Any = partial(torch.optim.SGD, lr=1.0)
     strategy = SolonStrategy(config, sgd, on_round=reports.append)
-    strategy.start(
-        InProcessGrid(adversary.app(), config.num_nodes),
-        ArrayRecord({"w": to_array(torch.zeros(DIM, dtype=adversary.dtype))}),
-        num_rounds=rounds,
-        timeout=TIMEOUT,
-        evaluate_fn=evaluate,
-    )
+    try:
+        strategy.start(
+            InProcessGrid(adversary.app(), config.num_nodes),
+            ArrayRecord({"w": to_array(torch.zeros(DIM, dtype=adversary.dtype))}),
+            num_rounds=rounds,
+            timeout=TIMEOUT,
+            evaluate_fn=evaluate,
+        )
+    except GroupFailedError as error:  # in the first round
+        evaluate(1, error.result.arrays)
     return reports, models
 
 

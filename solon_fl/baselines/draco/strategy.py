@@ -60,7 +60,7 @@ class DracoStrategy(VectorStrategy):
         code: DracoCodeName = "repetition",
         seed: int = 0,
         buffers: Collection[str] = (),
-        on_round: Callable[[RoundReport], None] | None = None,
+        on_round: Callable[[RoundReport], object] | None = None,
         projection_seed: int | None = None,
     ) -> None:
         self.code = make_draco_code(code, num_nodes, byzantine)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from flwr.app import ConfigRecord, Message
 
@@ -10,7 +10,7 @@ from solon_fl.baselines.draco.code import DracoCode
 from solon_fl.baselines.draco.cyclic import CyclicCode
 from solon_fl.baselines.draco.repetition import RepetitionCode
 from solon_fl.checks import check_one_of
-from solon_fl.task import task_values
+from solon_fl.task import task_record, task_values
 
 __all__ = ["DRACO_TASK", "DracoCodeName", "DracoTask", "make_draco_code"]
 
@@ -48,9 +48,7 @@ class DracoTask:
 
     def to_record(self) -> ConfigRecord:
         """Return the task as a Flower record, a new one for every node."""
-        values: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
-        values["buffers"] = list(self.buffers)
-        return ConfigRecord(values)
+        return task_record({name: getattr(self, name) for name in self.__slots__})
 
     @classmethod
     def from_message(cls, message: Message) -> "DracoTask":
