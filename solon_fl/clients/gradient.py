@@ -41,7 +41,12 @@ class GradientVector:
     """A flat vector into which autograd writes a model's gradients directly.
 
     Entries stand as in the state_dict. On entry to the `with` block every parameter's .grad becomes a view of it;
-    on leaving, the buffers' change since entry is written to their places.
+    on leaving, the buffers' change since entry is written to their places, also of those that were bound anew.
+
+    Raises
+    ------
+    ConfigurationError
+        On leaving, if a parameter was bound anew (a gradient can't say that), or a buffer has another shape.
 
     Attributes
     ----------
@@ -52,6 +57,7 @@ class GradientVector:
     def __init__(self, model: nn.Module) -> None:
         # Tied parameters have several names; each place gets the whole gradient, so that the copies on the
         # server move together.
+        self._model = model
         self._entries = {n: v for n, v in model.state_dict(keep_vars=True).items() if v.is_floating_point()}
         values = list(self._entries.values())
         double = any(value.dtype == torch.float64 for value in values)
@@ -72,14 +78,27 @@ class GradientVector:
                 value.grad = torch.zeros_like(value)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        for name, value, place in self._places():
-            if name in self._before:
-                place.copy_(value.detach() - self._before[name])
-            elif value.grad is not None and value.grad.data_ptr() != place.data_ptr():
-                place.copy_(value.grad)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._collect()
         for value in self._entries.values():
             value.grad = None
+
+    def _collect(self) -> None:
+        """Write what autograd did not write itself."""
+        now = self._model.state_dict(keep_vars=True)
+        for name, value, place in self._places():
+            if name in self._before:
+                _check_shape(name, now[name], value)
+                place.copy_(now[name].detach() - self._before[name])
+                continue
+            if now[name] is not value:
+                raise ConfigurationError(
+                    f"batch_loss must not replace parameters, as no gradient says that; it replaced {name!r}; make it "
+                    "a buffer (register_buffer), or compute in mode='update'."
+                )
+            if value.grad is not None and value.grad.data_ptr() != place.data_ptr():
+                place.copy_(value.grad)
 
     def scale_gradients(self, factor: float) -> None:
         """Multiply the parameters' gradients, not the buffers' changes."""
@@ -92,6 +111,14 @@ class GradientVector:
         for name, value in self._entries.items():
             yield name, value, self.vector[start : start + value.numel()].view(value.shape)
             start += value.numel()
+
+
+def _check_shape(name: str, now: Tensor, before: Tensor) -> None:
+    if now.shape != before.shape:
+        raise ConfigurationError(
+            f"a buffer must keep its shape; {name!r} had {tuple(before.shape)}, and has {tuple(now.shape)} after "
+            "batch_loss; give it its final shape in build_model, or register it with persistent=False."
+        )
 
 
 def flatten(tensors: Mapping[str, Tensor]) -> Tensor:

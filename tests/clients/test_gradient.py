@@ -1,0 +1,135 @@
+"""What a node computes of models that keep unusual state."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from flwr.app import ConfigRecord, Context, RecordDict
+from torch import Tensor, nn
+
+from solon_fl.clients import Batch, SolonTask
+from solon_fl.clients.gradient import flatten
+from solon_fl.config import SolonConfig
+from solon_fl.errors import ConfigurationError
+from solon_fl.simulations import InProcessGrid
+from solon_fl.strategies import RoundReport, SolonStrategy, buffer_names
+from tests.support import Regression, initial_model, record_of, vector_of
+
+CONTEXT = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
+ONE_GROUP = SolonConfig(num_nodes=7, byzantine=2, compression=3)
+
+
+class Client(Regression):
+    """Regression with a loss of the test's own."""
+
+    def __init__(self, make_model: Callable[[], nn.Module], loss: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__(make_model)
+        self.loss = loss
+
+    def batch_loss(self, model: nn.Module, batch: Batch, context: Context) -> Tensor:
+        return self.loss(model, torch.randn(8, 7, generator=batch.generator()).to(self.device()))
+
+
+def squared(model: nn.Module, inputs: Tensor) -> Tensor:
+    loss: Tensor = (model(inputs) - inputs.sum(1, keepdim=True)).abs().square().mean()
+    return loss
+
+
+def task_for(model: nn.Module, config: SolonConfig = ONE_GROUP) -> SolonTask:
+    dim = len(flatten(model.state_dict()))
+    return SolonTask.of_run(config, 1, group=0, slot=0, dim=dim, buffers=buffer_names(model))
+
+
+def alone(client: Client, model: nn.Module, rate: float, rounds: int) -> Tensor:
+    """Return the model's entries after the same rounds in plain torch, as they stand on the server."""
+    twin = client.make_model()
+    twin.load_state_dict(model.state_dict())
+    optimizer = torch.optim.SGD([p for p in twin.parameters() if p.requires_grad], lr=rate)
+    for server_round in range(1, rounds + 1):
+        optimizer.zero_grad()
+        for number in range(ONE_GROUP.batches_per_group):
+            batch = Batch(ONE_GROUP.seed, server_round, number)
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(batch.torch_seed)
+                (client.batch_loss(twin, batch, CONTEXT) / ONE_GROUP.batches_per_group).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return vector_of(record_of(twin))
+
+
+def together(
+    client: Client, model: nn.Module, rate: float, rounds: int, mode: str = "gradient"
+) -> tuple[Tensor, list[RoundReport]]:
+    """Return the model's entries after rounds of seven honest nodes, and the reports."""
+    reports: list[RoundReport] = []
+    config = SolonConfig(num_nodes=7, byzantine=2, compression=3, mode=mode, on_group_failure="stop")  # type: ignore[arg-type]
+    optimizer = partial(torch.optim.SGD, lr=rate if mode == "gradient" else 1.0)
+    strategy = SolonStrategy(config, optimizer, buffers=buffer_names(model), on_round=reports.append)
+    grid = InProcessGrid(client.client_app(), 7)
+    result = strategy.start(
+        grid, record_of(model), num_rounds=rounds, timeout=60, train_config=ConfigRecord({"lr": rate})
+    )
+    return vector_of(result.arrays), reports
+
+
+class Centred(nn.Module):
+    """Follows the mean of its inputs in a buffer that forward binds anew."""
+
+    def __init__(self, mean: Tensor | None = None) -> None:
+        super().__init__()
+        self.layer = nn.Linear(7, 1)
+        self.mean: Tensor
+        self.register_buffer("mean", torch.zeros(7) if mean is None else mean)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.mean = 0.9 * self.mean + 0.1 * inputs.mean(0)
+        result: Tensor = self.layer(inputs - self.mean)
+        return result
+
+
+def test_a_buffer_that_forward_binds_anew_follows_the_batches() -> None:
+    client, model = Client(Centred, squared), initial_model(Centred)
+    found, _ = together(client, model, 0.01, rounds=3)
+    torch.testing.assert_close(found, alone(client, model, 0.01, rounds=3), rtol=1e-4, atol=1e-5)
+
+
+def test_a_frozen_weight_that_forward_replaces_follows_too() -> None:
+    class Codebook(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(7, 1)
+            self.codes = nn.Parameter(torch.zeros(7), requires_grad=False)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            self.codes = nn.Parameter(self.codes + inputs.mean(0), requires_grad=False)
+            result: Tensor = self.layer(inputs)
+            return result
+
+    client, model = Client(Codebook, squared), initial_model(Codebook)
+    vector = client.gradient(record_of(model), task_for(model), CONTEXT, {})
+    batches = task_for(model).batches
+    expected = sum(torch.randn(8, 7, generator=batch.generator()).mean(0) for batch in batches)
+    assert isinstance(expected, Tensor)
+    torch.testing.assert_close(vector[:7].cpu(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_parameter_that_batch_loss_replaces_is_named() -> None:
+    def replace(model: nn.Module, inputs: Tensor) -> Tensor:
+        model.register_parameter("bias", nn.Parameter(torch.zeros(1)))
+        return squared(model, inputs)
+
+    client, model = Client(lambda: nn.Linear(7, 1), replace), initial_model()
+    with pytest.raises(ConfigurationError, match=r"must not replace parameters.*'bias'"):
+        client.gradient(record_of(model), task_for(model), CONTEXT, {})
+
+
+def test_a_buffer_that_changes_its_shape_is_named() -> None:
+    def grow(model: nn.Module, inputs: Tensor) -> Tensor:
+        model.mean = torch.zeros(1, 7)
+        return squared(model, inputs)
+
+    client, model = Client(Centred, grow), initial_model(Centred)
+    grown = "'mean' had \\(7,\\), and has \\(1, 7\\)"
+    with pytest.raises(ConfigurationError, match=grown):
+        client.gradient(record_of(model), task_for(model), CONTEXT, {})
