@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from solon_fl.errors import ConfigurationError
 from solon_fl.wire import trusted_tensor
 
-__all__ = ["GradientVector", "deterministic", "flatten", "load_model", "strictly_deterministic"]
+__all__ = ["GradientVector", "change_of", "deterministic", "flatten", "load_model", "strictly_deterministic"]
 
 
 def load_model(model: nn.Module, arrays: ArrayRecord, buffers: Sequence[str], device: torch.device) -> None:
@@ -90,7 +90,7 @@ class GradientVector:
         for name, value, place in self._places():
             if name in self._before:
                 _check_shape(name, now[name], value)
-                place.copy_(now[name].detach() - self._before[name])
+                place.copy_(change_of(now[name].detach(), self._before[name]))
                 continue
             if now[name] is not value:
                 raise ConfigurationError(
@@ -128,6 +128,14 @@ def flatten(tensors: Mapping[str, Tensor]) -> Tensor:
         raise ConfigurationError("expected at least one floating-point array; got none.")
     double = any(part.dtype == torch.float64 for part in parts)
     return torch.cat([part.to(torch.float64 if double else torch.float32) for part in parts])
+
+
+def change_of(after: Tensor, before: Tensor) -> Tensor:
+    """Return after - before, but 0 where nothing changed, be it infinite (a causal mask's -inf) or NaN."""
+    change = after - before
+    if not bool(change.isfinite().all()):
+        change[(after == before) | (after.isnan() & before.isnan())] = 0
+    return change
 
 
 @contextmanager

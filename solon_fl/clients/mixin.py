@@ -8,7 +8,14 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 from torch import Tensor, nn
 
-from solon_fl.clients.gradient import GradientVector, deterministic, flatten, load_model, strictly_deterministic
+from solon_fl.clients.gradient import (
+    GradientVector,
+    change_of,
+    deterministic,
+    flatten,
+    load_model,
+    strictly_deterministic,
+)
 from solon_fl.clients.share import answer_silo_queries, share_reply
 from solon_fl.errors import ConfigurationError
 from solon_fl.task import ARRAYS, CONFIG, Batch, SolonTask
@@ -97,7 +104,7 @@ class SolonClientMixin:
                 optimizer.zero_grad()
                 self.batch_loss(model, batch, context).backward()  # type: ignore[no-untyped-call]  # torch's
                 optimizer.step()
-        return flatten(model.state_dict()) - before
+        return change_of(flatten(model.state_dict()), before)
 
     def evaluate(self, model: nn.Module, context: Context) -> dict[str, float]:
         """Return metrics of the model on this node's data, if the strategy has client_evaluation=True."""

@@ -5,7 +5,7 @@ from typing import Literal
 from flwr.app import ArrayRecord, Context, Message, MessageType
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
-from solon_fl.clients.gradient import flatten, strictly_deterministic
+from solon_fl.clients.gradient import change_of, flatten, strictly_deterministic
 from solon_fl.clients.share import share_reply
 from solon_fl.errors import ConfigurationError
 from solon_fl.task import ARRAYS, SolonTask
@@ -56,7 +56,7 @@ def solon_mod(returns: Literal["vector", "model"] = "vector") -> Mod:
         _check_names(returned, arrays)
         vector = flatten({name: trusted_tensor(array) for name, array in returned.items()})
         if returns == "model":
-            vector -= flatten({name: trusted_tensor(array) for name, array in arrays.items()})
+            vector = change_of(vector, flatten({name: trusted_tensor(array) for name, array in arrays.items()}))
         return share_reply(message, task, vector)
 
     return mod

@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord, Context, RecordDict
 from torch import Tensor, nn
 
 from solon_fl.clients import Batch, SolonTask
-from solon_fl.clients.gradient import flatten
+from solon_fl.clients.gradient import change_of, flatten
 from solon_fl.config import SolonConfig
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations import InProcessGrid
@@ -133,3 +133,35 @@ def test_a_buffer_that_changes_its_shape_is_named() -> None:
     grown = "'mean' had \\(7,\\), and has \\(1, 7\\)"
     with pytest.raises(ConfigurationError, match=grown):
         client.gradient(record_of(model), task_for(model), CONTEXT, {})
+
+
+class Attention(nn.Module):
+    """One value attends to those before it: a mask of -inf, as transformers have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores, self.values = nn.Linear(7, 49), nn.Linear(7, 7)
+        self.mask: Tensor
+        self.register_buffer("mask", torch.full((7, 7), -torch.inf).triu(1))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        weights = (self.scores(inputs).view(-1, 7, 7) + self.mask).softmax(-1)
+        result: Tensor = (weights @ self.values(inputs).unsqueeze(-1)).sum(1)
+        return result
+
+
+@pytest.mark.parametrize("mode", ["gradient", "update"])
+def test_a_mask_of_infinities_does_not_spoil_the_shares(mode: str) -> None:
+    client, model = Client(Attention, squared), initial_model(Attention)
+    found, reports = together(client, model, 0.01, rounds=2, mode=mode)
+    assert all(group.status == "clean" for report in reports for group in report.groups)
+    if mode == "gradient":
+        torch.testing.assert_close(found, alone(client, model, 0.01, rounds=2), rtol=1e-4, atol=1e-5)
+
+
+def test_what_becomes_infinite_is_not_hidden() -> None:
+    before = torch.tensor([1.0, -torch.inf, torch.nan, 2.0, torch.inf])
+    after = torch.tensor([1.5, -torch.inf, torch.nan, torch.inf, torch.nan])
+    torch.testing.assert_close(
+        change_of(after, before), torch.tensor([0.5, 0, 0, torch.inf, torch.nan]), equal_nan=True
+    )

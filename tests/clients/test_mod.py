@@ -1,3 +1,4 @@
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from solon_fl.simulations import InProcessGrid
 from solon_fl.simulations.attacks import Reverse
 from solon_fl.simulations.attacks.mods import attack_mod
 from solon_fl.strategies import SolonStrategy
+from solon_fl.wire import to_array, trusted_tensor
 from tests.support import SGD, Regression, initial_model, record_of, small_config, train, vector_of
 
 
@@ -79,6 +81,22 @@ def test_a_trained_model_is_turned_into_its_change() -> None:
         for app in (trained_model_app(), Regression().client_app())
     ]
     torch.testing.assert_close(*(vector_of(result.arrays) for result in results), rtol=1e-4, atol=1e-5)
+
+
+def test_a_trained_model_may_hold_infinities_that_do_not_change() -> None:
+    app = ClientApp()
+
+    @app.train(mods=[solon_mod(returns="model")])
+    def train_function(message: Message, context: Context) -> Message:
+        arrays = message.content.array_records["arrays"]
+        trained = ArrayRecord({"w": to_array(trusted_tensor(arrays["w"]) + 1), "mask": arrays["mask"]})
+        return Message(RecordDict({"arrays": trained}), reply_to=message)
+
+    start = ArrayRecord({"w": to_array(torch.zeros(4)), "mask": to_array(torch.tensor([0.0, -torch.inf]))})
+    optimizer = partial(torch.optim.SGD, lr=1.0)
+    strategy = SolonStrategy(small_config(mode="update"), optimizer, buffers=["mask"])
+    result = strategy.start(InProcessGrid(app, 14), start, num_rounds=1, timeout=1)
+    torch.testing.assert_close(vector_of(result.arrays), torch.tensor([1.0, 1, 1, 1, 0, -torch.inf]).double())
 
 
 def test_returning_a_model_in_gradient_mode_is_refused() -> None:
