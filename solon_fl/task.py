@@ -85,7 +85,8 @@ class SolonTask:
     num_batches : int
         Batches of the group in this round.
     dim : int
-        d, length of the vector to encode: all floating-point entries of the model, in its order.
+        d, length of the vector to encode: all floating-point entries of the model, in its order, and complex ones, each
+        number as two.
     buffers : tuple of str
         Entries of the model that no gradient moves (statistics, frozen weights): their change is encoded.
     verification

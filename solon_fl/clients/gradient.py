@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord
 from torch import Tensor, nn
 
 from solon_fl.errors import ConfigurationError
-from solon_fl.wire import trusted_tensor
+from solon_fl.wire import is_continuous, real_view, trusted_tensor
 
 __all__ = ["GradientVector", "change_of", "deterministic", "flatten", "load_model", "strictly_deterministic"]
 
@@ -27,7 +27,7 @@ def load_model(model: nn.Module, arrays: ArrayRecord, buffers: Sequence[str], de
     if list(state) != list(arrays):
         odd = sorted(set(state) ^ set(arrays)) or "their order"
         raise ConfigurationError(f"the node's model is not the server's: they differ in {odd}.")
-    own = [name for name, value in state.items() if value.is_floating_point() and not value.requires_grad]
+    own = [name for name, value in state.items() if is_continuous(value) and not value.requires_grad]
     if own != list(buffers):
         raise ConfigurationError(
             f"the model's buffers are {own}, but the server was told {list(buffers)}; "
@@ -51,15 +51,15 @@ class GradientVector:
     Attributes
     ----------
     vector : Tensor, (d,), on the model's device
-        float64 if the model has a float64 entry, else float32.
+        float64 if the model has a float64 or complex128 entry, else float32. A complex number is two entries.
     """
 
     def __init__(self, model: nn.Module) -> None:
         # Tied parameters have several names; each place gets the whole gradient, so that the copies on the
         # server move together.
         self._model = model
-        self._entries = {n: v for n, v in model.state_dict(keep_vars=True).items() if v.is_floating_point()}
-        values = list(self._entries.values())
+        self._entries = {n: v for n, v in model.state_dict(keep_vars=True).items() if is_continuous(v)}
+        values = [real_view(value.detach()) for value in self._entries.values()]
         double = any(value.dtype == torch.float64 for value in values)
         self.vector = torch.zeros(
             sum(value.numel() for value in values),
@@ -90,7 +90,7 @@ class GradientVector:
         for name, value, place in self._places():
             if name in self._before:
                 _check_shape(name, now[name], value)
-                place.copy_(change_of(now[name].detach(), self._before[name]))
+                place.copy_(change_of(real_view(now[name].detach()), real_view(self._before[name])))
                 continue
             if now[name] is not value:
                 raise ConfigurationError(
@@ -98,7 +98,7 @@ class GradientVector:
                     "a buffer (register_buffer), or compute in mode='update'."
                 )
             if value.grad is not None and value.grad.data_ptr() != place.data_ptr():
-                place.copy_(value.grad)
+                place.copy_(real_view(value.grad))
 
     def scale_gradients(self, factor: float) -> None:
         """Multiply the parameters' gradients, not the buffers' changes."""
@@ -109,8 +109,9 @@ class GradientVector:
     def _places(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         start = 0
         for name, value in self._entries.items():
-            yield name, value, self.vector[start : start + value.numel()].view(value.shape)
-            start += value.numel()
+            shape = real_view(value.detach()).shape
+            yield name, value, self.vector[start : start + shape.numel()].view(shape)
+            start += shape.numel()
 
 
 def _check_shape(name: str, now: Tensor, before: Tensor) -> None:
@@ -122,10 +123,10 @@ def _check_shape(name: str, now: Tensor, before: Tensor) -> None:
 
 
 def flatten(tensors: Mapping[str, Tensor]) -> Tensor:
-    """Return the floating-point tensors of a mapping, in its order, as one float32 (or float64) vector."""
-    parts = [value.detach().reshape(-1) for value in tensors.values() if value.is_floating_point()]
+    """Return the floating-point and complex tensors of a mapping, in its order, as one float32 (or float64) vector."""
+    parts = [real_view(value.detach()).reshape(-1) for value in tensors.values() if is_continuous(value)]
     if not parts:
-        raise ConfigurationError("expected at least one floating-point array; got none.")
+        raise ConfigurationError("expected at least one floating-point or complex array; got none.")
     double = any(part.dtype == torch.float64 for part in parts)
     return torch.cat([part.to(torch.float64 if double else torch.float32) for part in parts])
 

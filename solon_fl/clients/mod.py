@@ -26,7 +26,7 @@ def solon_mod(returns: Literal["vector", "model"] = "vector") -> Mod:
     ----------
     returns : "vector" or "model"
         What the train function returns in its one ArrayRecord. "vector": the gradient (the mean over the
-        task's batches) or, in mode "update", the model's change, one array per floating-point entry of the
+        task's batches) or, in mode "update", the model's change, one array per floating-point or complex entry of the
         model, same names and order; where a buffer stands, its change. "model": the trained model, as in any Flower app
         (mode "update" only); the mod takes the difference.
 
@@ -70,14 +70,16 @@ def _only_record(reply: Message) -> ArrayRecord:
 
 
 def _check_names(returned: ArrayRecord, arrays: ArrayRecord) -> None:
-    """Check that `returned` holds the model's floating-point entries (others may be there), in order."""
+    """Check that `returned` holds the model's floating-point and complex entries (others may be there), in order."""
 
-    def floating(record: ArrayRecord) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(array.shape) for name, array in record.items() if array.dtype.startswith("float")}
+    def continuous(record: ArrayRecord) -> dict[str, tuple[int, ...]]:
+        coded = "float", "complex"
+        return {name: tuple(array.shape) for name, array in record.items() if array.dtype.startswith(coded)}
 
-    got, wanted = floating(returned), floating(arrays)
+    got, wanted = continuous(returned), continuous(arrays)
     if list(got.items()) != list(wanted.items()):
         odd = sorted(set(got.items()) ^ set(wanted.items())) or "their order"
         raise ConfigurationError(
-            f"the train function must return one array per floating-point entry of the model; they differ in {odd}."
+            "the train function must return one array per floating-point or complex entry of the model; they differ in "
+            f"{odd}."
         )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from solon_fl.config import Mode
 from solon_fl.errors import ConfigurationError
-from solon_fl.wire import to_array, trusted_tensor
+from solon_fl.wire import is_continuous, real_view, to_array, trusted_tensor
 
 __all__ = ["OptimizerFactory", "ServerModel", "buffer_names"]
 
@@ -19,7 +19,7 @@ OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
 
 
 def buffer_names(model: torch.nn.Module) -> tuple[str, ...]:
-    """Return the floating-point entries of a model's state_dict that no gradient moves.
+    """Return the floating-point and complex entries of a model's state_dict that no gradient moves.
 
     Those are BatchNorm's running statistics and the like, and frozen parameters: what `SolonStrategy` takes
     as `buffers`.
@@ -30,11 +30,13 @@ def buffer_names(model: torch.nn.Module) -> tuple[str, ...]:
     ('1.running_mean', '1.running_var')
     """
     state = model.state_dict(keep_vars=True)
-    return tuple(name for name, value in state.items() if value.is_floating_point() and not value.requires_grad)
+    return tuple(name for name, value in state.items() if is_continuous(value) and not value.requires_grad)
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
+    """`shape` is that of its place in the vector, where a complex number is two real ones; `dtype` is its own."""
+
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -44,9 +46,16 @@ class _Entry:
     def stop(self) -> int:
         return self.start + math.prod(self.shape)
 
+    def taken_from(self, vector: Tensor) -> Tensor:
+        """Return the entry as it was when it came."""
+        values = vector[self.start : self.stop].view(self.shape)
+        if self.dtype.is_complex:
+            values = torch.complex(values[..., 0], values[..., 1])
+        return values.to(self.dtype)
+
 
 class ServerModel:
-    """The model as one vector of all floating-point entries, in the record's order.
+    """The model as one vector of all floating-point and complex entries, in the record's order.
 
     Parameters
     ----------
@@ -54,10 +63,11 @@ class ServerModel:
         The initial model. Integer and boolean entries (such as BatchNorm's num_batches_tracked) stay as they
         are: no node is asked about them.
     buffers : collection of str
-        Names of floating-point entries that no gradient moves. Nodes send their change, which is added.
+        Names of floating-point or complex entries that no gradient moves. Nodes send their change, which is added.
     optimizer : callable
         Makes a torch optimizer of a list of tensors, such as functools.partial(torch.optim.SGD, lr=0.1). It
-        gets one tensor per parameter.
+        gets one tensor per parameter; for a complex one pairs of real numbers, (..., 2), as torch's own optimizers
+        take it.
     """
 
     def __init__(self, arrays: ArrayRecord, buffers: Collection[str], optimizer: OptimizerFactory) -> None:
@@ -70,11 +80,12 @@ class ServerModel:
         tensors = []
         for name, array in arrays.items():
             tensor = trusted_tensor(array)
-            if not tensor.is_floating_point():
+            if not is_continuous(tensor):
                 self._static[name] = array
                 continue
-            self._entries.append(_Entry(name, tuple(tensor.shape), tensor.dtype, self.dim))
-            tensors.append(tensor.reshape(-1))
+            values = real_view(tensor)
+            self._entries.append(_Entry(name, tuple(values.shape), tensor.dtype, self.dim))
+            tensors.append(values.reshape(-1))
         if not tensors:
             raise ConfigurationError("the model must have floating-point entries; got none in initial_arrays.")
         double = any(tensor.dtype == torch.float64 for tensor in tensors)
@@ -91,8 +102,8 @@ class ServerModel:
 
     @property
     def layout(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and dtype of each floating-point entry, by name, in the vector's order."""
-        return {entry.name: (entry.shape, entry.dtype) for entry in self._entries}
+        """Shape and dtype of each entry of the vector, by name, in its order; a complex one is (..., 2) and real."""
+        return {entry.name: (entry.shape, entry.dtype.to_real()) for entry in self._entries}
 
     @property
     def is_buffer(self) -> Tensor:
@@ -106,7 +117,7 @@ class ServerModel:
         """Return the model as a new ArrayRecord, in the dtypes and the order in which it came."""
         arrays = dict(self._static)
         for entry in self._entries:
-            arrays[entry.name] = to_array(self.vector[entry.start : entry.stop].view(entry.shape).to(entry.dtype))
+            arrays[entry.name] = to_array(entry.taken_from(self.vector))
         return ArrayRecord({name: arrays[name] for name in self._order})
 
     def state(self) -> dict[str, Any]:
@@ -149,7 +160,8 @@ class ServerModel:
 
     def to_vector(self, arrays: ArrayRecord) -> Tensor:
         """Return another record of the same entries as a (dim,) vector."""
-        return torch.cat([trusted_tensor(arrays[entry.name]).reshape(-1) for entry in self._entries]).to(self.vector)
+        values = [real_view(trusted_tensor(arrays[entry.name])).reshape(-1) for entry in self._entries]
+        return torch.cat(values).to(self.vector)
 
     def step(self, direction: Tensor, mode: Mode) -> None:
         """Let the optimizer take one step, and add the change of the buffers.

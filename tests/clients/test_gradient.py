@@ -165,3 +165,32 @@ def test_what_becomes_infinite_is_not_hidden() -> None:
     torch.testing.assert_close(
         change_of(after, before), torch.tensor([0.5, 0, 0, torch.inf, torch.nan]), equal_nan=True
     )
+
+
+class Spectral(nn.Module):
+    """Weights of frequencies, as Fourier neural operators have them, beside an odd number of real ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(7, 1, bias=False)
+        self.weight = nn.Parameter(torch.randn(4, dtype=torch.complex64))
+        self.phase: Tensor
+        self.register_buffer("phase", torch.zeros(4, dtype=torch.complex64))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        spectrum = torch.fft.rfft(inputs)
+        with torch.no_grad():
+            self.phase += spectrum.mean(0)
+        result: Tensor = self.layer(torch.fft.irfft(spectrum * self.weight, n=7))
+        return result
+
+
+@pytest.mark.parametrize("mode", ["gradient", "update"])
+def test_complex_parameters_and_buffers_are_trained(mode: str) -> None:
+    client, model = Client(Spectral, squared), initial_model(Spectral)
+    assert buffer_names(model) == ("phase",)
+    found, _ = together(client, model, 0.01, rounds=3, mode=mode)
+    before = vector_of(record_of(model))
+    assert (found == before).sum() == 2  # the imaginary parts at frequency 0: of the weight and of the phase
+    if mode == "gradient":
+        torch.testing.assert_close(found, alone(client, model, 0.01, rounds=3), rtol=1e-4, atol=1e-5)
