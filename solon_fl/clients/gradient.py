@@ -1,8 +1,6 @@
 """Between a torch model and the flat vector that is encoded."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 
 import torch
 from flwr.app import ArrayRecord
@@ -11,7 +9,7 @@ from torch import Tensor, nn
 from solon_fl.errors import ConfigurationError
 from solon_fl.wire import is_continuous, real_view, trusted_tensor
 
-__all__ = ["GradientVector", "change_of", "deterministic", "flatten", "load_model", "strictly_deterministic"]
+__all__ = ["GradientVector", "change_of", "flatten", "load_model"]
 
 
 def load_model(model: nn.Module, arrays: ArrayRecord, buffers: Sequence[str], device: torch.device) -> None:
@@ -137,38 +135,3 @@ def change_of(after: Tensor, before: Tensor) -> Tensor:
     if not bool(change.isfinite().all()):
         change[(after == before) | (after.isnan() & before.isnan())] = 0
     return change
-
-
-@contextmanager
-def deterministic(seed: int, device: torch.device) -> Iterator[None]:
-    """Make what is computed inside the same on all nodes of a group, as far as kernels allow.
-
-    Seeds torch (dropout, augmentation) and restores its state afterwards; takes cuDNN's deterministic kernels, no
-    benchmarking and no TF32. What differs still, between other hardware or thread counts, is float
-    noise: see rtol.
-    """
-    devices = [device] if device.type == "cuda" else []
-    flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-    with torch.random.fork_rng(devices=devices), flags:
-        # torch.manual_seed does both; but without CUDA it queues the call, with a formatted stack, for ever.
-        torch.default_generator.manual_seed(seed)
-        if devices:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield
-
-
-@contextmanager
-def strictly_deterministic(wanted: bool) -> Iterator[None]:
-    """Let torch take deterministic kernels everywhere, and warn where it has none, if wanted."""
-    if not wanted:
-        yield
-        return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS is not deterministic
-    before = torch.are_deterministic_algorithms_enabled()
-    warned_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before, warn_only=warned_only)

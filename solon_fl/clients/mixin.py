@@ -8,14 +8,8 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 from torch import Tensor, nn
 
-from solon_fl.clients.gradient import (
-    GradientVector,
-    change_of,
-    deterministic,
-    flatten,
-    load_model,
-    strictly_deterministic,
-)
+from solon_fl.clients.determinism import deterministic, strictly_deterministic
+from solon_fl.clients.gradient import GradientVector, change_of, flatten, load_model
 from solon_fl.clients.share import answer_silo_queries, share_reply
 from solon_fl.errors import ConfigurationError
 from solon_fl.task import ARRAYS, CONFIG, Batch, SolonTask

@@ -5,7 +5,8 @@ from typing import Literal
 from flwr.app import ArrayRecord, Context, Message, MessageType
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
-from solon_fl.clients.gradient import change_of, flatten, strictly_deterministic
+from solon_fl.clients.determinism import strictly_deterministic
+from solon_fl.clients.gradient import change_of, flatten
 from solon_fl.clients.share import share_reply
 from solon_fl.errors import ConfigurationError
 from solon_fl.task import ARRAYS, SolonTask
