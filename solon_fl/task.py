@@ -69,7 +69,7 @@ class Batch:
                 f"batch_size must be between 1 and the number of examples; got batch_size={batch_size}, "
                 f"num_examples={num_examples}."
             )
-        return torch.randperm(num_examples, generator=self.generator())[:batch_size]
+        return torch.randperm(num_examples, generator=self.generator(), device="cpu")[:batch_size]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -108,7 +108,7 @@ class ServerModel:
     @property
     def is_buffer(self) -> Tensor:
         """Where buffers stand in the vector, (dim,) bool."""
-        mask = torch.zeros(self.dim, dtype=torch.bool)
+        mask = torch.zeros(self.dim, dtype=torch.bool, device="cpu")
         for view in self._views(mask, buffers=True):
             view.fill_(True)
         return mask

@@ -219,7 +219,7 @@ def untrusted_tensor(array: Array, shape: tuple[int, ...], dtype: torch.dtype) -
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given buffer is not writable")  # it is only read
         if not math.prod(shape):
-            return torch.empty(shape, dtype=dtype)
+            return torch.empty(shape, dtype=dtype, device="cpu")
         return torch.frombuffer(array.data, dtype=dtype, offset=len(header)).view(shape)
 
 

@@ -117,7 +117,7 @@ class SolonRun(Run):
         if self.projection is None:  # fresh entropy, so that nobody knows who will be watched
             order = np.random.default_rng().permutation(len(present)).tolist()
         else:
-            order = torch.randperm(len(present), generator=self.projection).tolist()
+            order = torch.randperm(len(present), generator=self.projection, device="cpu").tolist()
         slots = list(present)
         away = {record.node_id for record in self.roster.ledger.values() if record.state == "away"}
         trouble = {slot: (node_id in away, self.roster.troubles(node_id)) for slot, node_id in present.items()}
@@ -170,7 +170,8 @@ class SolonRun(Run):
         restored = None
         if self.projection is not None and projection is not None:
             restored = torch.Generator()
-            restored.set_state(torch.tensor(list(bytes.fromhex(projection)), dtype=torch.uint8))
+            state = list(bytes.fromhex(projection))
+            restored.set_state(torch.tensor(state, dtype=torch.uint8, device="cpu"))
         self.roster.restore(notes["roster"])
         self.projection = restored or self.projection
         self._raise_rtol(rtol, "\trtol is %g, as calibrated when the run began.", rtol)

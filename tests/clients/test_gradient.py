@@ -13,8 +13,10 @@ from solon_fl.clients.gradient import change_of, flatten
 from solon_fl.config import SolonConfig
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations import InProcessGrid
+from solon_fl.simulations.attacks import Reverse
+from solon_fl.simulations.attacks.mods import attack_mod
 from solon_fl.strategies import RoundReport, SolonStrategy, buffer_names
-from tests.support import Regression, initial_model, record_of, vector_of
+from tests.support import Regression, initial_model, record_of, small_config, train, vector_of
 
 CONTEXT = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
 ONE_GROUP = SolonConfig(num_nodes=7, byzantine=2, compression=3)
@@ -194,3 +196,33 @@ def test_complex_parameters_and_buffers_are_trained(mode: str) -> None:
     assert (found == before).sum() <= 2  # the imaginary parts at frequency 0: of the weight and of the phase
     if mode == "gradient":
         torch.testing.assert_close(found, alone(client, model, 0.01, rounds=3), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_torchs_defaults_disturb_neither_server_nor_nodes(dtype: torch.dtype, device: str) -> None:
+    def make_model() -> nn.Module:
+        return nn.Linear(7, 1, dtype=torch.float32, device="cpu")
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        chosen = batch.sample(100, 8)
+        inputs = torch.arange(700, dtype=torch.float32, device="cpu").view(100, 7)[chosen].remainder(3)
+        return squared(model, inputs.to(next(model.parameters()).device))
+
+    class Sampling(Regression):
+        def batch_loss(self, model: nn.Module, batch: Batch, context: Context) -> Tensor:
+            return loss(model, batch)
+
+    model = initial_model(make_model)
+    config = small_config(redundancy="reactive")
+    expected, _ = train(config, client=Sampling(make_model), model=model, rounds=2, projection_seed=1)
+    torch.set_default_dtype(dtype)
+    torch.set_default_device(device)
+    try:
+        mods = [attack_mod(Reverse(), {1, 3, 9, 13})]
+        found, reports = train(config, client=Sampling(make_model), model=model, rounds=2, mods=mods, projection_seed=1)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    torch.testing.assert_close(vector_of(found.arrays), vector_of(expected.arrays), rtol=1e-5, atol=1e-6)
+    assert {node for report in reports for node in report.corrupt_nodes} == {2, 4, 10, 14}
