@@ -38,8 +38,9 @@ def load_model(model: nn.Module, arrays: ArrayRecord, buffers: Sequence[str], de
 class GradientVector:
     """A flat vector into which autograd writes a model's gradients directly.
 
-    Entries stand as in the state_dict. On entry to the `with` block every parameter's .grad becomes a view of it;
-    on leaving, the buffers' change since entry is written to their places, also of those that were bound anew.
+    Entries stand as in the state_dict. `backward` adds the gradient of a loss; only meanwhile is every parameter's
+    .grad a view of the vector, so that zero_grad() elsewhere does no harm. On leaving the `with` block the buffers'
+    change since entry is written to their places, also of those that were bound anew.
 
     Raises
     ------
@@ -65,21 +66,31 @@ class GradientVector:
             device=values[0].device,
         )
         self._before: dict[str, Tensor] = {}
+        self._sums: dict[Tensor, Tensor] = {}  # of the gradients of each parameter
 
     def __enter__(self) -> "GradientVector":
         for name, value, place in self._places():
             if not value.requires_grad:
                 self._before[name] = value.detach().clone()
-            elif value.dtype == self.vector.dtype:
-                value.grad = place
             else:  # autograd insists on the parameter's own dtype
-                value.grad = torch.zeros_like(value)
+                self._sums[value] = place if value.dtype == self.vector.dtype else torch.zeros_like(value)
+            value.grad = None
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self._collect()
         for value in self._entries.values():
+            value.grad = None
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a loss, and what .grad holds of it already: gradients of its parts."""
+        for value, total in self._sums.items():
+            if value.grad is not None:
+                total += value.grad
+            value.grad = total
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's
+        for value in self._sums:
             value.grad = None
 
     def _collect(self) -> None:
@@ -95,8 +106,8 @@ class GradientVector:
                     f"batch_loss must not replace parameters, as no gradient says that; it replaced {name!r}; make it "
                     "a buffer (register_buffer), or compute in mode='update'."
                 )
-            if value.grad is not None and value.grad.data_ptr() != place.data_ptr():
-                place.copy_(real_view(value.grad))
+            if self._sums[value].data_ptr() != place.data_ptr():
+                place.copy_(real_view(self._sums[value]))
 
     def scale_gradients(self, factor: float) -> None:
         """Multiply the parameters' gradients, not the buffers' changes."""

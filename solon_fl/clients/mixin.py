@@ -74,7 +74,7 @@ class SolonClientMixin:
         with gradient:
             for batch in batches:
                 with deterministic(batch.torch_seed, device):
-                    self.batch_loss(model, batch, context).backward()  # type: ignore[no-untyped-call]  # torch's
+                    gradient.backward(self.batch_loss(model, batch, context))
         gradient.scale_gradients(1 / len(batches))
         return gradient.vector
 

@@ -226,3 +226,26 @@ def test_torchs_defaults_disturb_neither_server_nor_nodes(dtype: torch.dtype, de
         torch.set_default_device(None)
     torch.testing.assert_close(vector_of(found.arrays), vector_of(expected.arrays), rtol=1e-5, atol=1e-6)
     assert {node for report in reports for node in report.corrupt_nodes} == {2, 4, 10, 14}
+
+
+def in_halves(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Compute the gradient of one half itself, as those do who save memory."""
+    (squared(model, inputs[:4]) / 2).backward()  # type: ignore[no-untyped-call]  # torch's
+    return squared(model, inputs[4:]) / 2
+
+
+@pytest.mark.parametrize("set_to_none", [True, False, None])
+def test_what_batch_loss_does_with_gradients_is_no_matter(set_to_none: bool | None) -> None:
+    def as_in_a_training_loop(model: nn.Module, inputs: Tensor) -> Tensor:
+        if set_to_none is None:
+            return in_halves(model, inputs)
+        model.zero_grad(set_to_none=set_to_none)
+        return squared(model, inputs)
+
+    model = initial_model()
+    found, expected = (
+        Client(lambda: nn.Linear(7, 1), loss).gradient(record_of(model), task_for(model), CONTEXT, {})
+        for loss in (as_in_a_training_loop, squared)
+    )
+    torch.testing.assert_close(found, expected)
+    assert set_to_none is None or torch.equal(found, expected)
