@@ -17,6 +17,7 @@ __all__ = [
     "ARRAYS",
     "CONFIG",
     "DIGESTS",
+    "RUN_SEED",
     "SHARE",
     "SILO_QUERY",
     "TASK",
@@ -30,6 +31,7 @@ __all__ = [
 # Names of the records in a message. "arrays" and "config" are Flower's own habit.
 ARRAYS = "arrays"  # server -> node: the model
 CONFIG = "config"  # server -> node: the user's train config and "server-round"
+RUN_SEED = "run-seed"  # in the config of an evaluation, which has no task
 TASK = "solon"  # server -> node: a SolonTask
 SHARE = "share"  # node -> server: an ArrayRecord with the one array "share"
 DIGESTS = "digests"  # node -> server: a ConfigRecord with the one entry "digests", bytes

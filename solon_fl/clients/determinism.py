@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["deterministic", "strictly_deterministic"]
+__all__ = ["deterministic", "seeded", "strictly_deterministic"]
 
 
 @contextmanager
@@ -18,8 +18,15 @@ def deterministic(seed: int, device: torch.device) -> Iterator[None]:
     benchmarking, and full float32: no TF32 or bfloat16 in convolutions, recurrences and matrix products. What differs
     still, between other hardware or thread counts, is float noise: see rtol.
     """
+    with seeded(seed, device), _same_kernels(), _full_precision():
+        yield
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch, on the CPU and on this device, and restore its random state afterwards."""
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), _same_kernels(), _full_precision():
+    with torch.random.fork_rng(devices=devices):
         # torch.manual_seed does both; but without CUDA it queues the call, with a formatted stack, for ever.
         torch.default_generator.manual_seed(seed)
         if devices:

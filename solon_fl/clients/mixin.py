@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 
 import torch
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 from torch import Tensor, nn
 
-from solon_fl.clients.determinism import deterministic, strictly_deterministic
+from solon_fl.clients.determinism import deterministic, seeded, strictly_deterministic
 from solon_fl.clients.gradient import GradientVector, change_of, flatten, load_model
 from solon_fl.clients.share import answer_silo_queries, share_reply
 from solon_fl.errors import ConfigurationError
-from solon_fl.task import ARRAYS, CONFIG, Batch, SolonTask
+from solon_fl.task import ARRAYS, CONFIG, RUN_SEED, Batch, SolonTask
 from solon_fl.wire import trusted_tensor
 
 __all__ = ["SolonClientMixin"]
@@ -44,7 +44,11 @@ class SolonClientMixin:
     """
 
     def build_model(self, context: Context) -> nn.Module:
-        """Return the model; its weights don't matter, the server's are loaded into it."""
+        """Return the model; its weights don't matter, the server's are loaded into it.
+
+        torch is seeded with the run's seed, for random constants that are not in the state_dict: for the same ones
+        on the server, call ``torch.manual_seed(config.seed)`` before building the model.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define build_model(context)")
 
     def batch_loss(self, model: nn.Module, batch: Batch, context: Context) -> Tensor:
@@ -69,7 +73,7 @@ class SolonClientMixin:
         self, arrays: ArrayRecord, batches: Sequence[Batch], buffers: Sequence[str], context: Context
     ) -> Tensor:
         """Return the mean gradient of these batches, (d,), and the buffers' change where those stand."""
-        model, device = self._load(arrays, buffers, context)
+        model, device = self._load(arrays, buffers, context, batches[0].seed)
         gradient = GradientVector(model)
         with gradient:
             for batch in batches:
@@ -90,7 +94,7 @@ class SolonClientMixin:
 
     def update(self, arrays: ArrayRecord, task: SolonTask, context: Context, config: dict[str, object]) -> Tensor:
         """Return the model's change, (d,), after one local step per batch of the task (mode "update")."""
-        model, device = self._load(arrays, task.buffers, context)
+        model, device = self._load(arrays, task.buffers, context, task.seed)
         before = flatten({name: value.clone() for name, value in model.state_dict().items()})
         optimizer = self.local_optimizer(model, config)
         for batch in task.batches:
@@ -127,7 +131,8 @@ class SolonClientMixin:
 
         @app.evaluate()
         def evaluate(message: Message, context: Context) -> Message:
-            model = self.build_model(context)
+            config = message.content.config_records.get(CONFIG, ConfigRecord())
+            model = self._build(context, int(str(config.get(RUN_SEED, 0))))
             arrays = message.content.array_records[ARRAYS]
             model.load_state_dict({name: trusted_tensor(array) for name, array in arrays.items()})
             metrics = self.evaluate(model.to(self.device()).eval(), context)
@@ -135,8 +140,14 @@ class SolonClientMixin:
 
         return app
 
-    def _load(self, arrays: ArrayRecord, buffers: Sequence[str], context: Context) -> tuple[nn.Module, torch.device]:
+    def _build(self, context: Context, seed: int) -> nn.Module:
+        with seeded(seed, self.device()):
+            return self.build_model(context)
+
+    def _load(
+        self, arrays: ArrayRecord, buffers: Sequence[str], context: Context, seed: int
+    ) -> tuple[nn.Module, torch.device]:
         device = self.device()
-        model = self.build_model(context)
+        model = self._build(context, seed)
         load_model(model, arrays, buffers, device)
         return model.train(), device

@@ -249,3 +249,35 @@ def test_what_batch_loss_does_with_gradients_is_no_matter(set_to_none: bool | No
     )
     torch.testing.assert_close(found, expected)
     assert set_to_none is None or torch.equal(found, expected)
+
+
+class RandomFeatures(nn.Module):
+    """Constants drawn when it is built, which are not in its state_dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = torch.randn(7, 5)
+        self.layer = nn.Linear(5, 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        result: Tensor = self.layer((inputs @ self.features.to(inputs.device)).sin())
+        return result
+
+
+class Inspected(Client):
+    """Evaluates to a number that tells the constants."""
+
+    def evaluate(self, model: nn.Module, context: Context) -> dict[str, float]:
+        assert isinstance(model, RandomFeatures)
+        return {"features": float(model.features.sum())}
+
+
+def test_random_constants_are_the_same_on_all_nodes_and_in_evaluation() -> None:
+    client, model = Inspected(RandomFeatures, squared), initial_model(RandomFeatures)
+    config = small_config(seed=5)
+    result, reports = train(config, client=client, model=model, rounds=2, client_evaluation=True)
+    assert all(group.status == "clean" for report in reports for group in report.groups)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        expected = float(RandomFeatures().features.sum())
+    assert [metrics["features"] for metrics in result.evaluate_metrics_clientapp.values()] == [expected, expected]
