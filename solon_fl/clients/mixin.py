@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from solon_fl.clients.determinism import deterministic, seeded, strictly_deterministic
 from solon_fl.clients.gradient import GradientVector, change_of, flatten, load_model
-from solon_fl.clients.share import answer_silo_queries, share_reply
+from solon_fl.clients.share import answer_silo_queries, share_reply, without_state
 from solon_fl.errors import ConfigurationError
 from solon_fl.task import ARRAYS, CONFIG, RUN_SEED, Batch, SolonTask
 from solon_fl.wire import trusted_tensor
@@ -24,6 +24,13 @@ class SolonClientMixin:
     Supply `build_model` and `batch_loss`; override any of the others for more. Batches must follow from what
     `Batch` holds alone, so that all nodes of a group compute the same: never from a running data loader or a
     global random state. No state is kept between rounds.
+
+    Attributes
+    ----------
+    keeps_state : bool
+        Whether training is given the node's own ``context.state``, which lasts from round to round. By default it is
+        empty in every round, the same on all nodes: one that depends on earlier rounds makes an honest node lie for
+        ever once it missed a round, or was restarted.
 
     Notes
     -----
@@ -42,6 +49,8 @@ class SolonClientMixin:
     ...         return (model(inputs) - inputs.sum(1, keepdim=True)).square().mean()
     >>> app = Regression().client_app()
     """
+
+    keeps_state: bool = False
 
     def build_model(self, context: Context) -> nn.Module:
         """Return the model; its weights don't matter, the server's are loaded into it.
@@ -114,6 +123,7 @@ class SolonClientMixin:
         arrays = message.content.array_records[ARRAYS]
         config: dict[str, object] = dict(message.content.config_records.get(CONFIG, {}))
         compute = self.gradient if task.mode == "gradient" else self.update
+        context = context if self.keeps_state else without_state(context)
         with strictly_deterministic(task.verification == "digest"):
             return share_reply(message, task, compute(arrays, task, context, config))
 

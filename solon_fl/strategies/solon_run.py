@@ -29,6 +29,12 @@ from solon_fl.task import SolonTask, digest_key
 
 __all__ = ["SolonRun"]
 
+WHY_HONEST_NODES_DIFFER = (
+    "Usual reasons why honest nodes do not compute the same: random numbers (numpy's, a data loader's, dropout's) that "
+    "do not follow from the task's batches; something kept from earlier rounds, in context.state (keeps_state=True) or "
+    "elsewhere, which a node that missed a round lacks; data that differ; versions of the app, torch or solon_fl that "
+    "differ."
+)
 logger = logging.getLogger("flwr")
 
 
@@ -270,15 +276,15 @@ class SolonRound(Round[Place]):
         reasons = "; ".join(f"node {self._run.label(node)}: {reason}" for node, reason in malformed[:3])
         logger.error(
             "Group %d failed (%s): %d silent, %d malformed%s. Either more nodes lie or are missing than configured, or "
-            "the nodes of the group do not compute the same (batches must come from the task alone, not from a data "
-            "loader or the global random state), or they differ by float noise above rtol (to measure it: "
-            "solon_fl.strategies.calibrate; with verification='digest' and r < 2 s + e + k: by a single bit). "
+            "the nodes of the group do not compute the same, or they differ by float noise above rtol (to measure it: "
+            "solon_fl.strategies.calibrate; with verification='digest' and r < 2 s + e + k: by a single bit). %s "
             "Policy: %s.",
             report.group,
             report.status,
             len(report.silent_nodes),
             len(report.malformed_nodes),
             f" ({reasons})" if reasons else "",
+            WHY_HONEST_NODES_DIFFER,
             self._run.config.on_group_failure,
         )
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import Context, Message, MessageType, RecordDict
+from flwr.app import Context, Message, MessageType, MetricRecord, RecordDict
 from torch import Tensor, nn
 
 from solon_fl.clients import Batch, SolonClientMixin, SolonTask
@@ -181,6 +181,22 @@ def test_a_vector_of_another_length_is_refused() -> None:
     content = RecordDict({"arrays": record_of(model), "solon": task_for(model).to_record()})
     with pytest.raises(ConfigurationError, match="dim=8 floating-point entries; got a vector of 5"):
         Short().train(Message(content, 1, MessageType.TRAIN), CONTEXT)
+
+
+@pytest.mark.parametrize("keeps_state", [False, True])
+def test_a_node_trains_with_an_empty_state_unless_it_is_kept(keeps_state: bool) -> None:
+    seen = []
+
+    class Looking(Regression):
+        def batch_loss(self, model: nn.Module, batch: Batch, context: Context) -> Tensor:
+            seen.append("mine" in context.state)
+            context.state["mine"] = MetricRecord({"x": 1})
+            return super().batch_loss(model, batch, context)
+
+    client = Looking()
+    client.keeps_state = keeps_state
+    train(small_config(batches_per_group=1), client=client, rounds=2)
+    assert seen == [False] * 14 + [keeps_state] * 14
 
 
 def test_local_steps_need_a_learning_rate() -> None:
