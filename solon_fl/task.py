@@ -21,6 +21,7 @@ __all__ = [
     "SHARE",
     "SILO_QUERY",
     "TASK",
+    "WHERE",
     "Batch",
     "SolonTask",
     "digest_key",
@@ -36,6 +37,7 @@ TASK = "solon"  # server -> node: a SolonTask
 SHARE = "share"  # node -> server: an ArrayRecord with the one array "share"
 DIGESTS = "digests"  # node -> server: a ConfigRecord with the one entry "digests", bytes
 SILO_QUERY = "query.solon_silo"
+WHERE = "\nIt was raised here, innermost last:\n"  # between an error's text and the lines that say where
 GRACE_SECONDS = 60.0
 SHUFFLED = 100_000  # examples that a batch's sample may be a shuffle of
 

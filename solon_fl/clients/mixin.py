@@ -9,6 +9,7 @@ from flwr.clientapp.typing import Mod
 from torch import Tensor, nn
 
 from solon_fl.clients.determinism import deterministic, seeded, strictly_deterministic
+from solon_fl.clients.failures import explained
 from solon_fl.clients.gradient import GradientVector, change_of, flatten, load_model
 from solon_fl.clients.share import answer_silo_queries, share_reply, without_state
 from solon_fl.errors import ConfigurationError
@@ -124,7 +125,7 @@ class SolonClientMixin:
         config: dict[str, object] = dict(message.content.config_records.get(CONFIG, {}))
         compute = self.gradient if task.mode == "gradient" else self.update
         context = context if self.keeps_state else without_state(context)
-        with strictly_deterministic(task.verification == "digest"):
+        with strictly_deterministic(task.verification == "digest"), explained():
             return share_reply(message, task, compute(arrays, task, context, config))
 
     def client_app(self, mods: list[Mod] | None = None) -> ClientApp:

@@ -7,6 +7,7 @@ from flwr.app import ArrayRecord, Context, Message, MessageType
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from solon_fl.clients.determinism import deterministic, strictly_deterministic
+from solon_fl.clients.failures import explained
 from solon_fl.clients.gradient import change_of, flatten
 from solon_fl.clients.share import share_reply, without_state
 from solon_fl.errors import ConfigurationError
@@ -57,7 +58,7 @@ def solon_mod(returns: Literal["vector", "model"] = "vector", *, keeps_state: bo
         arrays = message.content.array_records[ARRAYS]
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         seed = task.batches[0].torch_seed
-        with strictly_deterministic(task.verification == "digest"), deterministic(seed, device):
+        with strictly_deterministic(task.verification == "digest"), deterministic(seed, device), explained():
             reply = call_next(message, context if keeps_state else without_state(context))
         if reply.has_error():
             return reply

@@ -21,7 +21,7 @@ from solon_fl.strategies.group import GroupRound
 from solon_fl.strategies.ledger import Place
 from solon_fl.strategies.model import ServerModel
 from solon_fl.strategies.patience import Patience
-from solon_fl.strategies.replies import is_silence
+from solon_fl.strategies.replies import Unusable, is_silence
 from solon_fl.strategies.reports import GroupReport, RoundReport
 from solon_fl.strategies.roster import Roster
 from solon_fl.strategies.rounds import Aggregated, Round, Run
@@ -29,6 +29,7 @@ from solon_fl.task import SolonTask, digest_key
 
 __all__ = ["SolonRun"]
 
+MOST_FAILURES_SHOWN = 5  # kinds, in a run: liars can make up any number
 WHY_HONEST_NODES_DIFFER = (
     "Usual reasons why honest nodes do not compute the same: random numbers (numpy's, a data loader's, dropout's) that "
     "do not follow from the task's batches; something kept from earlier rounds, in context.state (keeps_state=True) or "
@@ -66,6 +67,7 @@ class SolonRun(Run):
         self._follows_up = follows_up
         self._calibrate = calibrate
         self._told: set[int] = set()  # of nodes with different bits
+        self._shown: set[str] = set()  # reasons of failed nodes of which it was logged where they failed
         self.patience = Patience()
 
     def prepare(self, grid: Grid, arrays: ArrayRecord, config: ConfigRecord) -> None:
@@ -113,7 +115,15 @@ class SolonRun(Run):
             dtype=self.model.vector.dtype,
             projection=self.projection,
             label=self.label,
+            explain=self._show_where,
         )
+
+    def _show_where(self, node_id: int, unusable: Unusable) -> None:
+        """Log where a node's program failed, once for all that fail for the same reason."""
+        if unusable.where and unusable.reason not in self._shown and len(self._shown) < MOST_FAILURES_SHOWN:
+            self._shown.add(unusable.reason)
+            lines = "".join(f"\n\t{line}" for line in unusable.where)
+            logger.warning("Where that was, as node %s says (innermost last):%s", self.label(node_id), lines)
 
     def _resting(self, nodes: tuple[int | None, ...]) -> set[int]:
         """Return the slots of nodes that rest at first: drawn, after those away and those that gave most trouble."""
