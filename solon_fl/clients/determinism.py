@@ -1,6 +1,10 @@
-"""What makes all nodes of a group compute the same, as far as torch can."""
+"""What makes all nodes of a group compute the same, as far as torch can.
+
+Most of torch's settings are those of the whole process, its random state among them: one thread at a time computes.
+"""
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -8,6 +12,8 @@ from typing import Any
 import torch
 
 __all__ = ["deterministic", "seeded", "strictly_deterministic"]
+
+_one_thread = threading.RLock()
 
 
 @contextmanager
@@ -26,7 +32,7 @@ def deterministic(seed: int, device: torch.device) -> Iterator[None]:
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch, on the CPU and on this device, and restore its random state afterwards."""
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with _one_thread, torch.random.fork_rng(devices=devices):
         # torch.manual_seed does both; but without CUDA it queues the call, with a formatted stack, for ever.
         torch.default_generator.manual_seed(seed)
         if devices:
@@ -42,13 +48,14 @@ def strictly_deterministic(wanted: bool) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS is not deterministic
-    before = torch.are_deterministic_algorithms_enabled()
-    warned_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before, warn_only=warned_only)
+    with _one_thread:
+        before = torch.are_deterministic_algorithms_enabled()
+        warned_only = torch.is_deterministic_algorithms_warn_only_enabled()
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before, warn_only=warned_only)
 
 
 @contextmanager

@@ -1,10 +1,14 @@
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from solon_fl.clients.determinism import deterministic
+from solon_fl.config import Verification
+from tests.support import Regression, initial_model, small_config, train, vector_of
 
 CPU = torch.device("cpu")
 BACKENDS: Any = torch.backends
@@ -88,3 +92,27 @@ def test_cudnn_is_enabled_only_where_it_was(enabled: bool) -> None:
     with deterministic(0, CPU):
         assert torch.backends.cudnn.enabled == enabled
     assert torch.backends.cudnn.enabled == enabled
+
+
+@pytest.mark.parametrize("verification", ["algebra", "digest"])
+def test_runs_in_several_threads_do_not_disturb_each_other(verification: Verification) -> None:
+    def make_model() -> nn.Module:
+        return nn.Sequential(nn.Linear(7, 8), nn.Dropout(0.3), nn.Linear(8, 1))
+
+    config, model = (
+        small_config(verification=verification, group_size=7, batches_per_group=2),
+        initial_model(make_model),
+    )
+
+    def run(_: int) -> tuple[Tensor, set[str]]:
+        result, reports = train(config, client=Regression(make_model), model=model, rounds=3, timeout=60)
+        return vector_of(result.arrays), {group.status for report in reports for group in report.groups}
+
+    expected, _ = run(0)
+    before = torch.get_rng_state()
+    with ThreadPoolExecutor(3) as pool:
+        for found, statuses in pool.map(run, range(3)):
+            assert statuses == {"clean"}
+            assert torch.equal(found, expected)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not torch.are_deterministic_algorithms_enabled()
