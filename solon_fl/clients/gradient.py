@@ -49,6 +49,8 @@ class GradientVector:
 
     Attributes
     ----------
+    unreached : tuple of str
+        After the `with` block: parameters of which no loss had a gradient. Theirs is 0, as no share can say None.
     vector : Tensor, (d,), on the model's device
         float64 if the model has a float64 or complex128 entry, else float32. A complex number is two entries.
     """
@@ -65,6 +67,8 @@ class GradientVector:
             dtype=torch.float64 if double else torch.float32,
             device=values[0].device,
         )
+        self.unreached: tuple[str, ...] = ()
+        self._reached: set[Tensor] = set()
         self._before: dict[str, Tensor] = {}
         self._sums: dict[Tensor, Tensor] = {}  # of the gradients of each parameter
 
@@ -88,14 +92,22 @@ class GradientVector:
         for value, total in self._sums.items():
             if value.grad is not None:
                 total += value.grad
+                self._reached.add(value)
             value.grad = total
-        loss.backward()  # type: ignore[no-untyped-call]  # torch's
+        hooks = [value.register_post_accumulate_grad_hook(self._reached.add) for value in self._sums]
+        try:
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's
+        finally:
+            for hook in hooks:
+                hook.remove()
         for value in self._sums:
             value.grad = None
 
     def _collect(self) -> None:
         """Write what autograd did not write itself."""
         now = self._model.state_dict(keep_vars=True)
+        trained = {name: value for name, value in self._entries.items() if value in self._sums}
+        self.unreached = tuple(name for name, value in trained.items() if value not in self._reached)
         for name, value, place in self._places():
             if name in self._before:
                 _check_shape(name, now[name], value)

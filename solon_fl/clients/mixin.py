@@ -1,5 +1,6 @@
 """The mixin: your model and the loss of one batch in, a Flower ClientApp out."""
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -17,6 +18,9 @@ from solon_fl.task import ARRAYS, CONFIG, RUN_SEED, Batch, SolonTask
 from solon_fl.wire import trusted_tensor
 
 __all__ = ["SolonClientMixin"]
+
+logger = logging.getLogger("flwr")
+_warned_of: set[tuple[str, ...]] = set()  # so that a process says it once
 
 
 class SolonClientMixin:
@@ -38,6 +42,8 @@ class SolonClientMixin:
     BatchNorm and other state without a gradient: batches are computed in training mode one after the
     other, and the change of the statistics is encoded together with the gradient, so that it is protected like
     it. The server must be told which entries that are: ``SolonStrategy(..., buffers=buffer_names(model))``.
+    A parameter that no batch's loss depends on has gradient 0, not None as in plain torch: weight decay moves it, and
+    Adam by rounding errors too. The node's log names such parameters; freeze them (``requires_grad_(False)``).
     Integer state (num_batches_tracked) is not sent; a BatchNorm with momentum=None is therefore not supported.
 
     Examples
@@ -89,6 +95,7 @@ class SolonClientMixin:
             for batch in batches:
                 with deterministic(batch.torch_seed, device):
                     gradient.backward(self.batch_loss(model, batch, context))
+        _warn_of_unreached(gradient.unreached)
         gradient.scale_gradients(1 / len(batches))
         return gradient.vector
 
@@ -162,3 +169,15 @@ class SolonClientMixin:
         model = self._build(context, seed)
         load_model(model, arrays, buffers, device)
         return model.train(), device
+
+
+def _warn_of_unreached(names: tuple[str, ...]) -> None:
+    if names and names not in _warned_of:
+        _warned_of.add(names)
+        logger.warning(
+            "No batch's loss depends on %d parameters (%s): their gradient is 0, not None as in plain torch, so that "
+            "weight decay moves them, and Adam by rounding errors too; call requires_grad_(False) on them in "
+            "build_model, and on the server, where buffer_names(model) then has them.",
+            len(names),
+            ", ".join(names[:10]) + (", ..." if len(names) > 10 else ""),
+        )

@@ -281,3 +281,30 @@ def test_random_constants_are_the_same_on_all_nodes_and_in_evaluation() -> None:
         torch.manual_seed(5)
         expected = float(RandomFeatures().features.sum())
     assert [metrics["features"] for metrics in result.evaluate_metrics_clientapp.values()] == [expected, expected]
+
+
+class HalfUsed(nn.Module):
+    """Has a layer that forward leaves out."""
+
+    def __init__(self, frozen: bool) -> None:
+        super().__init__()
+        self.used, self.left_out = nn.Linear(7, 1), nn.Linear(7, 3)
+        self.left_out.requires_grad_(not frozen)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        result: Tensor = self.used(inputs)
+        return result
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_parameters_that_no_loss_reaches_are_named_once_unless_they_are_frozen(
+    frozen: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_model = partial(HalfUsed, frozen)
+    model = initial_model(make_model)
+    decaying = partial(torch.optim.SGD, lr=0.1, weight_decay=0.5)
+    result, _ = train(client=Regression(make_model), model=model, rounds=2, optimizer=decaying)
+    named = "depends on 2 parameters (left_out.weight, left_out.bias)"
+    assert caplog.text.count(named) == (0 if frozen else 1)
+    change = result.arrays["left_out.weight"].numpy() - model.state_dict()["left_out.weight"].numpy()
+    assert (abs(change).max() > 1e-3) == (not frozen)
