@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from solon_fl import FourierCode
-from solon_fl.clients.gradient import deterministic, strictly_deterministic
+from solon_fl.clients.determinism import deterministic, strictly_deterministic
 from solon_fl.simulations.datasets import Dataset, build_model, load_dataset
 
 COMPRESSIONS = (3, 6, 10, 20)

@@ -10,6 +10,7 @@ __all__ = [
     "ConfigurationError",
     "GroupFailedError",
     "InvalidReplyError",
+    "NodeFailedError",
     "NodesMissingError",
     "SolonError",
 ]
@@ -25,6 +26,10 @@ class ConfigurationError(SolonError, ValueError):
 
 class InvalidReplyError(SolonError, ValueError):
     """A node's reply is not a share that was asked for; the strategy counts it as an erasure."""
+
+
+class NodeFailedError(SolonError, RuntimeError):
+    """The user's code raised on a node; the text says what and where."""
 
 
 class NodesMissingError(SolonError, TimeoutError):

@@ -17,9 +17,11 @@ __all__ = [
     "ARRAYS",
     "CONFIG",
     "DIGESTS",
+    "RUN_SEED",
     "SHARE",
     "SILO_QUERY",
     "TASK",
+    "WHERE",
     "Batch",
     "SolonTask",
     "digest_key",
@@ -31,11 +33,14 @@ __all__ = [
 # Names of the records in a message. "arrays" and "config" are Flower's own habit.
 ARRAYS = "arrays"  # server -> node: the model
 CONFIG = "config"  # server -> node: the user's train config and "server-round"
+RUN_SEED = "run-seed"  # in the config of an evaluation, which has no task
 TASK = "solon"  # server -> node: a SolonTask
 SHARE = "share"  # node -> server: an ArrayRecord with the one array "share"
 DIGESTS = "digests"  # node -> server: a ConfigRecord with the one entry "digests", bytes
 SILO_QUERY = "query.solon_silo"
+WHERE = "\nIt was raised here, innermost last:\n"  # between an error's text and the lines that say where
 GRACE_SECONDS = 60.0
+SHUFFLED = 100_000  # examples that a batch's sample may be a shuffle of
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +69,30 @@ class Batch:
         return torch.Generator().manual_seed(self.torch_seed)
 
     def sample(self, num_examples: int, batch_size: int) -> Tensor:
-        """Return `batch_size` distinct indices below `num_examples`, (batch_size,) int64, CPU."""
+        """Return `batch_size` distinct indices below `num_examples`, (batch_size,) int64, CPU.
+
+        Cost: O(batch_size), however many examples there are.
+        """
         if not 0 < batch_size <= num_examples:
             raise ConfigurationError(
                 f"batch_size must be between 1 and the number of examples; got batch_size={batch_size}, "
                 f"num_examples={num_examples}."
             )
-        return torch.randperm(num_examples, generator=self.generator())[:batch_size]
+        if num_examples <= SHUFFLED:  # quick enough, and what runs of earlier versions drew
+            return torch.randperm(num_examples, generator=self.generator(), device="cpu")[:batch_size]
+        draws = torch.randint(2**63 - 1, (batch_size,), generator=self.generator(), device="cpu").tolist()
+        return torch.tensor(_first_of_shuffled(num_examples, draws), device="cpu")
+
+
+def _first_of_shuffled(size: int, draws: list[int]) -> list[int]:
+    """Return the first numbers of range(size) after a shuffle by these draws, without making the rest."""
+    moved: dict[int, int] = {}  # what stands where it did not at first
+    chosen = []
+    for place, draw in enumerate(draws):
+        other = place + draw % (size - place)
+        chosen.append(moved.get(other, other))
+        moved[other] = moved.get(place, place)
+    return chosen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +108,8 @@ class SolonTask:
     num_batches : int
         Batches of the group in this round.
     dim : int
-        d, length of the vector to encode: all floating-point entries of the model, in its order.
+        d, length of the vector to encode: all floating-point entries of the model, in its order, and complex ones, each
+        number as two.
     buffers : tuple of str
         Entries of the model that no gradient moves (statistics, frozen weights): their change is encoded.
     verification

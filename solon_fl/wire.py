@@ -11,7 +11,7 @@ from torch import Tensor
 
 from solon_fl.errors import ConfigurationError
 
-__all__ = ["STYPE", "check_dtype", "npy_header", "to_array", "trusted_tensor"]
+__all__ = ["STYPE", "check_dtype", "is_continuous", "npy_header", "real_view", "to_array", "trusted_tensor"]
 
 STYPE = "numpy.ndarray"  # Flower's name for np.save's format
 
@@ -44,6 +44,16 @@ def check_dtype(what: str, tensor: Tensor) -> None:
 def trusted_tensor(array: Array) -> Tensor:
     """Return an array that the server sent, or the user made, as a tensor that may be written to."""
     return torch.from_numpy(array.numpy())
+
+
+def is_continuous(tensor: Tensor) -> bool:
+    """Return whether a model's entry holds real or complex numbers, which are coded; integers are not."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def real_view(tensor: Tensor) -> Tensor:
+    """Return a tensor as it is coded: a complex one as pairs of real numbers, (..., 2), on the same memory."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 @lru_cache(maxsize=64)  # a model's arrays are sent to every node, and every share is compared with it

@@ -17,7 +17,7 @@ from solon_fl.config import SolonConfig
 from solon_fl.simulations import InProcessGrid
 from solon_fl.strategies import RoundReport, SolonStrategy, buffer_names
 from solon_fl.task import SolonTask
-from solon_fl.wire import to_array, trusted_tensor
+from solon_fl.wire import real_view, to_array, trusted_tensor
 
 SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 BACKWARD = torch.Tensor.backward
@@ -71,7 +71,7 @@ def record_of(model: nn.Module) -> ArrayRecord:
 
 
 def vector_of(arrays: ArrayRecord) -> Tensor:
-    return torch.cat([trusted_tensor(array).reshape(-1).double() for array in arrays.values()])
+    return torch.cat([real_view(trusted_tensor(array)).reshape(-1).double() for array in arrays.values()])
 
 
 def small_config(**changes: Any) -> SolonConfig:

@@ -93,3 +93,28 @@ def test_a_batch_holds_no_example_twice() -> None:
 def test_an_impossible_batch_size_is_refused(batch_size: int) -> None:
     with pytest.raises(ConfigurationError, match=f"batch_size={batch_size}, num_examples=50"):
         Batch(0, 1, 0).sample(50, batch_size)
+
+
+def test_a_sample_of_a_billion_examples_costs_no_more_than_the_batch() -> None:
+    batch = Batch(1, 2, 3)
+    chosen = batch.sample(2**40, 1000)  # a shuffle of all would not fit into memory
+    assert torch.equal(chosen, batch.sample(2**40, 1000))
+    assert chosen.dtype == torch.int64
+    assert len(set(chosen.tolist())) == 1000
+    assert 0 <= int(chosen.min()) <= int(chosen.max()) < 2**40
+
+
+def test_a_large_sample_may_be_all_of_the_examples() -> None:
+    assert sorted(Batch(0, 1, 0).sample(100_001, 100_001).tolist()) == list(range(100_001))
+
+
+def test_every_example_is_as_likely_to_be_sampled() -> None:
+    counts = torch.zeros(100)
+    for number in range(400):
+        counts += torch.histc(Batch(0, 1, number).sample(200_000, 500).float(), bins=100, min=0, max=200_000)
+    # 2000 each, of deviation 45: the largest of 100 is within 5 of them.
+    assert (counts - 2000).abs().max() < 5 * 45
+
+
+def test_small_data_sets_are_sampled_as_ever() -> None:
+    assert Batch(1, 2, 3).sample(50_000, 4).tolist() == [42550, 46492, 21547, 19115]

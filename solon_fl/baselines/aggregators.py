@@ -69,7 +69,7 @@ class AggregatorStrategy(VectorStrategy):
 
     def combine(self, sent: Mapping[int, dict[str, Tensor]], model: ServerModel) -> Verdict:
         """See `VectorStrategy.combine`."""
-        vectors = torch.empty(len(sent), model.dim, dtype=model.vector.dtype)
+        vectors = torch.empty(len(sent), model.dim, dtype=model.vector.dtype, device="cpu")
         for row, number in zip(vectors, sorted(sent), strict=True):
             torch.cat([tensor.reshape(-1).to(row.dtype) for tensor in sent[number].values()], out=row)
         try:

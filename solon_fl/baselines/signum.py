@@ -154,7 +154,7 @@ def _random_bits(message: Message, context: Context, like: Tensor) -> Tensor:
     server_round = message.content.config_records[CONFIG]["server-round"]
     words = np.random.SeedSequence([int(str(server_round)), context.node_id]).generate_state(1, np.uint64)
     rng = torch.Generator().manual_seed(int(words[0] >> np.uint64(1)))
-    return torch.randint(0, 2, like.shape, generator=rng, dtype=torch.bool)
+    return torch.randint(0, 2, like.shape, generator=rng, dtype=torch.bool, device="cpu")
 
 
 def _packed_signs(values: Tensor, bits_of_zeros: Tensor) -> Array:

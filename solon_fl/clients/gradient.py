@@ -1,17 +1,15 @@
 """Between a torch model and the flat vector that is encoded."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 
 import torch
 from flwr.app import ArrayRecord
 from torch import Tensor, nn
 
 from solon_fl.errors import ConfigurationError
-from solon_fl.wire import trusted_tensor
+from solon_fl.wire import is_continuous, real_view, trusted_tensor
 
-__all__ = ["GradientVector", "deterministic", "flatten", "load_model", "strictly_deterministic"]
+__all__ = ["GradientVector", "change_of", "flatten", "load_model"]
 
 
 def load_model(model: nn.Module, arrays: ArrayRecord, buffers: Sequence[str], device: torch.device) -> None:
@@ -27,7 +25,7 @@ def load_model(model: nn.Module, arrays: ArrayRecord, buffers: Sequence[str], de
     if list(state) != list(arrays):
         odd = sorted(set(state) ^ set(arrays)) or "their order"
         raise ConfigurationError(f"the node's model is not the server's: they differ in {odd}.")
-    own = [name for name, value in state.items() if value.is_floating_point() and not value.requires_grad]
+    own = [name for name, value in state.items() if is_continuous(value) and not value.requires_grad]
     if own != list(buffers):
         raise ConfigurationError(
             f"the model's buffers are {own}, but the server was told {list(buffers)}; "
@@ -40,46 +38,89 @@ def load_model(model: nn.Module, arrays: ArrayRecord, buffers: Sequence[str], de
 class GradientVector:
     """A flat vector into which autograd writes a model's gradients directly.
 
-    Entries stand as in the state_dict. On entry to the `with` block every parameter's .grad becomes a view of it;
-    on leaving, the buffers' change since entry is written to their places.
+    Entries stand as in the state_dict. `backward` adds the gradient of a loss; only meanwhile is every parameter's
+    .grad a view of the vector, so that zero_grad() elsewhere does no harm. On leaving the `with` block the buffers'
+    change since entry is written to their places, also of those that were bound anew.
+
+    Raises
+    ------
+    ConfigurationError
+        On leaving, if a parameter was bound anew (a gradient can't say that), or a buffer has another shape.
 
     Attributes
     ----------
+    unreached : tuple of str
+        After the `with` block: parameters of which no loss had a gradient. Theirs is 0, as no share can say None.
     vector : Tensor, (d,), on the model's device
-        float64 if the model has a float64 entry, else float32.
+        float64 if the model has a float64 or complex128 entry, else float32. A complex number is two entries.
     """
 
     def __init__(self, model: nn.Module) -> None:
         # Tied parameters have several names; each place gets the whole gradient, so that the copies on the
         # server move together.
-        self._entries = {n: v for n, v in model.state_dict(keep_vars=True).items() if v.is_floating_point()}
-        values = list(self._entries.values())
+        self._model = model
+        self._entries = {n: v for n, v in model.state_dict(keep_vars=True).items() if is_continuous(v)}
+        values = [real_view(value.detach()) for value in self._entries.values()]
         double = any(value.dtype == torch.float64 for value in values)
         self.vector = torch.zeros(
             sum(value.numel() for value in values),
             dtype=torch.float64 if double else torch.float32,
             device=values[0].device,
         )
+        self.unreached: tuple[str, ...] = ()
+        self._reached: set[Tensor] = set()
         self._before: dict[str, Tensor] = {}
+        self._sums: dict[Tensor, Tensor] = {}  # of the gradients of each parameter
 
     def __enter__(self) -> "GradientVector":
         for name, value, place in self._places():
             if not value.requires_grad:
                 self._before[name] = value.detach().clone()
-            elif value.dtype == self.vector.dtype:
-                value.grad = place
             else:  # autograd insists on the parameter's own dtype
-                value.grad = torch.zeros_like(value)
+                self._sums[value] = place if value.dtype == self.vector.dtype else torch.zeros_like(value)
+            value.grad = None
         return self
 
-    def __exit__(self, *_: object) -> None:
-        for name, value, place in self._places():
-            if name in self._before:
-                place.copy_(value.detach() - self._before[name])
-            elif value.grad is not None and value.grad.data_ptr() != place.data_ptr():
-                place.copy_(value.grad)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._collect()
         for value in self._entries.values():
             value.grad = None
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a loss, and what .grad holds of it already: gradients of its parts."""
+        for value, total in self._sums.items():
+            if value.grad is not None:
+                total += value.grad
+                self._reached.add(value)
+            value.grad = total
+        add = self._reached.add
+        hooks = [value.register_post_accumulate_grad_hook(add) for value in self._sums]  # type: ignore[no-untyped-call]
+        try:
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for value in self._sums:
+            value.grad = None
+
+    def _collect(self) -> None:
+        """Write what autograd did not write itself."""
+        now = self._model.state_dict(keep_vars=True)
+        trained = {name: value for name, value in self._entries.items() if value in self._sums}
+        self.unreached = tuple(name for name, value in trained.items() if value not in self._reached)
+        for name, value, place in self._places():
+            if name in self._before:
+                _check_shape(name, now[name], value)
+                place.copy_(change_of(real_view(now[name].detach()), real_view(self._before[name])))
+                continue
+            if now[name] is not value:
+                raise ConfigurationError(
+                    f"batch_loss must not replace parameters, as no gradient says that; it replaced {name!r}; make it "
+                    "a buffer (register_buffer), or compute in mode='update'."
+                )
+            if self._sums[value].data_ptr() != place.data_ptr():
+                place.copy_(real_view(self._sums[value]))
 
     def scale_gradients(self, factor: float) -> None:
         """Multiply the parameters' gradients, not the buffers' changes."""
@@ -90,49 +131,31 @@ class GradientVector:
     def _places(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         start = 0
         for name, value in self._entries.items():
-            yield name, value, self.vector[start : start + value.numel()].view(value.shape)
-            start += value.numel()
+            shape = real_view(value.detach()).shape
+            yield name, value, self.vector[start : start + shape.numel()].view(shape)
+            start += shape.numel()
+
+
+def _check_shape(name: str, now: Tensor, before: Tensor) -> None:
+    if now.shape != before.shape:
+        raise ConfigurationError(
+            f"a buffer must keep its shape; {name!r} had {tuple(before.shape)}, and has {tuple(now.shape)} after "
+            "batch_loss; give it its final shape in build_model, or register it with persistent=False."
+        )
 
 
 def flatten(tensors: Mapping[str, Tensor]) -> Tensor:
-    """Return the floating-point tensors of a mapping, in its order, as one float32 (or float64) vector."""
-    parts = [value.detach().reshape(-1) for value in tensors.values() if value.is_floating_point()]
+    """Return the floating-point and complex tensors of a mapping, in its order, as one float32 (or float64) vector."""
+    parts = [real_view(value.detach()).reshape(-1) for value in tensors.values() if is_continuous(value)]
     if not parts:
-        raise ConfigurationError("expected at least one floating-point array; got none.")
+        raise ConfigurationError("expected at least one floating-point or complex array; got none.")
     double = any(part.dtype == torch.float64 for part in parts)
     return torch.cat([part.to(torch.float64 if double else torch.float32) for part in parts])
 
 
-@contextmanager
-def deterministic(seed: int, device: torch.device) -> Iterator[None]:
-    """Make what is computed inside the same on all nodes of a group, as far as kernels allow.
-
-    Seeds torch (dropout, augmentation) and restores its state afterwards; takes cuDNN's deterministic kernels, no
-    benchmarking and no TF32. What differs still, between other hardware or thread counts, is float
-    noise: see rtol.
-    """
-    devices = [device] if device.type == "cuda" else []
-    flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-    with torch.random.fork_rng(devices=devices), flags:
-        # torch.manual_seed does both; but without CUDA it queues the call, with a formatted stack, for ever.
-        torch.default_generator.manual_seed(seed)
-        if devices:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield
-
-
-@contextmanager
-def strictly_deterministic(wanted: bool) -> Iterator[None]:
-    """Let torch take deterministic kernels everywhere, and warn where it has none, if wanted."""
-    if not wanted:
-        yield
-        return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS is not deterministic
-    before = torch.are_deterministic_algorithms_enabled()
-    warned_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before, warn_only=warned_only)
+def change_of(after: Tensor, before: Tensor) -> Tensor:
+    """Return after - before, but 0 where nothing changed, be it infinite (a causal mask's -inf) or NaN."""
+    change = after - before
+    if not bool(change.isfinite().all()):
+        change[(after == before) | (after.isnan() & before.isnan())] = 0
+    return change

@@ -1,20 +1,26 @@
 """The mixin: your model and the loss of one batch in, a Flower ClientApp out."""
 
+import logging
 from collections.abc import Sequence
 
 import torch
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 from torch import Tensor, nn
 
-from solon_fl.clients.gradient import GradientVector, deterministic, flatten, load_model, strictly_deterministic
-from solon_fl.clients.share import answer_silo_queries, share_reply
+from solon_fl.clients.determinism import deterministic, seeded, strictly_deterministic
+from solon_fl.clients.failures import explained
+from solon_fl.clients.gradient import GradientVector, change_of, flatten, load_model
+from solon_fl.clients.share import answer_silo_queries, share_reply, without_state
 from solon_fl.errors import ConfigurationError
-from solon_fl.task import ARRAYS, CONFIG, Batch, SolonTask
+from solon_fl.task import ARRAYS, CONFIG, RUN_SEED, Batch, SolonTask
 from solon_fl.wire import trusted_tensor
 
 __all__ = ["SolonClientMixin"]
+
+logger = logging.getLogger("flwr")
+_warned_of: set[tuple[str, ...]] = set()  # so that a process says it once
 
 
 class SolonClientMixin:
@@ -24,11 +30,20 @@ class SolonClientMixin:
     `Batch` holds alone, so that all nodes of a group compute the same: never from a running data loader or a
     global random state. No state is kept between rounds.
 
+    Attributes
+    ----------
+    keeps_state : bool
+        Whether training is given the node's own ``context.state``, which lasts from round to round. By default it is
+        empty in every round, the same on all nodes: one that depends on earlier rounds makes an honest node lie for
+        ever once it missed a round, or was restarted.
+
     Notes
     -----
     BatchNorm and other state without a gradient: batches are computed in training mode one after the
     other, and the change of the statistics is encoded together with the gradient, so that it is protected like
     it. The server must be told which entries that are: ``SolonStrategy(..., buffers=buffer_names(model))``.
+    A parameter that no batch's loss depends on has gradient 0, not None as in plain torch: weight decay moves it, and
+    Adam by rounding errors too. The node's log names such parameters; freeze them (``requires_grad_(False)``).
     Integer state (num_batches_tracked) is not sent; a BatchNorm with momentum=None is therefore not supported.
 
     Examples
@@ -42,8 +57,14 @@ class SolonClientMixin:
     >>> app = Regression().client_app()
     """
 
+    keeps_state: bool = False
+
     def build_model(self, context: Context) -> nn.Module:
-        """Return the model; its weights don't matter, the server's are loaded into it."""
+        """Return the model; its weights don't matter, the server's are loaded into it.
+
+        torch is seeded with the run's seed, for random constants that are not in the state_dict: for the same ones
+        on the server, call ``torch.manual_seed(config.seed)`` before building the model.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define build_model(context)")
 
     def batch_loss(self, model: nn.Module, batch: Batch, context: Context) -> Tensor:
@@ -68,12 +89,13 @@ class SolonClientMixin:
         self, arrays: ArrayRecord, batches: Sequence[Batch], buffers: Sequence[str], context: Context
     ) -> Tensor:
         """Return the mean gradient of these batches, (d,), and the buffers' change where those stand."""
-        model, device = self._load(arrays, buffers, context)
+        model, device = self._load(arrays, buffers, context, batches[0].seed)
         gradient = GradientVector(model)
         with gradient:
             for batch in batches:
                 with deterministic(batch.torch_seed, device):
-                    self.batch_loss(model, batch, context).backward()  # type: ignore[no-untyped-call]  # torch's
+                    gradient.backward(self.batch_loss(model, batch, context))
+        _warn_of_unreached(gradient.unreached)
         gradient.scale_gradients(1 / len(batches))
         return gradient.vector
 
@@ -89,7 +111,7 @@ class SolonClientMixin:
 
     def update(self, arrays: ArrayRecord, task: SolonTask, context: Context, config: dict[str, object]) -> Tensor:
         """Return the model's change, (d,), after one local step per batch of the task (mode "update")."""
-        model, device = self._load(arrays, task.buffers, context)
+        model, device = self._load(arrays, task.buffers, context, task.seed)
         before = flatten({name: value.clone() for name, value in model.state_dict().items()})
         optimizer = self.local_optimizer(model, config)
         for batch in task.batches:
@@ -97,7 +119,7 @@ class SolonClientMixin:
                 optimizer.zero_grad()
                 self.batch_loss(model, batch, context).backward()  # type: ignore[no-untyped-call]  # torch's
                 optimizer.step()
-        return flatten(model.state_dict()) - before
+        return change_of(flatten(model.state_dict()), before)
 
     def evaluate(self, model: nn.Module, context: Context) -> dict[str, float]:
         """Return metrics of the model on this node's data, if the strategy has client_evaluation=True."""
@@ -109,7 +131,8 @@ class SolonClientMixin:
         arrays = message.content.array_records[ARRAYS]
         config: dict[str, object] = dict(message.content.config_records.get(CONFIG, {}))
         compute = self.gradient if task.mode == "gradient" else self.update
-        with strictly_deterministic(task.verification == "digest"):
+        context = context if self.keeps_state else without_state(context)
+        with strictly_deterministic(task.verification == "digest"), explained():
             return share_reply(message, task, compute(arrays, task, context, config))
 
     def client_app(self, mods: list[Mod] | None = None) -> ClientApp:
@@ -126,7 +149,8 @@ class SolonClientMixin:
 
         @app.evaluate()
         def evaluate(message: Message, context: Context) -> Message:
-            model = self.build_model(context)
+            config = message.content.config_records.get(CONFIG, ConfigRecord())
+            model = self._build(context, int(str(config.get(RUN_SEED, 0))))
             arrays = message.content.array_records[ARRAYS]
             model.load_state_dict({name: trusted_tensor(array) for name, array in arrays.items()})
             metrics = self.evaluate(model.to(self.device()).eval(), context)
@@ -134,8 +158,26 @@ class SolonClientMixin:
 
         return app
 
-    def _load(self, arrays: ArrayRecord, buffers: Sequence[str], context: Context) -> tuple[nn.Module, torch.device]:
+    def _build(self, context: Context, seed: int) -> nn.Module:
+        with seeded(seed, self.device()):
+            return self.build_model(context)
+
+    def _load(
+        self, arrays: ArrayRecord, buffers: Sequence[str], context: Context, seed: int
+    ) -> tuple[nn.Module, torch.device]:
         device = self.device()
-        model = self.build_model(context)
+        model = self._build(context, seed)
         load_model(model, arrays, buffers, device)
         return model.train(), device
+
+
+def _warn_of_unreached(names: tuple[str, ...]) -> None:
+    if names and names not in _warned_of:
+        _warned_of.add(names)
+        logger.warning(
+            "No batch's loss depends on %d parameters (%s): their gradient is 0, not None as in plain torch, so that "
+            "weight decay moves them, and Adam by rounding errors too; call requires_grad_(False) on them in "
+            "build_model, and on the server, where buffer_names(model) then has them.",
+            len(names),
+            ", ".join(names[:10]) + (", ..." if len(names) > 10 else ""),
+        )

@@ -2,11 +2,14 @@
 
 from typing import Literal
 
+import torch
 from flwr.app import ArrayRecord, Context, Message, MessageType
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
-from solon_fl.clients.gradient import flatten, strictly_deterministic
-from solon_fl.clients.share import share_reply
+from solon_fl.clients.determinism import deterministic, strictly_deterministic
+from solon_fl.clients.failures import explained
+from solon_fl.clients.gradient import change_of, flatten
+from solon_fl.clients.share import share_reply, without_state
 from solon_fl.errors import ConfigurationError
 from solon_fl.task import ARRAYS, SolonTask
 from solon_fl.wire import trusted_tensor
@@ -14,21 +17,26 @@ from solon_fl.wire import trusted_tensor
 __all__ = ["solon_mod"]
 
 
-def solon_mod(returns: Literal["vector", "model"] = "vector") -> Mod:
+def solon_mod(returns: Literal["vector", "model"] = "vector", *, keeps_state: bool = False) -> Mod:
     """Return a mod that replaces what a train function returns by this node's coded share of it.
 
     Put it on the train function of a ClientApp: ``@app.train(mods=[solon_mod()])``. All nodes of a group must
-    compute the same: take batches from ``SolonTask.from_message(message).batches``, and nothing from a
-    global random state. With `SolonConfig.verification` "digest" they must compute the same bits: torch is told to take
-    deterministic kernels while the function runs.
+    compute the same: take batches from ``SolonTask.from_message(message).batches``. While the function runs, torch is
+    seeded for the group's round, on the CPU and the current GPU, and computes in full float32: dropout and DataLoader's
+    shuffling draw the same on all nodes; numpy and `random` are not seeded. With `SolonConfig.verification` "digest"
+    nodes must compute the same bits: torch is told to take deterministic kernels.
 
     Parameters
     ----------
     returns : "vector" or "model"
         What the train function returns in its one ArrayRecord. "vector": the gradient (the mean over the
-        task's batches) or, in mode "update", the model's change, one array per floating-point entry of the
+        task's batches) or, in mode "update", the model's change, one array per floating-point or complex entry of the
         model, same names and order; where a buffer stands, its change. "model": the trained model, as in any Flower app
         (mode "update" only); the mod takes the difference.
+    keeps_state : bool
+        Whether the train function is given the node's own ``context.state``, which lasts from round to round. By
+        default its state is empty in every round, the same on all nodes: one that depends on earlier rounds makes an
+        honest node lie for ever once it missed a round, or was restarted.
 
     Raises
     ------
@@ -48,15 +56,17 @@ def solon_mod(returns: Literal["vector", "model"] = "vector") -> Mod:
                 "set SolonConfig(mode='update'), or return gradients and use solon_mod()."
             )
         arrays = message.content.array_records[ARRAYS]
-        with strictly_deterministic(task.verification == "digest"):
-            reply = call_next(message, context)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        seed = task.batches[0].torch_seed
+        with strictly_deterministic(task.verification == "digest"), deterministic(seed, device), explained():
+            reply = call_next(message, context if keeps_state else without_state(context))
         if reply.has_error():
             return reply
         returned = _only_record(reply)
         _check_names(returned, arrays)
         vector = flatten({name: trusted_tensor(array) for name, array in returned.items()})
         if returns == "model":
-            vector -= flatten({name: trusted_tensor(array) for name, array in arrays.items()})
+            vector = change_of(vector, flatten({name: trusted_tensor(array) for name, array in arrays.items()}))
         return share_reply(message, task, vector)
 
     return mod
@@ -70,14 +80,16 @@ def _only_record(reply: Message) -> ArrayRecord:
 
 
 def _check_names(returned: ArrayRecord, arrays: ArrayRecord) -> None:
-    """Check that `returned` holds the model's floating-point entries (others may be there), in order."""
+    """Check that `returned` holds the model's floating-point and complex entries (others may be there), in order."""
 
-    def floating(record: ArrayRecord) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(array.shape) for name, array in record.items() if array.dtype.startswith("float")}
+    def continuous(record: ArrayRecord) -> dict[str, tuple[int, ...]]:
+        coded = "float", "complex"
+        return {name: tuple(array.shape) for name, array in record.items() if array.dtype.startswith(coded)}
 
-    got, wanted = floating(returned), floating(arrays)
+    got, wanted = continuous(returned), continuous(arrays)
     if list(got.items()) != list(wanted.items()):
         odd = sorted(set(got.items()) ^ set(wanted.items())) or "their order"
         raise ConfigurationError(
-            f"the train function must return one array per floating-point entry of the model; they differ in {odd}."
+            "the train function must return one array per floating-point or complex entry of the model; they differ in "
+            f"{odd}."
         )

@@ -9,7 +9,7 @@ from solon_fl.errors import ConfigurationError
 from solon_fl.task import DIGESTS, SHARE, SILO_QUERY, SolonTask
 from solon_fl.wire import to_array
 
-__all__ = ["answer_silo_queries", "share_reply"]
+__all__ = ["answer_silo_queries", "share_reply", "without_state"]
 
 
 def share_reply(message: Message, task: SolonTask, vector: Tensor) -> Message:
@@ -39,6 +39,17 @@ def share_reply(message: Message, task: SolonTask, vector: Tensor) -> Message:
     if task.verification == "digest":
         content[DIGESTS] = ConfigRecord({DIGESTS: share_digests(code, vector, task.digest_key)})
     return Message(content, reply_to=message)
+
+
+def without_state(context: Context) -> Context:
+    """Return a node's context with an empty state: nodes' states differ once one of them missed a round."""
+    return Context(
+        run_id=context.run_id,
+        node_id=context.node_id,
+        node_config=context.node_config,
+        state=RecordDict(),
+        run_config=context.run_config,
+    )
 
 
 def answer_silo_queries(app: ClientApp, node_config_key: str = "silo") -> None:

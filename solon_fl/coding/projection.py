@@ -121,4 +121,4 @@ class Projector:
 
 
 def _seeded(generator: torch.Generator) -> np.random.Generator:
-    return np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
+    return np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator, device="cpu")))

@@ -195,9 +195,9 @@ def _multiplies_in_full(compression: int, buffer: Tensor) -> bool:
     """Whether products of k terms into the buffer are of the precision of its dtype, tried with numbers that tell."""
     if buffer.dtype == torch.float64:
         return True
-    telling = torch.zeros(len(buffer), compression, device=buffer.device)
+    telling = buffer.new_zeros(len(buffer), compression)
     telling[:, 0] = 1 + 2.0**-20
-    buffer.zero_().addmm_(telling, torch.ones(compression, buffer.shape[1], device=buffer.device), alpha=-1)
+    buffer.zero_().addmm_(telling, buffer.new_ones(compression, buffer.shape[1]), alpha=-1)
     return bool((buffer == -(1 + 2.0**-20)).all())
 
 

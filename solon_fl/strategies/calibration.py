@@ -346,8 +346,8 @@ def _compare(shares: Sequence[Tensor], liars: int) -> _Comparison | str:
 
 def _pairwise_distances(shares: Sequence[Tensor]) -> tuple[np.ndarray, np.ndarray]:
     """Return the distances between n shares, (n, n), and their norms, (n,), in float64."""
-    squares = torch.zeros(len(shares), len(shares), dtype=torch.float64)
-    norms = torch.zeros(len(shares), dtype=torch.float64)
+    squares = torch.zeros(len(shares), len(shares), dtype=torch.float64, device="cpu")
+    norms = torch.zeros(len(shares), dtype=torch.float64, device="cpu")
     for start in range(0, shares[0].numel(), BLOCK):
         block = torch.stack([share[start : start + BLOCK] for share in shares]).double()
         norms += block.square().sum(1)

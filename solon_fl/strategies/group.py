@@ -48,6 +48,8 @@ class GroupRound:
         Makes the projection reproducible, for simulation; None draws fresh entropy.
     label : callable
         What the log calls a node, by its id.
+    explain : callable
+        Called with the id of a node whose reply can't be used, and why.
     bytes_in : int
         Bytes of what was received.
     """
@@ -62,6 +64,7 @@ class GroupRound:
     early_error: float = math.inf
     projection: torch.Generator | None = None
     label: Callable[[int], str] = str
+    explain: Callable[[int, Unusable], None] = lambda node_id, unusable: None
     resting: set[int] = field(default_factory=set)
     bytes_in: int = 0
     _shares: dict[int, Tensor] = field(default_factory=dict)
@@ -173,6 +176,7 @@ class GroupRound:
         elif node_id is not None:
             self._malformed[node_id] = unusable.reason
             logger.warning("Node %s (group %d): not a share: %s", self.label(node_id), self.group, unusable.reason)
+            self.explain(node_id, unusable)
 
     @property
     def _all_here(self) -> bool:

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from solon_fl.config import Mode
 from solon_fl.errors import ConfigurationError
-from solon_fl.wire import check_dtype, to_array, trusted_tensor
+from solon_fl.wire import check_dtype, is_continuous, real_view, to_array, trusted_tensor
 
 __all__ = [
     "OptimizerFactory",
@@ -80,7 +80,7 @@ def _check_kind(kind: object) -> None:
 
 
 def buffer_names(model: torch.nn.Module) -> tuple[str, ...]:
-    """Return the floating-point entries of a model's state_dict that no gradient moves.
+    """Return the floating-point and complex entries of a model's state_dict that no gradient moves.
 
     Those are BatchNorm's running statistics and the like, and frozen parameters: what `SolonStrategy` takes
     as `buffers`.
@@ -98,11 +98,13 @@ def buffer_names(model: torch.nn.Module) -> tuple[str, ...]:
     state = model.state_dict(keep_vars=True)
     for name, value in state.items():
         check_dtype(f"the model's {name}", value)
-    return tuple(name for name, value in state.items() if value.is_floating_point() and not value.requires_grad)
+    return tuple(name for name, value in state.items() if is_continuous(value) and not value.requires_grad)
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
+    """`shape` is that of its place in the vector, where a complex number is two real ones; `dtype` is its own."""
+
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -112,9 +114,16 @@ class _Entry:
     def stop(self) -> int:
         return self.start + math.prod(self.shape)
 
+    def taken_from(self, vector: Tensor) -> Tensor:
+        """Return the entry as it was when it came."""
+        values = vector[self.start : self.stop].view(self.shape)
+        if self.dtype.is_complex:
+            values = torch.complex(values[..., 0], values[..., 1])
+        return values.to(self.dtype)
+
 
 class ServerModel:
-    """The model as one vector of all floating-point entries, in the record's order.
+    """The model as one vector of all floating-point and complex entries, in the record's order.
 
     Parameters
     ----------
@@ -122,10 +131,11 @@ class ServerModel:
         The initial model. Integer and boolean entries (such as BatchNorm's num_batches_tracked) stay as they
         are: no node is asked about them.
     buffers : collection of str
-        Names of floating-point entries that no gradient moves. Nodes send their change, which is added.
+        Names of floating-point or complex entries that no gradient moves. Nodes send their change, which is added.
     optimizer : callable
         Makes a torch optimizer of a list of tensors, such as functools.partial(torch.optim.SGD, lr=0.1). It
-        gets one tensor per parameter.
+        gets one tensor per parameter; for a complex one pairs of real numbers, (..., 2), as torch's own optimizers
+        take it.
     scheduler : callable, optional
         Makes a torch learning-rate scheduler of that optimizer. It is stepped after every step of the optimizer.
     """
@@ -146,11 +156,12 @@ class ServerModel:
         tensors = []
         for name, array in arrays.items():
             tensor = trusted_tensor(array)
-            if not tensor.is_floating_point():
+            if not is_continuous(tensor):
                 self._static[name] = array
                 continue
-            self._entries.append(_Entry(name, tuple(tensor.shape), tensor.dtype, self.dim))
-            tensors.append(tensor.reshape(-1))
+            values = real_view(tensor)
+            self._entries.append(_Entry(name, tuple(values.shape), tensor.dtype, self.dim))
+            tensors.append(values.reshape(-1))
         if not tensors:
             raise ConfigurationError("the model must have floating-point entries; got none in initial_arrays.")
         double = any(tensor.dtype == torch.float64 for tensor in tensors)
@@ -180,13 +191,13 @@ class ServerModel:
 
     @property
     def layout(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and dtype of each floating-point entry, by name, in the vector's order."""
-        return {entry.name: (entry.shape, entry.dtype) for entry in self._entries}
+        """Shape and dtype of each entry of the vector, by name, in its order; a complex one is (..., 2) and real."""
+        return {entry.name: (entry.shape, entry.dtype.to_real()) for entry in self._entries}
 
     @property
     def is_buffer(self) -> Tensor:
         """Where buffers stand in the vector, (dim,) bool."""
-        mask = torch.zeros(self.dim, dtype=torch.bool)
+        mask = torch.zeros(self.dim, dtype=torch.bool, device="cpu")
         for view in self._views(mask, buffers=True):
             view.fill_(True)
         return mask
@@ -195,7 +206,7 @@ class ServerModel:
         """Return the model as a new ArrayRecord, in the dtypes and the order in which it came."""
         arrays = dict(self._static)
         for entry in self._entries:
-            arrays[entry.name] = to_array(self.vector[entry.start : entry.stop].view(entry.shape).to(entry.dtype))
+            arrays[entry.name] = to_array(entry.taken_from(self.vector))
         return ArrayRecord({name: arrays[name] for name in self._order})
 
     def state(self) -> dict[str, Any]:
@@ -256,7 +267,8 @@ class ServerModel:
 
     def to_vector(self, arrays: ArrayRecord) -> Tensor:
         """Return another record of the same entries as a (dim,) vector."""
-        return torch.cat([trusted_tensor(arrays[entry.name]).reshape(-1) for entry in self._entries]).to(self.vector)
+        values = [real_view(trusted_tensor(arrays[entry.name])).reshape(-1) for entry in self._entries]
+        return torch.cat(values).to(self.vector)
 
     def take_over(self, arrays: ArrayRecord, ours: Mapping[str, bytes]) -> list[str]:
         """Take over what differs in a record from the one that `to_record` returned, and return its names.
@@ -280,7 +292,7 @@ class ServerModel:
         changed = [name for name, array in arrays.items() if array.data != ours.get(name)]
         entries = {entry.name: entry for entry in self._entries}
         for name in changed:
-            value = trusted_tensor(arrays[name])
+            value = real_view(trusted_tensor(arrays[name]))
             entry = entries.get(name)
             shape = tuple(self._static[name].shape) if entry is None else entry.shape
             if tuple(value.shape) != shape or value.is_floating_point() != (entry is not None):

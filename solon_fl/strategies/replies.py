@@ -16,7 +16,7 @@ from torch import Tensor
 
 from solon_fl.coding.digests import DIGEST_SIZE
 from solon_fl.errors import InvalidReplyError
-from solon_fl.task import DIGESTS, SHARE
+from solon_fl.task import DIGESTS, SHARE, WHERE
 from solon_fl.wire import STYPE, npy_header
 
 __all__ = [
@@ -41,6 +41,8 @@ Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]  # of each array that a 
 Content = TypeVar("Content")
 Key = TypeVar("Key", bound=Hashable)
 MOST_METRICS = 100  # of one node
+MOST_OF_AN_ERROR = 4000  # characters
+MOST_LINES = 12
 SUPERLINK_NODE_ID = 1
 UNREACHABLE = (3, 4, 5)  # Flower's codes for a message or reply that is not to be had, and for a node that is away
 logger = logging.getLogger("flwr")
@@ -56,18 +58,22 @@ class Unusable:
         One printable line.
     silence : bool
         Whether the node has said nothing: the error is the SuperLink's, which could not reach it in time.
+    where : tuple of str
+        Where the node's program raised, as it says: at most 12 printable lines.
     """
 
     reason: str
     silence: bool = False
+    where: tuple[str, ...] = ()
 
 
 def read(reply: Message, reader: Callable[[Message], Content]) -> Content | Unusable:
     """Return what a reader makes of a reply, or why it can't. Whatever the reply holds, nothing is raised."""
     try:
         if reply.has_error():
-            reason = one_line(f"error {reply.error.code}: {reply.error.reason}")
-            return Unusable(reason, silence=is_silence(reply))
+            told, _, where = str(reply.error.reason)[:MOST_OF_AN_ERROR].partition(WHERE)
+            lines = tuple(one_line(line) for line in where.splitlines()[:MOST_LINES])
+            return Unusable(one_line(f"error {reply.error.code}: {told}"), silence=is_silence(reply), where=lines)
         return reader(reply)
     except Exception as error:  # InvalidReplyError, or whatever a hostile record makes Flower raise
         return Unusable(one_line(str(error)) or type(error).__name__)
@@ -225,7 +231,7 @@ def untrusted_tensor(array: Array, shape: tuple[int, ...], dtype: torch.dtype) -
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given buffer is not writable")  # it is only read
         if not math.prod(shape):
-            return torch.empty(shape, dtype=dtype)
+            return torch.empty(shape, dtype=dtype, device="cpu")
         return torch.frombuffer(array.data, dtype=dtype, offset=len(header)).view(shape)
 
 

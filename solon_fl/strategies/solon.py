@@ -1,9 +1,12 @@
 """The Flower strategy."""
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict
 from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.serverapp import Grid
 
 from solon_fl.config import SolonConfig
 from solon_fl.strategies.checkpoint import Checkpoints
@@ -12,6 +15,7 @@ from solon_fl.strategies.loop import RoundStrategy
 from solon_fl.strategies.model import OptimizerFactory, SchedulerFactory, ServerModel, made_by, share_of_an_update
 from solon_fl.strategies.reports import RoundReport
 from solon_fl.strategies.solon_run import SolonRun
+from solon_fl.task import RUN_SEED
 
 __all__ = ["SolonStrategy"]
 
@@ -134,6 +138,13 @@ class SolonStrategy(RoundStrategy[SolonRun]):
             seed=self._projection_seed,
             calibrate=self._calibrate,
         )
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """See `RoundStrategy.configure_evaluate`; nodes are told the run's seed, to build the model as in training."""
+        settings = ConfigRecord({**config, RUN_SEED: self._given_config.seed})
+        return super().configure_evaluate(server_round, arrays, settings, grid)
 
     def settings(self) -> dict[str, Any]:
         """See `RoundStrategy.settings`."""

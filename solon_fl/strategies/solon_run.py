@@ -22,7 +22,7 @@ from solon_fl.strategies.group import GroupRound
 from solon_fl.strategies.ledger import Place
 from solon_fl.strategies.model import ServerModel
 from solon_fl.strategies.patience import Patience
-from solon_fl.strategies.replies import is_silence
+from solon_fl.strategies.replies import Unusable, is_silence
 from solon_fl.strategies.reports import NOT_FINITE, GroupReport, RoundReport
 from solon_fl.strategies.roster import Roster
 from solon_fl.strategies.rounds import Aggregated, Round, Run
@@ -30,9 +30,16 @@ from solon_fl.task import SolonTask, digest_key
 
 __all__ = ["SolonRun"]
 
+MOST_FAILURES_SHOWN = 5  # kinds, in a run: liars can make up any number
 DIVERGED = (
     "all nodes that answered sent NaN or inf, and they can't all lie: the training has diverged, or the loss is not "
     "finite for some batch; lower the learning rate, or clip the gradients"
+)
+WHY_HONEST_NODES_DIFFER = (
+    "Usual reasons why honest nodes do not compute the same: random numbers (numpy's, a data loader's, dropout's) that "
+    "do not follow from the task's batches; something kept from earlier rounds, in context.state (keeps_state=True) or "
+    "elsewhere, which a node that missed a round lacks; data that differ; versions of the app, torch or solon_fl that "
+    "differ."
 )
 logger = logging.getLogger("flwr")
 
@@ -65,6 +72,7 @@ class SolonRun(Run):
         self._follows_up = follows_up
         self._calibrate = calibrate
         self._told: set[int] = set()  # of nodes with different bits
+        self._shown: set[str] = set()  # reasons of failed nodes of which it was logged where they failed
         self.patience = Patience()
 
     def prepare(self, grid: Grid, arrays: ArrayRecord, config: ConfigRecord) -> None:
@@ -112,7 +120,15 @@ class SolonRun(Run):
             dtype=self.model.vector.dtype,
             projection=self.projection,
             label=self.label,
+            explain=self._show_where,
         )
+
+    def _show_where(self, node_id: int, unusable: Unusable) -> None:
+        """Log where a node's program failed, once for all that fail for the same reason."""
+        if unusable.where and unusable.reason not in self._shown and len(self._shown) < MOST_FAILURES_SHOWN:
+            self._shown.add(unusable.reason)
+            lines = "".join(f"\n\t{line}" for line in unusable.where)
+            logger.warning("Where that was, as node %s says (innermost last):%s", self.label(node_id), lines)
 
     def _resting(self, nodes: tuple[int | None, ...]) -> set[int]:
         """Return the slots of nodes that rest at first: drawn, after those away and those that gave most trouble."""
@@ -122,7 +138,7 @@ class SolonRun(Run):
         if self.projection is None:  # fresh entropy, so that nobody knows who will be watched
             order = np.random.default_rng().permutation(len(present)).tolist()
         else:
-            order = torch.randperm(len(present), generator=self.projection).tolist()
+            order = torch.randperm(len(present), generator=self.projection, device="cpu").tolist()
         slots = list(present)
         away = {record.node_id for record in self.roster.ledger.values() if record.state == "away"}
         trouble = {slot: (node_id in away, self.roster.troubles(node_id)) for slot, node_id in present.items()}
@@ -199,7 +215,8 @@ class SolonRun(Run):
         restored = None
         if self.projection is not None and projection is not None:
             restored = torch.Generator()
-            restored.set_state(torch.tensor(list(bytes.fromhex(projection)), dtype=torch.uint8))
+            state = list(bytes.fromhex(projection))
+            restored.set_state(torch.tensor(state, dtype=torch.uint8, device="cpu"))
         self.roster.restore(notes["roster"])
         self.projection = restored or self.projection
         self._raise_rtol(rtol, "\trtol is %g, as calibrated when the run began.", rtol)
@@ -301,15 +318,15 @@ class SolonRound(Round[Place]):
         reasons = "; ".join(f"node {self._run.label(node)}: {reason}" for node, reason in malformed[:3])
         logger.error(
             "Group %d failed (%s): %d silent, %d malformed%s. Either more nodes lie or are missing than configured, or "
-            "the nodes of the group do not compute the same (batches must come from the task alone, not from a data "
-            "loader or the global random state), or they differ by float noise above rtol (to measure it: "
-            "solon_fl.strategies.calibrate; with verification='digest' and r < 2 s + e + k: by a single bit). "
+            "the nodes of the group do not compute the same, or they differ by float noise above rtol (to measure it: "
+            "solon_fl.strategies.calibrate; with verification='digest' and r < 2 s + e + k: by a single bit). %s "
             "Policy: %s.",
             report.group,
             report.status,
             len(report.silent_nodes),
             len(report.malformed_nodes),
             f" ({reasons})" if reasons else "",
+            WHY_HONEST_NODES_DIFFER,
             self._run.config.on_group_failure,
         )
 

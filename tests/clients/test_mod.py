@@ -1,16 +1,21 @@
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from torch import Tensor
 
 from solon_fl.clients import SolonTask, solon_mod
 from solon_fl.errors import ConfigurationError, GroupFailedError
 from solon_fl.simulations import InProcessGrid
 from solon_fl.simulations.attacks import Reverse
 from solon_fl.simulations.attacks.mods import attack_mod
-from solon_fl.strategies import SolonStrategy
+from solon_fl.strategies import RoundReport, SolonStrategy
+from solon_fl.wire import to_array, trusted_tensor
 from tests.support import SGD, Regression, initial_model, record_of, small_config, train, vector_of
 
 
@@ -53,6 +58,63 @@ def test_a_train_function_that_returns_something_else_is_told_so(change: Any, me
         train(app=gradient_app(change), rounds=1)
 
 
+def undisciplined_app(draw: Callable[[Context], Tensor], **options: Any) -> ClientApp:
+    """An app whose train function returns what it draws, for a model of one entry."""
+    app = ClientApp()
+
+    @app.train(mods=[solon_mod(**options)])
+    def train_function(message: Message, context: Context) -> Message:
+        return Message(RecordDict({"gradient": ArrayRecord({"w": to_array(draw(context))})}), reply_to=message)
+
+    return app
+
+
+def train_undisciplined(draw: Callable[[Context], Tensor], rounds: int = 3, **options: Any) -> list[RoundReport]:
+    reports: list[RoundReport] = []
+    strategy = SolonStrategy(small_config(), SGD, on_round=reports.append)
+    grid = InProcessGrid(undisciplined_app(draw, **options), 14)
+    strategy.start(grid, ArrayRecord({"w": to_array(torch.zeros(5))}), num_rounds=rounds, timeout=1)
+    return reports
+
+
+def test_torch_draws_the_same_on_all_nodes_of_a_group_and_other_numbers_elsewhere() -> None:
+    drawn = []
+
+    def draw(context: Context) -> Tensor:
+        drawn.append(torch.randn(5))
+        return drawn[-1]
+
+    before = torch.get_rng_state()
+    reports = train_undisciplined(draw)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(group.status == "clean" for report in reports for group in report.groups)
+    assert len({tuple(values.tolist()) for values in drawn}) == 6  # three rounds of two groups
+
+
+def test_the_log_lists_the_usual_reasons_why_nodes_differ(caplog: pytest.LogCaptureFixture) -> None:
+    rng = np.random.default_rng()
+    train_undisciplined(lambda context: torch.from_numpy(rng.normal(size=5)).float(), rounds=1)
+    assert "random numbers (numpy's, a data loader's, dropout's)" in caplog.text
+    assert "data that differ; versions of the app, torch or solon_fl that differ" in caplog.text
+
+
+@pytest.mark.parametrize("keeps_state", [False, True])
+def test_a_node_that_failed_once_is_no_liar_later_unless_state_is_kept(keeps_state: bool) -> None:
+    failed: list[bool] = []
+
+    def count(context: Context) -> Tensor:
+        if context.node_id == 3 and not failed:
+            failed.append(True)
+            raise MemoryError
+        seen = context.state.metric_records.get("rounds", MetricRecord({"number": 0}))
+        context.state["rounds"] = MetricRecord({"number": int(str(seen["number"])) + 1})
+        return torch.full((5,), float(str(context.state.metric_records["rounds"]["number"])))
+
+    reports = train_undisciplined(count, keeps_state=keeps_state)
+    assert 3 in reports[0].groups[0].malformed_nodes
+    assert [report.corrupt_nodes for report in reports] == ([(), (3,), (3,)] if keeps_state else [(), (), ()])
+
+
 def trained_model_app() -> ClientApp:
     """An app as in Flower's tutorials: returns the trained model."""
     client, app = Regression(), ClientApp()
@@ -79,6 +141,22 @@ def test_a_trained_model_is_turned_into_its_change() -> None:
         for app in (trained_model_app(), Regression().client_app())
     ]
     torch.testing.assert_close(*(vector_of(result.arrays) for result in results), rtol=1e-4, atol=1e-5)
+
+
+def test_a_trained_model_may_hold_infinities_that_do_not_change() -> None:
+    app = ClientApp()
+
+    @app.train(mods=[solon_mod(returns="model")])
+    def train_function(message: Message, context: Context) -> Message:
+        arrays = message.content.array_records["arrays"]
+        trained = ArrayRecord({"w": to_array(trusted_tensor(arrays["w"]) + 1), "mask": arrays["mask"]})
+        return Message(RecordDict({"arrays": trained}), reply_to=message)
+
+    start = ArrayRecord({"w": to_array(torch.zeros(4)), "mask": to_array(torch.tensor([0.0, -torch.inf]))})
+    optimizer = partial(torch.optim.SGD, lr=1.0)
+    strategy = SolonStrategy(small_config(mode="update"), optimizer, buffers=["mask"])
+    result = strategy.start(InProcessGrid(app, 14), start, num_rounds=1, timeout=1)
+    torch.testing.assert_close(vector_of(result.arrays), torch.tensor([1.0, 1, 1, 1, 0, -torch.inf]).double())
 
 
 def test_returning_a_model_in_gradient_mode_is_refused() -> None:

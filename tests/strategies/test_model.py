@@ -134,3 +134,23 @@ def test_what_is_taken_over_is_what_was_changed_and_the_rest_keeps_its_precision
 def test_what_turns_out_to_be_no_fit_optimizer_is_refused(make: Any, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         ServerModel(record_of(nn.Linear(2, 1)), (), make)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_complex_entries_step_as_torch_lets_them(dtype: torch.dtype) -> None:
+    optimizer = partial(torch.optim.Adam, lr=0.01)
+    values = torch.randn(3, dtype=dtype)
+    record = ArrayRecord(
+        {"first": to_array(torch.ones(1)), "w": to_array(values), "c": to_array(torch.ones(2, dtype=dtype))}
+    )
+    server = ServerModel(record, ["c"], optimizer)
+    assert server.dim == 1 + 6 + 4
+    assert [array.data for array in server.to_record().values()] == [array.data for array in record.values()]
+    parameter = values.clone().requires_grad_()
+    reference = optimizer([parameter])
+    for step in (1, 2):
+        parameter.grad = torch.tensor([1 + 2j, step * 1j, -3], dtype=dtype)
+        reference.step()
+        server.step(torch.tensor([0, 1, 2, 0, step, -3, 0, 1, 1, 1, 1], dtype=server.vector.dtype), "gradient")
+    torch.testing.assert_close(trusted_tensor(server.to_record()["w"]), parameter.detach())
+    torch.testing.assert_close(trusted_tensor(server.to_record()["c"]), torch.full((2,), 3 + 2j, dtype=dtype))

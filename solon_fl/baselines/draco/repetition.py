@@ -61,7 +61,8 @@ class RepetitionCode(DracoCode):
         return np.full(size, 1 / size, dtype=np.complex128)
 
     def _decode(self, vectors: dict[int, Tensor], generator: torch.Generator | None) -> DracoDecoded:
-        fresh = np.random.default_rng(None if generator is None else int(torch.randint(2**62, (), generator=generator)))
+        seed = None if generator is None else int(torch.randint(2**62, (), generator=generator, device="cpu"))
+        fresh = np.random.default_rng(seed)
         elected, corrupt, residual, tolerance = [], set(range(self.num_nodes)), 0.0, 0.0
         for group in self.groups:
             members = {node: vectors[node] for node in group if node in vectors}

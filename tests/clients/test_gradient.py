@@ -1,0 +1,310 @@
+"""What a node computes of models that keep unusual state."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from flwr.app import ConfigRecord, Context, RecordDict
+from torch import Tensor, nn
+
+from solon_fl.clients import Batch, SolonTask
+from solon_fl.clients.gradient import change_of, flatten
+from solon_fl.config import SolonConfig
+from solon_fl.errors import ConfigurationError
+from solon_fl.simulations import InProcessGrid
+from solon_fl.simulations.attacks import Reverse
+from solon_fl.simulations.attacks.mods import attack_mod
+from solon_fl.strategies import RoundReport, SolonStrategy, buffer_names
+from tests.support import Regression, initial_model, record_of, small_config, train, vector_of
+
+CONTEXT = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
+ONE_GROUP = SolonConfig(num_nodes=7, byzantine=2, compression=3)
+
+
+class Client(Regression):
+    """Regression with a loss of the test's own."""
+
+    def __init__(self, make_model: Callable[[], nn.Module], loss: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__(make_model)
+        self.loss = loss
+
+    def batch_loss(self, model: nn.Module, batch: Batch, context: Context) -> Tensor:
+        return self.loss(model, torch.randn(8, 7, generator=batch.generator()).to(self.device()))
+
+
+def squared(model: nn.Module, inputs: Tensor) -> Tensor:
+    loss: Tensor = (model(inputs) - inputs.sum(1, keepdim=True)).abs().square().mean()
+    return loss
+
+
+def task_for(model: nn.Module, config: SolonConfig = ONE_GROUP) -> SolonTask:
+    dim = len(flatten(model.state_dict()))
+    return SolonTask.of_run(config, 1, group=0, slot=0, dim=dim, buffers=buffer_names(model))
+
+
+def alone(client: Client, model: nn.Module, rate: float, rounds: int) -> Tensor:
+    """Return the model's entries after the same rounds in plain torch, as they stand on the server."""
+    twin = client.make_model()
+    twin.load_state_dict(model.state_dict())
+    optimizer = torch.optim.SGD([p for p in twin.parameters() if p.requires_grad], lr=rate)
+    for server_round in range(1, rounds + 1):
+        optimizer.zero_grad()
+        for number in range(ONE_GROUP.batches_per_group):
+            batch = Batch(ONE_GROUP.seed, server_round, number)
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(batch.torch_seed)
+                (client.batch_loss(twin, batch, CONTEXT) / ONE_GROUP.batches_per_group).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return vector_of(record_of(twin))
+
+
+def together(
+    client: Client, model: nn.Module, rate: float, rounds: int, mode: str = "gradient"
+) -> tuple[Tensor, list[RoundReport]]:
+    """Return the model's entries after rounds of seven honest nodes, and the reports."""
+    reports: list[RoundReport] = []
+    config = SolonConfig(num_nodes=7, byzantine=2, compression=3, mode=mode, on_group_failure="stop")  # type: ignore[arg-type]
+    optimizer = partial(torch.optim.SGD, lr=rate if mode == "gradient" else 1.0)
+    strategy = SolonStrategy(config, optimizer, buffers=buffer_names(model), on_round=reports.append)
+    grid = InProcessGrid(client.client_app(), 7)
+    result = strategy.start(
+        grid, record_of(model), num_rounds=rounds, timeout=60, train_config=ConfigRecord({"lr": rate})
+    )
+    return vector_of(result.arrays), reports
+
+
+class Centred(nn.Module):
+    """Follows the mean of its inputs in a buffer that forward binds anew."""
+
+    def __init__(self, mean: Tensor | None = None) -> None:
+        super().__init__()
+        self.layer = nn.Linear(7, 1)
+        self.mean: Tensor
+        self.register_buffer("mean", torch.zeros(7) if mean is None else mean)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.mean = 0.9 * self.mean + 0.1 * inputs.mean(0)
+        result: Tensor = self.layer(inputs - self.mean)
+        return result
+
+
+def test_a_buffer_that_forward_binds_anew_follows_the_batches() -> None:
+    client, model = Client(Centred, squared), initial_model(Centred)
+    found, _ = together(client, model, 0.01, rounds=3)
+    torch.testing.assert_close(found, alone(client, model, 0.01, rounds=3), rtol=1e-4, atol=1e-5)
+
+
+def test_a_frozen_weight_that_forward_replaces_follows_too() -> None:
+    class Codebook(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(7, 1)
+            self.codes = nn.Parameter(torch.zeros(7), requires_grad=False)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            self.codes = nn.Parameter(self.codes + inputs.mean(0), requires_grad=False)
+            result: Tensor = self.layer(inputs)
+            return result
+
+    client, model = Client(Codebook, squared), initial_model(Codebook)
+    vector = client.gradient(record_of(model), task_for(model), CONTEXT, {})
+    batches = task_for(model).batches
+    expected = sum(torch.randn(8, 7, generator=batch.generator()).mean(0) for batch in batches)
+    assert isinstance(expected, Tensor)
+    torch.testing.assert_close(vector[:7].cpu(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_parameter_that_batch_loss_replaces_is_named() -> None:
+    def replace(model: nn.Module, inputs: Tensor) -> Tensor:
+        model.register_parameter("bias", nn.Parameter(torch.zeros(1)))
+        return squared(model, inputs)
+
+    client, model = Client(lambda: nn.Linear(7, 1), replace), initial_model()
+    with pytest.raises(ConfigurationError, match=r"must not replace parameters.*'bias'"):
+        client.gradient(record_of(model), task_for(model), CONTEXT, {})
+
+
+def test_a_buffer_that_changes_its_shape_is_named() -> None:
+    def grow(model: nn.Module, inputs: Tensor) -> Tensor:
+        model.mean = torch.zeros(1, 7)
+        return squared(model, inputs)
+
+    client, model = Client(Centred, grow), initial_model(Centred)
+    grown = "'mean' had \\(7,\\), and has \\(1, 7\\)"
+    with pytest.raises(ConfigurationError, match=grown):
+        client.gradient(record_of(model), task_for(model), CONTEXT, {})
+
+
+class Attention(nn.Module):
+    """One value attends to those before it: a mask of -inf, as transformers have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores, self.values = nn.Linear(7, 49), nn.Linear(7, 7)
+        self.mask: Tensor
+        self.register_buffer("mask", torch.full((7, 7), -torch.inf).triu(1))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        weights = (self.scores(inputs).view(-1, 7, 7) + self.mask).softmax(-1)
+        result: Tensor = (weights @ self.values(inputs).unsqueeze(-1)).sum(1)
+        return result
+
+
+@pytest.mark.parametrize("mode", ["gradient", "update"])
+def test_a_mask_of_infinities_does_not_spoil_the_shares(mode: str) -> None:
+    client, model = Client(Attention, squared), initial_model(Attention)
+    found, reports = together(client, model, 0.01, rounds=2, mode=mode)
+    assert all(group.status == "clean" for report in reports for group in report.groups)
+    if mode == "gradient":
+        torch.testing.assert_close(found, alone(client, model, 0.01, rounds=2), rtol=1e-4, atol=1e-5)
+
+
+def test_what_becomes_infinite_is_not_hidden() -> None:
+    before = torch.tensor([1.0, -torch.inf, torch.nan, 2.0, torch.inf])
+    after = torch.tensor([1.5, -torch.inf, torch.nan, torch.inf, torch.nan])
+    torch.testing.assert_close(
+        change_of(after, before), torch.tensor([0.5, 0, 0, torch.inf, torch.nan]), equal_nan=True
+    )
+
+
+class Spectral(nn.Module):
+    """Weights of frequencies, as Fourier neural operators have them, beside an odd number of real ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(7, 1, bias=False)
+        self.weight = nn.Parameter(torch.randn(4, dtype=torch.complex64))
+        self.phase: Tensor
+        self.register_buffer("phase", torch.zeros(4, dtype=torch.complex64))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        spectrum = torch.fft.rfft(inputs)
+        with torch.no_grad():
+            self.phase += spectrum.mean(0)
+        result: Tensor = self.layer(torch.fft.irfft(spectrum * self.weight, n=7))
+        return result
+
+
+@pytest.mark.parametrize("mode", ["gradient", "update"])
+def test_complex_parameters_and_buffers_are_trained(mode: str) -> None:
+    client, model = Client(Spectral, squared), initial_model(Spectral)
+    assert buffer_names(model) == ("phase",)
+    found, _ = together(client, model, 0.01, rounds=3, mode=mode)
+    before = vector_of(record_of(model))
+    assert (found == before).sum() <= 2  # the imaginary parts at frequency 0: of the weight and of the phase
+    if mode == "gradient":
+        torch.testing.assert_close(found, alone(client, model, 0.01, rounds=3), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_torchs_defaults_disturb_neither_server_nor_nodes(dtype: torch.dtype, device: str) -> None:
+    def make_model() -> nn.Module:
+        return nn.Linear(7, 1, dtype=torch.float32, device="cpu")
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        chosen = batch.sample(100, 8)
+        inputs = torch.arange(700, dtype=torch.float32, device="cpu").view(100, 7)[chosen].remainder(3)
+        return squared(model, inputs.to(next(model.parameters()).device))
+
+    class Sampling(Regression):
+        def batch_loss(self, model: nn.Module, batch: Batch, context: Context) -> Tensor:
+            return loss(model, batch)
+
+    model = initial_model(make_model)
+    config = small_config(redundancy="reactive")
+    expected, _ = train(config, client=Sampling(make_model), model=model, rounds=2, projection_seed=1)
+    torch.set_default_dtype(dtype)
+    torch.set_default_device(device)
+    try:
+        mods = [attack_mod(Reverse(), {1, 3, 9, 13})]
+        found, reports = train(config, client=Sampling(make_model), model=model, rounds=2, mods=mods, projection_seed=1)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    torch.testing.assert_close(vector_of(found.arrays), vector_of(expected.arrays), rtol=1e-5, atol=1e-6)
+    assert {node for report in reports for node in report.corrupt_nodes} == {2, 4, 10, 14}
+
+
+def in_halves(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Compute the gradient of one half itself, as those do who save memory."""
+    (squared(model, inputs[:4]) / 2).backward()  # type: ignore[no-untyped-call]  # torch's
+    return squared(model, inputs[4:]) / 2
+
+
+@pytest.mark.parametrize("set_to_none", [True, False, None])
+def test_what_batch_loss_does_with_gradients_is_no_matter(set_to_none: bool | None) -> None:
+    def as_in_a_training_loop(model: nn.Module, inputs: Tensor) -> Tensor:
+        if set_to_none is None:
+            return in_halves(model, inputs)
+        model.zero_grad(set_to_none=set_to_none)
+        return squared(model, inputs)
+
+    model = initial_model()
+    found, expected = (
+        Client(lambda: nn.Linear(7, 1), loss).gradient(record_of(model), task_for(model), CONTEXT, {})
+        for loss in (as_in_a_training_loop, squared)
+    )
+    torch.testing.assert_close(found, expected)
+    assert set_to_none is None or torch.equal(found, expected)
+
+
+class RandomFeatures(nn.Module):
+    """Constants drawn when it is built, which are not in its state_dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = torch.randn(7, 5)
+        self.layer = nn.Linear(5, 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        result: Tensor = self.layer((inputs @ self.features.to(inputs.device)).sin())
+        return result
+
+
+class Inspected(Client):
+    """Evaluates to a number that tells the constants."""
+
+    def evaluate(self, model: nn.Module, context: Context) -> dict[str, float]:
+        assert isinstance(model, RandomFeatures)
+        return {"features": float(model.features.sum())}
+
+
+def test_random_constants_are_the_same_on_all_nodes_and_in_evaluation() -> None:
+    client, model = Inspected(RandomFeatures, squared), initial_model(RandomFeatures)
+    config = small_config(seed=5)
+    result, reports = train(config, client=client, model=model, rounds=2, client_evaluation=True)
+    assert all(group.status == "clean" for report in reports for group in report.groups)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        expected = float(RandomFeatures().features.sum())
+    assert [metrics["features"] for metrics in result.evaluate_metrics_clientapp.values()] == [expected, expected]
+
+
+class HalfUsed(nn.Module):
+    """Has a layer that forward leaves out."""
+
+    def __init__(self, frozen: bool) -> None:
+        super().__init__()
+        self.used, self.left_out = nn.Linear(7, 1), nn.Linear(7, 3)
+        self.left_out.requires_grad_(not frozen)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        result: Tensor = self.used(inputs)
+        return result
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_parameters_that_no_loss_reaches_are_named_once_unless_they_are_frozen(
+    frozen: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_model = partial(HalfUsed, frozen)
+    model = initial_model(make_model)
+    decaying = partial(torch.optim.SGD, lr=0.1, weight_decay=0.5)
+    result, _ = train(client=Regression(make_model), model=model, rounds=2, optimizer=decaying)
+    named = "depends on 2 parameters (left_out.weight, left_out.bias)"
+    assert caplog.text.count(named) == (0 if frozen else 1)
+    change = result.arrays["left_out.weight"].numpy() - model.state_dict()["left_out.weight"].numpy()
+    assert (abs(change).max() > 1e-3) == (not frozen)
