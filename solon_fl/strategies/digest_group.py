@@ -55,7 +55,8 @@ class DigestGroupRound(GroupRound):
         if self.closed:
             return gradient
         all_here = self._all_here
-        if not last and (self.resting or not all_here):
+        by_algebra_now = self._late and self.can_decode_by_algebra  # what may still come is not waited for
+        if not last and (self.resting or not (all_here or by_algebra_now)):
             self._exhausted = all_here
             return None
         if not self.can_decode_by_algebra:

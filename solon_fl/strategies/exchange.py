@@ -72,14 +72,15 @@ def exchange(
         if anything:
             entered = time.monotonic()
             enough = receive(batch)
-            inside += time.monotonic() - entered
+            busy = time.monotonic() - entered
+            inside += busy
+            sent += busy  # nobody is late because the server was at work
             if enough:
                 break
             pause = 0.005
-        waited = time.monotonic() - sent
-        turns_late = not late and (
-            not key_of or waited >= min(patience(), math.inf if timeout is None else timeout / 2)
-        )
+        # Late is what a look did not find that began when the patience was over.
+        is_over = looked - sent >= min(patience(), math.inf if timeout is None else timeout / 2)
+        turns_late = not late and (not key_of or (is_over and not anything))
         if follow_up is not None and (anything or turns_late):
             late = late or turns_late
             more = push(grid, follow_up(turns_late), fetcher)

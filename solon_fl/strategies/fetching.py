@@ -21,6 +21,7 @@ __all__ = ["Fetcher", "fetcher_of"]
 
 WORKERS = 8  # threads that look for replies at the same time
 IDLE_SECONDS = 5.0  # after which a thread without work ends
+SLOW_SECONDS = 0.1  # after which other replies no longer wait for a thread that is at work
 STUCK_SECONDS = 2.0  # after which a thread no longer counts as one of them: its reply is announced, and not there
 STUCK_REPLIES = 2  # of a node that are looked at, each by a thread; the first may be of one that died and is back
 MESSAGE_UNAVAILABLE = 3  # Flower's error code for a reply that was announced, and of which something is missing
@@ -74,13 +75,16 @@ class Fetcher:
         self._ask(message_ids)
         fresh = [message_id for message_id in message_ids if message_id in self._asked]
         deadline = time.monotonic() + STUCK_SECONDS
-        while wait and any(i in self._asked and not self.is_stuck(i) for i in fresh) and time.monotonic() < deadline:
-            self._collect(timeout=0.05)
+        while wait and any(i in self._asked and not self._is_slow(i) for i in fresh) and time.monotonic() < deadline:
+            self._collect(timeout=SLOW_SECONDS / 4)
             self._hire()
         found = {i: self._replies.pop(i) for i in message_ids if i in self._replies}
         for message_id in found:
             self._node_of.pop(message_id, None)
         return found
+
+    def _is_slow(self, message_id: str) -> bool:
+        return self._seconds(message_id) >= SLOW_SECONDS
 
     def is_stuck(self, message_id: str) -> bool:
         """Return whether the reply to this message is announced, but does not come."""
@@ -120,11 +124,11 @@ class Fetcher:
         self._hire()
 
     def _hire(self) -> None:
-        """See to it that enough threads are at work that are not stuck."""
-        stuck = sum(self.is_stuck(message_id) for message_id in list(self._began))
-        needed = min(WORKERS, len(self._asked) - stuck)
+        """See to it that enough threads are at work that are not slow."""
+        slow = sum(self._is_slow(message_id) for message_id in list(self._began))
+        needed = min(WORKERS, len(self._asked) - slow)
         with self._lock:
-            while self._num_workers - stuck < needed:
+            while self._num_workers - slow < needed:
                 self._num_workers += 1
                 threading.Thread(target=self._work, name="solon-fetch", daemon=True).start()
 

@@ -25,7 +25,10 @@ class Patience:
         """Learn how long a node took to answer."""
         self._seconds[node_id] = seconds
 
-    def seconds(self, asked: Collection[int]) -> float:
-        """Return how long to wait, given the ids of the nodes that were asked; inf if half of them never answered."""
-        times = [self._seconds.get(node_id, math.inf) for node_id in asked]
+    def seconds(self, nodes: Collection[int]) -> float:
+        """Return how long to wait, given the ids of all nodes of all groups; inf if half of them never answered.
+
+        Those at rest count too: among the nodes that were asked, liars can be the most.
+        """
+        times = [self._seconds.get(node_id, math.inf) for node_id in nodes]
         return max(FACTOR * statistics.median_high(times), FLOOR) if times else math.inf

@@ -251,7 +251,7 @@ class SolonRound(Round[Place]):
 
     def patience(self) -> float:
         """See `Patience`."""
-        ids = [self._groups[group].nodes[slot] for group, slot in self._sent]
+        ids = [node_id for group in self._groups for node_id in group.nodes]
         return self._run.patience.seconds([node_id for node_id in ids if node_id is not None])
 
     def receive(self, batch: list[tuple[Place, Message]]) -> bool:
