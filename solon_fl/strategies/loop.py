@@ -18,12 +18,13 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from solon_fl.checks import check_timeout, check_whole
 from solon_fl.config import Mode
-from solon_fl.errors import CheckpointError, ConfigurationError, GroupFailedError
+from solon_fl.errors import CheckpointError, GroupFailedError
 from solon_fl.strategies.checkpoint import Checkpoint, Checkpoints
+from solon_fl.strategies.evaluating import Evaluate, evaluate_centrally, warn_of_failed_evaluations
 from solon_fl.strategies.exchange import exchange, reply_keys
 from solon_fl.strategies.fetching import fetcher_of
 from solon_fl.strategies.model import OptimizerFactory, SchedulerFactory, ServerModel, check_factories
-from solon_fl.strategies.replies import is_silence, median_metrics, one_line
+from solon_fl.strategies.replies import median_metrics
 from solon_fl.strategies.reports import RoundReport
 from solon_fl.strategies.rounds import Aggregated, Round, Run
 from solon_fl.task import ARRAYS, CONFIG, time_to_live
@@ -32,7 +33,6 @@ __all__ = ["RoundStrategy"]
 
 METRICS = ("train_metrics_clientapp", "evaluate_metrics_clientapp", "evaluate_metrics_serverapp")  # of a Result
 LATE_ROUNDS = 3  # for which answers to earlier rounds are looked for
-Evaluate = Callable[[int, ArrayRecord], MetricRecord | None]
 Key = TypeVar("Key", bound=Hashable)
 logger = logging.getLogger("flwr")
 
@@ -192,7 +192,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         first, self._stop = rounds_done + 1, False
         try:
             if rounds_done == 0:
-                _evaluate_centrally(0, result, evaluate_fn)
+                evaluate_centrally(0, result, evaluate_fn)
                 run.prepare(grid, result.arrays, train_config)
             unanswered: dict[str, tuple[int, int]] = {}  # round and node by message id, of the last few rounds
             stepped = 0
@@ -204,7 +204,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
                 rounds_done = server_round
                 if self._client_evaluation:
                     self._evaluate_on_nodes(run, server_round, result, grid, evaluate_config)
-                _evaluate_centrally(server_round, result, evaluate_fn)
+                evaluate_centrally(server_round, result, evaluate_fn)
                 if self._checkpoints and (server_round % self._checkpoints.every == 0 or last):
                     self._checkpoints.save_if_possible(self._checkpoint(run, server_round, result))
                 if last and server_round < num_rounds:
@@ -352,7 +352,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         """Return the median of every metric that more than half of the nodes reported as one finite number."""
         run, replies = self._run(), list(replies)
         metrics = median_metrics(replies, len(run.evaluating_nodes()))
-        _warn_of_failed_evaluations(run, replies, metrics)
+        warn_of_failed_evaluations(run, replies, metrics)
         return metrics
 
     def _run(self) -> RunType:
@@ -439,48 +439,3 @@ def _refuse_silence_at_the_start(report: RoundReport) -> None:
             "no node sent anything usable in the first round, so there is nothing to train with; "
             f"the first node's reason: {reasons[0] if reasons else 'none answered within the timeout'}"
         )
-
-
-def _warn_of_failed_evaluations(run: Run, replies: Collection[Message], metrics: MetricRecord | None) -> None:
-    """Log, once for each node, that its evaluation failed, with the first one's reason; and that there is no metric."""
-    reasons: dict[int, str] = {}
-    for reply in replies:
-        if reply.has_error() and not is_silence(reply):
-            reasons.setdefault(reply.metadata.src_node_id, one_line(f"error {reply.error.code}: {reply.error.reason}"))
-    new = sorted(reasons.keys() - run.failed_evaluating)
-    if new:
-        logger.warning(
-            "Evaluation failed on %d of %d nodes that answered; the first reason, of node %s: %s",
-            *(len(reasons), len(replies), run.label(new[0]), reasons[new[0]]),
-        )
-    elif metrics is None and len(reasons) < len(replies) and not run.told_of_no_metrics:
-        run.told_of_no_metrics = True
-        logger.warning(
-            "%d nodes evaluated, but no metric came from more than half of the nodes as one finite number; evaluate "
-            "must return int or float values, and not NaN.",
-            len(replies) - len(reasons),
-        )
-    run.failed_evaluating |= reasons.keys()
-
-
-def _evaluate_centrally(server_round: int, result: Result, evaluate_fn: Evaluate | None) -> None:
-    found = evaluate_fn(server_round, result.arrays) if evaluate_fn else None
-    if found is not None:
-        metrics = _as_metrics(found)
-        logger.info("\tround %d: %s", server_round, dict(metrics))
-        result.evaluate_metrics_serverapp[server_round] = metrics
-
-
-def _as_metrics(found: object) -> MetricRecord:
-    """Return what an evaluate_fn returned as Flower metrics: numbers of numpy, and plain dicts, will do."""
-    if isinstance(found, MetricRecord):
-        return found
-    try:
-        if not isinstance(found, Mapping):
-            raise TypeError(f"it is a {type(found).__name__}")
-        return MetricRecord({name: v.tolist() if hasattr(v, "tolist") else v for name, v in found.items()})
-    except TypeError as error:
-        raise ConfigurationError(
-            f"evaluate_fn must return None or numbers by name, such as MetricRecord({{'accuracy': 0.5}}); got "
-            f"{found!r} ({error})."
-        ) from error

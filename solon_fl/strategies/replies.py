@@ -193,7 +193,8 @@ def _finite_metrics(reply: Message) -> dict[str, float]:
     found: dict[str, float] = {}
     try:
         if reply.has_content():
-            records = reply.content.metric_records.values()
+            # Not `metric_records`: that ties the message, and its share, into a reference cycle.
+            records = [record for record in reply.content.values() if isinstance(record, MetricRecord)]
             metrics = (item for record in records for item in record.items())
             for name, value in islice(metrics, MOST_METRICS):
                 if isinstance(value, (int, float)) and math.isfinite(value):

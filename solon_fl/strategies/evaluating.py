@@ -1,0 +1,62 @@
+"""How the model is doing: what the server's evaluate_fn says, and whether the nodes' evaluations came."""
+
+import logging
+from collections.abc import Callable, Collection, Mapping
+
+from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.serverapp.strategy import Result
+
+from solon_fl.errors import ConfigurationError
+from solon_fl.strategies.replies import is_silence, one_line
+from solon_fl.strategies.rounds import Run
+
+__all__ = ["Evaluate", "evaluate_centrally", "warn_of_failed_evaluations"]
+
+Evaluate = Callable[[int, ArrayRecord], MetricRecord | None]
+logger = logging.getLogger("flwr")
+
+
+def warn_of_failed_evaluations(run: Run, replies: Collection[Message], metrics: MetricRecord | None) -> None:
+    """Log, once for each node, that its evaluation failed, with the first one's reason; and that there is no metric."""
+    reasons: dict[int, str] = {}
+    for reply in replies:
+        if reply.has_error() and not is_silence(reply):
+            reasons.setdefault(reply.metadata.src_node_id, one_line(f"error {reply.error.code}: {reply.error.reason}"))
+    new = sorted(reasons.keys() - run.failed_evaluating)
+    if new:
+        logger.warning(
+            "Evaluation failed on %d of %d nodes that answered; the first reason, of node %s: %s",
+            *(len(reasons), len(replies), run.label(new[0]), reasons[new[0]]),
+        )
+    elif metrics is None and len(reasons) < len(replies) and not run.told_of_no_metrics:
+        run.told_of_no_metrics = True
+        logger.warning(
+            "%d nodes evaluated, but no metric came from more than half of the nodes as one finite number; evaluate "
+            "must return int or float values, and not NaN.",
+            len(replies) - len(reasons),
+        )
+    run.failed_evaluating |= reasons.keys()
+
+
+def evaluate_centrally(server_round: int, result: Result, evaluate_fn: Evaluate | None) -> None:
+    """Put what the evaluate_fn says of the model into the result."""
+    found = evaluate_fn(server_round, result.arrays) if evaluate_fn else None
+    if found is not None:
+        metrics = _as_metrics(found)
+        logger.info("\tround %d: %s", server_round, dict(metrics))
+        result.evaluate_metrics_serverapp[server_round] = metrics
+
+
+def _as_metrics(found: object) -> MetricRecord:
+    """Return what an evaluate_fn returned as Flower metrics: numbers of numpy, and plain dicts, will do."""
+    if isinstance(found, MetricRecord):
+        return found
+    try:
+        if not isinstance(found, Mapping):
+            raise TypeError(f"it is a {type(found).__name__}")
+        return MetricRecord({name: v.tolist() if hasattr(v, "tolist") else v for name, v in found.items()})
+    except TypeError as error:
+        raise ConfigurationError(
+            f"evaluate_fn must return None or numbers by name, such as MetricRecord({{'accuracy': 0.5}}); got "
+            f"{found!r} ({error})."
+        ) from error
