@@ -1,4 +1,5 @@
 import json
+import time
 from collections.abc import Callable, Iterable
 
 import pytest
@@ -146,6 +147,34 @@ def test_who_is_to_follow_up_is_told_when_it_is_late_and_again_for_further_messa
     received, calls = ask_in_two_steps(ScriptedGrid(all_but_node_2), 3, timeout=0.2)
     assert [key for key, _ in received] == [1, 3]
     assert calls == [False, True, False]
+
+
+def test_nobody_is_late_because_the_server_was_at_work() -> None:
+    """What came meanwhile is looked for before any further message is sent."""
+    handled = 0
+
+    def one_at_a_time(grid: ScriptedGrid, ids: list[str]) -> list[Message]:
+        return [grid.reply(i) for i in ids if grid._waiting[i].metadata.dst_node_id == handled + 1]
+
+    calls: list[bool] = []
+    received: Received = []
+
+    def receive(batch: Received) -> bool:
+        nonlocal handled
+        received.extend(batch)
+        handled += len(batch)
+        time.sleep(0.1)
+        return False
+
+    def follow_up(late: bool) -> dict[int, Message]:
+        calls.append(late)
+        return {}
+
+    messages = {node: Message(RecordDict(), node, MessageType.TRAIN) for node in (1, 2, 3)}
+    grid = ScriptedGrid(one_at_a_time)
+    exchange(grid, messages, 60, receive, follow_up, patience=lambda: 0.05)
+    assert [key for key, _ in received] == [1, 2, 3]
+    assert calls == [False, False, True]  # late only when no more replies can come
 
 
 @pytest.mark.parametrize("refused", [{2}, {1, 2}])

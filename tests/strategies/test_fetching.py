@@ -76,6 +76,22 @@ def test_one_announced_reply_that_does_not_come_holds_up_no_other() -> None:
     release.set()
 
 
+def test_many_stalls_in_front_of_the_queue_hold_up_nobody_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each costs its thread a moment, not the time after which it counts as stuck."""
+    monkeypatch.setattr(fetching, "STUCK_SECONDS", 60.0)
+    hold, release = blocking(*range(1, 33))
+    grid = SlowGrid(hold, 36)
+    try:
+        fetcher = fetcher_of(grid)
+        messages = [Message(RecordDict(), node, MessageType.TRAIN) for node in range(1, 37)]
+        ids = list(grid.push_messages(messages))
+        fetcher.expect({message_id: grid.nodes[message_id] for message_id in ids})
+        assert {grid.nodes[message_id] for message_id in fetcher.fetch(ids)} == {33, 34, 35, 36}
+        assert fetcher._num_workers <= 32 + fetching.WORKERS
+    finally:
+        release.set()
+
+
 def test_the_deadline_is_kept_though_every_node_stalls() -> None:
     hold, release = blocking(1, 2, 3, 4, 5)
     started = time.monotonic()
@@ -185,7 +201,7 @@ def test_a_stall_is_in_the_ledger_and_from_the_second_on_an_offence() -> None:
 
     def hold(node: int) -> None:
         stall(node)
-        time.sleep(0.1 * (node == 1))  # so that a round takes a while
+        time.sleep(0.1 * (node != 5))  # so that a round takes a while
 
     strategy = SolonStrategy(small_config(num_nodes=7, stragglers=1, compression=2), SGD)
     result = strategy.start(SlowGrid(hold, 7), record_of(initial_model()), num_rounds=12, timeout=0.4)
