@@ -279,12 +279,19 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         }
         replies: dict[int, Message] = {}
         asked = set(messages)
+        started = time.monotonic()
 
         def receive(batch: list[tuple[int, Message]]) -> bool:
+            for node_id, _ in batch:
+                run.evaluation_patience.record(node_id, time.monotonic() - started)
             replies.update(batch)
-            return asked <= replies.keys() | run.not_evaluating  # who once did not is no longer waited for
+            late = not batch and 2 * len(replies) > len(asked)
+            return late or asked <= replies.keys() | run.not_evaluating  # who once did not is no longer waited for
 
-        _, unanswered = exchange(grid, messages, run.timeout, receive)
+        def patience() -> float:
+            return run.evaluation_patience.seconds(asked)
+
+        _, unanswered = exchange(grid, messages, run.timeout, receive, lambda late: {}, patience)
         for message_id in unanswered:
             fetcher_of(grid).forget(message_id)
         newly_silent = asked - replies.keys() - run.not_evaluating

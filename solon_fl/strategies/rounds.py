@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from solon_fl.strategies.model import ServerModel
+from solon_fl.strategies.patience import Patience
 from solon_fl.strategies.reports import GroupReport, RoundReport
 
 __all__ = ["Aggregated", "Round", "Run"]
@@ -75,7 +76,8 @@ class Run:
     def __init__(self, model: ServerModel, timeout: float | None) -> None:
         self.model = model
         self.timeout = timeout
-        self.not_evaluating: set[int] = set()  # ids of the nodes that once sent no evaluation
+        self.not_evaluating: set[int] = set()  # ids of the nodes that once sent no evaluation, or not in time
+        self.evaluation_patience = Patience()
         self.failed_evaluating: set[int] = set()  # ids of the nodes of which the log has said so
         self.told_of_no_metrics = False
 

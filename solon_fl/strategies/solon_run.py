@@ -239,14 +239,21 @@ class SolonRound(Round[Place]):
         self._sum: torch.Tensor | None = None  # of the gradients so far, weighted
         self._sum_of_weights = 0.0
         self._sent: dict[Place, float] = {}  # when each was asked
+        self._asked_at: dict[int, float] = {}  # when nodes of each group were last asked, plus the server's own time
+        self._looked = 0.0  # when the latest replies came
 
     def messages(self, arrays: ArrayRecord) -> dict[Place, Message]:
         """Return one message per node: the shared model, and a config and a task of its own."""
         return self._tasks([(group.group, slot) for group in self._groups for slot in group.asked], arrays)
 
     def follow_up(self, late: bool) -> dict[Place, Message]:
-        """Wake the nodes at rest of groups that need them."""
-        places = [(group.group, slot) for group in self._groups for slot in group.wake(late)]
+        """Wake the nodes at rest of groups that need them. Each group has a patience of its own."""
+        patience = self.patience() if any(group.resting for group in self._groups) else math.inf
+        places = [
+            (group.group, slot)
+            for group in self._groups
+            for slot in group.wake(late or self._looked - self._asked_at.get(group.group, math.inf) >= patience)
+        ]
         return self._tasks(places, self._run.model.to_record()) if places else {}
 
     def patience(self) -> float:
@@ -256,7 +263,7 @@ class SolonRound(Round[Place]):
 
     def receive(self, batch: list[tuple[Place, Message]]) -> bool:
         """Take replies that came together; return whether every group's outcome is certain."""
-        now = time.monotonic()
+        now = self._looked = time.monotonic()
         by_group: dict[int, dict[int, Message]] = {}
         while batch:  # all is emptied, so that a group's shares are gone once it is decoded
             (group, slot), reply = batch.pop(0)
@@ -268,6 +275,8 @@ class SolonRound(Round[Place]):
         for group, replies in by_group.items():
             self._groups[group].receive(replies)
         self._decode(last=False)
+        busy = time.monotonic() - now
+        self._asked_at = {group: asked_at + busy for group, asked_at in self._asked_at.items()}
         return all(group.closed for group in self._groups)
 
     def close(self) -> Aggregated:
@@ -297,7 +306,7 @@ class SolonRound(Round[Place]):
                     dim=run.model.dim,
                     buffers=run.model.buffers,
                 )
-                self._sent[group, slot] = time.monotonic()
+                self._sent[group, slot] = self._asked_at[group] = time.monotonic()
                 messages[group, slot] = task.to_message(arrays, self._train_config, node_id, run.timeout)
         return messages
 
