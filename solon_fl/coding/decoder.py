@@ -44,7 +44,7 @@ __all__ = [
 
 BeyondBound = Literal["reject", "accept"]
 LOUD = 100.0  # times the noise: what a fast pass is tried, or given up, for; the value costs time only
-GLANCE = 8  # columns for every one of those that liars are guessed from: fewer are projected and solved at once
+GLANCE = 8  # liars are guessed from some columns only if all are this many times as many; the value costs time only
 FINITE = 1e60  # the same, for a pass that is to go on to the end
 MAX_LOOKS = 2  # at the shares of one group, the second closer than the first
 LIKELY = 2.0  # times the noise: what projected noise is seldom beyond (up to NOISE_MARGIN); no part of any proof
@@ -350,11 +350,8 @@ class Decoder:
 
     def _decode_fast(self, rows: Mapping[int, Tensor], dim: int, needed: int, memory: Memory) -> Decoded | None:
         """Step 2: decode in a pass if all shares agree, in two if lies are loud from the start; None if in doubt."""
-        slots, shares, generator = (
-            sorted(rows),
-            [rows[slot] for slot in sorted(rows)],
-            self.code.generator[sorted(rows)],
-        )
+        slots = sorted(rows)
+        shares, generator = [rows[slot] for slot in slots], self.code.generator[slots]
         found, seen = interpolate(generator, (), shares, dim, LOUD * self.rtol), math.inf
         if isinstance(found, slice) and found.start == 0 and found.stop * GLANCE <= shares[0].numel():
             accused, seen = self._loud(found, rows, needed, memory)
@@ -443,8 +440,7 @@ class Decoder:
         return _Screened(
             slots=slots,
             alive=[slots[row] for row in alive],
-            noise=math.sqrt(code.group_size)
-            * (self.rtol * scale + floor),  # of all rows: so it does not grow with them
+            noise=math.sqrt(code.group_size) * (self.rtol * scale + floor),  # of r rows: it must not grow with n
             max_errors=max_errors,
             liars=max(max_errors, self.byzantine - (len(slots) - len(alive))),
         )

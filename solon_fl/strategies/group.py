@@ -204,10 +204,9 @@ class GroupRound:
         return self._close(decoded)
 
     def _is_precise(self, decoded: Decoded) -> bool:
-        gradient = decoded.gradient
-        return gradient is not None and decoded.error_bound <= self.early_error * float(
-            torch.linalg.vector_norm(gradient)
-        )
+        if decoded.gradient is None:
+            return False
+        return decoded.error_bound <= self.early_error * float(torch.linalg.vector_norm(decoded.gradient))
 
     def _warn_of(self, decoded: Decoded) -> None:
         """Log whom a result beyond the bound accuses, and what it rests on."""
