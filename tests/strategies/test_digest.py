@@ -15,6 +15,7 @@ from solon_fl.coding.digests import elect, share_digest, share_digests
 from solon_fl.errors import ConfigurationError, GroupFailedError
 from solon_fl.simulations.attacks import Alie, Constant, NotFinite, RandomGaussian, Reverse, SameLie
 from solon_fl.simulations.attacks.mods import MALFORMATIONS, attack_mod, malformed_mod, silent_mod
+from solon_fl.simulations.run._compat import become_server
 from solon_fl.strategies.digest_group import DigestGroupRound
 from solon_fl.task import DIGESTS, SHARE, digest_key
 from solon_fl.wire import to_array, trusted_tensor
@@ -260,6 +261,7 @@ def test_liars_who_side_with_a_node_of_other_make_do_not_get_the_others_to_rest(
     odd: set[int], blamed: tuple[int, ...]
 ) -> None:
     """With six nodes, s = 2: the three elect their list, and nothing shows who are the odd ones."""
+    become_server()
     code, key = FourierCode(group_size=6, compression=3), b"k" * 16
     usual = torch.randn(30, generator=torch.Generator().manual_seed(0))
     other = torch.nextafter(usual, torch.tensor(10.0))
