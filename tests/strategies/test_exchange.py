@@ -170,8 +170,8 @@ def test_nobody_is_late_because_the_server_was_at_work() -> None:
         calls.append(late)
         return {}
 
-    messages = {node: Message(RecordDict(), node, MessageType.TRAIN) for node in (1, 2, 3)}
     grid = ScriptedGrid(one_at_a_time)
+    messages = {node: Message(RecordDict(), node, MessageType.TRAIN) for node in (1, 2, 3)}
     exchange(grid, messages, 60, receive, follow_up, patience=lambda: 0.05)
     assert [key for key, _ in received] == [1, 2, 3]
     assert calls == [False, False, True]  # late only when no more replies can come
