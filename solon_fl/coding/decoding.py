@@ -27,7 +27,7 @@ LOUD = 100.0  # times the noise: what a fast pass is tried, or given up, for; th
 GLANCE = 8  # liars are guessed from some columns only if all are this many times as many; the value costs time only
 FINITE = 1e60  # the same, for a pass that is to go on to the end
 MAX_LOOKS = 2  # at the shares of one group, the second closer than the first
-CHANCE = 1e-4  # that noise looks like lies in single tensors; then honest rows are left out, and become suspects
+CHANCE = 1e-5  # that noise looks like lies in single tensors; then honest rows are left out, and become suspects
 LIKELY = 2.0  # times the noise: what projected noise is seldom beyond (up to NOISE_MARGIN); no part of any proof
 
 Project = Callable[[IntArray], FloatArray]

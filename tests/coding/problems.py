@@ -11,6 +11,7 @@ from torch import Tensor
 from solon_fl import Code, Decoded, Decoder, FourierCode, LocatingProblem
 from solon_fl.coding import smallest_group
 from solon_fl.coding.decoding import Decoding
+from solon_fl.coding.sections import Sections
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -36,11 +37,18 @@ def shares_of(code: Code, gradient: Tensor) -> dict[int, Tensor]:
 
 
 def decode(
-    decoder: Decoder, shares: dict[int, Tensor], *, looking: bool, dim: int | None = None, seed: int | None = None
+    decoder: Decoder,
+    shares: dict[int, Tensor],
+    *,
+    looking: bool,
+    dim: int | None = None,
+    sections: Sections | None = None,
+    seed: int | None = None,
 ) -> Decoded:
     """Decode; if `looking`, by projection and least squares at once, without trying what is mostly enough."""
     with without_comparing(looking):
-        return decoder.decode(shares, dim=dim, generator=None if seed is None else seeded(seed))
+        generator = None if seed is None else seeded(seed)
+        return decoder.decode(shares, dim=dim, sections=sections, generator=generator)
 
 
 def without_comparing(wanted: bool) -> AbstractContextManager[object]:
