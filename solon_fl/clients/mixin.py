@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from solon_fl.clients.determinism import deterministic, seeded, strictly_deterministic
 from solon_fl.clients.failures import explained
 from solon_fl.clients.gradient import GradientVector, change_of, flatten, load_model
+from solon_fl.clients.integers import FollowedIntegers
 from solon_fl.clients.share import answer_silo_queries, share_reply, without_state
 from solon_fl.errors import ConfigurationError
 from solon_fl.task import ARRAYS, CONFIG, RUN_SEED, Batch, SolonTask
@@ -44,7 +45,8 @@ class SolonClientMixin:
     it. The server must be told which entries that are: ``SolonStrategy(..., buffers=buffer_names(model))``.
     A parameter that no batch's loss depends on has gradient 0, not None as in plain torch: weight decay moves it, and
     Adam by rounding errors too. The node's log names such parameters; freeze them (``requires_grad_(False)``).
-    Integer state (num_batches_tracked) is not sent; a BatchNorm with momentum=None is therefore not supported.
+    Integer and boolean entries are not sent: a loss that changes one is an error which names it. num_batches_tracked is
+    counted by the server, so that a BatchNorm with momentum=None, used once a batch, averages as in plain torch.
 
     Examples
     --------
@@ -91,7 +93,7 @@ class SolonClientMixin:
         """Return the mean gradient of these batches, (d,), and the buffers' change where those stand."""
         model, device = self._load(arrays, buffers, context, batches[0].seed)
         gradient = GradientVector(model)
-        with gradient:
+        with FollowedIntegers(model, len(batches)), gradient:
             for batch in batches:
                 with deterministic(batch.torch_seed, device):
                     gradient.backward(self.batch_loss(model, batch, context))
@@ -114,11 +116,12 @@ class SolonClientMixin:
         model, device = self._load(arrays, task.buffers, context, task.seed)
         before = flatten({name: value.clone() for name, value in model.state_dict().items()})
         optimizer = self.local_optimizer(model, config)
-        for batch in task.batches:
-            with deterministic(batch.torch_seed, device):
-                optimizer.zero_grad()
-                self.batch_loss(model, batch, context).backward()  # type: ignore[no-untyped-call]  # torch's
-                optimizer.step()
+        with FollowedIntegers(model, len(task.batches)):
+            for batch in task.batches:
+                with deterministic(batch.torch_seed, device):
+                    optimizer.zero_grad()
+                    self.batch_loss(model, batch, context).backward()  # type: ignore[no-untyped-call]  # torch's
+                    optimizer.step()
         return change_of(flatten(model.state_dict()), before)
 
     def evaluate(self, model: nn.Module, context: Context) -> dict[str, float]:

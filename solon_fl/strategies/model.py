@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from solon_fl.config import Mode
 from solon_fl.errors import ConfigurationError
-from solon_fl.wire import check_dtype, is_continuous, real_view, to_array, trusted_tensor
+from solon_fl.wire import check_dtype, is_continuous, is_counter, real_view, to_array, trusted_tensor
 
 __all__ = [
     "OptimizerFactory",
@@ -128,8 +128,9 @@ class ServerModel:
     Parameters
     ----------
     arrays : ArrayRecord
-        The initial model. Integer and boolean entries (such as BatchNorm's num_batches_tracked) stay as they
-        are: no node is asked about them.
+        The initial model. Integer and boolean entries stay as they are, as no node is asked about them; a node
+        that changes one says so, and fails. To a normalisation layer's num_batches_tracked each step adds the
+        batches of a group, as if the layer were used once a batch.
     buffers : collection of str
         Names of floating-point or complex entries that no gradient moves. Nodes send their change, which is added.
     optimizer : callable
@@ -152,12 +153,15 @@ class ServerModel:
             raise ConfigurationError(f"buffers must name entries of the model; got {unknown}, not in it.")
         self._entries: list[_Entry] = []
         self._static: dict[str, Array] = {}
+        self._counters: list[str] = []
         self._order = list(arrays)
         tensors = []
         for name, array in arrays.items():
             tensor = trusted_tensor(array)
             if not is_continuous(tensor):
                 self._static[name] = array
+                if is_counter(name, tensor.dtype):
+                    self._counters.append(name)
                 continue
             values = real_view(tensor)
             self._entries.append(_Entry(name, tuple(values.shape), tensor.dtype, self.dim))
@@ -306,7 +310,7 @@ class ServerModel:
                 self.vector[entry.start : entry.stop].view(shape).copy_(value)
         return changed
 
-    def step(self, direction: Tensor, mode: Mode) -> None:
+    def step(self, direction: Tensor, mode: Mode, num_batches: int = 0) -> None:
         """Let the optimizer (and the scheduler) take one step, and add the change of the buffers.
 
         Parameters
@@ -315,7 +319,11 @@ class ServerModel:
             Where a parameter stands: the gradient, or in mode "update" the change, whose negative the
             optimizer takes for the gradient (SGD with lr=1 then adds it as it is). Where a buffer stands:
             its change. It may be overwritten.
+        num_batches : int
+            That each node computed one after the other, which normalisation layers count.
         """
+        for name in self._counters:
+            self._static[name] = to_array(trusted_tensor(self._static[name]) + num_batches)
         for buffer, change in zip(self._buffers, self._views(direction, buffers=True), strict=True):
             buffer += change
         if self._optimizer is None:
