@@ -11,6 +11,7 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 from torch import Tensor, nn
 
+from solon_fl.clients.app import MixinApp
 from solon_fl.clients.determinism import deterministic, seeded, strictly_deterministic
 from solon_fl.clients.failures import explained
 from solon_fl.clients.gradient import GradientVector, change_of, flatten, load_model
@@ -156,18 +157,18 @@ class SolonClientMixin:
             return share_reply(message, task, vector, {} if loss is None else {METRICS: MetricRecord({"loss": loss})})
 
     def client_app(self, mods: list[Mod] | None = None) -> ClientApp:
-        """Return the Flower ClientApp that serves this object.
+        """Return the Flower ClientApp that serves this object: training, evaluation, and the query for its silo.
+
+        To evaluate, override `evaluate`. Functions of your own need names: ``@app.evaluate("mine")``.
 
         Parameters
         ----------
         mods : list of Flower mods, optional
             Put around training.
         """
-        app = ClientApp()
-        app.train(mods=mods)(self.train)
+        app = MixinApp()
         answer_silo_queries(app)
 
-        @app.evaluate()
         def evaluate(message: Message, context: Context) -> Message:
             config = message.content.config_records.get(CONFIG, ConfigRecord())
             model = self._build(context, int(str(config.get(RUN_SEED, 0))))
@@ -177,6 +178,7 @@ class SolonClientMixin:
             numbers = {name: _plain_number(value) for name, value in dict(metrics).items()}
             return Message(RecordDict({METRICS: MetricRecord(numbers)}), reply_to=message)
 
+        app.serve(self.train, evaluate, mods)
         return app
 
     def _build(self, context: Context, seed: int) -> nn.Module:
