@@ -88,7 +88,7 @@ def buffer_names(model: torch.nn.Module) -> tuple[str, ...]:
     Raises
     ------
     ConfigurationError
-        If an entry has a dtype that Flower can't send (bfloat16, float8).
+        If an entry has a dtype that Flower can't send (bfloat16, float8), or is no tensor.
 
     Examples
     --------
@@ -97,6 +97,11 @@ def buffer_names(model: torch.nn.Module) -> tuple[str, ...]:
     """
     state = model.state_dict(keep_vars=True)
     for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise ConfigurationError(
+                f"the model's state_dict must hold tensors only, as Flower can; got {name}, a {_name_of(value)}; "
+                "let get_extra_state return a tensor, or build the extra state in build_model and don't save it."
+            )
         check_dtype(f"the model's {name}", value)
     return tuple(name for name, value in state.items() if is_continuous(value) and not value.requires_grad)
 

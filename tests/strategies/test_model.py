@@ -177,3 +177,18 @@ def test_only_a_whole_number_of_that_name_is_a_count() -> None:
     server = ServerModel(arrays, (), SGD)
     server.step(torch.zeros(2), "gradient", 5)
     assert [int(trusted_tensor(server.to_record()[name])) for name in start] == [0, 0]
+
+
+@pytest.mark.parametrize("extra", [{"n": 3}, None])
+def test_extra_state_that_is_no_tensor_is_refused_with_the_remedy(extra: object) -> None:
+    class Extra(nn.Linear):
+        def get_extra_state(self) -> Any:
+            return extra
+
+        def set_extra_state(self, state: Any) -> None:
+            raise AssertionError
+
+    with pytest.raises(
+        ConfigurationError, match=rf"got _extra_state, a {type(extra).__name__}; let get_extra_state return"
+    ):
+        buffer_names(Extra(2, 1))
