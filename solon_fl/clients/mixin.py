@@ -151,7 +151,13 @@ class SolonClientMixin:
         config: dict[str, object] = dict(message.content.config_records.get(CONFIG, {}))
         compute = self.gradient if task.mode == "gradient" else self.update
         context = context if self.keeps_state else without_state(context)
-        with strictly_deterministic(task.verification == "digest"), explained(), collected_losses() as losses:
+        with (
+            torch.inference_mode(False),  # whichever modes the program is in
+            torch.enable_grad(),
+            strictly_deterministic(task.verification == "digest"),
+            explained(),
+            collected_losses() as losses,
+        ):
             vector = compute(arrays, task, context, config)
             loss = losses.mean()
             return share_reply(message, task, vector, {} if loss is None else {METRICS: MetricRecord({"loss": loss})})

@@ -163,7 +163,10 @@ class Replaced(Counting):
     [
         lambda: Used(0.1),  # a count that nobody reads
         lambda: nn.Sequential(
-            nn.Unflatten(1, (1, 7)), nn.InstanceNorm1d(1, track_running_stats=True), nn.Flatten(1), nn.Linear(7, 1)
+            nn.Unflatten(1, (1, 7)),
+            nn.InstanceNorm1d(1, momentum=None, track_running_stats=True),
+            nn.Flatten(1),
+            nn.Linear(7, 1),
         ),
         lambda: Counting("num_batches_tracked", OWN_COUNT(), True),
     ],

@@ -241,6 +241,14 @@ def test_a_second_function_of_a_kind_is_refused_with_the_remedy(category: str, m
         getattr(app, category)()
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_nodes_compute_gradients_whatever_mode_the_program_is_in(mode: Any) -> None:
+    expected = vector_of(train(client=Regression(), rounds=2)[0].arrays)
+    with mode():
+        found = train(client=Regression(), rounds=2)[0].arrays
+    assert torch.equal(vector_of(found), expected)
+
+
 @pytest.mark.parametrize("number", [0.5, np.float32(0.5), np.float64(0.5), torch.tensor(0.5), torch.tensor([0.5])])
 def test_an_evaluation_may_be_a_number_of_numpy_or_torch(number: Any) -> None:
     class Evaluating(Regression):
