@@ -129,16 +129,18 @@ def test_the_default_projection_cannot_be_foreseen() -> None:
         assert_within_bound(decoded, gradient)
 
 
-def test_a_lie_that_foresaw_the_projection_is_not_located_but_noticed() -> None:
+def test_a_lie_that_foresaw_the_projection_is_noticed() -> None:
+    """All that is left of it in the projection is rounding; who lied may be seen from that, or not."""
     decoder = fourier_decoder(byzantine=2, compression=3)
     gradient = torch.randn(300, generator=seeded(0), dtype=torch.float64)
     shares = shares_of(decoder.code, gradient)
     liars = [1, 4]
     lies = ProjectionAware(seed=11).lies(torch.stack(list(shares.values())), liars, seeded(1))
+    seen, _ = Projector(seeded(11)).project([lie - shares[slot] for slot, lie in zip(liars, lies, strict=True)])
+    assert np.abs(seen).max() < 1e-12
     shares.update(zip(liars, lies, strict=True))
     decoded = decode(decoder, shares, looking=True, seed=11)
-    assert decoded.status is DecodeStatus.UNDECODABLE
-    assert decoded.corrupt_slots == ()
+    assert decoded.status is DecodeStatus.UNDECODABLE or decoded.corrupt_slots == (1, 4)
     assert decode(decoder, shares, looking=True, seed=12).corrupt_slots == (1, 4)
 
 
