@@ -158,13 +158,19 @@ class Replaced(Counting):
         return result
 
 
+def averaging_instance_norm() -> nn.Module:
+    layer = nn.InstanceNorm1d(1, track_running_stats=True)
+    layer.momentum = None
+    return layer
+
+
 @pytest.mark.parametrize(
     "make",
     [
         lambda: Used(0.1),  # a count that nobody reads
         lambda: nn.Sequential(
             nn.Unflatten(1, (1, 7)),
-            nn.InstanceNorm1d(1, momentum=None, track_running_stats=True),
+            averaging_instance_norm(),
             nn.Flatten(1),
             nn.Linear(7, 1),
         ),
