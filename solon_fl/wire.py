@@ -1,12 +1,13 @@
 """Tensors to Flower arrays and back, with one copy out and none in."""
 
 import io
+import math
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Array
+from flwr.app import Array, ArrayRecord
 from torch import Tensor
 
 from solon_fl.errors import ConfigurationError
@@ -15,6 +16,7 @@ __all__ = [
     "COUNTER",
     "STYPE",
     "check_dtype",
+    "coded_sizes",
     "is_continuous",
     "is_counter",
     "npy_header",
@@ -65,6 +67,15 @@ def is_continuous(tensor: Tensor) -> bool:
 def is_counter(name: str, dtype: torch.dtype) -> bool:
     """Return whether a model's entry of this name is a normalisation layer's count of batches."""
     return name.rpartition(".")[2] == COUNTER and dtype == torch.int64
+
+
+def coded_sizes(arrays: ArrayRecord) -> list[int]:
+    """Return the entries of each array of a model that is coded, in order; a complex number is two."""
+    return [
+        math.prod(array.shape) * (2 if array.dtype.startswith("complex") else 1)
+        for array in arrays.values()
+        if array.dtype.startswith(("float", "complex"))
+    ]
 
 
 def real_view(tensor: Tensor) -> Tensor:

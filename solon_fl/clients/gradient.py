@@ -6,6 +6,7 @@ import torch
 from flwr.app import ArrayRecord
 from torch import Tensor, nn
 
+from solon_fl.coding.sections import padded
 from solon_fl.errors import ConfigurationError
 from solon_fl.wire import is_continuous, real_view, trusted_tensor
 
@@ -42,6 +43,13 @@ class GradientVector:
     .grad a view of the vector, so that zero_grad() elsewhere does no harm. On leaving the `with` block the buffers'
     change since entry is written to their places, also of those that were bound anew.
 
+    Parameters
+    ----------
+    model : nn.Module
+        On its device, with the server's weights.
+    multiple : int
+        Each tensor is padded with zeros to a multiple of that many entries: of k, if the vector is encoded.
+
     Raises
     ------
     ConfigurationError
@@ -51,19 +59,20 @@ class GradientVector:
     ----------
     unreached : tuple of str
         After the `with` block: parameters of which no loss had a gradient. Theirs is 0, as no share can say None.
-    vector : Tensor, (d,), on the model's device
+    vector : Tensor, (d,) or longer if padded, on the model's device
         float64 if the model has a float64 or complex128 entry, else float32. A complex number is two entries.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, multiple: int = 1) -> None:
         # Tied parameters have several names; each place gets the whole gradient, so that the copies on the
         # server move together.
         self._model = model
+        self._multiple = multiple
         self._entries = {n: v for n, v in model.state_dict(keep_vars=True).items() if is_continuous(v)}
         values = [real_view(value.detach()) for value in self._entries.values()]
         double = any(value.dtype == torch.float64 for value in values)
         self.vector = torch.zeros(
-            sum(value.numel() for value in values),
+            sum(padded(value.numel(), multiple) for value in values),
             dtype=torch.float64 if double else torch.float32,
             device=values[0].device,
         )
@@ -133,7 +142,7 @@ class GradientVector:
         for name, value in self._entries.items():
             shape = real_view(value.detach()).shape
             yield name, value, self.vector[start : start + shape.numel()].view(shape)
-            start += shape.numel()
+            start += padded(shape.numel(), self._multiple)
 
 
 def _check_shape(name: str, now: Tensor, before: Tensor) -> None:
