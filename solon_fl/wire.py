@@ -13,10 +13,12 @@ from torch import Tensor
 from solon_fl.errors import ConfigurationError
 
 __all__ = [
+    "COUNTER",
     "STYPE",
     "check_dtype",
     "coded_sizes",
     "is_continuous",
+    "is_counter",
     "npy_header",
     "real_view",
     "to_array",
@@ -24,6 +26,7 @@ __all__ = [
 ]
 
 STYPE = "numpy.ndarray"  # Flower's name for np.save's format
+COUNTER = "num_batches_tracked"  # torch's name, in normalisation layers, for how many batches they have seen
 
 
 def to_array(tensor: Tensor) -> Array:
@@ -59,6 +62,11 @@ def trusted_tensor(array: Array) -> Tensor:
 def is_continuous(tensor: Tensor) -> bool:
     """Return whether a model's entry holds real or complex numbers, which are coded; integers are not."""
     return tensor.is_floating_point() or tensor.is_complex()
+
+
+def is_counter(name: str, dtype: torch.dtype) -> bool:
+    """Return whether a model's entry of this name is a normalisation layer's count of batches."""
+    return name.rpartition(".")[2] == COUNTER and dtype == torch.int64
 
 
 def coded_sizes(arrays: ArrayRecord) -> list[int]:

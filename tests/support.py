@@ -13,6 +13,7 @@ from flwr.serverapp.strategy import Result
 from torch import Tensor, nn
 
 from solon_fl.clients import Batch, SolonClientMixin
+from solon_fl.clients.losses import Losses, collected_losses, note_loss
 from solon_fl.config import SolonConfig
 from solon_fl.simulations import InProcessGrid
 from solon_fl.strategies import RoundReport, SolonStrategy, buffer_names
@@ -42,19 +43,22 @@ class Regression(SolonClientMixin):
 
 
 class Remembering(Regression):
-    """Computes a gradient once for all nodes of a group, and for all runs that come by the same model."""
+    """Computes gradient and loss once for all nodes of a group, and for all runs that come by the same model."""
 
     def __init__(self, make_model: Callable[[], nn.Module] = lambda: nn.Linear(7, 1)) -> None:
         super().__init__(make_model)
-        self._gradients: dict[tuple[Any, ...], Tensor] = {}
+        self._gradients: dict[tuple[Any, ...], tuple[Tensor, Losses]] = {}
 
     def gradient(self, arrays: ArrayRecord, task: SolonTask, context: Context, config: dict[str, object]) -> Tensor:
         if torch.Tensor.backward is not BACKWARD:  # a test makes it fail
             return super().gradient(arrays, task, context, config)
         key = (*((name, array.data) for name, array in arrays.items()), task.batches, task.buffers)
         if key not in self._gradients:
-            self._gradients[key] = super().gradient(arrays, task, context, config)
-        return self._gradients[key].clone()
+            with collected_losses() as losses:
+                self._gradients[key] = super().gradient(arrays, task, context, config), losses
+        gradient, losses = self._gradients[key]
+        note_loss(losses)
+        return gradient.clone()
 
 
 REMEMBERING = Remembering()

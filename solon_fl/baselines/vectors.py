@@ -38,7 +38,14 @@ class VectorStrategy(RoundStrategy["VectorRun"]):
         P, nodes in the run.
     optimizer, buffers, on_round
         See `SolonStrategy`.
+
+    Attributes
+    ----------
+    num_batches : int
+        See `Run`; 0, which leaves a BatchNorm with momentum=None without its count, unless a subclass knows better.
     """
+
+    num_batches: int = 0
 
     def __init__(
         self,
@@ -74,6 +81,7 @@ class VectorRun(Run):
 
     def __init__(self, strategy: VectorStrategy, model: ServerModel, timeout: float | None) -> None:
         super().__init__(model, timeout)
+        self.num_batches = strategy.num_batches
         self.strategy = strategy
         self._nodes: list[int] = []  # ids, by number
 

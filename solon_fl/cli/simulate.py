@@ -121,6 +121,9 @@ def run(scenario: Scenario, saving: Saving, output: Path) -> None:
         _print_failures(outcome)
     _print_saving(outcome)
     console.print(f"Accuracy: [bold]{outcome.accuracy:.1%}[/] after {len(outcome.records) - 1} rounds.")
+    losses = [report.unprotected_training_loss for report in outcome.reports]
+    if losses and losses[-1] is not None:
+        console.print(f"Training loss of the last round, as the nodes report it (unprotected): {losses[-1]:.3g}.")
     if outcome.error:
         console.print(f"[red]The run broke off:[/] {escape(outcome.error)}", highlight=False)
     console.print(f"Written: {output / 'rounds.jsonl'}, {output / 'plot.png'}", highlight=False, soft_wrap=True)

@@ -1,6 +1,7 @@
 """What makes all nodes of a group compute the same, as far as torch can.
 
 Most of torch's settings are those of the whole process, its random state among them: one thread at a time computes.
+What other threads of the program draw from that state meanwhile, by building a model, say, still disturbs dropout.
 """
 
 import os

@@ -2,16 +2,21 @@
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 from torch import Tensor, nn
 
+from solon_fl.clients.app import MixinApp
 from solon_fl.clients.determinism import deterministic, seeded, strictly_deterministic
 from solon_fl.clients.failures import explained
 from solon_fl.clients.gradient import GradientVector, change_of, flatten, load_model
+from solon_fl.clients.integers import FollowedIntegers
+from solon_fl.clients.losses import collected_losses, note_loss
 from solon_fl.clients.share import answer_silo_queries, share_reply, without_state
 from solon_fl.errors import ConfigurationError
 from solon_fl.task import ARRAYS, CONFIG, RUN_SEED, Batch, SolonTask
@@ -19,6 +24,7 @@ from solon_fl.wire import trusted_tensor
 
 __all__ = ["SolonClientMixin"]
 
+METRICS = "metrics"  # Flower's habit
 logger = logging.getLogger("flwr")
 _warned_of: set[tuple[str, ...]] = set()  # so that a process says it once
 
@@ -26,7 +32,8 @@ _warned_of: set[tuple[str, ...]] = set()  # so that a process says it once
 class SolonClientMixin:
     """Gives a class with a model and a loss everything a Solon node does.
 
-    Supply `build_model` and `batch_loss`; override any of the others for more. Batches must follow from what
+    Supply `build_model` and `batch_loss`; override any of the others for more, `evaluate` to evaluate on the nodes
+    (``SolonStrategy(..., client_evaluation=True)``). Batches must follow from what
     `Batch` holds alone, so that all nodes of a group compute the same: never from a running data loader or a
     global random state. No state is kept between rounds.
 
@@ -44,7 +51,10 @@ class SolonClientMixin:
     it. The server must be told which entries that are: ``SolonStrategy(..., buffers=buffer_names(model))``.
     A parameter that no batch's loss depends on has gradient 0, not None as in plain torch: weight decay moves it, and
     Adam by rounding errors too. The node's log names such parameters; freeze them (``requires_grad_(False)``).
-    Integer state (num_batches_tracked) is not sent; a BatchNorm with momentum=None is therefore not supported.
+    Integer and boolean entries are not sent: a loss that changes one is an error which names it. num_batches_tracked is
+    counted by the server, so that a BatchNorm with momentum=None, used once a batch, averages as in plain torch.
+    The mean loss of the task's batches is sent beside the share, for `RoundReport.training_loss`; nothing protects it.
+    A `gradient` or `update` of your own sends one only where it calls `mean_gradient`, or the `update` of this class.
 
     Examples
     --------
@@ -101,10 +111,12 @@ class SolonClientMixin:
         """
         model, device = self._load(arrays, buffers, context, batches[0].seed)
         gradient = GradientVector(model, multiple)
-        with gradient:
+        with FollowedIntegers(model, len(batches)), gradient:
             for batch in batches:
                 with deterministic(batch.torch_seed, device):
-                    gradient.backward(self.batch_loss(model, batch, context))
+                    loss = self.batch_loss(model, batch, context)
+                    gradient.backward(loss)
+                    note_loss(loss)
         _warn_of_unreached(gradient.unreached)
         gradient.scale_gradients(1 / len(batches))
         return gradient.vector
@@ -124,48 +136,65 @@ class SolonClientMixin:
         model, device = self._load(arrays, task.buffers, context, task.seed)
         before = flatten({name: value.clone() for name, value in model.state_dict().items()})
         optimizer = self.local_optimizer(model, config)
-        for batch in task.batches:
-            with deterministic(batch.torch_seed, device):
-                optimizer.zero_grad()
-                self.batch_loss(model, batch, context).backward()  # type: ignore[no-untyped-call]  # torch's
-                optimizer.step()
+        with FollowedIntegers(model, len(task.batches)):
+            for batch in task.batches:
+                with deterministic(batch.torch_seed, device):
+                    optimizer.zero_grad()
+                    loss = self.batch_loss(model, batch, context)
+                    loss.backward()  # type: ignore[no-untyped-call]  # torch's
+                    optimizer.step()
+                    note_loss(loss)
         return change_of(flatten(model.state_dict()), before)
 
     def evaluate(self, model: nn.Module, context: Context) -> dict[str, float]:
-        """Return metrics of the model on this node's data, if the strategy has client_evaluation=True."""
+        """Return metrics of the model on this node's data: numbers, by name.
+
+        Called if the strategy has ``client_evaluation=True``. The model holds the server's weights, in evaluation mode,
+        on `device()`. The server takes the median of each number over the nodes.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define evaluate(model, context)")
 
     def train(self, message: Message, context: Context) -> Message:
-        """Answer a training message with this node's share."""
+        """Answer a training message with this node's share, and the mean loss of its batches."""
         task = SolonTask.from_message(message)
         arrays = message.content.array_records[ARRAYS]
         config: dict[str, object] = dict(message.content.config_records.get(CONFIG, {}))
         compute = self.gradient if task.mode == "gradient" else self.update
         context = context if self.keeps_state else without_state(context)
-        with strictly_deterministic(task.verification == "digest"), explained():
-            return share_reply(message, task, compute(arrays, task, context, config))
+        with (
+            torch.inference_mode(False),  # whichever modes the program is in
+            torch.enable_grad(),
+            strictly_deterministic(task.verification == "digest"),
+            explained(),
+            collected_losses() as losses,
+        ):
+            vector = compute(arrays, task, context, config)
+            loss = losses.mean()
+            return share_reply(message, task, vector, {} if loss is None else {METRICS: MetricRecord({"loss": loss})})
 
     def client_app(self, mods: list[Mod] | None = None) -> ClientApp:
-        """Return the Flower ClientApp that serves this object.
+        """Return the Flower ClientApp that serves this object: training, evaluation, and the query for its silo.
+
+        To evaluate, override `evaluate`. Functions of your own need names: ``@app.evaluate("mine")``.
 
         Parameters
         ----------
         mods : list of Flower mods, optional
             Put around training.
         """
-        app = ClientApp()
-        app.train(mods=mods)(self.train)
+        app = MixinApp()
         answer_silo_queries(app)
 
-        @app.evaluate()
         def evaluate(message: Message, context: Context) -> Message:
             config = message.content.config_records.get(CONFIG, ConfigRecord())
             model = self._build(context, int(str(config.get(RUN_SEED, 0))))
             arrays = message.content.array_records[ARRAYS]
             model.load_state_dict({name: trusted_tensor(array) for name, array in arrays.items()})
             metrics = self.evaluate(model.to(self.device()).eval(), context)
-            return Message(RecordDict({"metrics": MetricRecord(dict(metrics))}), reply_to=message)
+            numbers = {name: _plain_number(value) for name, value in dict(metrics).items()}
+            return Message(RecordDict({METRICS: MetricRecord(numbers)}), reply_to=message)
 
+        app.serve(self.train, evaluate, mods)
         return app
 
     def _build(self, context: Context, seed: int) -> nn.Module:
@@ -179,6 +208,11 @@ class SolonClientMixin:
         model = self._build(context, seed)
         load_model(model, arrays, buffers, device)
         return model.train(), device
+
+
+def _plain_number(value: Any) -> Any:
+    """Return a number of numpy or torch as Python's own, which Flower insists on; all else as it is."""
+    return value.item() if isinstance(value, (np.number, Tensor)) else value
 
 
 def _warn_of_unreached(names: tuple[str, ...]) -> None:

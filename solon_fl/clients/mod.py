@@ -3,12 +3,13 @@
 from typing import Literal
 
 import torch
-from flwr.app import ArrayRecord, Context, Message, MessageType
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from solon_fl.clients.determinism import deterministic, strictly_deterministic
 from solon_fl.clients.failures import explained
 from solon_fl.clients.gradient import change_of, flatten
+from solon_fl.clients.integers import check_returned_integers
 from solon_fl.clients.share import share_reply, without_state
 from solon_fl.errors import ConfigurationError
 from solon_fl.task import ARRAYS, SolonTask
@@ -25,6 +26,12 @@ def solon_mod(returns: Literal["vector", "model"] = "vector", *, keeps_state: bo
     seeded for the group's round, on the CPU and the current GPU, and computes in full float32: dropout and DataLoader's
     shuffling draw the same on all nodes; numpy and `random` are not seeded. With `SolonConfig.verification` "digest"
     nodes must compute the same bits: torch is told to take deterministic kernels.
+
+    MetricRecords and ConfigRecords that the function returns beside the arrays are sent as they are, unprotected: no
+    training depends on them. Of a metric "loss" the server reports the median (`RoundReport.training_loss`).
+
+    Integer and boolean entries of the model can't change: where the function returns one that did, an error names it.
+    num_batches_tracked is counted by the server; a BatchNorm with momentum=None must be used once a batch.
 
     Parameters
     ----------
@@ -64,10 +71,11 @@ def solon_mod(returns: Literal["vector", "model"] = "vector", *, keeps_state: bo
             return reply
         returned = _only_record(reply)
         _check_names(returned, arrays)
+        check_returned_integers(returned, arrays, is_change=returns == "vector")
         vector = flatten({name: trusted_tensor(array) for name, array in returned.items()})
         if returns == "model":
             vector = change_of(vector, flatten({name: trusted_tensor(array) for name, array in arrays.items()}))
-        return share_reply(message, task, vector)
+        return share_reply(message, task, vector, _beside(reply))
 
     return mod
 
@@ -77,6 +85,12 @@ def _only_record(reply: Message) -> ArrayRecord:
     if len(records) != 1:
         raise ConfigurationError(f"the train function must return one ArrayRecord; got {len(records)}.")
     return records[0]
+
+
+def _beside(reply: Message) -> dict[str, MetricRecord | ConfigRecord]:
+    """Return what a reply holds but for its arrays."""
+    records = reply.content.items()
+    return {name: record for name, record in records if isinstance(record, (MetricRecord, ConfigRecord))}
 
 
 def _check_names(returned: ArrayRecord, arrays: ArrayRecord) -> None:

@@ -1,6 +1,9 @@
 """The core of every Solon client: a validated task and the group's vector in, a coded share out."""
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
@@ -12,8 +15,12 @@ from solon_fl.wire import coded_sizes, to_array
 
 __all__ = ["answer_silo_queries", "share_reply", "without_state"]
 
+NOTHING: Mapping[str, MetricRecord | ConfigRecord] = MappingProxyType({})
 
-def share_reply(message: Message, task: SolonTask, vector: Tensor) -> Message:
+
+def share_reply(
+    message: Message, task: SolonTask, vector: Tensor, beside: Mapping[str, MetricRecord | ConfigRecord] = NOTHING
+) -> Message:
     """Return the reply that carries this node's share of the group's vector, and digests of all if the task says so.
 
     Parameters
@@ -25,12 +32,20 @@ def share_reply(message: Message, task: SolonTask, vector: Tensor) -> Message:
     vector : Tensor, (task.dim,), any float dtype, any device
         The group's gradient or model change. It is encoded where it is; only the share is copied to the host. If it is
         not padded yet (`GradientVector` pads each tensor to a multiple of k), it is copied for that.
+    beside : mapping, optional
+        Further records of the reply, by name. Nothing protects them, and no training depends on them; of a "loss" in a
+        MetricRecord the server reports the median.
 
     Raises
     ------
     ConfigurationError
-        If the vector has another length than the server's model.
+        If the vector has another length than the server's model, or a further record has the share's or the digests'
+        name.
     """
+    if taken := sorted({SHARE, DIGESTS} & set(beside)):
+        raise ConfigurationError(
+            f"records beside the share must not be named {SHARE!r} or {DIGESTS!r}; got {taken}; choose other names."
+        )
     sizes = coded_sizes(message.content.array_records[ARRAYS])
     if vector.numel() not in (task.dim, sum(padded(size, task.compression) for size in sizes)):
         raise ConfigurationError(
@@ -38,7 +53,7 @@ def share_reply(message: Message, task: SolonTask, vector: Tensor) -> Message:
             "server and nodes must build the same model."
         )
     code, vector = task.make_code(), spread(vector.reshape(-1), sizes, task.compression)
-    content = RecordDict({SHARE: ArrayRecord({SHARE: to_array(code.encode(vector, task.slot))})})
+    content = RecordDict({SHARE: ArrayRecord({SHARE: to_array(code.encode(vector, task.slot))}), **beside})
     if task.verification == "digest":
         content[DIGESTS] = ConfigRecord({DIGESTS: share_digests(code, vector, task.digest_key)})
     return Message(content, reply_to=message)

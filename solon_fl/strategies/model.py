@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from solon_fl.coding.sections import Sections, padded
 from solon_fl.config import Mode
 from solon_fl.errors import ConfigurationError
-from solon_fl.wire import check_dtype, is_continuous, real_view, to_array, trusted_tensor
+from solon_fl.wire import check_dtype, is_continuous, is_counter, real_view, to_array, trusted_tensor
 
 __all__ = [
     "OptimizerFactory",
@@ -89,7 +89,7 @@ def buffer_names(model: torch.nn.Module) -> tuple[str, ...]:
     Raises
     ------
     ConfigurationError
-        If an entry has a dtype that Flower can't send (bfloat16, float8).
+        If an entry has a dtype that Flower can't send (bfloat16, float8), or is no tensor.
 
     Examples
     --------
@@ -98,6 +98,11 @@ def buffer_names(model: torch.nn.Module) -> tuple[str, ...]:
     """
     state = model.state_dict(keep_vars=True)
     for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise ConfigurationError(
+                f"the model's state_dict must hold tensors only, as Flower can; got {name}, a {_name_of(value)}; "
+                "let get_extra_state return a tensor, or build the extra state in build_model and don't save it."
+            )
         check_dtype(f"the model's {name}", value)
     return tuple(name for name, value in state.items() if is_continuous(value) and not value.requires_grad)
 
@@ -138,8 +143,9 @@ class ServerModel:
     Parameters
     ----------
     arrays : ArrayRecord
-        The initial model. Integer and boolean entries (such as BatchNorm's num_batches_tracked) stay as they
-        are: no node is asked about them.
+        The initial model. Integer and boolean entries stay as they are, as no node is asked about them; a node
+        that changes one says so, and fails. To a normalisation layer's num_batches_tracked each step adds the
+        batches of a group, as if the layer were used once a batch.
     buffers : collection of str
         Names of floating-point or complex entries that no gradient moves. Nodes send their change, which is added.
     optimizer : callable
@@ -166,6 +172,7 @@ class ServerModel:
             raise ConfigurationError(f"buffers must name entries of the model; got {unknown}, not in it.")
         self._entries: list[_Entry] = []
         self._static: dict[str, Array] = {}
+        self._counters: list[str] = []
         self._order = list(arrays)
         tensors: list[Tensor] = []
         coded = 0
@@ -173,6 +180,8 @@ class ServerModel:
             tensor = trusted_tensor(array)
             if not is_continuous(tensor):
                 self._static[name] = array
+                if is_counter(name, tensor.dtype):
+                    self._counters.append(name)
                 continue
             values = real_view(tensor)
             self._entries.append(_Entry(name, tuple(values.shape), tensor.dtype, self.dim, coded))
@@ -330,7 +339,7 @@ class ServerModel:
                 self.vector[entry.start : entry.stop].view(shape).copy_(value)
         return changed
 
-    def step(self, direction: Tensor, mode: Mode) -> None:
+    def step(self, direction: Tensor, mode: Mode, num_batches: int = 0) -> None:
         """Let the optimizer (and the scheduler) take one step, and add the change of the buffers.
 
         Parameters
@@ -339,7 +348,11 @@ class ServerModel:
             Where a parameter stands: the gradient, or in mode "update" the change, whose negative the
             optimizer takes for the gradient (SGD with lr=1 then adds it as it is). Where a buffer stands:
             its change. It may be overwritten.
+        num_batches : int
+            That each node computed one after the other, which normalisation layers count.
         """
+        for name in self._counters:
+            self._static[name] = to_array(trusted_tensor(self._static[name]) + num_batches)
         for buffer, change in zip(self._buffers, self._parts(direction, buffers=True), strict=True):
             buffer += change
         if self._optimizer is None:

@@ -29,7 +29,8 @@ def wait_for_nodes(grid: Grid, num_nodes: int, timeout: float | None) -> list[No
         if timeout is not None and waited > timeout:
             raise NodesMissingError(
                 f"the run needs num_nodes={num_nodes} nodes; only {len(nodes)} connected within {timeout:g} s; "
-                "start more nodes, raise timeout, or lower num_nodes."
+                "start more nodes (a SuperLink refuses those whose clocks are wrong: set them by NTP), raise timeout, "
+                "or lower num_nodes."
             )
         if waited - last_log > 10:
             logger.info("Waiting for nodes: %d connected, %d needed.", len(nodes), num_nodes)

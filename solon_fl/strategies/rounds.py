@@ -71,7 +71,12 @@ class Run:
         The server's.
     timeout : float or None
         Of a round, seconds; None under Flower's own `start`.
+    num_batches : int
+        That each node computes in a round one after the other, which the model's normalisation layers count; 0 if the
+        server doesn't know.
     """
+
+    num_batches: int = 0
 
     def __init__(self, model: ServerModel, timeout: float | None) -> None:
         self.model = model

@@ -66,6 +66,7 @@ class SolonRun(Run):
         calibrate: bool,
     ) -> None:
         super().__init__(model, timeout)
+        self.num_batches = config.batches_per_group
         self.config = config
         self.roster = Roster(config, seed)
         self.projection = None if seed is None else torch.Generator().manual_seed(seed)

@@ -15,6 +15,7 @@ def test_simulate_names_the_liars_and_leaves_files(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "3 of 3 rounds" in done.stdout
     assert "Accuracy:" in done.stdout
+    assert "Training loss of the last round, as the nodes report it (unprotected):" in done.stdout
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"rounds.jsonl", "plot.png"}
 
 

@@ -2,6 +2,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import Context, Message, MessageType, MetricRecord, RecordDict
@@ -226,3 +227,47 @@ def test_the_whole_gradient_can_be_overridden() -> None:
     result, _ = train(client=ByHand(), rounds=1)
     moved = vector_of(record_of(initial_model())) - vector_of(result.arrays)
     torch.testing.assert_close(moved, 0.1 * torch.arange(8.0).double(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("category", "method"),
+    [("train", "SolonClientMixin.gradient"), ("evaluate", r"SolonClientMixin.evaluate\(model, context\)")],
+)
+def test_a_second_function_of_a_kind_is_refused_with_the_remedy(category: str, method: str) -> None:
+    app = Regression().client_app()
+    with pytest.raises(
+        ConfigurationError, match=rf'a second @app.{category}\(\); override {method}.*@app.{category}\("mine"\)'
+    ):
+        getattr(app, category)()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_nodes_compute_gradients_whatever_mode_the_program_is_in(mode: Any) -> None:
+    expected = vector_of(train(client=Regression(), rounds=2)[0].arrays)
+    with mode():
+        found = train(client=Regression(), rounds=2)[0].arrays
+    assert torch.equal(vector_of(found), expected)
+
+
+@pytest.mark.parametrize("number", [0.5, np.float32(0.5), np.float64(0.5), torch.tensor(0.5), torch.tensor([0.5])])
+def test_an_evaluation_may_be_a_number_of_numpy_or_torch(number: Any) -> None:
+    class Evaluating(Regression):
+        def evaluate(self, model: nn.Module, context: Context) -> dict[str, float]:
+            return {"accuracy": number}
+
+    result, _ = train(small_config(num_nodes=7), client=Evaluating(), rounds=1, client_evaluation=True)
+    assert dict(result.evaluate_metrics_clientapp[1]) == {"accuracy": 0.5}
+
+
+def test_functions_with_names_of_their_own_can_be_added() -> None:
+    become_server()
+    app = Regression().client_app()
+
+    @app.evaluate("mine")
+    def mine(message: Message, context: Context) -> Message:
+        return Message(RecordDict({"metrics": MetricRecord({"mine": 1})}), reply_to=message)
+
+    app.train("other")(mine)
+    for kind in ("evaluate.mine", "train.other"):
+        reply = app(Message(RecordDict(), 1, kind), CONTEXT)
+        assert reply.content.metric_records["metrics"]["mine"] == 1

@@ -184,3 +184,50 @@ def test_with_digests_the_train_function_computes_with_deterministic_algorithms(
     assert not torch.are_deterministic_algorithms_enabled()
     torch.testing.assert_close(vector_of(result.arrays), vector_of(train(config)[0].arrays), rtol=1e-5, atol=1e-6)
     assert all(report.corrupt_nodes == (2, 5, 9) for report in reports)
+
+
+def app_that_returns(**records: MetricRecord | ConfigRecord) -> ClientApp:
+    """An app whose train function returns these records beside the arrays."""
+    app = ClientApp()
+
+    @app.train(mods=[solon_mod()])
+    def train_function(message: Message, context: Context) -> Message:
+        content = RecordDict({"gradient": ArrayRecord({"w": to_array(torch.ones(5))}), **records})
+        return Message(content, reply_to=message)
+
+    return app
+
+
+def replies_and_report(**records: MetricRecord | ConfigRecord) -> tuple[list[Message], RoundReport]:
+    replies: list[Message] = []
+    reports: list[RoundReport] = []
+
+    class Looking(InProcessGrid):
+        def _handle(self, message: Message) -> Message | None:
+            reply = super()._handle(message)
+            assert reply is not None
+            replies.append(reply)
+            return reply
+
+    strategy = SolonStrategy(small_config(num_nodes=7), SGD, on_round=reports.append)
+    arrays = ArrayRecord({"w": to_array(torch.zeros(5))})
+    strategy.start(Looking(app_that_returns(**records), 7), arrays, num_rounds=1, timeout=1)
+    return replies, reports[0]
+
+
+def test_what_a_train_function_returns_beside_its_arrays_is_sent_as_it_is() -> None:
+    metrics, note = MetricRecord({"loss": 0.25, "num-examples": 8}), ConfigRecord({"device": "cpu"})
+    replies, report = replies_and_report(metrics=metrics, note=note)
+    for reply in replies:
+        assert set(reply.content) == {"share", "metrics", "note"}
+        assert reply.content.metric_records["metrics"] == metrics
+        assert reply.content.config_records["note"] == note
+    assert report.training_loss == 0.25
+    share_size = 2  # five numbers in three shares
+    assert report.bytes_in == 4 * share_size * 7
+
+
+@pytest.mark.parametrize("name", ["share", "digests"])
+def test_a_record_with_a_name_that_is_taken_is_refused(name: str) -> None:
+    with pytest.raises(GroupFailedError, match=rf"must not be named 'share' or 'digests'; got \['{name}'\]"):
+        replies_and_report(**{name: MetricRecord({"loss": 1.0})})

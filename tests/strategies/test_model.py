@@ -154,3 +154,41 @@ def test_complex_entries_step_as_torch_lets_them(dtype: torch.dtype) -> None:
         server.step(torch.tensor([0, 1, 2, 0, step, -3, 0, 1, 1, 1, 1], dtype=server.vector.dtype), "gradient")
     torch.testing.assert_close(trusted_tensor(server.to_record()["w"]), parameter.detach())
     torch.testing.assert_close(trusted_tensor(server.to_record()["c"]), torch.full((2,), 3 + 2j, dtype=dtype))
+
+
+def test_a_step_counts_batches_and_a_saved_model_has_the_count() -> None:
+    model = normalised_model()
+    server = ServerModel(record_of(model), buffer_names(model), SGD)
+    for _ in range(2):
+        server.step(torch.zeros(server.dim), "gradient", 5)
+    again = ServerModel(record_of(model), buffer_names(model), SGD)
+    again.restore(server.state())
+    for each in (server, again):
+        count = trusted_tensor(each.to_record()["1.num_batches_tracked"])
+        assert (int(count), count.dtype, count.shape) == (10, torch.int64, ())
+
+
+def test_only_a_whole_number_of_that_name_is_a_count() -> None:
+    start = {
+        "a.num_batches_tracked": torch.zeros((), dtype=torch.int32),
+        "num_batches": torch.zeros((), dtype=torch.int64),
+    }
+    arrays = ArrayRecord({name: to_array(value) for name, value in {**start, "w": torch.zeros(2)}.items()})
+    server = ServerModel(arrays, (), SGD)
+    server.step(torch.zeros(2), "gradient", 5)
+    assert [int(trusted_tensor(server.to_record()[name])) for name in start] == [0, 0]
+
+
+@pytest.mark.parametrize("extra", [{"n": 3}, None])
+def test_extra_state_that_is_no_tensor_is_refused_with_the_remedy(extra: object) -> None:
+    class Extra(nn.Linear):
+        def get_extra_state(self) -> Any:
+            return extra
+
+        def set_extra_state(self, state: Any) -> None:
+            raise AssertionError
+
+    with pytest.raises(
+        ConfigurationError, match=rf"got _extra_state, a {type(extra).__name__}; let get_extra_state return"
+    ):
+        buffer_names(Extra(2, 1))

@@ -20,7 +20,8 @@ def test_every_round_s_figures_can_be_read_by_tensorboard(tmp_path: Path) -> Non
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("solon/corrupt-nodes")] == [(1, 3), (2, 3), (3, 3)]
-    assert all(event.value > 0 for event in events.Scalars("solon/bytes-in"))
+    for name in ("bytes-in", "unprotected-training-loss"):
+        assert [event.value > 0 for event in events.Scalars(f"solon/{name}")] == [True] * 3
 
 
 def test_without_tensorboard_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ class DracoStrategy(VectorStrategy):
         projection_seed: int | None = None,
     ) -> None:
         self.code = make_draco_code(code, num_nodes, byzantine)
+        self.num_batches = 1 if self.code.is_complex else len(self.code.batches(0))
         self._code_name = code
         self._seed = seed
         self._projection = None if projection_seed is None else torch.Generator().manual_seed(projection_seed)

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from solon_fl.baselines import draco_client_app, signum_mod
 from solon_fl.clients import Batch, SolonClientMixin, SolonTask
+from solon_fl.clients.losses import Losses, collected_losses, note_loss
 from solon_fl.simulations.attacks import ATTACKS, Liars, flips_labels, partition_id, seen_labels
 from solon_fl.simulations.datasets import Dataset, build_model, load_dataset
 from solon_fl.simulations.run.scenario import Scenario
@@ -44,7 +45,7 @@ class ImageClient(SolonClientMixin):
         self._dataset = dataset
         self._model: nn.Module | None = None
         self._computed_round = 0
-        self._computed: dict[object, Tensor] = {}  # of that round, by what was computed
+        self._computed: dict[object, tuple[Tensor, Losses]] = {}  # of that round, by what was computed
 
     def __getstate__(self) -> dict[str, object]:
         # A Ray actor is sent the scenario, and loads the data itself.
@@ -115,8 +116,11 @@ class ImageClient(SolonClientMixin):
             self._computed_round = server_round
         key = (what, flips_labels(context))  # honest nodes never get what was computed on flipped labels
         if key not in self._computed:
-            self._computed[key] = compute()
-        return self._computed[key]
+            with collected_losses() as losses:
+                self._computed[key] = compute(), losses
+        vector, losses = self._computed[key]
+        note_loss(losses)
+        return vector
 
 
 def make_client_app(client: ImageClient, liars: Liars | None = None) -> ClientApp:

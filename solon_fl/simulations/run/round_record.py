@@ -100,6 +100,8 @@ class NumberedReport:
         One a group; in strategies without groups one for all nodes.
     round, stepped, bytes_out, bytes_in, seconds_waiting, seconds_aggregating, seconds_stepping
         See `RoundReport`.
+    unprotected_training_loss : float or None
+        See `RoundReport.training_loss`: nothing protects what nodes report. None in strategies whose nodes don't.
     """
 
     round: int
@@ -110,6 +112,7 @@ class NumberedReport:
     seconds_waiting: float
     seconds_aggregating: float
     seconds_stepping: float
+    unprotected_training_loss: float | None = None
 
     @classmethod
     def of(cls, report: RoundReport, *, regrouped: bool) -> "NumberedReport":
@@ -123,6 +126,7 @@ class NumberedReport:
             seconds_waiting=report.seconds_waiting,
             seconds_aggregating=report.seconds_aggregating,
             seconds_stepping=report.seconds_stepping,
+            unprotected_training_loss=report.training_loss,
         )
 
     @property

@@ -26,6 +26,9 @@ def test_the_jsonl_tells_everything(tmp_path: Path) -> None:
     assert [line["round"] for line in rounds] == [0, 1, 2]
     groups = rounds[1]["report"]["groups"]
     assert [group["status"] for group in groups] == ["clean", "clean"]
+    loss = outcome.reports[0].unprotected_training_loss
+    assert loss is not None
+    assert rounds[1]["report"]["unprotected_training_loss"] == loss
     assert sorted(int(number) for group in groups for number in group["malformed_nodes"]) == head["liars"]
     assert summary["final_accuracy"] == outcome.accuracy
     assert summary["offences"] == {str(number): {"malformed": 2} for number in sorted(outcome.scenario.liars)}

@@ -72,7 +72,20 @@ def test_a_diverging_run_of_flowers_strategies_is_reproducible_too() -> None:
 
 
 def test_computing_once_per_group_changes_nothing(honest: Outcome) -> None:
-    assert torch.equal(vector_of(run(compute_once=False).arrays), vector_of(honest.arrays))
+    again = run(compute_once=False)
+    assert torch.equal(vector_of(again.arrays), vector_of(honest.arrays))
+    assert [r.unprotected_training_loss for r in again.reports] == [r.unprotected_training_loss for r in honest.reports]
+
+
+def test_the_training_loss_that_nodes_report_falls(honest: Outcome) -> None:
+    losses = [report.unprotected_training_loss for report in honest.reports]
+    assert None not in losses
+    assert losses[-1] < losses[0]  # type: ignore[operator]  # none of them is None
+    assert losses[0] == pytest.approx(honest.records[0].loss, rel=0.2)  # the untrained model's, on other examples
+
+
+def test_strategies_whose_nodes_report_no_loss_have_none() -> None:
+    assert [report.unprotected_training_loss for report in run(strategy="fedavg", rounds=1).reports] == [None]
 
 
 def test_honest_fedavg_and_solon_see_the_same_batches(honest: Outcome) -> None:

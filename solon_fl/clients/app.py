@@ -1,0 +1,40 @@
+"""A ClientApp that has its train and evaluate functions, and says so to whoever adds a second one."""
+
+from collections.abc import Callable
+
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable, Mod
+
+from solon_fl.errors import ConfigurationError
+
+__all__ = ["MixinApp"]
+
+DEFAULT = "default"  # what Flower calls a function without a name
+Decorator = Callable[[ClientAppCallable], ClientAppCallable]
+
+
+class MixinApp(ClientApp):
+    """The ClientApp of a `SolonClientMixin`."""
+
+    def serve(self, train: ClientAppCallable, evaluate: ClientAppCallable, mods: list[Mod] | None) -> None:
+        """Take the functions of the mixin; mods are put around training."""
+        super().train(mods=mods)(train)
+        super().evaluate()(evaluate)
+
+    def train(self, action: str = DEFAULT, *, mods: list[Mod] | None = None) -> Decorator:
+        """See `ClientApp.train`."""
+        _check_free("train", action, "SolonClientMixin.gradient or SolonClientMixin.update")
+        return super().train(action, mods=mods)
+
+    def evaluate(self, action: str = DEFAULT, *, mods: list[Mod] | None = None) -> Decorator:
+        """See `ClientApp.evaluate`."""
+        _check_free("evaluate", action, "SolonClientMixin.evaluate(model, context)")
+        return super().evaluate(action, mods=mods)
+
+
+def _check_free(category: str, action: str, method: str) -> None:
+    if action == DEFAULT:
+        raise ConfigurationError(
+            f"client_app() has a function for {category} already; got a second @app.{category}(); override {method}, "
+            f'or give yours a name: @app.{category}("mine").'
+        )

@@ -1,0 +1,61 @@
+"""The training loss that a node reports beside its share."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from torch import Tensor
+
+__all__ = ["Losses", "collected_losses", "note_loss"]
+
+
+class Losses:
+    """Adds up losses where they were computed: nothing waits for a GPU before the mean is asked for."""
+
+    def __init__(self) -> None:
+        self._total: Tensor | None = None
+        self._count = 0
+
+    def add(self, loss: Tensor) -> None:
+        """Add the loss of one batch, a scalar."""
+        self._include(loss.detach().float().reshape(()), 1)
+
+    def include(self, others: "Losses") -> None:
+        """Add all that others have added up."""
+        if others._total is not None:
+            self._include(others._total, others._count)
+
+    def mean(self) -> float | None:
+        """Return the mean loss of a batch; None if there is none, or it is not finite."""
+        mean = math.nan if self._total is None else self._total.item() / self._count
+        return mean if math.isfinite(mean) else None
+
+    def _include(self, total: Tensor, count: int) -> None:
+        self._total = total.clone() if self._total is None else self._total + total.to(self._total.device)
+        self._count += count
+
+
+_collecting: ContextVar[Losses | None] = ContextVar("collecting", default=None)  # in this thread
+
+
+@contextmanager
+def collected_losses() -> Iterator[Losses]:
+    """Collect the losses that `note_loss` is given inside, in this thread."""
+    losses = Losses()
+    token = _collecting.set(losses)
+    try:
+        yield losses
+    finally:
+        _collecting.reset(token)
+
+
+def note_loss(loss: Tensor | Losses) -> None:
+    """Add a batch's loss, or several, to those that are being collected, if any are."""
+    losses = _collecting.get()
+    if losses is None:
+        return
+    if isinstance(loss, Losses):
+        losses.include(loss)
+    else:
+        losses.add(loss)
