@@ -26,6 +26,7 @@ def task_for(model: nn.Module, **changes: Any) -> SolonTask:
         "slot": 2,
         "seed": 0,
         "num_batches": 3,
+        "groups_sharing_data": 2,
         "dim": len(flatten(model.state_dict())),
         "mode": "gradient",
         "code": "fourier",

@@ -90,7 +90,8 @@ class ImageClient(SolonClientMixin):
         """
         arrays = message.content.array_records[ARRAYS]
         server_round = int(str(message.content.config_records[CONFIG]["server-round"]))
-        batch = Batch(self.scenario.config.seed, server_round, partition_id(context))
+        config, number = self.scenario.config, partition_id(context)
+        batch = Batch(config.seed, server_round, number, (server_round - 1) * config.num_nodes + number)
         gradient = self.mean_gradient(arrays, [batch], buffer_names(self.build_model(context)), context)
         content = RecordDict(
             {
