@@ -42,8 +42,8 @@ class GradientVector:
 
     Entries stand as in the state_dict. Each call of `backward` is for the next batch, and adds the gradient of its
     loss; only meanwhile has a parameter a .grad, so that zero_grad() elsewhere does no harm. The first replica's
-    gradients are added by autograd itself, the others' when all replicas have had their turn, in the same order: the
-    bits are those of one replica. On leaving the `with` block the buffers' change since entry is written to their
+    gradients are added by autograd itself, the others' when it is the first's turn again, in the order of the batches:
+    the bits are those of one replica. On leaving the `with` block the buffers' change since entry is written to their
     places, also of those that were bound anew.
 
     Parameters
@@ -129,8 +129,6 @@ class GradientVector:
                 hook.remove()
         for value in trained.values():
             value.grad = None
-        if turn == len(self._replicas) - 1:
-            self._add_parts()
 
     def _note(self, name: str, _: Tensor) -> None:
         self._reached.add(name)
