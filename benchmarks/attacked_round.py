@@ -38,8 +38,7 @@ from torch import Tensor
 
 from solon_fl import Decoded, Decoder, FourierCode
 from solon_fl.coding import decoder as decoder_module
-from solon_fl.coding.decoder import Memory
-from solon_fl.coding.projection import Projector
+from solon_fl.coding.projection import Memory, Projector
 
 SIZES = [(1, 3), (2, 6), (5, 5), (5, 10), (10, 4)]
 PARTS = {"interpolate": "interpolate", "least_squares": "least squares", "locate_rows": "locate", "judge": "judge"}

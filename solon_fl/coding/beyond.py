@@ -5,6 +5,7 @@ See docs/explanation/beyond-the-bound.md for what can be concluded if there is o
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import combinations, islice
 
 import numpy as np
@@ -13,8 +14,9 @@ from torch import Tensor
 from ._types import ComplexArray, FloatArray, IntArray
 from .amplification import worst_amplification
 from .code import Code
-from .decoded import Decoded, DecodeStatus
+from .decoded import ClassOutcome, Decoded, DecodeStatus
 from .projection import NOISE_MARGIN
+from .sections import Sections
 from .solving import least_squares
 
 __all__ = ["can_try_all_sets", "only_supported_gradient", "supporting_rows"]
@@ -27,10 +29,10 @@ def only_supported_gradient(
     code: Code,
     slots: list[int],
     projected: FloatArray,
-    norms: FloatArray,
     noise: FloatArray,
     rows: list[Tensor],
     dim: int,
+    sections: Sections,
 ) -> Decoded | None:
     """Return the only gradient that k + 1 or more rows agree with.
 
@@ -40,50 +42,44 @@ def only_supported_gradient(
     ----------
     slots : list of n int
         Of the rows, which are finite.
-    projected : (n, q) float64
-        The projected rows.
-    norms, noise : (n,) float64
-        Of each row, and what an honest row of that norm may be off by.
+    projected : (K, n, q) float64
+        The projected rows, by class.
+    noise : (K, n) float64
+        What an honest row of each row's norm may be off by.
     rows : list of n Tensors, (m,)
         The shares.
     dim : int
         d.
+    sections : Sections
+        The tensors.
     """
     compression = code.compression
     if not can_try_all_sets(len(slots), compression):
         return None
-    order = np.argsort(norms)  # honest noise is relative to the k-th smallest norm: of k + 1 rows, the second largest
-    noise_of_row = noise[order]
-    supporting = supporting_rows(
-        code.points[slots][order],
-        code.multipliers[slots][order],
-        projected[order],
-        compression,
-        NOISE_MARGIN * math.sqrt(compression + 1) * noise_of_row,
-    )
+    # Honest noise is relative to the k-th smallest norm: of k + 1 rows, the second largest.
+    limits = NOISE_MARGIN * math.sqrt(compression + 1) * noise
+    supporting = supporting_rows(code.points[slots], code.multipliers[slots], projected, compression, limits)
     if not supporting or len(supporting) == len(slots):
         return None
-    kept = sorted(int(row) for row in order[supporting])
-    tolerance = math.sqrt(len(kept)) * float(noise_of_row[supporting[-2]])
-    support = tuple(row for row in range(len(slots)) if row not in kept)
-    solution = least_squares(code.generator[slots], support, rows, dim)
-    if not solution.residual <= tolerance:  # not one gradient but several
+    tolerance = math.sqrt(len(supporting)) * np.sort(noise[:, supporting], axis=1)[:, -2]
+    support = tuple(row for row in range(len(slots)) if row not in supporting)
+    solution = least_squares(code.generator[slots], support, rows, dim, sections)
+    if not solution.fits(tolerance):  # not one gradient but several
         return None
-    kept_slots = [slots[row] for row in kept]
-    amplification = worst_amplification(code.generator[kept_slots].tobytes(), len(kept), compression + 1, False)
+    kept = [slots[row] for row in supporting]
+    amplification = worst_amplification(code.generator[kept].tobytes(), len(kept), compression + 1, False)
     if not amplification < math.inf:
         amplification = code.worst_amplification(compression + 1)
-    return Decoded(
+    by_class = sections.norms_by_class
+    residual = by_class(solution.residual)
+    bound = amplification * (residual + tolerance) + by_class(solution.rounding)
+    decoded = Decoded.of_classes(
+        ClassOutcome.of_arrays(sections.names, by_class(solution.norms), residual, tolerance, bound),
         gradient=solution.gradient,
         status=DecodeStatus.BEYOND_BOUND,
-        corrupt_slots=(),
-        suspect_slots=tuple(slots[row] for row in support),
-        erased_slots=(),
-        residual=solution.residual,
-        tolerance=tolerance,
-        error_bound=amplification * (solution.residual + tolerance) + solution.rounding,
         num_agreeing=len(kept),
     )
+    return replace(decoded, suspect_slots=tuple(slots[row] for row in support))
 
 
 def can_try_all_sets(num_rows: int, compression: int) -> bool:
@@ -100,12 +96,12 @@ def supporting_rows(
     ----------
     points, multipliers : (n,) float64 or complex128
         multipliers[j] * (row j of the generator @ X) is a polynomial of degree < k at points[j].
-    projected : (n, q) float64
-        The projected shares, in ascending order of the shares' norms.
+    projected : (K, n, q) float64
+        The projected shares, by class.
     compression : int
         k < n.
-    tolerances : (n,) float64
-        What a set may disagree by in which row j has the second largest norm.
+    tolerances : (K, n) float64
+        What a set may disagree by in which row j has the second largest of these.
 
     Notes
     -----
@@ -115,7 +111,10 @@ def supporting_rows(
     supporting = np.zeros(len(points), dtype=bool)
     for sets in _blocks_of_sets(len(points), compression + 1):
         checks = _checks(points, multipliers, sets)
-        agree = np.linalg.norm(checks @ projected, axis=1) <= tolerances[sets[:, -2]]
+        agree = np.ones(len(sets), dtype=bool)
+        for of_class, tolerance in zip(projected, tolerances, strict=True):
+            limit = np.partition(tolerance[sets], -2, axis=1)[:, -2]
+            agree &= np.linalg.norm(checks @ of_class, axis=1) <= limit
         supporting[sets[agree]] = True
     return [int(row) for row in np.flatnonzero(supporting)]
 

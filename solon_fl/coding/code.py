@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +19,7 @@ __all__ = ["Code"]
 
 
 class Code(ABC):
-    """A real (r, k) code: the group's gradient, cut into k chunks, becomes r shares of 1/k of its length.
+    """A real (r, k) code: k consecutive entries of the group's gradient at a time become one entry of r shares.
 
     Parameters
     ----------
@@ -64,9 +65,24 @@ class Code(ABC):
     @cached_property
     @abstractmethod
     def multipliers(self) -> ComplexArray:
-        """v, (r,); the polynomial's coefficients have the norm of X."""
+        """v, (r,): see `points`. If `unstretched` takes the place of G, the coefficients have the norm of X."""
 
-    _cyclic = False  # whether rotating the slots leaves the singular values as they are
+    _cyclic = False  # whether rotating the slots leaves the singular values of `unstretched` as they are
+
+    @property
+    def unstretched(self) -> FloatArray:
+        """B, (r, k), of the same column space as G and better understood; B Y = G X with |Y| <= `stretch` |X|."""
+        return self.generator
+
+    @property
+    def stretch(self) -> float:
+        """See `unstretched`."""
+        return 1.0
+
+    @cached_property
+    def largest_row(self) -> float:
+        """The largest norm of a row of G: no share has more than that times the gradient's norm."""
+        return float(np.linalg.norm(self.generator, axis=1).max())
 
     @cached_property
     def parity(self) -> FloatArray:
@@ -77,16 +93,16 @@ class Code(ABC):
     def amplification(self) -> float:
         """Largest error of a decoded gradient per unit of undetected error: 1 / sigma_min of the worst k rows.
 
-        Exact where the subsets are few enough to look at all of them, an upper bound elsewhere.
+        Exact where the subsets are few enough to look at all of them and `stretch` is 1, an upper bound elsewhere.
         """
         return self.worst_amplification(self.compression)
 
     def worst_amplification(self, num_rows: int) -> float:
         """Return the largest 1 / sigma_min over all sets of that many rows, or an upper bound on it."""
-        exact = worst_amplification(self.generator.tobytes(), self.group_size, num_rows, self._cyclic)
+        exact = worst_amplification(self.unstretched.tobytes(), self.group_size, num_rows, self._cyclic)
         if exact < math.inf:
-            return exact
-        return lagrange_bound(self.points, self.multipliers, self.compression)
+            return self.stretch * exact
+        return self.stretch * lagrange_bound(self.points, self.multipliers, self.compression)
 
     def share_dim(self, dim: int) -> int:
         """Return m = ceil(d / k), the length of a share of a gradient of length d = dim."""
@@ -100,7 +116,7 @@ class Code(ABC):
         Parameters
         ----------
         gradient : Tensor, (d,), any float dtype, any device
-            Read in place, never padded or copied. Chunk l of X is gradient[l m : (l + 1) m], zeros beyond d.
+            Read in place, never padded or copied. Column c of X holds the entries c k to c k + k - 1, zeros beyond d.
         slot : int
             0 <= slot < r.
 
@@ -129,12 +145,11 @@ class Code(ABC):
                 f"slot must be in 0..{self.group_size - 1} (group_size={self.group_size}); got slot={slot}."
             )
         dtype = torch.float64 if gradient.dtype == torch.float64 else torch.float32
-        dim = gradient.numel()
-        share_dim = self.share_dim(dim)
         row = torch.from_numpy(self.generator[slot]).to(gradient.device, dtype)
-        whole, rest = divmod(dim, share_dim)
-        gradient = gradient.detach()
-        share = row[:whole] @ gradient[: whole * share_dim].view(whole, share_dim).to(dtype)
+        gradient = gradient.detach().to(dtype)
+        whole, rest = divmod(gradient.numel(), self.compression)
+        share = gradient.new_empty(self.share_dim(gradient.numel()))
+        torch.mv(gradient[: whole * self.compression].view(whole, self.compression), row, out=share[:whole])
         if rest:
-            share[:rest].add_(gradient[whole * share_dim :].to(dtype), alpha=float(self.generator[slot, whole]))
+            torch.dot(gradient[whole * self.compression :], row[:rest], out=share[whole])
         return share

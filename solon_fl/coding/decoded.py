@@ -2,11 +2,16 @@
 
 import enum
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
-__all__ = ["DecodeStatus", "Decoded"]
+from ._types import FloatArray
+
+__all__ = ["ClassOutcome", "DecodeStatus", "Decoded"]
+
+NEGLIGIBLE = 1e-30  # an error bound that is as good as 0: the floors of a class in which nothing changed
 
 
 class DecodeStatus(enum.StrEnum):
@@ -17,6 +22,43 @@ class DecodeStatus(enum.StrEnum):
     BEYOND_BOUND = "beyond-bound"  # more lies than that; one gradient only is left that k + 1 or more shares agree with
     UNDECODABLE = "undecodable"  # no set of shares small enough explains the disagreement
     TOO_FEW_SHARES = "too-few-shares"  # fewer than k usable shares
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassOutcome:
+    """What was found in one class of tensors: the gradient, or the buffers' change.
+
+    Attributes
+    ----------
+    name : str
+        Of the class.
+    norm : float
+        Of what was decoded.
+    residual, tolerance, error_bound : float
+        As in `Decoded`, over the columns of this class.
+    """
+
+    name: str
+    norm: float
+    residual: float
+    tolerance: float
+    error_bound: float
+
+    @classmethod
+    def of_arrays(cls, names: Iterable[str], *values: FloatArray) -> tuple["ClassOutcome", ...]:
+        """Return one for each class; `values` are norm, residual, tolerance and error bound, (K,) each."""
+        columns = zip(*(array.tolist() for array in values), strict=True)
+        return tuple(
+            cls(name=name, norm=norm, residual=residual, tolerance=tolerance, error_bound=bound)
+            for name, (norm, residual, tolerance, bound) in zip(names, columns, strict=True)
+        )
+
+    @property
+    def relative_error(self) -> float:
+        """The error bound by the norm."""
+        if self.error_bound <= NEGLIGIBLE:
+            return 0.0
+        return self.error_bound / self.norm if self.norm > 0 else math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,9 +80,10 @@ class Decoded:
     erased_slots : tuple of int
         Slots whose shares were missing or not finite, ascending.
     residual : float
-        Norm of what the shares kept disagree with the gradient by, over all columns; inf if the decode failed.
+        Norm of what the shares kept disagree with the gradient by, over all columns of one class of tensors, that where
+        it is nearest to the tolerance; inf if the decode failed.
     tolerance : float
-        The residual up to which disagreement counts as noise; nan if the decode failed.
+        The residual up to which disagreement counts as noise in that class; nan if the decode failed.
     error_bound : float
         Bound on the norm of gradient - truth, whatever the liars know and do, as long as honest shares are within
         rtol of the truth and either 2 * lies + erasures <= r - k, or at most s shares are lies and
@@ -48,6 +91,10 @@ class Decoded:
         shares that are not erased are honest. inf if the decode failed.
     num_agreeing : int
         Shares that the gradient was solved from, and that agree with it; 0 if the decode failed.
+    classes : tuple of ClassOutcome
+        The same for each class of tensors; () if the decode failed.
+    failed_classes : tuple of str
+        The classes of tensors in which the shares disagree, if the status is UNDECODABLE.
     """
 
     gradient: Tensor | None = field(repr=False)
@@ -59,6 +106,13 @@ class Decoded:
     tolerance: float
     error_bound: float
     num_agreeing: int
+    classes: tuple[ClassOutcome, ...] = ()
+    failed_classes: tuple[str, ...] = ()
+
+    @property
+    def relative_error(self) -> float:
+        """The largest error bound of a class, by the norm of what was decoded; inf if the decode failed."""
+        return max((outcome.relative_error for outcome in self.classes), default=math.inf)
 
     @property
     def ok(self) -> bool:
@@ -66,7 +120,28 @@ class Decoded:
         return self.gradient is not None
 
     @classmethod
-    def failed(cls, status: DecodeStatus, erased_slots: tuple[int, ...] = ()) -> "Decoded":
+    def of_classes(
+        cls, classes: tuple[ClassOutcome, ...], *, gradient: Tensor, status: DecodeStatus, num_agreeing: int
+    ) -> "Decoded":
+        """Return a success in which nobody is accused or missing."""
+        worst = max(classes, key=lambda outcome: outcome.residual / outcome.tolerance)
+        return cls(
+            gradient=gradient,
+            status=status,
+            corrupt_slots=(),
+            suspect_slots=(),
+            erased_slots=(),
+            residual=worst.residual,
+            tolerance=worst.tolerance,
+            error_bound=math.hypot(*(outcome.error_bound for outcome in classes)),
+            num_agreeing=num_agreeing,
+            classes=classes,
+        )
+
+    @classmethod
+    def failed(
+        cls, status: DecodeStatus, erased_slots: tuple[int, ...] = (), failed_classes: tuple[str, ...] = ()
+    ) -> "Decoded":
         """Return a failure."""
         return cls(
             gradient=None,
@@ -78,4 +153,5 @@ class Decoded:
             tolerance=math.nan,
             error_bound=math.inf,
             num_agreeing=0,
+            failed_classes=failed_classes,
         )

@@ -1,15 +1,14 @@
 """Decoding one group: from shares, of which some are lies and some are missing, to the exact gradient.
 
-Steps (the numbers are those of docs/explanation/the-code.md): 1 validate, 2 compare, and if that is not enough
-3 project, 4 screen the scale and check the syndromes, 5 locate, 6 solve and check all columns; 7 report. If that
-fails, and the decoder is told to go on: docs/explanation/beyond-the-bound.md.
+Steps (the numbers are those of docs/explanation/the-code.md): 1 validate, here; then, in `Decoding`, 2 compare, and if
+that is not enough 3 project, 4 screen the scale and check the syndromes, 5 locate, 6 solve and check all columns,
+7 check each tensor; 8 report. If that fails, and the decoder is told to go on: docs/explanation/beyond-the-bound.md.
 """
 
 import math
 import warnings
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, get_args
 
@@ -20,15 +19,13 @@ from torch import Tensor
 from solon_fl.checks import check_between, check_one_of, check_whole
 from solon_fl.errors import ConfigurationError
 
-from ._types import FloatArray
-from .beyond import only_supported_gradient
 from .code import Code
 from .decoded import Decoded, DecodeStatus
-from .locating import LocatingProblem, Locator, Support
-from .locators import SubspaceLocator, default_locator, locate_rows
-from .projection import LARGEST_NORM, NOISE_MARGIN, SMALLEST_NUMBER, UNDERESTIMATE, Projector
-from .solving import Interpolation, Solution, interpolate, least_squares
-from .verdict import Verdict, judge
+from .decoding import Decoding
+from .locating import Locator
+from .locators import SubspaceLocator, default_locator
+from .projection import NOISE_MARGIN, UNDERESTIMATE, Memory
+from .sections import Sections
 
 __all__ = [
     "BeyondBound",
@@ -36,82 +33,16 @@ __all__ = [
     "DecodeStatus",
     "Decoded",
     "Decoder",
-    "Memory",
     "locates_every_lie",
     "smallest_group",
     "worst_relative_error",
 ]
 
 BeyondBound = Literal["reject", "accept"]
-LOUD = 100.0  # times the noise: what a fast pass is tried, or given up, for; the value costs time only
-GLANCE = 8  # liars are guessed from some columns only if all are this many times as many; the value costs time only
-FINITE = 1e60  # the same, for a pass that is to go on to the end
-MAX_LOOKS = 2  # at the shares of one group, the second closer than the first
-LIKELY = 2.0  # times the noise: what projected noise is seldom beyond (up to NOISE_MARGIN); no part of any proof
 
 
 class CertificateWarning(UserWarning):
     """Few liars could do harm: ruin the gradient from just below rtol, or, in large groups, make rounds fail."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Screened:
-    """The shares that are left after the screening.
-
-    Attributes
-    ----------
-    slots : list of int
-        Slots of the finite shares.
-    alive : list of int
-        Those that are not absurd.
-    noise : float
-        Norm of what honest shares may disagree by.
-    max_errors : int
-        Lies among the alive that can be located.
-    liars : int
-        Lies that there may be among the alive: `max_errors`, or what is left of s, if that is more.
-    """
-
-    slots: list[int]
-    alive: list[int]
-    noise: float
-    max_errors: int
-    liars: int
-
-    @property
-    def tolerance(self) -> float:
-        """The residual up to which a projected one may have been within 3 `noise`."""
-        return UNDERESTIMATE * NOISE_MARGIN * self.noise
-
-
-class Memory:
-    """What earlier decodes of a group have learnt, for the next one of the same shares and some more.
-
-    Parameters
-    ----------
-    generator : torch.Generator, optional
-        See `Decoder.decode`.
-    """
-
-    def __init__(self, generator: torch.Generator | None = None) -> None:
-        self._generator = generator
-        self._projector: Projector | None = None
-
-    @property
-    def is_disputed(self) -> bool:
-        """Whether the shares had to be projected."""
-        return self._projector is not None
-
-    @property
-    def projector(self) -> Projector:
-        """That of all columns; drawn when it is first asked for."""
-        if self._projector is None:
-            self._projector = self.new_projector()
-        return self._projector
-
-    def new_projector(self) -> Projector:
-        """Return one for some of the columns."""
-        return Projector(self._generator)
 
 
 class Decoder:
@@ -243,13 +174,14 @@ class Decoder:
         """
         honest = max(num_shares - self.byzantine, self.code.compression)
         of_fewest = worst_relative_error(self.code, self.rtol, NOISE_MARGIN)
-        return of_fewest * self._amplification(honest) / self.code.amplification
+        return of_fewest * self.amplification(honest) / self.code.amplification
 
     def decode(
         self,
         shares: Mapping[int, Tensor] | Tensor,
         *,
         dim: int | None = None,
+        sections: Sections | None = None,
         generator: torch.Generator | None = None,
         last: bool = True,
         needed: int = 0,
@@ -265,6 +197,9 @@ class Decoder:
         dim : int, optional
             d, the gradient's length; shares of another length than ceil(d / k) are erasures. Default: k m, which
             is d or d padded with zeros.
+        sections : Sections, optional
+            The tensors that the columns belong to, and their classes, each of which is measured by itself. Default: one
+            tensor.
         generator : torch.Generator, optional
             Draws the projection. Only for reproducible simulation: by default fresh entropy that no node
             can know is drawn after the shares have arrived.
@@ -299,14 +234,29 @@ class Decoder:
         """
         compression = self.code.compression
         rows = _alike(self._by_slot(shares), None if dim is None else self.code.share_dim(dim))
-        if dim is None:
-            dim = compression * next((share.numel() for share in rows.values()), 0)
-        memory = memory or Memory(generator)
-        decoded = self._decode_within_bound(rows, dim, max(needed, compression), memory)
+        share_dim = next((share.numel() for share in rows.values()), 0)
+        sections = sections or Sections.whole(share_dim)
+        if rows and sections.num_columns != share_dim:
+            raise ConfigurationError(
+                f"sections must be of the shares' {share_dim} columns; got {sections.num_columns}; make them for the "
+                "same code and model."
+            )
+        decoding = Decoding(
+            code=self.code,
+            byzantine=self.byzantine,
+            rtol=self.rtol,
+            locator=self.locator,
+            amplification=self.amplification,
+            rows=rows,
+            dim=share_dim * compression if dim is None else dim,
+            sections=sections,
+            memory=memory or Memory(generator),
+        )
+        decoded = decoding.within_bound(max(needed, compression))
         certain = decoded.num_agreeing >= compression + self.byzantine
         if self.beyond_bound == "reject" or certain or not last or len(rows) < compression:
             return decoded
-        return self._decode_beyond_bound(rows, dim, memory) or decoded
+        return decoding.beyond_bound() or decoded
 
     def _by_slot(self, shares: Mapping[int, Tensor] | Tensor) -> Mapping[int, Tensor]:
         """Check the form in which the shares are given, and return them by slot."""
@@ -330,195 +280,12 @@ class Decoder:
             )
         return shares
 
-    def _decode_within_bound(self, rows: Mapping[int, Tensor], dim: int, needed: int, memory: Memory) -> Decoded:
-        """Decode shares of one length, dtype and device, by slot; at least `needed` of them must agree."""
-        if len(rows) < needed:
-            return self._failed(DecodeStatus.TOO_FEW_SHARES, sorted(rows))
-        if not memory.is_disputed and (decoded := self._decode_fast(rows, dim, needed, memory)) is not None:
-            return decoded
-        slots, projected, norms = memory.projector.project_finite(rows)
-        if len(slots) < needed:
-            return self._failed(DecodeStatus.TOO_FEW_SHARES, slots)
-        screened = self._screen(slots, norms, rows)
-        problem = self._problem(screened, projected, needed)
-        solution = self._look(problem, screened, [rows[slot] for slot in screened.alive], dim)
-        if solution is not None and solution.residual <= screened.tolerance:
-            return self._decoded(screened, solution, rows)
-        liars_left = self.byzantine - (len(slots) - len(screened.alive))
-        more_would_do = problem.max_errors < min(screened.max_errors, liars_left)
-        return self._failed(DecodeStatus.TOO_FEW_SHARES if more_would_do else DecodeStatus.UNDECODABLE, slots)
-
-    def _decode_fast(self, rows: Mapping[int, Tensor], dim: int, needed: int, memory: Memory) -> Decoded | None:
-        """Step 2: decode in a pass if all shares agree, in two if lies are loud from the start; None if in doubt."""
-        slots = sorted(rows)
-        shares, generator = [rows[slot] for slot in slots], self.code.generator[slots]
-        found, seen = interpolate(generator, (), shares, dim, LOUD * self.rtol), math.inf
-        if isinstance(found, slice) and found.start == 0 and found.stop * GLANCE <= shares[0].numel():
-            accused, seen = self._loud(found, rows, needed, memory)
-            found = interpolate(generator, accused, shares, dim, FINITE) if accused else None
-        if not isinstance(found, Interpolation):
-            return None
-        screened = self._screen(slots, found.row_norms, rows)
-        small = [row for row, accused_row in enumerate(found.support) if slots[accused_row] in screened.alive]
-        certain = (
-            len(small) <= screened.max_errors  # then no row is absurd that is not accused
-            and len(found.support) - len(small) == len(slots) - len(screened.alive)
-            and seen >= NOISE_MARGIN * screened.noise
-            and self._is_certain(found, screened)
-        )
-        if not certain:
-            return None
-        support = tuple(screened.alive.index(slots[found.support[row]]) for row in small)
-        lies, rounding = found.lies[small], found.lies_rounding[small]
-        return self._decoded(screened, replace(found, support=support, lies=lies, lies_rounding=rounding), rows)
-
-    def _loud(self, columns: slice, rows: Mapping[int, Tensor], needed: int, memory: Memory) -> tuple[Support, float]:
-        """Guess the liars from a few columns; return them, and a residual that they would have left there."""
-        part = {slot: rows[slot][columns] for slot in sorted(rows)}
-        slots, projected, norms = memory.new_projector().project_finite(part)
-        if len(slots) < len(rows):
-            return (), 0.0
-        screened = self._screen(slots, norms, rows)
-        problem = self._problem(screened, projected, needed)
-        problem = replace(problem, tolerance=LOUD * screened.noise)
-        kept = set(screened.alive) - {screened.alive[row] for row in locate_rows(self.locator, problem) or ()}
-        return tuple(row for row, slot in enumerate(slots) if slot not in kept), problem.tolerance
-
-    def _is_certain(self, found: Interpolation, screened: _Screened) -> bool:
-        """Return whether the rows kept agree, whatever rounding did."""
-        return (
-            found.residual <= screened.noise < LARGEST_NORM * self.rtol
-            and found.residual + found.residual_rounding <= screened.tolerance
-            and bool(np.isfinite(found.lies_rounding).all())
-        )
-
-    def _look(self, problem: LocatingProblem, screened: _Screened, rows: list[Tensor], dim: int) -> Solution | None:
-        """Steps 5 and 6. Look closer once if the rows kept disagree by more than noise, for then one is a lie."""
-        solution = None
-        for _ in range(MAX_LOOKS):
-            support = locate_rows(self.locator, problem, LIKELY * screened.noise)
-            if support is None:
-                break
-            solution = self._solve(problem, support, screened, rows, dim)
-            if solution.residual <= screened.noise:
-                break
-            problem = replace(problem, tolerance=problem.residual(support) / 2)
-        return solution
-
-    def _solve(
-        self, problem: LocatingProblem, support: Support, screened: _Screened, rows: list[Tensor], dim: int
-    ) -> Solution:
-        """Step 6: solve without the rows of the support; in a fast pass if all of these seem to be loud lies."""
-        if support and problem.deviations(support).min() > LOUD * screened.noise:
-            found = interpolate(problem.generator, support, rows, dim, FINITE)
-            if isinstance(found, Interpolation) and self._is_certain(found, screened):
-                return found
-        return least_squares(problem.generator, support, rows, dim)
-
-    def _decode_beyond_bound(self, rows: Mapping[int, Tensor], dim: int, memory: Memory) -> Decoded | None:
-        """Return the only gradient that k + 1 or more shares agree with; None if there is none, or more than one.
-
-        Right if k + 1 shares are honest, for these agree with the truth. So that s liars can't make anything up,
-        k + s + 1 shares must be there.
-        """
-        slots, projected, norms = memory.projector.project_finite(rows)
-        if len(slots) <= self.code.compression + max(self.byzantine, 1):
-            return None
-        noise = self.rtol * norms + self._smallest_noise(rows[slots[0]])
-        found = only_supported_gradient(self.code, slots, projected, norms, noise, [rows[s] for s in slots], dim)
-        return found and replace(found, erased_slots=self._absent(slots))
-
-    def _screen(self, slots: list[int], norms: FloatArray, rows: Mapping[int, Tensor]) -> _Screened:
-        """Step 4: drop the absurd shares, and say how much noise and how many lies the others may hold.
-
-        `slots` are those of the finite shares, `norms` theirs.
-        """
-        code = self.code
-        floor = self._smallest_noise(rows[slots[0]])
-        alive, scale = self._without_absurd_rows(norms, floor)
-        max_errors = (len(alive) - code.compression) // 2  # 2 * lies + erasures <= r - k, dropped rows being erasures
-        return _Screened(
-            slots=slots,
-            alive=[slots[row] for row in alive],
-            noise=math.sqrt(code.group_size) * (self.rtol * scale + floor),  # of r rows: it must not grow with n
-            max_errors=max_errors,
-            liars=max(max_errors, self.byzantine - (len(slots) - len(alive))),
-        )
-
-    def _without_absurd_rows(self, norms: FloatArray, floor: float) -> tuple[list[int], float]:
-        """Drop rows so large that no gradient explains them together with the others; return the rest and the scale.
-
-        If l of the rows may be lies (the budget's (n - k) // 2, or s if that is more), k of the l + k smallest are
-        honest, and those k fix the gradient: its norm is at most amplification * sqrt(k) times the largest of them, and
-        no honest row is larger than that. What is dropped is thus certainly a lie; left in, it could drown small lies
-        in the rounding of float64.
-
-        The scale, the norm of the largest of those l + k, is at least that of the k-th smallest honest row (so it
-        vanishes with the gradient only) and, if l + k rows are honest, at most that of the largest.
-        """
-        code, rtol = self.code, self.rtol
-        order = np.argsort(norms).tolist()
-        while True:
-            spare = len(order) - code.compression
-            liars = max(spare // 2, min(spare, self.byzantine - (len(norms) - len(order))))
-            scale = float(norms[order[liars + code.compression - 1]])
-            limit = (1.01 + 2 * rtol) * code.amplification * math.sqrt(code.compression) * (scale + 2 * floor)
-            absurd = min(liars, sum(float(norms[row]) > limit for row in order))
-            if absurd == 0:
-                return sorted(order), scale
-            order = order[:-absurd]
-
-    def _smallest_noise(self, share: Tensor) -> float:
-        """Return what k roundings next to zero can change a share by: rtol means nothing there."""
-        limits = torch.finfo(share.dtype)
-        step = max(limits.smallest_normal * limits.eps, SMALLEST_NUMBER)
-        return self.code.compression * step * math.sqrt(share.numel())
-
-    def _problem(self, screened: _Screened, projected: FloatArray, needed: int) -> LocatingProblem:
-        """Return the problem of locating lies; `needed` rows must be left."""
-        return LocatingProblem(
-            generator=self.code.generator[screened.alive],
-            projected=projected[[screened.slots.index(slot) for slot in screened.alive]],
-            points=self.code.points[screened.alive],
-            multipliers=self.code.multipliers[screened.alive],
-            max_errors=max(min(screened.max_errors, len(screened.alive) - needed), 0),
-            tolerance=NOISE_MARGIN * screened.noise,
-        )
-
-    def _decoded(self, screened: _Screened, solution: Solution, rows: Mapping[int, Tensor]) -> Decoded:
-        if solution.support:
-            generator, alive = self.code.generator[screened.alive], [rows[slot] for slot in screened.alive]
-            verdict = judge(solution, generator, alive, screened.noise, screened.liars, self._amplification)
-        else:
-            honest = max(len(screened.alive) - screened.liars, self.code.compression)
-            delta = solution.residual + solution.residual_rounding + screened.noise
-            verdict = Verdict(self._amplification(honest) * delta + solution.rounding, frozenset())
-        suspects = {screened.alive[row] for row in solution.support if row not in verdict.lies}
-        kept = {slot for row, slot in enumerate(screened.alive) if row not in solution.support}
-        corrupt = tuple(slot for slot in screened.slots if slot not in kept and slot not in suspects)
-        return Decoded(
-            gradient=solution.gradient,
-            status=DecodeStatus.CORRECTED if len(kept) < len(screened.slots) else DecodeStatus.CLEAN,
-            corrupt_slots=corrupt,
-            suspect_slots=tuple(sorted(suspects)),
-            erased_slots=self._absent(screened.slots),
-            residual=solution.residual,
-            tolerance=screened.tolerance,
-            error_bound=verdict.error_bound,
-            num_agreeing=len(kept),
-        )
-
-    def _amplification(self, num_rows: int) -> float:
+    def amplification(self, num_rows: int) -> float:
+        """Return the largest error per unit of what so many honest rows may be off by, or an upper bound on it."""
         if num_rows not in self._amplifications:
             worst = self.code.worst_amplification(num_rows)  # a bound where the search would take too long
             self._amplifications[num_rows] = min(worst, self.code.amplification)
         return self._amplifications[num_rows]
-
-    def _failed(self, status: DecodeStatus, slots: list[int]) -> Decoded:
-        return Decoded.failed(status, self._absent(slots))
-
-    def _absent(self, slots: list[int]) -> tuple[int, ...]:
-        return tuple(sorted(set(range(self.code.group_size)) - set(slots)))
 
 
 def worst_relative_error(code: Code, rtol: float, residual: float = UNDERESTIMATE * NOISE_MARGIN) -> float:

@@ -16,8 +16,9 @@ class FourierCode(Code):
 
     Its coefficients are the k chunks of the gradient: with t_j = 2 pi j / r, G has the columns
     1, cos(l t), sin(l t) for l = 1..(k-1)/2 if k is odd, and cos(w t), sin(w t) for w = 1/2, 3/2, ..(k-1)/2
-    if k is even. Shares are real. Where k divides r, the coefficients are rotated such that slots 0, r/k, 2r/k, ..
-    send a chunk as it is (a systematic code): what they send is not solved for, only verified.
+    if k is even. Shares are real. The coefficients are then exchanged for the values at k slots spread evenly
+    (a systematic code): slots 0, r/k, 2r/k, .. (rounded down) send entries of the gradient as they are, and what they
+    send is not solved for, only verified.
 
     See `Code` for parameters and errors, and `Decoder` for what is guaranteed.
 
@@ -29,13 +30,13 @@ class FourierCode(Code):
 
     Examples
     --------
-    Six nodes send a third of the gradient each; nodes 0, 2 and 4 send a chunk as it is.
+    Six nodes send a third of the gradient each; nodes 0, 2 and 4 send every third entry as it is.
 
     >>> import torch
     >>> from solon_fl import FourierCode
     >>> code = FourierCode(group_size=6, compression=3)
     >>> code.encode(torch.arange(9.0), slot=2)
-    tensor([3., 4., 5.])
+    tensor([1., 4., 7.])
 
     References
     ----------
@@ -46,15 +47,26 @@ class FourierCode(Code):
 
     @cached_property
     def generator(self) -> FloatArray:
-        """G, (r, k) float64, rows of norm 1, orthogonal columns of norm sqrt(r / k)."""
-        columns = math.sqrt(self.group_size / self.compression) * trigonometric_columns(
-            self.group_size, self.compression
-        )
-        step, rest = divmod(self.group_size, self.compression)
-        if rest == 0:
-            columns @= columns[::step].T  # an orthogonal matrix
-            columns[::step] = np.eye(self.compression)  # which it is but for rounding
-        return columns
+        """G, (r, k) float64: unit rows at k of the slots; the others have norms from 1 to sqrt(k / s)."""
+        rows = self.unstretched @ np.linalg.inv(self.unstretched[self._unit_slots])
+        rows[self._unit_slots] = np.eye(self.compression)  # which they are but for rounding
+        return rows
+
+    @cached_property
+    def unstretched(self) -> FloatArray:
+        """Samples of the sines, (r, k) float64: rows of norm 1, orthogonal columns of norm sqrt(r / k)."""
+        return math.sqrt(self.group_size / self.compression) * trigonometric_columns(self.group_size, self.compression)
+
+    @cached_property
+    def stretch(self) -> float:
+        """The largest singular value of the rows at the slots that send entries as they are; 1 where k divides r."""
+        if self.group_size % self.compression == 0:
+            return 1.0
+        return float(np.linalg.norm(self.unstretched[self._unit_slots], ord=2))
+
+    @property
+    def _unit_slots(self) -> list[int]:
+        return [chunk * self.group_size // self.compression for chunk in range(self.compression)]
 
     @cached_property
     def points(self) -> ComplexArray:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ._types import FloatArray
+from .sections import Sections
 
 __all__ = [
     "LARGEST_NORM",
@@ -20,6 +21,7 @@ __all__ = [
     "NUM_PROJECTIONS",
     "SMALLEST_NUMBER",
     "UNDERESTIMATE",
+    "Memory",
     "Projector",
 ]
 
@@ -35,8 +37,8 @@ BLOCK = 4096  # columns worked on at once: with 20 rows and float64, 0.7 MB, hal
 class Projector:
     """One random projection B = Z F of rows Z that may come one after the other, with an F that nobody could foresee.
 
-    Cut into blocks of columns, F is one Gaussian block (the same for all) times one Gaussian q x q
-    matrix per block: drawing that costs a small part of drawing m x q numbers, and still no lie can be
+    Cut into blocks of columns, each of one tensor, F is one Gaussian block (the same for all) times one Gaussian
+    q x q matrix per block: drawing that costs a small part of drawing m x q numbers, and still no lie can be
     hidden. One block without the q x q factors would be blind to a lie of +v in one block and -v in the
     next; random signs alone would miss a lie of two opposite entries with probability 2^-q.
 
@@ -55,18 +57,36 @@ class Projector:
     def __init__(self, generator: torch.Generator | None = None) -> None:
         self._random = np.random.default_rng() if generator is None else _seeded(generator)
         self._drawn: tuple[Tensor, Tensor] | None = None
-        self._known: dict[int, tuple[FloatArray, float]] = {}
+        self._known: dict[int, tuple[FloatArray, FloatArray]] = {}
 
-    def project_finite(self, rows: Mapping[int, Tensor]) -> tuple[list[int], FloatArray, FloatArray]:
-        """Return the slots of the finite shares, their projections and their norms; a slot is projected once."""
+    def project_finite(
+        self, rows: Mapping[int, Tensor], sections: Sections
+    ) -> tuple[list[int], FloatArray, FloatArray]:
+        """Return the slots of the finite shares, and, for each tensor, their projections, (C, n, q), and norms, (C, n).
+
+        A slot is projected once.
+        """
         new = sorted(rows.keys() - self._known.keys())
         if new:
-            projected, norms = self.project([rows[slot] for slot in new])
-            self._known |= {slot: (projected[row], float(norms[row])) for row, slot in enumerate(new)}
-        slots = [slot for slot in sorted(rows) if self._known[slot][1] < LARGEST_NORM]  # false for NaN
+            projected, norms = self.project_tensors([rows[slot] for slot in new], sections)
+            self._known |= {slot: (projected[:, row], norms[:, row]) for row, slot in enumerate(new)}
+        slots = [s for s in sorted(rows) if np.linalg.norm(self._known[s][1]) < LARGEST_NORM]  # false for NaN
         if not slots:
-            return [], np.zeros((0, NUM_PROJECTIONS)), np.zeros(0)
-        return slots, np.stack([self._known[s][0] for s in slots]), np.array([self._known[s][1] for s in slots])
+            return [], np.zeros((0, 0, NUM_PROJECTIONS)), np.zeros((0, 0))
+        found = [self._known[slot] for slot in slots]
+        return slots, np.stack([known[0] for known in found], axis=1), np.stack([known[1] for known in found], axis=1)
+
+    def project_tensors(
+        self, rows: Sequence[Tensor], sections: Sections, chosen: Sequence[int] | None = None
+    ) -> tuple[FloatArray, FloatArray]:
+        """Return, for each tensor (or those chosen, by number), the rows' projections, (C, n, q), and norms, (C, n).
+
+        See `project`; all calls must have the same `sections` and `chosen`.
+        """
+        numbers = range(len(sections.stops)) if chosen is None else chosen
+        places = {number: place for place, number in enumerate(numbers)}
+        blocks = [(places[number], columns) for number, columns in sections.blocks(BLOCK, chosen)]
+        return self._project(rows, blocks, len(places), None)
 
     def project(
         self, rows: Sequence[Tensor], observe: Callable[[int, Tensor], None] | None = None
@@ -94,30 +114,69 @@ class Projector:
         Cost: n m (q + 1) multiply-adds in float64. Extra memory: 2 n * 4096 float64, and 64 k + m / 16 for F. All
         calls are for rows of one length on one device.
         """
-        q, share_dim, device = NUM_PROJECTIONS, rows[0].numel(), rows[0].device
-        block, mixing = self._draw(share_dim, device)
-        width = block.shape[1]
-        projected = torch.zeros(q, len(rows), dtype=torch.float64, device=device)
-        squares = torch.zeros(len(rows), dtype=torch.float64, device=device)
-        buffer = torch.empty(len(rows), width, dtype=torch.float64, device=device)  # new memory is slow
-        for number, start in enumerate(range(0, share_dim, width)):
-            stop = min(start + width, share_dim)
-            columns = buffer[:, : stop - start].copy_(torch.stack([row[start:stop] for row in rows]))
-            projected += mixing[number].T @ (block[:, : stop - start] @ columns.T)
-            squares += torch.linalg.vector_norm(columns, dim=1).square()
-            if observe is not None:
-                observe(start, columns)
-        return projected.T.cpu().numpy(), squares.sqrt().cpu().numpy()
+        blocks = Sections.whole(rows[0].numel()).blocks(BLOCK)
+        projected, norms = self._project(rows, blocks, 1, observe)
+        return projected[0], norms[0]
 
-    def _draw(self, share_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _project(
+        self,
+        rows: Sequence[Tensor],
+        blocks: Sequence[tuple[int, slice]],
+        num_tensors: int,
+        observe: Callable[[int, Tensor], None] | None,
+    ) -> tuple[FloatArray, FloatArray]:
+        device, width = rows[0].device, max((cut.stop - cut.start for _, cut in blocks), default=1)
+        block, mixing = self._draw(width, len(blocks), device)
+        projected = torch.zeros(num_tensors, NUM_PROJECTIONS, len(rows), dtype=torch.float64, device=device)
+        squares = torch.zeros(num_tensors, len(rows), dtype=torch.float64, device=device)
+        buffer = torch.empty(len(rows), width, dtype=torch.float64, device=device)  # new memory is slow
+        for number, (tensor, cut) in enumerate(blocks):
+            columns = buffer[:, : cut.stop - cut.start].copy_(torch.stack([row[cut] for row in rows]))
+            projected[tensor] += mixing[number].T @ (block[:, : cut.stop - cut.start] @ columns.T)
+            squares[tensor] += torch.linalg.vector_norm(columns, dim=1).square()
+            if observe is not None:
+                observe(cut.start, columns)
+        return projected.transpose(1, 2).cpu().numpy(), squares.sqrt().cpu().numpy()
+
+    def _draw(self, width: int, num_blocks: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return the block, (q, columns), and the matrices, one for each block; drawn once."""
         if self._drawn is None:
-            q, width = NUM_PROJECTIONS, min(BLOCK, share_dim)
+            q = NUM_PROJECTIONS
             block = self._random.standard_normal((width, q)) / math.sqrt(q)
-            mixing = self._random.standard_normal((-(-share_dim // width), q, q)) / math.sqrt(q)
+            mixing = self._random.standard_normal((num_blocks, q, q)) / math.sqrt(q)
             # As (q, columns), and times columns^T: BLAS takes half the time of columns times (columns, q).
             self._drawn = torch.from_numpy(block).T.contiguous().to(device), torch.from_numpy(mixing).to(device)
         return self._drawn
+
+
+class Memory:
+    """What earlier decodes of a group have learnt, for the next one of the same shares and some more.
+
+    Parameters
+    ----------
+    generator : torch.Generator, optional
+        See `Decoder.decode`.
+    """
+
+    def __init__(self, generator: torch.Generator | None = None) -> None:
+        self._generator = generator
+        self._projector: Projector | None = None
+
+    @property
+    def is_disputed(self) -> bool:
+        """Whether the shares had to be projected."""
+        return self._projector is not None
+
+    @property
+    def projector(self) -> Projector:
+        """That of all columns; drawn when it is first asked for."""
+        if self._projector is None:
+            self._projector = self.new_projector()
+        return self._projector
+
+    def new_projector(self) -> Projector:
+        """Return one for some of the columns."""
+        return Projector(self._generator)
 
 
 def _seeded(generator: torch.Generator) -> np.random.Generator:

@@ -15,53 +15,65 @@ from torch import Tensor
 from ._types import FloatArray
 from .locating import Support, parity_of
 from .projection import BLOCK
+from .sections import Sections
 
 __all__ = ["Interpolation", "Solution", "interpolate", "least_squares"]
 
 CPU_COLUMNS = 32_768  # that `interpolate` works on at once: of 20 float32 rows, 2.6 MB, about a core's cache
 OTHER_COLUMNS = 1_048_576  # the same on a GPU
+ROUNDINGS = 4  # by which an honest share, and so an entry solved for, may be off; tests/coding/test_zeros.py counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Solution:
-    """A gradient made without the rows of the support, and norms over all columns.
+    """A gradient made without the rows of the support, and norms over the columns of each tensor.
 
     Attributes
     ----------
-    support : tuple of int
+    support : tuple of a int
         Rows that it was not made from.
-    chunks : Tensor, (k, m)
-        The gradient, and behind its last entry what stands where it was padded; of the rows' dtype and device.
+    columns : Tensor, (m, k)
+        X^T: the gradient, and behind its last entry what stands where it was padded; of the rows' dtype and device.
     dim : int
         d.
-    residual : float
+    sections : Sections
+        The C tensors.
+    norms : (C,) float64
+        Of the gradient.
+    residual : (C,) float64
         Norm of what the other rows deviate from it by.
-    lies : (len(support),) float64
+    lies : (C, a) float64
         Norm of what each row of the support deviates by.
-    rounding : float
+    rounding : (C,) float64
         What rounding may have changed the gradient by.
-    residual_rounding : float
+    residual_rounding : (C,) float64
         What rounding may have hidden of the residual.
-    lies_rounding : (len(support),) float64
+    lies_rounding : (C, a) float64
         What rounding may have changed each of the lies by.
-    gram : (len(support), len(support)) float64, or None
-        Inner products of the lies, if they are known.
+    gram : (K, a, a) float64, or None
+        Inner products of the lies, for each class of tensors, if they are known.
     """
 
     support: Support
-    chunks: Tensor
+    columns: Tensor
     dim: int
-    residual: float
+    sections: Sections
+    norms: FloatArray
+    residual: FloatArray
     lies: FloatArray
-    rounding: float
-    residual_rounding: float
+    rounding: FloatArray
+    residual_rounding: FloatArray
     lies_rounding: FloatArray
     gram: FloatArray | None = None
 
     @property
     def gradient(self) -> Tensor:
         """The gradient, (dim,)."""
-        return self.chunks.view(-1)[: self.dim]
+        return self.columns.view(-1)[: self.dim]
+
+    def fits(self, limits: FloatArray) -> bool:
+        """Whether the residual of no class is beyond its limit, (K,)."""
+        return bool((self.sections.norms_by_class(self.residual) <= limits).all())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +82,7 @@ class Interpolation(Solution):
 
     Attributes
     ----------
-    row_norms : (n,) float64
+    row_norms : (C, n) float64
         Of all rows; inf for float32 rows beyond about 1e19.
     """
 
@@ -78,12 +90,12 @@ class Interpolation(Solution):
 
 
 def interpolate(
-    generator: FloatArray, support: Support, rows: list[Tensor], dim: int, loud: float
+    generator: FloatArray, support: Support, rows: list[Tensor], dim: int, sections: Sections, loud: float
 ) -> Interpolation | slice | None:
     """Return the gradient that k of the rows not in the support fix, and what all rows deviate from it by.
 
-    Rows that hold a chunk of the gradient as it is (unit rows of the generator) are copied; only the chunks for
-    which there is none are solved for. All in the dtype of the rows: rounding is bounded by Higham's gamma.
+    Rows that hold every k-th entry of the gradient as it is (unit rows of the generator) are copied; only the entries
+    for which there is none are solved for. All in the dtype of the rows: rounding is bounded by Higham's gamma.
 
     Parameters
     ----------
@@ -95,6 +107,8 @@ def interpolate(
         The shares.
     dim : int
         d.
+    sections : Sections
+        The tensors.
     loud : float
         Rows are loud in some columns if they deviate by more than `loud` times the largest of them.
 
@@ -105,6 +119,7 @@ def interpolate(
 
     Notes
     -----
+    Entries solved for that can't be told from zero are zero: see `_without_noise`.
     Cost: (n - k) k m multiply-adds if all unit rows are there, n k m at most. Extra memory: (n + k) times
     32,768 numbers, on a GPU 1,048,576.
     """
@@ -119,54 +134,98 @@ def interpolate(
     weights = generator[others] @ inverse
     expected = torch.from_numpy(weights).to(device, dtype)
     solver = torch.from_numpy(inverse[solved]).to(device, dtype)
+    noise = torch.from_numpy(_rounding_weights(inverse[solved], generator[basis], dtype)).to(device, dtype)
+    scratch = torch.empty(compression, width, dtype=dtype, device=device)
     buffer = torch.empty(
         max(len(others), 1), width, dtype=dtype, device=device
     )  # with one row there is a product to try
     if not _multiplies_in_full(compression, buffer):
         return None
 
-    chunks = _new_memory(compression, share_dim, dtype, device)
-    squares = torch.zeros(compression + 2 * len(others), dtype=torch.float64, device=device)
+    result = _new_memory(share_dim, compression, dtype, device)
+    squares = torch.zeros(len(sections.stops), 2 * (compression + len(others)), dtype=torch.float64, device=device)
     for start in range(0, share_dim, width):
         columns = slice(start, min(start + width, share_dim))
-        block, deviations = chunks[:, columns], buffer[: len(others), : columns.stop - start]
+        block, deviations = (part[:, : columns.stop - start] for part in (scratch, buffer[: len(others)]))
         for target, row in zip([*block, *deviations], [*basis, *others], strict=True):  # faster than torch.stack
             target.copy_(rows[row][columns])
-        norms = [torch.linalg.vector_norm(block, dim=1), torch.linalg.vector_norm(deviations, dim=1)]
+        pieces = sections.pieces(start, columns.stop)
+        norms = [_norms(block, pieces), _norms(deviations, pieces)]
         deviations.addmm_(expected, block, alpha=-1)
-        norms.append(torch.linalg.vector_norm(deviations, dim=1))
-        here = torch.cat(norms).to(torch.float64).square()
-        if not here[compression + len(others) :][:num_checks].sum() <= loud**2 * here[: len(kept)].max() < math.inf:
-            return columns
-        squares += here
+        norms.append(_norms(deviations, pieces))
         if solved:
-            block[solved] = solver @ block
+            block[solved] = _without_noise(solver @ block, noise, block, solved)
+        norms.append(_norms(block, pieces) if solved else norms[0])
+        here = torch.cat(norms, dim=1).to(torch.float64).square()
+        total = here.sum(0)
+        disagreement = total[compression + len(others) :][:num_checks].sum()
+        if not disagreement <= loud**2 * total[: len(kept)].max() < math.inf:
+            return columns
+        squares[[number for number, _ in pieces]] += here
+        _interleave(result[columns], block)
 
     limits = torch.finfo(dtype)
-    lost = math.sqrt(share_dim * limits.smallest_normal)  # of a norm, at most: smaller squares vanish
-    norms_of_basis, norms_of_others, lengths = np.split(
+    lost = np.sqrt(sections.widths * limits.smallest_normal)[:, None]  # of a norm, at most: smaller squares vanish
+    norms_of_basis, norms_of_others, lengths, norms_of_chunks = np.split(
         (1 + width * limits.eps) * squares.sqrt().cpu().numpy(),  # no less than they are, but for what is lost
-        [compression, compression + len(others)],
+        np.cumsum([compression, len(others), len(others)]),
+        axis=1,
     )
     norms_of_basis, norms_of_others = norms_of_basis + lost, norms_of_others + lost
-    if (np.abs(inverse) @ norms_of_basis).max() >= limits.max:
+    if (norms_of_basis @ np.abs(inverse).T).max() >= limits.max:
         return None
     gamma = (compression + 3) * limits.eps / 2
-    rounding = gamma * (np.abs(weights) @ norms_of_basis + norms_of_others)
-    rounding += lost
-    row_norms = np.empty(num_rows)
-    row_norms[basis], row_norms[others] = norms_of_basis, norms_of_others
+    rounding = gamma * (norms_of_basis @ np.abs(weights).T + norms_of_others) + lost
+    row_norms = np.empty((len(sections.stops), num_rows))
+    row_norms[:, basis], row_norms[:, others] = norms_of_basis, norms_of_others
+    of_solved = gamma * norms_of_basis @ np.abs(inverse[solved]).T
+    of_solved += 1.01 * norms_of_chunks @ noise.cpu().double().numpy().T  # 1.01: of their norms before some became 0
     return Interpolation(
         support=support,
-        chunks=chunks,
+        columns=result,
         dim=dim,
-        residual=float(np.linalg.norm(lengths[:num_checks])),
-        lies=lengths[num_checks:],
-        rounding=float(np.linalg.norm(gamma * (np.abs(inverse[solved]) @ norms_of_basis))),
-        residual_rounding=float(np.linalg.norm(rounding[:num_checks])),
-        lies_rounding=rounding[num_checks:],
+        sections=sections,
+        norms=np.linalg.norm(norms_of_chunks, axis=1),
+        residual=np.linalg.norm(lengths[:, :num_checks], axis=1),
+        lies=lengths[:, num_checks:],
+        rounding=np.linalg.norm(of_solved, axis=1),
+        residual_rounding=np.linalg.norm(rounding[:, :num_checks], axis=1),
+        lies_rounding=rounding[:, num_checks:],
         row_norms=row_norms,
     )
+
+
+def _norms(matrix: Tensor, pieces: list[tuple[int, slice]]) -> Tensor:
+    """Return the norms of each row in each of the pieces, (pieces, rows)."""
+    return torch.stack([torch.linalg.vector_norm(matrix[:, cut], dim=1) for _, cut in pieces])
+
+
+def _interleave(target: Tensor, chunks: Tensor) -> None:
+    """Copy (k, columns) into (columns, k); on the CPU by numpy, which takes half of torch's time."""
+    if target.device.type == "cpu":
+        values, rows = target.numpy(), chunks.numpy()
+        for chunk, row in enumerate(rows):
+            values[:, chunk] = row
+    else:
+        target.copy_(chunks.T)
+
+
+def _rounding_weights(solver: FloatArray, generator: FloatArray, dtype: torch.dtype) -> FloatArray:
+    """Return U, (chunks, k): entries solved for are off by U |X| through the roundings of the shares alone."""
+    unit = ROUNDINGS * torch.finfo(dtype).eps / 2
+    return np.asarray(unit * np.abs(solver) @ np.abs(generator))
+
+
+def _without_noise(values: Tensor, noise: Tensor, chunks: Tensor, solved: list[int]) -> Tensor:
+    """Set entries to 0 that are no larger than what the rounding of the shares makes of 0; return them.
+
+    values : (a, columns), the entries solved for; chunks : (k, columns), X, or the shares in place of those entries.
+
+    Without this, what is 0 for every node would come back as noise, of which Adam makes full steps.
+    """
+    size = chunks.abs()
+    size[solved] = values.abs()
+    return values.masked_fill_(size[solved] <= noise @ size, 0)
 
 
 def _basis(generator: FloatArray, kept: list[int]) -> tuple[list[int], FloatArray]:
@@ -208,12 +267,14 @@ def _new_memory(num_rows: int, num_columns: int, dtype: torch.dtype, device: tor
     return torch.empty(num_rows, num_columns, dtype=dtype, device=device)
 
 
-def least_squares(generator: FloatArray, support: Support, rows: list[Tensor], dim: int) -> Solution:
+def least_squares(
+    generator: FloatArray, support: Support, rows: list[Tensor], dim: int, sections: Sections
+) -> Solution:
     """Return the least-squares gradient over the rows not in the support: X = pinv(G[kept]) Z[kept], cut to dim.
 
     The residual Z[kept] - G[kept] X has the norm of H Z[kept], H the orthonormal parity of these rows; lie j is
     Z[j] - G[j] X. In float64, because matrix products of a smaller dtype may silently be of a still smaller one
-    (TF32).
+    (TF32). Entries that can't be told from zero are zero.
     """
     num_rows, compression = generator.shape
     accused = list(support)
@@ -223,28 +284,32 @@ def least_squares(generator: FloatArray, support: Support, rows: list[Tensor], d
     solver[:, kept] = np.linalg.pinv(generator[kept])
     checks[:, kept] = parity_of(generator[kept])
     lies[:] = np.eye(num_rows)[accused] - generator[accused] @ solver
-    share_dim, device = rows[0].numel(), rows[0].device
+    share_dim, dtype, device = rows[0].numel(), rows[0].dtype, rows[0].device
     factor = torch.from_numpy(weights).to(device)
-    chunks = _new_memory(compression, share_dim, rows[0].dtype, device)
-    squares = torch.zeros(num_rows, dtype=torch.float64, device=device)
-    gram = torch.zeros(len(accused), len(accused), dtype=torch.float64, device=device)
-    for start in range(0, share_dim, BLOCK):
-        product = factor @ torch.stack([row[start : start + BLOCK] for row in rows]).to(torch.float64)
-        chunks[:, start : start + BLOCK] = product[:compression]
-        squares += torch.linalg.vector_norm(product, dim=1).square()
-        gram += product[len(kept) :] @ product[len(kept) :].T
-    norms = np.split(squares.sqrt().cpu().numpy(), [compression, len(kept)])
-    largest = torch.finfo(chunks.dtype).max
-    if norms[0].max() >= largest:  # what is beyond by rounding only: the truth is not
-        chunks.clamp_(-largest, largest)
+    noise = torch.from_numpy(_rounding_weights(solver, generator, dtype)).to(device)
+    result = _new_memory(share_dim, compression, dtype, device)
+    squares = torch.zeros(len(sections.stops), num_rows, dtype=torch.float64, device=device)
+    gram = torch.zeros(len(sections.names), len(accused), len(accused), dtype=torch.float64, device=device)
+    every, limits = list(range(compression)), torch.finfo(dtype)
+    for number, cut in sections.blocks(BLOCK):
+        product = factor @ torch.stack([row[cut] for row in rows]).to(torch.float64)
+        chunks, deviations = product[:compression], product[len(kept) :]
+        squares[number] += torch.linalg.vector_norm(product, dim=1).square()
+        gram[sections.classes[number]] += deviations @ deviations.T
+        chunks = _without_noise(chunks, noise, chunks, every)
+        _interleave(result[cut], chunks.clamp_(-limits.max, limits.max))  # beyond by rounding only: the truth is not
+    norms = np.split(squares.sqrt().cpu().numpy(), [compression, len(kept)], axis=1)
+    rounding = limits.eps * norms[0] + norms[0] @ noise.cpu().numpy().T
     return Solution(
         support=support,
-        chunks=chunks,
+        columns=result,
         dim=dim,
-        residual=float(np.linalg.norm(norms[1])),
+        sections=sections,
+        norms=np.linalg.norm(norms[0], axis=1),
+        residual=np.linalg.norm(norms[1], axis=1),
         lies=norms[2],
-        rounding=torch.finfo(chunks.dtype).eps * float(np.linalg.norm(norms[0])),
-        residual_rounding=0.0,
-        lies_rounding=np.zeros(len(accused)),
+        rounding=np.linalg.norm(rounding, axis=1),
+        residual_rounding=np.zeros(len(sections.stops)),
+        lies_rounding=np.zeros((len(sections.stops), len(accused))),
         gram=gram.cpu().numpy(),
     )

@@ -27,13 +27,13 @@ class Verdict:
 
     Attributes
     ----------
-    error_bound : float
-        Bound on |gradient - truth|.
+    error_bound : (K,) float64
+        Bound on |gradient - truth| in each class of tensors.
     lies : frozenset of int
         Rows of the support that certainly lied; the others of it are suspects.
     """
 
-    error_bound: float
+    error_bound: FloatArray
     lies: frozenset[int]
 
 
@@ -41,11 +41,11 @@ def judge(
     solution: Solution,
     generator: FloatArray,
     rows: list[Tensor],
-    noise: float,
+    noise: FloatArray,
     liars: int,
     amplification: Callable[[int], float],
 ) -> Verdict:
-    """Judge the accused rows of a solution.
+    """Judge the accused rows of a solution: each class of tensors is a case of its own, and one verdict is enough.
 
     Parameters
     ----------
@@ -55,8 +55,8 @@ def judge(
         The generator's rows.
     rows : list of n Tensors, (m,)
         The shares.
-    noise : float
-        Norm of what all honest rows together may be off by.
+    noise : (K,) float64
+        Norm of what all honest rows together may be off by in each class.
     liars : int
         s', lies that there may be among the rows.
     amplification : callable
@@ -68,40 +68,40 @@ def judge(
     a number, and what `explaining_supports` takes.
     """
     num_rows, compression = generator.shape
-    delta = solution.residual + solution.residual_rounding + noise
+    by_class = solution.sections.norms_by_class
+    delta = by_class(solution.residual) + by_class(solution.residual_rounding) + noise
     bound = amplification(max(num_rows - len(solution.support) - liars, compression)) * delta
-    smallest, largest = solution.lies - solution.lies_rounding, solution.lies + solution.lies_rounding
-    loud = smallest > bound + noise
+    lies, rounding = by_class(solution.lies), by_class(solution.lies_rounding)
+    loud = np.any(lies - rounding > (bound + noise)[:, None], axis=0)
     doubtful = [row for row, certain in zip(solution.support, loud, strict=True) if not certain]
-    second = amplification(max(num_rows - liars, compression)) * (delta + float(np.linalg.norm(largest[~loud])))
-    lies = set(solution.support) - set(doubtful)
+    deviation = delta + np.linalg.norm((lies + rounding)[:, ~loud], axis=1)
+    second = amplification(max(num_rows - liars, compression)) * deviation
+    certain = set(solution.support) - set(doubtful)
+    found = set(certain)
     if doubtful:
-        lies |= _indispensable(solution, generator, rows, doubtful, liars=liars - len(lies), threshold=delta)
-    return Verdict(min(bound, second) + solution.rounding, frozenset(lies))
+        grams = _grams(solution, generator, rows, doubtful)
+        for gram, threshold in zip(grams, delta, strict=True):
+            found |= _indispensable(certain, generator, doubtful, gram, liars=liars - len(certain), threshold=threshold)
+    return Verdict(np.minimum(bound, second) + by_class(solution.rounding), frozenset(found))
 
 
 def _indispensable(
-    solution: Solution,
-    generator: FloatArray,
-    rows: list[Tensor],
-    doubtful: list[int],
-    *,
-    liars: int,
-    threshold: float,
+    certain: set[int], generator: FloatArray, doubtful: list[int], gram: FloatArray, *, liars: int, threshold: float
 ) -> set[int]:
     """Return the doubtful rows that are in every set of `liars` rows without which the others may all be honest.
 
-    Rows that are accused and not doubtful are lies, and are left out. Of the others, every set of `liars` rows is
-    tried; if there are too many sets, no row is indispensable.
+    Rows that are certain lies are left out. Of the others, every set of `liars` rows is tried; if there are too many
+    sets, no row is indispensable.
+
+    gram : what the doubtful rows deviate from the solution by, inner products.
     """
-    certain = set(solution.support) - set(doubtful)
-    alive = [row for row in range(len(rows)) if row not in certain]
+    alive = [row for row in range(len(generator)) if row not in certain]
     parity = parity_of(generator[alive])
     num_checks, num_rows = parity.shape
     if liars < 1 or liars >= num_checks or not can_try_all(num_rows, num_checks, liars):
         return set()
     deviations = np.zeros((num_rows, len(doubtful)))
-    deviations[[alive.index(row) for row in doubtful]] = _square_root(_gram(solution, generator, rows, doubtful))
+    deviations[[alive.index(row) for row in doubtful]] = _square_root(gram)
     supports, _ = explaining_supports(parity, deviations, liars, threshold)
     if not len(supports):  # more lies than allowed for: nothing is certain
         return set()
@@ -109,20 +109,19 @@ def _indispensable(
     return {alive[place] for place in np.flatnonzero(everywhere)}
 
 
-def _gram(solution: Solution, generator: FloatArray, rows: list[Tensor], doubtful: list[int]) -> FloatArray:
-    """Return the inner products, over all columns, of what the doubtful rows deviate from the solution by."""
+def _grams(solution: Solution, generator: FloatArray, rows: list[Tensor], doubtful: list[int]) -> FloatArray:
+    """Return, for each class, the inner products of what the doubtful rows deviate from the solution by."""
     if solution.gram is not None:
         places = [solution.support.index(row) for row in doubtful]
-        return solution.gram[np.ix_(places, places)]
-    chunks = solution.chunks
-    factor = torch.from_numpy(generator[doubtful]).to(chunks.device)
-    gram = torch.zeros(len(doubtful), len(doubtful), dtype=torch.float64, device=chunks.device)
-    for start in range(0, chunks.shape[1], BLOCK):
-        columns = slice(start, start + BLOCK)
-        deviations = torch.stack([rows[row][columns] for row in doubtful]).to(torch.float64)
-        deviations -= factor @ chunks[:, columns].to(torch.float64)
-        gram += deviations @ deviations.T
-    return gram.cpu().numpy()
+        return np.asarray(solution.gram[:, places][:, :, places])
+    columns, sections = solution.columns, solution.sections
+    factor = torch.from_numpy(generator[doubtful]).to(columns.device)
+    grams = torch.zeros(len(sections.names), len(doubtful), len(doubtful), dtype=torch.float64, device=columns.device)
+    for number, cut in sections.blocks(BLOCK):
+        deviations = torch.stack([rows[row][cut] for row in doubtful]).to(torch.float64)
+        deviations -= factor @ columns[cut].to(torch.float64).T
+        grams[sections.classes[number]] += deviations @ deviations.T
+    return grams.cpu().numpy()
 
 
 def _square_root(gram: FloatArray) -> FloatArray:

@@ -11,7 +11,7 @@ from flwr.app import Message
 from torch import Tensor
 
 from solon_fl.coding import Decoded, Decoder, DecodeStatus
-from solon_fl.coding.decoder import Memory
+from solon_fl.coding.projection import Memory
 from solon_fl.strategies.replies import Unusable, read_all, read_loss, read_share
 from solon_fl.strategies.reports import NOT_FINITE, GroupReport
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from solon_fl import Code, Decoded, Decoder, FourierCode, LocatingProblem
 from solon_fl.coding import smallest_group
+from solon_fl.coding.decoding import Decoding
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -44,7 +45,7 @@ def decode(
 
 def without_comparing(wanted: bool) -> AbstractContextManager[object]:
     """Let decoders project and look at once, if wanted, without trying what is mostly enough."""
-    return patch.object(Decoder, "_decode_fast", return_value=None) if wanted else nullcontext()
+    return patch.object(Decoding, "_decode_fast", return_value=None) if wanted else nullcontext()
 
 
 def error_of(decoded: Decoded, gradient: Tensor) -> float:

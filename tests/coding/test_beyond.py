@@ -342,9 +342,12 @@ def test_supporting_rows_are_those_of_the_oracle(code: Code, seed: int, lying: s
         solved = code.generator[chosen] @ np.linalg.pinv(code.generator[chosen]) @ projected[chosen]
         if np.linalg.norm(projected[chosen] - solved) <= 1e-9:
             expected |= set(chosen)
-    tolerances = np.full(code.group_size, 1e-9)
-    found = supporting_rows(code.points, code.multipliers, projected, code.compression, tolerances)
-    assert found == sorted(expected)
+    tolerances = np.full((2, code.group_size), 1e-9)
+    in_another_class = code.generator @ rng.normal(size=(2, code.compression, 16))
+    for number in range(2):  # what disagrees in either class of tensors does not agree
+        both = np.stack([projected, in_another_class[number]])[[number, 1 - number]]
+        found = supporting_rows(code.points, code.multipliers, both, code.compression, tolerances)
+        assert found == sorted(expected)
 
 
 def test_where_the_worst_rows_can_not_be_found_the_code_knows_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,7 @@ def test_shares_are_the_generator_times_the_padded_chunks(
     share_dim = math.ceil(dim / compression)
     chunks = np.zeros(compression * share_dim)
     chunks[:dim] = gradient
-    expected = code.generator @ chunks.reshape(compression, share_dim)
+    expected = code.generator @ chunks.reshape(share_dim, compression).T
     assert code.share_dim(dim) == share_dim
     for slot, share in shares_of(code, gradient).items():
         np.testing.assert_allclose(share.numpy(), expected[slot], atol=1e-12)

@@ -15,8 +15,8 @@ codes = st.builds(
 @given(code=codes)
 def test_columns_are_orthogonal_and_rows_of_norm_1(code: FourierCode) -> None:
     expected = code.group_size / code.compression * np.eye(code.compression)
-    np.testing.assert_allclose(code.generator.T @ code.generator, expected, atol=1e-12)
-    np.testing.assert_allclose(np.linalg.norm(code.generator, axis=1), 1, rtol=1e-12)
+    np.testing.assert_allclose(code.unstretched.T @ code.unstretched, expected, atol=1e-12)
+    np.testing.assert_allclose(np.linalg.norm(code.unstretched, axis=1), 1, rtol=1e-12)
 
 
 @given(code=codes)
@@ -28,13 +28,19 @@ def test_rows_are_the_trigonometric_functions_of_the_docstring(code: FourierCode
         columns += [np.cos(frequency * angles), np.sin(frequency * angles)]
         frequency += 1
     expected = np.sqrt(2 / code.compression) * np.stack(columns, axis=1)
+    np.testing.assert_allclose(code.unstretched, expected, atol=1e-12)
+
+
+@given(code=codes)
+def test_k_slots_spread_evenly_send_entries_as_they_are(code: FourierCode) -> None:
+    slots = [chunk * code.group_size // code.compression for chunk in range(code.compression)]
+    np.testing.assert_array_equal(code.generator[slots], np.eye(code.compression))
+    exchange = np.linalg.lstsq(code.unstretched, code.generator, rcond=None)[0]
+    np.testing.assert_allclose(code.unstretched @ exchange, code.generator, atol=1e-12)
     if code.group_size % code.compression == 0:
-        step = code.group_size // code.compression
-        np.testing.assert_array_equal(code.generator[::step], np.eye(code.compression))
-        rotation = np.linalg.lstsq(expected, code.generator, rcond=None)[0]
-        np.testing.assert_allclose(rotation.T @ rotation, np.eye(code.compression), atol=1e-12)
-        expected = expected @ rotation
-    np.testing.assert_allclose(code.generator, expected, atol=1e-12)
+        np.testing.assert_allclose(exchange.T @ exchange, np.eye(code.compression), atol=1e-12)
+    largest = np.linalg.svd(code.unstretched[slots])[1][0]
+    assert code.stretch == pytest.approx(largest, rel=1e-9)
 
 
 @given(code=codes, seed=st.integers(0, 2**32))
@@ -44,6 +50,7 @@ def test_shares_are_values_of_a_polynomial_at_the_roots_of_unity(code: FourierCo
     powers = code.points[:, None] ** np.arange(code.compression)
     coefficients = np.linalg.lstsq(powers, values, rcond=None)[0]
     np.testing.assert_allclose(powers @ coefficients, values, atol=1e-10)
+    coefficients = np.linalg.lstsq(powers, code.multipliers * (code.unstretched @ message), rcond=None)[0]
     assert np.linalg.norm(coefficients) == pytest.approx(np.linalg.norm(message))
     np.testing.assert_allclose(np.abs(code.points), 1)
 
@@ -53,7 +60,7 @@ def test_turning_the_slots_changes_no_singular_value(code: FourierCode, turn: in
     rows = np.arange(code.compression)
     turned = (rows + turn) % code.group_size
     np.testing.assert_allclose(
-        np.linalg.svd(code.generator[turned])[1], np.linalg.svd(code.generator[rows])[1], atol=1e-12
+        np.linalg.svd(code.unstretched[turned])[1], np.linalg.svd(code.unstretched[rows])[1], atol=1e-12
     )
 
 

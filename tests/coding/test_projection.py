@@ -129,25 +129,19 @@ def test_the_default_projection_cannot_be_foreseen() -> None:
         assert_within_bound(decoded, gradient)
 
 
-def test_a_lie_that_foresaw_the_projection_is_noticed_whatever_rounding_does() -> None:
-    """The projection shows rounding errors alone: whom they point at is chance, but the check of all columns is not."""
+def test_a_lie_that_foresaw_the_projection_is_noticed() -> None:
+    """All that is left of it in the projection is rounding; who lied may be seen from that, or not."""
     decoder = fourier_decoder(byzantine=2, compression=3)
     gradient = torch.randn(300, generator=seeded(0), dtype=torch.float64)
-    honest = shares_of(decoder.code, gradient)
+    shares = shares_of(decoder.code, gradient)
     liars = [1, 4]
-    lies = ProjectionAware(seed=11).lies(torch.stack(list(honest.values())), liars, seeded(1))
-    statuses = []
-    for seed in range(10):
-        rounding = 1e-15 * torch.randn(7, lies.shape[1], generator=seeded(seed), dtype=torch.float64)
-        sent = {**honest, **dict(zip(liars, lies, strict=True))}
-        shares = {slot: share + rounding[slot] for slot, share in sent.items()}
-        decoded = decode(decoder, shares, looking=True, seed=11)
-        statuses.append(decoded.status)
-        if decoded.status is not DecodeStatus.UNDECODABLE:  # they pointed at the liars
-            assert decoded.corrupt_slots == (1, 4)
-            assert_within_bound(decoded, gradient)
-        assert decode(decoder, shares, looking=True, seed=12).corrupt_slots == (1, 4)
-    assert statuses.count(DecodeStatus.UNDECODABLE) >= 5  # all ten where this was written
+    lies = ProjectionAware(seed=11).lies(torch.stack(list(shares.values())), liars, seeded(1))
+    seen, _ = Projector(seeded(11)).project([lie - shares[slot] for slot, lie in zip(liars, lies, strict=True)])
+    assert np.abs(seen).max() < 1e-12
+    shares.update(zip(liars, lies, strict=True))
+    decoded = decode(decoder, shares, looking=True, seed=11)
+    assert decoded.status is DecodeStatus.UNDECODABLE or decoded.corrupt_slots == (1, 4)
+    assert decode(decoder, shares, looking=True, seed=12).corrupt_slots == (1, 4)
 
 
 def test_a_generator_reproduces_a_decode() -> None:

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from solon_fl import Code, DecodeStatus, FourierCode, VandermondeCode
+from solon_fl import Code, Decoder, DecodeStatus, FourierCode, VandermondeCode
+from solon_fl.coding._types import FloatArray
+from solon_fl.coding.screening import screen
 from tests.coding.problems import fourier_decoder, seeded, shares_of, smallest_decoder
 from tests.coding.received import assert_within_bound, receive
 
@@ -12,13 +14,27 @@ from tests.coding.received import assert_within_bound, receive
 def test_no_row_is_absurd_that_s_small_lies_could_make_look_so() -> None:
     decoder = fourier_decoder(byzantine=3, compression=4)
     norms = np.array([0, 0, 0, 1, 1, 1, 1e9])  # perhaps the zeros are the lies
-    assert decoder._without_absurd_rows(norms, 0.0) == ([0, 1, 2, 3, 4, 5, 6], 1e9)
+    assert _rows_and_scale(decoder, norms) == ([0, 1, 2, 3, 4, 5, 6], 1e9)
 
 
 def test_every_absurd_row_leaves_one_liar_less() -> None:
     decoder = fourier_decoder(byzantine=3, compression=4)
     norms = np.array([1, 1, 1, 1e12, 1e4, 1, 1, 1])  # 1e4 is absurd only if it can't be two lies that are small
-    assert decoder._without_absurd_rows(norms, 0.0) == ([0, 1, 2, 5, 6, 7], 1.0)
+    assert _rows_and_scale(decoder, norms) == ([0, 1, 2, 5, 6, 7], 1.0)
+
+
+def test_a_row_that_is_absurd_in_one_class_of_tensors_is_absurd() -> None:
+    decoder = fourier_decoder(byzantine=2, compression=3)
+    norms = np.array([[1, 1, 1, 1, 1, 1, 1], [1e9, 1e9, 1e9, 1e9, 1e9, 1e16, 1e9]])
+    screened = screen(decoder.code, list(range(7)), norms, np.zeros(2), rtol=1e-6, byzantine=2)
+    assert screened.alive == [0, 1, 2, 3, 4, 6]
+    np.testing.assert_allclose(screened.noise, np.sqrt(7) * 1e-6 * np.array([1, 1e9]))
+
+
+def _rows_and_scale(decoder: Decoder, norms: FloatArray) -> tuple[list[int], float]:
+    rows = list(range(len(norms)))
+    screened = screen(decoder.code, rows, norms[None], np.zeros(1), rtol=decoder.rtol, byzantine=decoder.byzantine)
+    return screened.alive, round(float(screened.noise[0]) / np.sqrt(decoder.code.group_size) / decoder.rtol, 6)
 
 
 def test_a_lie_screened_by_its_size_costs_as_little_as_a_missing_share() -> None:
@@ -69,9 +85,9 @@ def test_a_gradient_of_denormal_numbers(seed: int) -> None:
 
 def test_shares_of_which_most_are_rounded_to_zero() -> None:
     decoder = fourier_decoder(byzantine=1, compression=4, stragglers=1)
-    gradient = torch.tensor([2.0**-149, 0.0, 0.0, 0.0])
+    gradient = torch.tensor([0.0, 0.0, 0.0, 2.0**-149])
     shares = shares_of(decoder.code, gradient)
-    assert [float(share) for share in shares.values()] == [2.0**-149, 2.0**-149, 0, 0, 0, 0, -(2.0**-149)]
+    assert [float(share) for share in shares.values()] == [0, 0, 0, 0, 2.0**-149, 2.0**-149, 2.0**-149]
     decoded = decoder.decode(shares)
     assert decoded.status is DecodeStatus.CLEAN
     assert_within_bound(decoded, gradient)
@@ -116,7 +132,7 @@ def test_k_minus_1_shares_of_zeros_and_liars_who_send_zeros(kind: type[Code], st
     decoder = smallest_decoder(kind, byzantine=2, compression=3)
     zero_slots = [start, (start + 1) % 7]
     null_vector = torch.from_numpy(np.linalg.svd(decoder.code.generator[zero_slots])[2][-1])
-    gradient = torch.outer(null_vector, torch.linspace(1, 2, 10, dtype=torch.float64)).reshape(-1)
+    gradient = torch.outer(torch.linspace(1, 2, 10, dtype=torch.float64), null_vector).reshape(-1)
     shares = shares_of(decoder.code, gradient)
     for slot in zero_slots:
         torch.testing.assert_close(shares[slot], torch.zeros(10, dtype=torch.float64), rtol=0, atol=1e-14)

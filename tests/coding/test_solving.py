@@ -12,6 +12,7 @@ from torch import Tensor
 
 from solon_fl import Decoder, DecodeStatus
 from solon_fl.coding import solving
+from solon_fl.coding.sections import Sections
 from tests.coding.problems import decode, error_of, fourier_decoder, seeded, shares_of
 from tests.coding.received import assert_within_bound, decoders, dtypes, kinds, receive, seeds, sizes
 
@@ -81,16 +82,16 @@ def test_a_device_that_multiplies_in_less_than_float32_is_noticed(monkeypatch: p
     decoder = fourier_decoder(byzantine=2, compression=3)
     gradient = torch.randn(300, generator=seeded(0))
     generator, shares = decoder.code.generator, shares_of(decoder.code, gradient)
-    multiply = Tensor.addmm_
+    multiply, columns = Tensor.addmm_, Sections.whole(100)
 
     def rounding(self: Tensor, a: Tensor, b: Tensor, *, alpha: float) -> Tensor:
         return multiply(self, a.bfloat16().to(a.dtype), b.bfloat16().to(b.dtype), alpha=alpha)
 
-    assert isinstance(solving.interpolate(generator, (), list(shares.values()), 300, 1e-4), solving.Solution)
+    assert isinstance(solving.interpolate(generator, (), list(shares.values()), 300, columns, 1e-4), solving.Solution)
     monkeypatch.setattr(Tensor, "addmm_", rounding)
-    assert solving.interpolate(generator, (), list(shares.values()), 300, 1e-4) is None
+    assert solving.interpolate(generator, (), list(shares.values()), 300, columns, 1e-4) is None
     k_rows = list(shares.values())[:3]  # nothing is compared, but the result is a product too
-    assert solving.interpolate(generator[:3], (), k_rows, 300, 1e-4) is None
+    assert solving.interpolate(generator[:3], (), k_rows, 300, columns, 1e-4) is None
     shares[2], shares[5] = -shares[2], 2 * shares[5]
     decoded = decoder.decode(shares)
     assert decoded.corrupt_slots == (2, 5)
@@ -101,8 +102,8 @@ def test_a_device_that_multiplies_in_less_than_float32_is_noticed(monkeypatch: p
 def test_an_accused_row_that_is_honest_makes_the_guess_void() -> None:
     """A gradient that hardly is in the first columns: there, noise looks loud, but it is not over all columns."""
     decoder = fourier_decoder(byzantine=2, compression=3)
-    gradient = torch.randn(3, 1000, generator=seeded(0))
-    gradient[:, :10] *= 1e-6
+    gradient = torch.randn(1000, 3, generator=seeded(0))
+    gradient[:10] *= 1e-6
     shares = shares_of(decoder.code, gradient.reshape(-1))
     shares[3][:10] *= 1.01
     with pytest.MonkeyPatch.context() as patch_columns:
@@ -120,7 +121,7 @@ def test_gradients_whose_squares_vanish_in_float32_stay_within_the_bound(size: f
     rng = np.random.default_rng(missing)
     for _ in range(10):
         gradient = (rng.normal(size=600) * size).astype(np.float32).astype(np.float64)
-        rows = decoder.code.generator @ gradient.reshape(6, 100)
+        rows = decoder.code.generator @ gradient.reshape(100, 6).T
         kept = rng.permutation(10)[missing:]
         noise = rng.normal(size=rows.shape)
         allowed = 0.9 * decoder.rtol * np.sort(np.linalg.norm(rows[kept], axis=1))[5]
@@ -150,4 +151,4 @@ def test_a_gradient_of_the_largest_floats_stays_finite(liars: tuple[int, ...], s
     decoded = decoder.decode(shares)
     assert decoded.gradient is not None
     assert decoded.gradient.isfinite().all()
-    assert error_of(decoded, chunks.reshape(-1)) <= decoded.error_bound
+    assert error_of(decoded, chunks.T.reshape(-1)) <= decoded.error_bound

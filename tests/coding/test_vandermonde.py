@@ -55,4 +55,4 @@ def test_decoding_agrees_with_exact_arithmetic(seed: int, num_lies: int) -> None
     assert decoded.corrupt_slots == exact_lies
     assert decoded.gradient is not None
     expected = torch.tensor([[float(entry) for entry in chunk] for chunk in exact_chunks], dtype=torch.float64)
-    torch.testing.assert_close(decoded.gradient, expected.reshape(-1), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(decoded.gradient, expected.T.reshape(-1), rtol=1e-9, atol=1e-9)

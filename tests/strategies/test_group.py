@@ -12,9 +12,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MessageTy
 from torch import Tensor
 
 from solon_fl import Decoder, FourierCode
-from solon_fl.coding.decoder import Memory
 from solon_fl.coding.digests import share_digests
 from solon_fl.coding.locating import parity_of
+from solon_fl.coding.projection import Memory
 from solon_fl.simulations.run._compat import become_server
 from solon_fl.strategies.digest_group import DigestGroupRound
 from solon_fl.strategies.group import GroupRound

@@ -1,0 +1,320 @@
+"""One decode of a group's shares; the steps are numbered as in docs/explanation/the-code.md."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from torch import Tensor
+
+from ._types import FloatArray, IntArray
+from .beyond import only_supported_gradient
+from .code import Code
+from .decoded import ClassOutcome, Decoded, DecodeStatus
+from .locating import LocatingProblem, Locator, Support
+from .locators import locate_rows
+from .projection import LARGEST_NORM, NOISE_MARGIN, UNDERESTIMATE, Memory
+from .screening import Screened, noise_of, scales, screen, smallest_noise
+from .sections import Sections
+from .solving import Interpolation, Solution, interpolate, least_squares
+from .verdict import judge
+
+__all__ = ["Decoding"]
+
+LOUD = 100.0  # times the noise: what a fast pass is tried, or given up, for; the value costs time only
+GLANCE = 8  # liars are guessed from some columns only if all are this many times as many; the value costs time only
+FINITE = 1e60  # the same, for a pass that is to go on to the end
+MAX_LOOKS = 2  # at the shares of one group, the second closer than the first
+LIKELY = 2.0  # times the noise: what projected noise is seldom beyond (up to NOISE_MARGIN); no part of any proof
+
+Project = Callable[[IntArray], FloatArray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """What is decoded, and by which rules.
+
+    Attributes
+    ----------
+    code, byzantine, rtol, locator
+        See `Decoder`.
+    amplification : callable
+        `Decoder.amplification`.
+    rows : mapping from slot to (m,) Tensor
+        Shares of one length, dtype and device.
+    dim : int
+        d.
+    sections : Sections
+        The tensors that the columns belong to.
+    memory : Memory
+        Of this group and round.
+    """
+
+    code: Code
+    byzantine: int
+    rtol: float
+    locator: Locator | None
+    amplification: Callable[[int], float]
+    rows: Mapping[int, Tensor]
+    dim: int
+    sections: Sections
+    memory: Memory
+
+    def within_bound(self, needed: int) -> Decoded:
+        """Decode with which `needed` shares agree, with the fewest lies that explain the others."""
+        if len(self.rows) < needed:
+            return self._failed(DecodeStatus.TOO_FEW_SHARES, sorted(self.rows))
+        if not self.memory.is_disputed and (decoded := self._decode_fast(needed)) is not None:
+            return decoded
+        slots, projected, norms = self.memory.projector.project_finite(self.rows, self.sections)
+        if len(slots) < needed:
+            return self._failed(DecodeStatus.TOO_FEW_SHARES, slots)
+        screened = self._screen(slots, norms)
+        problem = self._problem(screened, self.sections.by_class(projected), screened.noise, needed)
+        solution = self._look(problem, screened)
+        if solution is not None and solution.fits(screened.tolerance):
+            solution = self._refined(solution, screened, norms, needed, lambda odd: projected[odd])
+            return self._decoded(screened, solution)
+        liars_left = self.byzantine - (len(slots) - len(screened.alive))
+        if problem.max_errors < min(screened.max_errors, liars_left):  # more shares would do
+            return self._failed(DecodeStatus.TOO_FEW_SHARES, slots)
+        return self._failed(DecodeStatus.UNDECODABLE, slots, self._failing(solution, screened, projected, needed))
+
+    def beyond_bound(self) -> Decoded | None:
+        """Return the only gradient that k + 1 or more shares agree with; None if there is none, or more than one.
+
+        Right if k + 1 shares are honest, for these agree with the truth. So that s liars can't make anything up,
+        k + s + 1 shares must be there.
+        """
+        slots, projected, norms = self.memory.projector.project_finite(self.rows, self.sections)
+        if len(slots) <= self.code.compression + max(self.byzantine, 1):
+            return None
+        by_class = self.sections.norms_by_class
+        noise = self.rtol * by_class(norms) + by_class(self._smallest)[:, None]
+        shares = [self.rows[slot] for slot in slots]
+        summed = self.sections.by_class(projected)
+        found = only_supported_gradient(self.code, slots, summed, noise, shares, self.dim, self.sections)
+        return found and replace(found, erased_slots=self._absent(slots))
+
+    def _decode_fast(self, needed: int) -> Decoded | None:
+        """Step 2: decode in a pass if all shares agree, in two if lies are loud from the start; None if in doubt."""
+        slots = sorted(self.rows)
+        shares, generator = [self.rows[slot] for slot in slots], self.code.generator[slots]
+        found, seen = self._interpolate(generator, (), shares, LOUD * self.rtol), math.inf
+        glanced: list[int] = []
+        if isinstance(found, slice) and found.start == 0 and found.stop * GLANCE <= self.sections.num_columns:
+            glanced = [self.sections.classes[number] for number, _ in self.sections.pieces(0, found.stop)]
+            accused, seen = self._loud(found, needed)
+            found = self._interpolate(generator, accused, shares, FINITE) if accused else None
+        if not isinstance(found, Interpolation):
+            return None
+        screened = self._screen(slots, found.row_norms)
+        small = [row for row, accused_row in enumerate(found.support) if slots[accused_row] in screened.alive]
+        certain = (
+            len(small) <= screened.max_errors  # then no row is absurd that is not accused
+            and len(found.support) - len(small) == len(slots) - len(screened.alive)
+            and (seen >= NOISE_MARGIN * screened.noise[glanced]).all()
+            and self._is_certain(found, screened)
+        )
+        if not certain:
+            return None
+        support = tuple(screened.alive.index(slots[found.support[row]]) for row in small)
+        lies, rounding = found.lies[:, small], found.lies_rounding[:, small]
+        solution = replace(found, support=support, lies=lies, lies_rounding=rounding)
+        projected: Project = lambda odd: self._project(slots, odd)  # noqa: E731
+        return self._decoded(screened, self._refined(solution, screened, found.row_norms, needed, projected))
+
+    def _loud(self, columns: slice, needed: int) -> tuple[Support, float]:
+        """Guess the liars from a few columns; return them, and a residual that they would have left there."""
+        part = {slot: self.rows[slot][columns] for slot in sorted(self.rows)}
+        here = replace(self, rows=part, sections=Sections.whole(columns.stop - columns.start))
+        slots, projected, norms = self.memory.new_projector().project_finite(part, here.sections)
+        if len(slots) < len(self.rows):
+            return (), 0.0
+        screened = here._screen(slots, norms)
+        problem = here._problem(screened, projected, screened.noise, needed)
+        problem = replace(problem, tolerance=LOUD * float(screened.noise[0]))
+        kept = set(screened.alive) - {screened.alive[row] for row in locate_rows(self.locator, problem) or ()}
+        return tuple(row for row, slot in enumerate(slots) if slot not in kept), problem.tolerance
+
+    def _project(self, slots: list[int], odd: IntArray) -> FloatArray:
+        shares = [self.rows[slot] for slot in slots]
+        return self.memory.new_projector().project_tensors(shares, self.sections, odd.tolist())[0]
+
+    def _is_certain(self, found: Interpolation, screened: Screened) -> bool:
+        """Return whether the rows kept agree, whatever rounding did."""
+        hidden = self.sections.norms_by_class(found.residual) + self.sections.norms_by_class(found.residual_rounding)
+        return (
+            found.fits(screened.noise)
+            and bool((screened.noise < LARGEST_NORM * self.rtol).all())
+            and bool((hidden <= screened.tolerance).all())
+            and bool(np.isfinite(found.lies_rounding).all())
+        )
+
+    def _screen(self, slots: list[int], norms: FloatArray) -> Screened:
+        """Step 4; `norms` are those of the tensors, (C, n)."""
+        by_class = self.sections.norms_by_class
+        return screen(
+            *(self.code, slots, by_class(norms), by_class(self._smallest)), rtol=self.rtol, byzantine=self.byzantine
+        )
+
+    @cached_property
+    def _smallest(self) -> FloatArray:
+        """See `smallest_noise`."""
+        dtype = next(iter(self.rows.values())).dtype
+        return smallest_noise(self.sections, self.code.compression, dtype)
+
+    def _problem(self, screened: Screened, projected: FloatArray, noise: FloatArray, needed: int) -> LocatingProblem:
+        """Return the problem of locating lies among the alive; `needed` rows must be left.
+
+        `projected` are the projected slots, (parts, n, q), of which each part has a `noise`, (parts,), of its own: they
+        are brought to the largest, and added.
+        """
+        alive = [screened.slots.index(slot) for slot in screened.alive]
+        largest = float(noise.max())
+        return LocatingProblem(
+            generator=self.code.generator[screened.alive],
+            projected=np.einsum("c,cnq->nq", largest / noise, projected[:, alive]),
+            points=self.code.points[screened.alive],
+            multipliers=self.code.multipliers[screened.alive],
+            max_errors=max(min(screened.max_errors, len(screened.alive) - needed), 0),
+            tolerance=NOISE_MARGIN * math.sqrt(len(noise)) * largest,
+        )
+
+    def _look(self, problem: LocatingProblem, screened: Screened) -> Solution | None:
+        """Steps 5 and 6. Look closer once if the rows kept disagree by more than noise, for then one is a lie."""
+        solution, noise = None, problem.tolerance / NOISE_MARGIN
+        for _ in range(MAX_LOOKS):
+            support = locate_rows(self.locator, problem, LIKELY * noise)
+            if support is None:
+                break
+            loud = bool(support) and problem.deviations(support).min() > LOUD * noise
+            solution = self._solve(support, screened, fast=loud)
+            if solution.fits(screened.noise):
+                break
+            problem = replace(problem, tolerance=problem.residual(support) / 2)
+        return solution
+
+    def _locate(self, problem: LocatingProblem) -> Support | None:
+        return locate_rows(self.locator, problem, LIKELY / NOISE_MARGIN * problem.tolerance)
+
+    def _solve(self, support: Support, screened: Screened, *, fast: bool) -> Solution:
+        """Step 6: solve without the rows of the support; if `fast`, in a fast pass, if that leaves no doubt."""
+        generator, rows = self.code.generator[screened.alive], [self.rows[slot] for slot in screened.alive]
+        if fast:
+            found = self._interpolate(generator, support, rows, FINITE)
+            if isinstance(found, Interpolation) and self._is_certain(found, screened):
+                return found
+        return least_squares(generator, support, rows, self.dim, self.sections)
+
+    def _interpolate(
+        self, generator: FloatArray, support: Support, rows: list[Tensor], loud: float
+    ) -> Interpolation | slice | None:
+        return interpolate(generator, support, rows, self.dim, self.sections, loud)
+
+    def _refined(
+        self, solution: Solution, screened: Screened, norms: FloatArray, needed: int, project: Project
+    ) -> Solution:
+        """Step 7: leave out rows, too, that disagree in single tensors by more than the noise of such a tensor.
+
+        That is no reason to accuse anybody, as no more than noise in a class is needed for it, nor for a failure.
+
+        norms : of the slots in each tensor, (C, n); project : makes of the numbers of tensors their projections.
+        """
+        alive = [screened.slots.index(slot) for slot in screened.alive]
+        noise = noise_of(
+            self.code, scales(norms[:, alive], screened.liars, self.code.compression), self._smallest, self.rtol
+        )
+        for _ in range(MAX_LOOKS):
+            odd = _odd_tensors(solution, noise)
+            support = self._locate_in(odd, solution.support, screened, noise, needed, project) if len(odd) else ()
+            if not support:
+                break
+            better = self._solve(tuple(sorted({*solution.support, *support})), screened, fast=True)
+            if not better.fits(screened.tolerance):
+                break
+            solution = better
+        return solution
+
+    def _locate_in(
+        self,
+        odd: IntArray,
+        known: Support,
+        screened: Screened,
+        noise: FloatArray,
+        needed: int,
+        project: Project,
+    ) -> Support:
+        """Return what rows, beside those known, explain the disagreement in all odd tensors, or in the first."""
+        projected = project(odd)
+        left = [row for row in range(len(screened.alive)) if row not in known]
+        for part in (slice(None), slice(1)):
+            problem = self._problem(screened, projected[part], noise[odd[part]], needed)
+            problem = _without_rows(problem, known, left)
+            support = self._locate(problem) if problem.max_errors > 0 else ()
+            if support:
+                return tuple(left[row] for row in support)
+        return ()
+
+    def _decoded(self, screened: Screened, solution: Solution) -> Decoded:
+        """Step 8."""
+        generator, alive = self.code.generator[screened.alive], [self.rows[slot] for slot in screened.alive]
+        verdict = judge(solution, generator, alive, screened.noise, screened.liars, self.amplification)
+        suspects = {screened.alive[row] for row in solution.support if row not in verdict.lies}
+        kept = {slot for row, slot in enumerate(screened.alive) if row not in solution.support}
+        corrupt = tuple(slot for slot in screened.slots if slot not in kept and slot not in suspects)
+        by_class = self.sections.norms_by_class
+        values = by_class(solution.norms), by_class(solution.residual), screened.tolerance, verdict.error_bound
+        decoded = Decoded.of_classes(
+            ClassOutcome.of_arrays(self.sections.names, *values),
+            gradient=solution.gradient,
+            status=DecodeStatus.CORRECTED if len(kept) < len(screened.slots) else DecodeStatus.CLEAN,
+            num_agreeing=len(kept),
+        )
+        return replace(
+            decoded,
+            corrupt_slots=corrupt,
+            suspect_slots=tuple(sorted(suspects)),
+            erased_slots=self._absent(screened.slots),
+        )
+
+    def _failing(
+        self, solution: Solution | None, screened: Screened, projected: FloatArray, needed: int
+    ) -> tuple[str, ...]:
+        """Return the names of the classes in which no few lies explain the disagreement."""
+        names, by_class = self.sections.names, self.sections.by_class(projected)
+        if solution is not None:
+            failing = self.sections.norms_by_class(solution.residual) > screened.tolerance
+        else:
+            problems = [
+                self._problem(screened, by_class[number : number + 1], screened.noise[number : number + 1], needed)
+                for number in range(len(names))
+            ]
+            failing = np.array([self._locate(problem) is None for problem in problems])
+        return tuple(name for name, fails in zip(names, failing, strict=True) if fails) or names
+
+    def _failed(self, status: DecodeStatus, slots: Sequence[int], classes: tuple[str, ...] = ()) -> Decoded:
+        return Decoded.failed(status, self._absent(slots), classes)
+
+    def _absent(self, slots: Sequence[int]) -> tuple[int, ...]:
+        return tuple(sorted(set(range(self.code.group_size)) - set(slots)))
+
+
+def _odd_tensors(solution: Solution, noise: FloatArray) -> IntArray:
+    """Return the numbers of the tensors in which the rows kept disagree by more than noise, the oddest first."""
+    hidden = solution.residual + solution.residual_rounding
+    odd = np.flatnonzero((solution.residual > noise) | (hidden > UNDERESTIMATE * NOISE_MARGIN * noise))
+    return odd[np.argsort(-solution.residual[odd] / noise[odd], kind="stable")]
+
+
+def _without_rows(problem: LocatingProblem, known: Support, left: list[int]) -> LocatingProblem:
+    """Return the problem that is left when some of the liars are known."""
+    return replace(
+        problem,
+        generator=problem.generator[left],
+        projected=problem.projected[left],
+        points=problem.points[left],
+        multipliers=problem.multipliers[left],
+        max_errors=max(problem.max_errors - len(known), 0),
+    )

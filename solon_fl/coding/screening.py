@@ -1,0 +1,115 @@
+"""Which shares can't be honest whatever the gradient is, and how far the honest ones may be apart."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ._types import FloatArray
+from .code import Code
+from .projection import NOISE_MARGIN, SMALLEST_NUMBER, UNDERESTIMATE
+from .sections import Sections
+
+__all__ = ["Screened", "noise_of", "scales", "screen", "smallest_noise"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Screened:
+    """The shares that are left after the screening.
+
+    Attributes
+    ----------
+    slots : list of int
+        Slots of the finite shares.
+    alive : list of int
+        Those that are not absurd.
+    noise : (K,) float64
+        For each class: norm of what honest shares may disagree by.
+    max_errors : int
+        Lies among the alive that can be located.
+    liars : int
+        Lies that there may be among the alive: `max_errors`, or what is left of s, if that is more.
+    """
+
+    slots: list[int]
+    alive: list[int]
+    noise: FloatArray
+    max_errors: int
+    liars: int
+
+    @property
+    def tolerance(self) -> FloatArray:
+        """The residuals, (K,), up to which projected ones may have been within 3 `noise`."""
+        return UNDERESTIMATE * NOISE_MARGIN * self.noise
+
+
+def screen(
+    code: Code, slots: list[int], norms: FloatArray, smallest: FloatArray, *, rtol: float, byzantine: int
+) -> Screened:
+    """Drop the absurd shares, and say how much noise and how many lies the others may hold.
+
+    Parameters
+    ----------
+    slots : list of n int
+        Of the finite shares.
+    norms : (K, n) float64
+        Theirs, by class.
+    smallest : (K,) float64
+        See `smallest_noise`.
+    rtol, byzantine
+        See `Decoder`.
+    """
+    alive, scale = _without_absurd_rows(code, norms, smallest, rtol, byzantine)
+    max_errors = (len(alive) - code.compression) // 2  # 2 * lies + erasures <= r - k, dropped rows being erasures
+    return Screened(
+        slots=slots,
+        alive=[slots[row] for row in alive],
+        noise=noise_of(code, scale, smallest, rtol),
+        max_errors=max_errors,
+        liars=max(max_errors, byzantine - (len(slots) - len(alive))),
+    )
+
+
+def scales(norms: FloatArray, liars: int, compression: int) -> FloatArray:
+    """Return the (l + k)-th smallest of norms, (parts, n), in each part: see `_without_absurd_rows`."""
+    return np.asarray(np.sort(norms, axis=1)[:, min(liars + compression, norms.shape[1]) - 1])
+
+
+def noise_of(code: Code, scale: FloatArray, smallest: FloatArray, rtol: float) -> FloatArray:
+    """Return the norm of what honest shares may disagree by: of r rows, as it must not grow with n."""
+    return math.sqrt(code.group_size) * (rtol * scale + smallest)
+
+
+def smallest_noise(sections: Sections, compression: int, dtype: torch.dtype) -> FloatArray:
+    """Return, for each tensor, what k roundings next to zero can change a share by: rtol means nothing there."""
+    limits = torch.finfo(dtype)
+    step = max(limits.smallest_normal * limits.eps, SMALLEST_NUMBER)
+    return np.asarray(compression * step * np.sqrt(sections.widths))
+
+
+def _without_absurd_rows(
+    code: Code, norms: FloatArray, smallest: FloatArray, rtol: float, byzantine: int
+) -> tuple[list[int], FloatArray]:
+    """Drop rows so large that no gradient explains them together with the others; return the rest and the scales.
+
+    If l of the rows may be lies (the budget's (n - k) // 2, or s if that is more), k of the l + k smallest in a class
+    are honest, and those k fix its part of the gradient: its norm is at most amplification * sqrt(k) times the largest
+    of them, and no honest row is larger than that times the norm of its row of G. What is dropped is thus certainly a
+    lie; left in, it could drown small lies in the rounding of float64.
+
+    A scale, the norm of the largest of those l + k, is at least that of the k-th smallest honest row (so it vanishes
+    with the gradient only) and, if l + k rows are honest, at most that of the largest.
+    """
+    alive = np.arange(norms.shape[1])
+    factor = (1.01 + 2 * rtol) * code.amplification * code.largest_row * math.sqrt(code.compression)
+    while True:
+        spare = len(alive) - code.compression
+        liars = max(spare // 2, min(spare, byzantine - (norms.shape[1] - len(alive))))
+        scale = scales(norms[:, alive], liars, code.compression)
+        with np.errstate(invalid="ignore"):  # float32 rows beyond about 1e19 may come with infinite norms
+            excess = (norms[:, alive] / (factor * (scale + 2 * smallest))[:, None]).max(axis=0)
+        absurd = min(liars, int((excess > 1).sum()))
+        if absurd == 0:
+            return alive.tolist(), scale
+        alive = np.sort(alive[np.argsort(excess, kind="stable")[:-absurd]])
