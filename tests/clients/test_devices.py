@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from solon_fl.clients import Batch, SolonTask
+from solon_fl.clients.determinism import deterministic
 from solon_fl.clients.gradient import flatten
 from solon_fl.config import SolonConfig
 from solon_fl.errors import ConfigurationError
@@ -187,8 +188,8 @@ def test_the_bits_are_those_of_accumulation_in_plain_torch(name: str, number: in
     model = initial_model(make_model).to(client.devices()[0]).train()
     before = flatten({name: value.clone() for name, value in model.state_dict().items()})
     for batch in task_for(model).batches:
-        torch.manual_seed(batch.torch_seed)
-        client.batch_loss(model, batch, CONTEXT).backward()  # type: ignore[no-untyped-call]  # torch's
+        with deterministic(batch.torch_seed, client.devices()[0]):
+            client.batch_loss(model, batch, CONTEXT).backward()  # type: ignore[no-untyped-call]  # torch's
     state, names = model.state_dict(keep_vars=True), buffer_names(model)
     gradients = flatten({n: torch.zeros_like(v) if v.grad is None else v.grad for n, v in state.items()}).to(before)
     coded = {n: real_view(v.detach()) for n, v in state.items() if is_continuous(v)}
