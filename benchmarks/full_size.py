@@ -52,7 +52,13 @@ class RandomGradients(ImageClient):
         return model
 
     def mean_gradient(
-        self, arrays: ArrayRecord, batches: Sequence[Batch], buffers: Sequence[str], context: Context
+        self,
+        arrays: ArrayRecord,
+        batches: Sequence[Batch],
+        buffers: Sequence[str],
+        context: Context,
+        *,
+        multiple: int = 1,
     ) -> Tensor:
         key = tuple(batch.number for batch in batches)
         return self._once(context, batches[0].round, key, lambda: self._mean(batches))

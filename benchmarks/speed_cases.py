@@ -13,6 +13,7 @@ from torch import Tensor
 
 from solon_fl import Decoded, Decoder, FourierCode
 from solon_fl.baselines import CyclicCode, DracoDecoded, RepetitionCode
+from solon_fl.coding.sections import Sections
 from solon_fl.strategies.group import GroupRound
 from solon_fl.task import SHARE
 from solon_fl.wire import to_array
@@ -143,7 +144,7 @@ class Case:
             nodes=tuple(range(1, self.r + 1)),
             byzantine=self.s,
             decoder=self.decoder,
-            dim=self.dim,
+            sections=Sections.whole(self.decoder.code.share_dim(self.dim)),
             dtype=self.gradient.dtype,
         )
         for slot, reply in enumerate(replies):

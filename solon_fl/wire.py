@@ -1,17 +1,27 @@
 """Tensors to Flower arrays and back, with one copy out and none in."""
 
 import io
+import math
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Array
+from flwr.app import Array, ArrayRecord
 from torch import Tensor
 
 from solon_fl.errors import ConfigurationError
 
-__all__ = ["STYPE", "check_dtype", "is_continuous", "npy_header", "real_view", "to_array", "trusted_tensor"]
+__all__ = [
+    "STYPE",
+    "check_dtype",
+    "coded_sizes",
+    "is_continuous",
+    "npy_header",
+    "real_view",
+    "to_array",
+    "trusted_tensor",
+]
 
 STYPE = "numpy.ndarray"  # Flower's name for np.save's format
 
@@ -49,6 +59,15 @@ def trusted_tensor(array: Array) -> Tensor:
 def is_continuous(tensor: Tensor) -> bool:
     """Return whether a model's entry holds real or complex numbers, which are coded; integers are not."""
     return tensor.is_floating_point() or tensor.is_complex()
+
+
+def coded_sizes(arrays: ArrayRecord) -> list[int]:
+    """Return the entries of each array of a model that is coded, in order; a complex number is two."""
+    return [
+        math.prod(array.shape) * (2 if array.dtype.startswith("complex") else 1)
+        for array in arrays.values()
+        if array.dtype.startswith(("float", "complex"))
+    ]
 
 
 def real_view(tensor: Tensor) -> Tensor:

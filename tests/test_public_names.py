@@ -52,7 +52,7 @@ CODING_NAMES = [
 ERROR_NAMES = ["ConfigurationError", "GroupFailedError", "InvalidReplyError", "NodesMissingError", "SolonError"]
 PUBLIC_NAMES: dict[ModuleType, list[str]] = {
     solon_fl: [*CODING_NAMES, *ERROR_NAMES, "SolonConfig"],
-    coding: [*CODING_NAMES, "BeyondBound", "smallest_group"],  # what else the config is made of
+    coding: [*CODING_NAMES, "BeyondBound", "ClassOutcome", "smallest_group"],  # what else the config is made of
     clients: [
         "Batch",
         "SolonClientMixin",

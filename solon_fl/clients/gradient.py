@@ -8,6 +8,7 @@ from flwr.app import ArrayRecord
 from torch import Tensor, nn
 
 from solon_fl.clients.replicas import hand_over
+from solon_fl.coding.sections import padded
 from solon_fl.errors import ConfigurationError
 from solon_fl.wire import is_continuous, real_view, trusted_tensor
 
@@ -50,6 +51,8 @@ class GradientVector:
     ----------
     replicas : sequence of Module
         Equal models, each on a device of its own; see `replicas_of`.
+    multiple : int
+        Each tensor is padded with zeros to a multiple of that many entries: of k, if the vector is encoded.
 
     Raises
     ------
@@ -60,7 +63,7 @@ class GradientVector:
     ----------
     unreached : tuple of str
         After the `with` block: parameters of which no loss had a gradient. Theirs is 0, as no share can say None.
-    vector : Tensor, (d,), on the first replica's device
+    vector : Tensor, (d,) or longer if padded, on the first replica's device
         float64 if the model has a float64 or complex128 entry, else float32. A complex number is two entries.
 
     Notes
@@ -68,16 +71,17 @@ class GradientVector:
     Memory: the vector, and on every device but the first the gradient of one batch.
     """
 
-    def __init__(self, replicas: Sequence[nn.Module]) -> None:
+    def __init__(self, replicas: Sequence[nn.Module], multiple: int = 1) -> None:
         # Tied parameters have several names; each place gets the whole gradient, so that the copies on the
         # server move together.
         self._replicas = replicas
+        self._multiple = multiple
         state = replicas[0].state_dict(keep_vars=True)
         self._entries = {n: v for n, v in state.items() if is_continuous(v)}
         values = [real_view(value.detach()) for value in self._entries.values()]
         double = any(value.dtype == torch.float64 for value in values)
         self.vector = torch.zeros(
-            sum(value.numel() for value in values),
+            sum(padded(value.numel(), multiple) for value in values),
             dtype=torch.float64 if double else torch.float32,
             device=values[0].device,
         )
@@ -189,7 +193,7 @@ class GradientVector:
         for name, value in self._entries.items():
             shape = real_view(value.detach()).shape
             yield name, value, self.vector[start : start + shape.numel()].view(shape)
-            start += shape.numel()
+            start += padded(shape.numel(), self._multiple)
 
 
 def _trained_entries(model: nn.Module) -> dict[str, Tensor]:

@@ -91,17 +91,27 @@ class SolonClientMixin:
     def gradient(self, arrays: ArrayRecord, task: SolonTask, context: Context, config: dict[str, object]) -> Tensor:
         """Return the group's gradient of this round, (d,), on any device: the mean over the task's batches.
 
-        Override it to compute the gradient some other way; entries stand as in the model's state_dict.
+        Override it to compute the gradient some other way; entries stand as in the model's state_dict. What this
+        returns is longer: each tensor is padded to a multiple of k, so that it can be encoded where it is.
         """
-        return self.mean_gradient(arrays, task.batches, task.buffers, context)
+        return self.mean_gradient(arrays, task.batches, task.buffers, context, multiple=task.compression)
 
     def mean_gradient(
-        self, arrays: ArrayRecord, batches: Sequence[Batch], buffers: Sequence[str], context: Context
+        self,
+        arrays: ArrayRecord,
+        batches: Sequence[Batch],
+        buffers: Sequence[str],
+        context: Context,
+        *,
+        multiple: int = 1,
     ) -> Tensor:
-        """Return the mean gradient of these batches, (d,), and the buffers' change where those stand."""
+        """Return the mean gradient of these batches, (d,), and the buffers' change where those stand.
+
+        Each tensor is padded with zeros to a `multiple` of entries.
+        """
         devices = self._devices()[: len(batches)]
         replicas = replicas_of(self._load(arrays, buffers, context, batches[0].seed), devices)
-        gradient = GradientVector(replicas)
+        gradient = GradientVector(replicas, multiple)
         with gradient:
             for batch, model, device in zip(batches, cycle(replicas), cycle(devices), strict=False):
                 with deterministic(batch.torch_seed, device):

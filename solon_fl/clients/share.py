@@ -5,9 +5,10 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from solon_fl.coding.digests import share_digests
+from solon_fl.coding.sections import padded, spread
 from solon_fl.errors import ConfigurationError
-from solon_fl.task import DIGESTS, SHARE, SILO_QUERY, SolonTask
-from solon_fl.wire import to_array
+from solon_fl.task import ARRAYS, DIGESTS, SHARE, SILO_QUERY, SolonTask
+from solon_fl.wire import coded_sizes, to_array
 
 __all__ = ["answer_silo_queries", "share_reply", "without_state"]
 
@@ -22,19 +23,21 @@ def share_reply(message: Message, task: SolonTask, vector: Tensor) -> Message:
     task : SolonTask
         From that message.
     vector : Tensor, (task.dim,), any float dtype, any device
-        The group's gradient or model change. It is encoded where it is; only the share is copied to the host.
+        The group's gradient or model change. It is encoded where it is; only the share is copied to the host. If it is
+        not padded yet (`GradientVector` pads each tensor to a multiple of k), it is copied for that.
 
     Raises
     ------
     ConfigurationError
         If the vector has another length than the server's model.
     """
-    if vector.numel() != task.dim:
+    sizes = coded_sizes(message.content.array_records[ARRAYS])
+    if vector.numel() not in (task.dim, sum(padded(size, task.compression) for size in sizes)):
         raise ConfigurationError(
             f"the server's model has dim={task.dim} floating-point entries; got a vector of {vector.numel()}; "
             "server and nodes must build the same model."
         )
-    code, vector = task.make_code(), vector.reshape(-1)
+    code, vector = task.make_code(), spread(vector.reshape(-1), sizes, task.compression)
     content = RecordDict({SHARE: ArrayRecord({SHARE: to_array(code.encode(vector, task.slot))})})
     if task.verification == "digest":
         content[DIGESTS] = ConfigRecord({DIGESTS: share_digests(code, vector, task.digest_key)})

@@ -1,7 +1,7 @@
 """The mathematics: codes, locators and the decoder. Needs torch and numpy, and nothing of Flower."""
 
 from .code import Code
-from .decoded import Decoded, DecodeStatus
+from .decoded import ClassOutcome, Decoded, DecodeStatus
 from .decoder import BeyondBound, CertificateWarning, Decoder, smallest_group
 from .fourier import FourierCode
 from .locating import LocatingProblem, Locator
@@ -11,6 +11,7 @@ from .vandermonde import VandermondeCode
 __all__ = [
     "BeyondBound",
     "CertificateWarning",
+    "ClassOutcome",
     "Code",
     "DecodeStatus",
     "Decoded",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+from scipy import stats
 from torch import Tensor
 
 from ._types import FloatArray, IntArray
@@ -26,6 +27,7 @@ LOUD = 100.0  # times the noise: what a fast pass is tried, or given up, for; th
 GLANCE = 8  # liars are guessed from some columns only if all are this many times as many; the value costs time only
 FINITE = 1e60  # the same, for a pass that is to go on to the end
 MAX_LOOKS = 2  # at the shares of one group, the second closer than the first
+CHANCE = 1e-4  # that noise looks like lies in single tensors; then honest rows are left out, and become suspects
 LIKELY = 2.0  # times the noise: what projected noise is seldom beyond (up to NOISE_MARGIN); no part of any proof
 
 Project = Callable[[IntArray], FloatArray]
@@ -253,7 +255,7 @@ class Decoding:
             problem = self._problem(screened, projected[part], noise[odd[part]], needed)
             problem = _without_rows(problem, known, left)
             support = self._locate(problem) if problem.max_errors > 0 else ()
-            if support:
+            if support and _chance(problem, support, self.sections.widths[odd[part]].sum()) <= CHANCE:
                 return tuple(left[row] for row in support)
         return ()
 
@@ -306,6 +308,18 @@ def _odd_tensors(solution: Solution, noise: FloatArray) -> IntArray:
     hidden = solution.residual + solution.residual_rounding
     odd = np.flatnonzero((solution.residual > noise) | (hidden > UNDERESTIMATE * NOISE_MARGIN * noise))
     return odd[np.argsort(-solution.residual[odd] / noise[odd], kind="stable")]
+
+
+def _chance(problem: LocatingProblem, support: Support, num_columns: float) -> float:
+    """Return a bound on the chance that some support of that size lowers the residual of mere noise as far."""
+    ratio = problem.residual(support) / problem.residual(())
+    num_rows, compression = problem.generator.shape
+    independent = min(num_columns, problem.projected.shape[1])
+    left, gone = ((num_rows - compression - len(support)) * independent, len(support) * independent)
+    if left == 0:
+        return 1.0
+    # Of a vector of Gaussian noise, the part in a subspace has a squared norm of Beta distribution, relative to it all.
+    return math.comb(num_rows, len(support)) * float(stats.beta.cdf(ratio**2, left / 2, gone / 2))
 
 
 def _without_rows(problem: LocatingProblem, known: Support, left: list[int]) -> LocatingProblem:

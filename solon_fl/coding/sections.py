@@ -6,15 +6,32 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 import numpy as np
+from torch import Tensor
 
 from ._types import FloatArray
 
-__all__ = ["Sections", "padded"]
+__all__ = ["Sections", "padded", "spread"]
 
 
 def padded(size: int, compression: int) -> int:
     """Return the entries that a tensor takes in the coded vector: a multiple of k, so that none shares a column."""
     return -(-size // compression) * compression
+
+
+def spread(vector: Tensor, sizes: Sequence[int], compression: int) -> Tensor:
+    """Return a vector of tensors of these sizes, (sum(sizes),), as it is coded: each padded with zeros.
+
+    The vector itself if it is so already, or needs no padding; else a copy.
+    """
+    lengths = [padded(size, compression) for size in sizes]
+    if vector.numel() == sum(lengths):
+        return vector
+    coded = vector.new_zeros(sum(lengths))
+    start = first = 0
+    for size, length in zip(sizes, lengths, strict=True):
+        coded[start : start + size] = vector[first : first + size]
+        start, first = start + length, first + size
+    return coded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from solon_fl.coding import CertificateWarning, Code
+from solon_fl.coding.sections import Sections
 from solon_fl.config import SolonConfig
 from solon_fl.errors import ConfigurationError, GroupFailedError
 from solon_fl.strategies.exchange import exchange
@@ -37,8 +38,8 @@ class Calibration:
     Attributes
     ----------
     noise : float
-        Largest relative distance of a share from its group's reference, without `liars` nodes of each group, the
-        farthest.
+        Largest distance of a share from its group's reference, relative to that in each class of tensors (parameters,
+        buffers), without `liars` nodes of each group, the farthest.
     rtol : float
         To use: 4 times `noise`, at least 1e-6 (1e-12 for float64 shares), rounded up to two digits.
     certificate : float
@@ -147,7 +148,7 @@ def calibrate(
     Reference of a group: the share whose (n - liars)-th nearest of n shares, itself included, is nearest.
     Cost: that of `rounds` rounds; all shares of a round in memory, and n^2 m multiply-adds a group.
     """
-    model = ServerModel(initial_arrays, buffers, partial(torch.optim.SGD, lr=1.0))
+    model = ServerModel(initial_arrays, buffers, partial(torch.optim.SGD, lr=1.0), compression=config.compression)
     return measure(
         *(grid, Roster(config), model, initial_arrays, config),
         rounds=rounds,
@@ -190,7 +191,8 @@ def measure(
                     messages[group, node_id] = task.to_message(arrays, train_config, node_id, timeout)
                     findings.labels[node_id] = roster.label(node_id)
                     findings.groups.setdefault(group, {})[node_id] = None
-        findings.take(_collect(grid, messages, timeout, config.make_code().share_dim(model.dim), model.vector.dtype))
+        replies = _collect(grid, messages, timeout, model.sections.num_columns, model.vector.dtype)
+        findings.take(replies, model.sections)
     return findings.conclude(config, model.vector.dtype)
 
 
@@ -241,13 +243,13 @@ class _Findings:
     compared: bool = False
     reasons: dict[int, str] = field(default_factory=dict)  # why a group could not be compared
 
-    def take(self, replies: _Replies) -> None:
+    def take(self, replies: _Replies, sections: Sections) -> None:
         """Add a round."""
         self.malformed |= replies.malformed
         self.silent |= dict.fromkeys(replies.silent)
         for group, of_group in replies.shares.items():
             node_ids, rows = list(of_group), list(of_group.values())
-            result = _compare(rows, self.liars)
+            result = _compare(rows, self.liars, sections)
             if isinstance(result, str):
                 self.reasons[group] = result
                 continue
@@ -323,17 +325,18 @@ class _Comparison:
     noise: float
 
 
-def _compare(shares: Sequence[Tensor], liars: int) -> _Comparison | str:
+def _compare(shares: Sequence[Tensor], liars: int, sections: Sections) -> _Comparison | str:
     """Return how far shares of the same slot are from each other, or why that can't be said."""
     needed = max(2, 2 * liars + 1)
     if len(shares) < needed:
         return f"{len(shares)} of its nodes sent a share, and {needed} are needed while {liars} may lie"
     honest = len(shares) - liars
-    pairs, norms = _pairwise_distances(shares)
-    reference = int(np.sort(pairs, axis=1)[:, honest - 1].argmin())
-    if not 0 < norms[reference] < np.inf:
+    pairs, norms = _pairwise_distances(shares, sections)
+    usual = np.median(norms, axis=1)
+    reference = int(np.sort(_relative(pairs, usual[:, None, None]), axis=1)[:, honest - 1].argmin())
+    if not 0 < norms[:, reference].max() < np.inf:
         return "the gradient is zero or not finite; calibrate with another model"
-    distances = pairs[reference] / norms[reference]
+    distances = _relative(pairs[:, reference], norms[:, reference, None])
     near = np.sort(distances)[:honest]
     near = near[near <= LARGEST_NOISE]
     if len(near) <= len(shares) / 2:
@@ -344,21 +347,29 @@ def _compare(shares: Sequence[Tensor], liars: int) -> _Comparison | str:
     return _Comparison(reference=reference, distances=distances.tolist(), noise=float(near[-1]))
 
 
-def _pairwise_distances(shares: Sequence[Tensor]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distances between n shares, (n, n), and their norms, (n,), in float64."""
-    squares = torch.zeros(len(shares), len(shares), dtype=torch.float64, device="cpu")
-    norms = torch.zeros(len(shares), dtype=torch.float64, device="cpu")
-    for start in range(0, shares[0].numel(), BLOCK):
-        block = torch.stack([share[start : start + BLOCK] for share in shares]).double()
-        norms += block.square().sum(1)
-        for row, values in zip(squares, block, strict=True):
+def _relative(distances: np.ndarray, norms: np.ndarray) -> np.ndarray:
+    """Return the largest of the distances in all classes, (K, ...), relative to norms that fit; 0 / 0 is 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = np.where(distances == 0, 0, distances / norms).max(axis=0)
+    return np.asarray(np.nan_to_num(relative, nan=np.inf, posinf=np.inf))
+
+
+def _pairwise_distances(shares: Sequence[Tensor], sections: Sections) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distances between n shares, (K, n, n), and their norms, (K, n), by class of tensors, in float64."""
+    squares = torch.zeros(len(sections.names), len(shares), len(shares), dtype=torch.float64, device="cpu")
+    norms = torch.zeros(len(sections.names), len(shares), dtype=torch.float64, device="cpu")
+    for number, cut in sections.blocks(BLOCK):
+        block = torch.stack([share[cut] for share in shares]).double()
+        norms[sections.classes[number]] += block.square().sum(1)
+        for row, values in zip(squares[sections.classes[number]], block, strict=True):
             row += (block - values).square_().sum(1)
     return squares.sqrt().numpy(), norms.sqrt().numpy()
 
 
 def _mixing_slots(code: Code) -> list[int]:
     """Return the slots whose shares mix many chunks of the gradient, those that mix most first."""
-    mixed = 1 / (code.generator**4).sum(axis=1)  # rows have norm 1: from 1, a chunk as it is, to k, all alike
+    squares = code.generator**2
+    mixed = squares.sum(axis=1) ** 2 / (squares**2).sum(axis=1)  # from 1, entries as they are, to k, all alike
     return [int(slot) for slot in np.argsort(-mixed, kind="stable") if mixed[slot] >= mixed.max() * 2 / 3]
 
 

@@ -4,12 +4,13 @@ import logging
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+import numpy as np
 from flwr.app import Message
 from torch import Tensor
 
 from solon_fl.coding import Decoded, DecodeStatus
 from solon_fl.coding.digests import DIGEST_SIZE, elect, share_digest
-from solon_fl.strategies.group import GroupRound, distance
+from solon_fl.strategies.group import GroupRound, distances
 from solon_fl.strategies.replies import Unusable, read_all, read_share_and_digests
 
 __all__ = ["DigestGroupRound"]
@@ -37,7 +38,7 @@ class DigestGroupRound(GroupRound):
     def _take(self, replies: dict[int, Message]) -> None:
         reader = partial(
             read_share_and_digests,
-            length=self._share_dim,
+            length=self.sections.num_columns,
             dtype=self.dtype,
             group_size=self.decoder.code.group_size,
         )
@@ -86,16 +87,17 @@ class DigestGroupRound(GroupRound):
         }
         if len(matching) < code.compression:
             return None
-        decoded = self.decoder.decode(matching, dim=self.dim, generator=self.projection)
+        decoded = self.decoder.decode(matching, sections=self.sections, generator=self.projection)
         gradient = decoded.gradient
         if gradient is None or decoded.corrupt_slots or decoded.suspect_slots:
             return None  # honest shares that do not agree: there was no honest voter
-        distances = {
-            slot: distance(self._shares[slot], code.encode(gradient, slot))
+        allowed = np.array([outcome.tolerance + outcome.error_bound for outcome in decoded.classes])
+        found = {
+            slot: distances(self._shares[slot], code.encode(gradient, slot), self.sections)
             for slot in sorted(self._shares.keys() - matching.keys())
         }
-        lies = [slot for slot, found in distances.items() if found > decoded.tolerance + decoded.error_bound]
-        not_finite = [slot for slot, found in distances.items() if found != found]
+        lies = [slot for slot, of_classes in found.items() if (of_classes > allowed).any()]
+        not_finite = [slot for slot, of_classes in found.items() if np.isnan(of_classes).any()]
         honest = self._shares.keys() - set(lies) - set(not_finite)
         status = DecodeStatus.CORRECTED if lies else DecodeStatus.CLEAN
         return self._close(

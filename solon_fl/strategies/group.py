@@ -6,17 +6,21 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from flwr.app import Message
 from torch import Tensor
 
 from solon_fl.coding import Decoded, Decoder, DecodeStatus
 from solon_fl.coding.projection import Memory
+from solon_fl.coding.sections import Sections
 from solon_fl.strategies.replies import Unusable, read_all, read_loss, read_share
 from solon_fl.strategies.reports import NOT_FINITE, GroupReport
 
 __all__ = ["GroupRound"]
 
+FloatArray = npt.NDArray[np.float64]
 logger = logging.getLogger("flwr")
 
 
@@ -36,14 +40,14 @@ class GroupRound:
         Liars that there may be among the nodes.
     decoder : Decoder
         Of the run.
-    dim : int
-        d.
+    sections : Sections
+        The model's tensors; the result is padded as they are.
     dtype : torch.dtype
         Of the shares.
     enough : int
         Shares that can make a result precise, if more than k + s: with fewer none is tried until it is late.
     early_error : float
-        Largest error bound, by the gradient's norm, of a result that is taken before it is late.
+        Largest error bound, by the norm in each class of tensors, of a result that is taken before it is late.
     projection : torch.Generator or None
         Makes the projection reproducible, for simulation; None draws fresh entropy.
     label : callable
@@ -58,7 +62,7 @@ class GroupRound:
     nodes: tuple[int | None, ...]
     byzantine: int
     decoder: Decoder
-    dim: int
+    sections: Sections
     dtype: torch.dtype
     enough: int = 0
     early_error: float = math.inf
@@ -79,7 +83,6 @@ class GroupRound:
     _tried: tuple[int, bool] = (0, False)  # number of shares, and whether it was late, in the latest decode
 
     def __post_init__(self) -> None:
-        self._share_dim = self.decoder.code.share_dim(self.dim)
         self._memory = Memory(self.projection)
 
     @property
@@ -151,14 +154,14 @@ class GroupRound:
 
         Returns
         -------
-        Tensor or None, (dim,)
+        Tensor or None, (k m,)
             The gradient, once: in the call that closes the group, if it could be decoded.
         """
         return None if self.closed else self._try_to_decode(last)
 
     def _take(self, replies: dict[int, Message]) -> None:
         """Read replies, and keep what they hold."""
-        reader = partial(read_share, length=self._share_dim, dtype=self.dtype)
+        reader = partial(read_share, length=self.sections.num_columns, dtype=self.dtype)
         for slot, share in read_all(replies, reader).items():
             if isinstance(share, Unusable):
                 self._refuse(slot, share)
@@ -191,10 +194,12 @@ class GroupRound:
         if not last and (len(self._shares) < first or self._tried == (len(self._shares), self._late)):
             return None
         self._tried = len(self._shares), self._late
-        decoded = self.decoder.decode(self._shares, dim=self.dim, last=last, needed=needed, memory=self._memory)
+        decoded = self.decoder.decode(
+            self._shares, sections=self.sections, last=last, needed=needed, memory=self._memory
+        )
         beyond_bound = decoded.status is DecodeStatus.BEYOND_BOUND
         trusted = beyond_bound or decoded.num_agreeing >= needed
-        if not (last or (trusted and (self._late or self._is_precise(decoded)))):
+        if not (last or (trusted and (self._late or decoded.relative_error <= self.early_error))):
             return None
         if not trusted and decoded.ok:
             # Within the code's budget, but with this many nodes missing, s liars could have made it up.
@@ -202,11 +207,6 @@ class GroupRound:
         if beyond_bound:
             self._warn_of(decoded)
         return self._close(decoded)
-
-    def _is_precise(self, decoded: Decoded) -> bool:
-        if decoded.gradient is None:
-            return False
-        return decoded.error_bound <= self.early_error * float(torch.linalg.vector_norm(decoded.gradient))
 
     def _warn_of(self, decoded: Decoded) -> None:
         """Log whom a result beyond the bound accuses, and what it rests on."""
@@ -251,6 +251,8 @@ class GroupRound:
             residual=decoded.residual,
             tolerance=decoded.tolerance,
             error_bound=decoded.error_bound,
+            classes=decoded.classes,
+            failed_classes=decoded.failed_classes,
             losses=dict(zip(self._ids(losses), losses.values(), strict=True)),
         )
         self._shares.clear()
@@ -262,9 +264,11 @@ class GroupRound:
         return tuple(node_id for node_id in ids if node_id is not None)
 
 
-def distance(share: Tensor, expected: Tensor) -> float:
-    """Return how far a share is from what it should be; NaN if it holds NaN or inf."""
-    share = share.to(torch.float64)
+def distances(share: Tensor, expected: Tensor, sections: Sections) -> FloatArray:
+    """Return how far a share is from what it should be, in each class of tensors; NaN if it holds NaN or inf."""
     if not bool(share.isfinite().all()):
-        return math.nan
-    return float((share - expected.to(torch.float64)).norm())
+        return np.full(len(sections.names), math.nan)
+    squares = np.zeros((len(sections.stops), 1))
+    for number, cut in sections.blocks(sections.num_columns):
+        squares[number] = float((share[cut].to(torch.float64) - expected[cut].to(torch.float64)).square().sum())
+    return np.sqrt(sections.by_class(squares)[:, 0])

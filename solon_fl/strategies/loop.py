@@ -105,6 +105,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
     """
 
     mode: Mode = "gradient"
+    compression: int = 1  # of the code that directions are decoded from
 
     def __init__(
         self,
@@ -368,7 +369,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         return self._latest
 
     def _new_model(self, arrays: ArrayRecord) -> ServerModel:
-        return ServerModel(arrays, self._buffers, self._optimizer, self._scheduler)
+        return ServerModel(*(arrays, self._buffers, self._optimizer, self._scheduler), compression=self.compression)
 
     # Checkpoints
 

@@ -11,6 +11,7 @@ from flwr.app import Array, ArrayRecord
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from solon_fl.coding.sections import Sections, padded
 from solon_fl.config import Mode
 from solon_fl.errors import ConfigurationError
 from solon_fl.wire import check_dtype, is_continuous, real_view, to_array, trusted_tensor
@@ -103,16 +104,25 @@ def buffer_names(model: torch.nn.Module) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """`shape` is that of its place in the vector, where a complex number is two real ones; `dtype` is its own."""
+    """An entry of the model that is coded.
+
+    `shape` is that of its place in the vector, where a complex number is two real ones; `dtype` is its own. `start` is
+    where it stands in the vector, `coded` where in a direction, in which every tensor is padded.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
     start: int
+    coded: int
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
 
     @property
     def stop(self) -> int:
-        return self.start + math.prod(self.shape)
+        return self.start + self.size
 
     def taken_from(self, vector: Tensor) -> Tensor:
         """Return the entry as it was when it came."""
@@ -138,6 +148,8 @@ class ServerModel:
         take it.
     scheduler : callable, optional
         Makes a torch learning-rate scheduler of that optimizer. It is stepped after every step of the optimizer.
+    compression : int
+        k of the code, if there is one: in a direction each tensor is padded to a multiple of k entries.
     """
 
     def __init__(
@@ -146,6 +158,8 @@ class ServerModel:
         buffers: Collection[str],
         optimizer: OptimizerFactory,
         scheduler: SchedulerFactory | None = None,
+        *,
+        compression: int = 1,
     ) -> None:
         unknown = sorted(set(buffers) - set(arrays))
         if unknown:
@@ -153,22 +167,25 @@ class ServerModel:
         self._entries: list[_Entry] = []
         self._static: dict[str, Array] = {}
         self._order = list(arrays)
-        tensors = []
+        tensors: list[Tensor] = []
+        coded = 0
         for name, array in arrays.items():
             tensor = trusted_tensor(array)
             if not is_continuous(tensor):
                 self._static[name] = array
                 continue
             values = real_view(tensor)
-            self._entries.append(_Entry(name, tuple(values.shape), tensor.dtype, self.dim))
+            self._entries.append(_Entry(name, tuple(values.shape), tensor.dtype, self.dim, coded))
+            coded += padded(values.numel(), compression)
             tensors.append(values.reshape(-1))
         if not tensors:
             raise ConfigurationError("the model must have floating-point entries; got none in initial_arrays.")
         double = any(tensor.dtype == torch.float64 for tensor in tensors)
         self.vector = torch.cat(tensors).to(torch.float64 if double else torch.float32)
         self.buffers = tuple(entry.name for entry in self._entries if entry.name in set(buffers))
-        self._parameters = list(self._views(self.vector, buffers=False))
-        self._buffers = list(self._views(self.vector, buffers=True))
+        self._compression = compression
+        self._parameters = [self.vector[e.start : e.stop].view(e.shape) for e in self._chosen(buffers=False)]
+        self._buffers = [self.vector[e.start : e.stop].view(e.shape) for e in self._chosen(buffers=True)]
         self._optimizer = self._make(optimizer) if self._parameters else None
         self._scheduler = None if scheduler is None or self._optimizer is None else scheduler(self._optimizer)
         if isinstance(self._scheduler, ReduceLROnPlateau):
@@ -190,6 +207,13 @@ class ServerModel:
         return self._entries[-1].stop if self._entries else 0
 
     @property
+    def sections(self) -> Sections:
+        """The tensors of a direction, in columns of k entries; their classes are "parameters" and "buffers"."""
+        buffers = set(self.buffers)
+        tensors = [(entry.size, "buffers" if entry.name in buffers else "parameters") for entry in self._entries]
+        return Sections.of(tensors, compression=self._compression)
+
+    @property
     def layout(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Shape and dtype of each entry of the vector, by name, in its order; a complex one is (..., 2) and real."""
         return {entry.name: (entry.shape, entry.dtype.to_real()) for entry in self._entries}
@@ -198,8 +222,8 @@ class ServerModel:
     def is_buffer(self) -> Tensor:
         """Where buffers stand in the vector, (dim,) bool."""
         mask = torch.zeros(self.dim, dtype=torch.bool, device="cpu")
-        for view in self._views(mask, buffers=True):
-            view.fill_(True)
+        for entry in self._chosen(buffers=True):
+            mask[entry.start : entry.stop] = True
         return mask
 
     def to_record(self) -> ArrayRecord:
@@ -311,25 +335,27 @@ class ServerModel:
 
         Parameters
         ----------
-        direction : Tensor, (dim,)
+        direction : Tensor, (dim,), or longer if the model's tensors are padded (see `sections`)
             Where a parameter stands: the gradient, or in mode "update" the change, whose negative the
             optimizer takes for the gradient (SGD with lr=1 then adds it as it is). Where a buffer stands:
             its change. It may be overwritten.
         """
-        for buffer, change in zip(self._buffers, self._views(direction, buffers=True), strict=True):
+        for buffer, change in zip(self._buffers, self._parts(direction, buffers=True), strict=True):
             buffer += change
         if self._optimizer is None:
             return
         if mode == "update":
             direction.neg_()
-        for parameter, gradient in zip(self._parameters, self._views(direction, buffers=False), strict=True):
+        for parameter, gradient in zip(self._parameters, self._parts(direction, buffers=False), strict=True):
             parameter.grad = gradient
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         if self._scheduler is not None:
             self._scheduler.step()
 
-    def _views(self, vector: Tensor, buffers: bool) -> Iterator[Tensor]:
-        for entry in self._entries:
-            if (entry.name in self.buffers) == buffers:
-                yield vector[entry.start : entry.stop].view(entry.shape)
+    def _parts(self, direction: Tensor, buffers: bool) -> Iterator[Tensor]:
+        for entry in self._chosen(buffers):
+            yield direction[entry.coded : entry.coded + entry.size].view(entry.shape)
+
+    def _chosen(self, buffers: bool) -> list[_Entry]:
+        return [entry for entry in self._entries if (entry.name in self.buffers) == buffers]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from flwr.app import MetricRecord
 
-from solon_fl.coding import DecodeStatus
+from solon_fl.coding import ClassOutcome, DecodeStatus
 
 __all__ = ["NOT_FINITE", "GroupReport", "RoundReport"]
 
@@ -44,6 +44,10 @@ class GroupReport:
         Id of each node whose reply was not a share, and what was wrong with it.
     residual, tolerance, error_bound : float
         See `Decoded`.
+    classes : tuple of ClassOutcome
+        The same for the parameters' gradient and for the buffers' change; () if the group failed.
+    failed_classes : tuple of str
+        "parameters" or "buffers", or both: where the shares disagree, if the group could not be decoded.
     losses : dict
         Training loss by id of each node that reported one ("loss" in a MetricRecord beside its share), and was neither
         accused nor a suspect. Not coded: such a node may say what it likes here.
@@ -62,6 +66,8 @@ class GroupReport:
     escalated_by: tuple[int, ...] = ()
     different_bits: tuple[int, ...] = ()
     suspect_nodes: tuple[int, ...] = ()
+    classes: tuple[ClassOutcome, ...] = ()
+    failed_classes: tuple[str, ...] = ()
     losses: dict[int, float] = field(default_factory=dict)
 
     @property

@@ -93,6 +93,7 @@ class SolonStrategy(RoundStrategy[SolonRun]):
         calibrate: bool = False,
     ) -> None:
         self.mode = config.mode
+        self.compression = config.compression
         self._given_config = config
         self._projection_seed = projection_seed
         self._calibrate = calibrate

@@ -74,6 +74,7 @@ class SolonRun(Run):
         self._told: set[int] = set()  # of nodes with different bits
         self._shown: set[str] = set()  # reasons of failed nodes of which it was logged where they failed
         self.patience = Patience()
+        self._sections = model.sections
 
     def prepare(self, grid: Grid, arrays: ArrayRecord, config: ConfigRecord) -> None:
         """Raise rtol above the nodes' float noise, if asked to."""
@@ -116,7 +117,7 @@ class SolonRun(Run):
             decoder=config.make_decoder(),
             enough=config.num_precise,
             early_error=config.early_error,
-            dim=self.model.dim,
+            sections=self._sections,
             dtype=self.model.vector.dtype,
             projection=self.projection,
             label=self.label,
@@ -175,9 +176,11 @@ class SolonRun(Run):
             return f"{DIVERGED}."
         reasons = [reason for group in report.groups for reason in group.malformed_nodes.values()]
         first = f"; the first node's reason: {reasons[0]}." if reasons else "."
+        classes = sorted({name for group in report.groups for name in group.failed_classes})
+        where = f" (the shares disagree in: {', '.join(classes)})" if classes else ""
         return (
-            "more nodes lie than configured, or the nodes of a group do not compute the same, or not within rtol; the "
-            f"log says more{first}"
+            "more nodes lie than configured, or the nodes of a group do not compute the same, or not within rtol"
+            f"{where}; the log says more{first}"
         )
 
     def has_diverged(self, group: GroupReport) -> bool:

@@ -63,10 +63,11 @@ def task_for(model: nn.Module, num_batches: int = 7) -> SolonTask:
 
 
 def vector_on(make_model: Callable[[], nn.Module], loss: Loss, number: int | None, num_batches: int = 7) -> Tensor:
-    """Return what a node with so many devices encodes."""
+    """Return the mean gradient, and the buffers' change, of a node with so many devices."""
     model = initial_model(make_model)
     task = task_for(model, num_batches)
-    return OnDevices(make_model, loss, number).gradient(record_of(model), task, CONTEXT, {}).cpu()
+    client = OnDevices(make_model, loss, number)
+    return client.mean_gradient(record_of(model), task.batches, task.buffers, CONTEXT).cpu()
 
 
 def plain() -> nn.Module:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from solon_fl import Decoder, FourierCode, SolonConfig
 from solon_fl.coding.digests import elect, share_digest, share_digests
+from solon_fl.coding.sections import Sections
 from solon_fl.errors import ConfigurationError, GroupFailedError
 from solon_fl.simulations.attacks import Alie, Constant, NotFinite, RandomGaussian, Reverse, SameLie
 from solon_fl.simulations.attacks.mods import MALFORMATIONS, attack_mod, malformed_mod, silent_mod
@@ -270,7 +271,7 @@ def test_liars_who_side_with_a_node_of_other_make_do_not_get_the_others_to_rest(
         nodes=(10, 11, 12, 13, 14, 15),
         byzantine=2,
         decoder=Decoder(code, byzantine=0, stragglers=3),
-        dim=30,
+        sections=Sections.whole(10),
         dtype=torch.float32,
         resting={3, 4, 5},
         digest_key=key,

@@ -15,6 +15,7 @@ from solon_fl import Decoder, FourierCode
 from solon_fl.coding.digests import share_digests
 from solon_fl.coding.locating import parity_of
 from solon_fl.coding.projection import Memory
+from solon_fl.coding.sections import Sections
 from solon_fl.simulations.run._compat import become_server
 from solon_fl.strategies.digest_group import DigestGroupRound
 from solon_fl.strategies.group import GroupRound
@@ -23,6 +24,7 @@ from solon_fl.wire import to_array
 CODE = FourierCode(group_size=7, compression=3)
 DECODER = Decoder(CODE, byzantine=2)
 GRADIENT = torch.linspace(-1, 2, 20)
+PADDED = torch.nn.functional.pad(GRADIENT, (0, 1))
 ACCEPTING = Decoder(CODE, byzantine=2, beyond_bound="accept")
 NODES = (70, 71, 72, 73, 74, 75, 76)
 
@@ -46,7 +48,9 @@ class KeepingByDigest(Keeping, DigestGroupRound):
 
 
 def new_round(decoder: Decoder = DECODER, **changes: Any) -> Keeping:
-    return Keeping(group=1, nodes=NODES, byzantine=2, decoder=decoder, dim=20, dtype=torch.float32, **changes)
+    return Keeping(
+        group=1, nodes=NODES, byzantine=2, decoder=decoder, sections=Sections.whole(7), dtype=torch.float32, **changes
+    )
 
 
 def reply(content: RecordDict | Error) -> Message:
@@ -76,7 +80,7 @@ def test_a_group_closes_when_k_plus_s_shares_agree_and_not_before() -> None:
     assert group.report.status == "clean"
     assert group.report.silent_nodes == (72, 74)
     assert group.gradient is not None
-    torch.testing.assert_close(group.gradient, GRADIENT, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(group.gradient, PADDED, rtol=1e-5, atol=1e-6)
 
 
 def test_who_made_others_be_asked_is_reported_and_not_who_was_woken() -> None:
@@ -117,7 +121,7 @@ def test_forged_agreement_of_k_plus_s_minus_one_shares_is_not_enough() -> None:
     lie = GRADIENT + torch.randn(20, generator=torch.Generator().manual_seed(0))
     # A gradient that agrees with the truth at slots 0 and 1 but is another one.
     null = torch.linalg.svd(torch.from_numpy(CODE.generator[[0, 1]]))[2][2]
-    lie = GRADIENT + torch.outer(null, torch.ones(7)).reshape(-1)[:20].float()
+    lie = GRADIENT + torch.outer(torch.ones(7), null).reshape(-1)[:20].float()
     for slot in (0, 1):
         group.receive_one(slot, honest(slot))
     for slot in (2, 3):
@@ -182,7 +186,7 @@ def test_a_reply_that_is_no_share_is_an_erasure_with_a_reason(name: str) -> None
     assert group.report.malformed_nodes[74]
     assert group.report.corrupt_nodes == ()
     assert group.gradient is not None
-    torch.testing.assert_close(group.gradient, GRADIENT, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(group.gradient, PADDED, rtol=1e-5, atol=1e-6)
 
 
 def test_what_a_node_says_reaches_the_log_as_one_short_line() -> None:
@@ -204,7 +208,7 @@ def test_the_first_reply_of_a_slot_counts() -> None:
     assert group.report is not None
     assert group.report.status == "clean"
     assert group.gradient is not None
-    torch.testing.assert_close(group.gradient, GRADIENT, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(group.gradient, PADDED, rtol=1e-5, atol=1e-6)
     group.receive_one(0, reply_with(torch.full((7,), 9.0)))  # after closing: ignored
     assert group.report.status == "clean"
 
@@ -238,7 +242,7 @@ def test_more_liars_than_s_are_named_if_results_beyond_the_bound_are_accepted(ca
     )
     assert "That is right if no more than 3 of all these nodes lied." in caplog.text
     assert group.gradient is not None
-    torch.testing.assert_close(group.gradient, GRADIENT, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(group.gradient, PADDED, rtol=1e-5, atol=1e-6)
 
 
 def test_a_result_beyond_the_bound_waits_for_the_deadline() -> None:
@@ -279,7 +283,7 @@ def resting_round(digests: bool = False) -> Keeping:
         nodes=NODES,
         byzantine=2,
         decoder=DECODER,
-        dim=20,
+        sections=Sections.whole(7),
         dtype=torch.float32,
         resting={3, 4, 5, 6},
         digest_key=KEY,
@@ -321,7 +325,7 @@ def test_who_rests_is_asked_once_when_the_last_reply_is_bad(bad: str, digests: b
     assert group.report.escalated
     assert {*group.report.corrupt_nodes, *group.report.malformed_nodes} == {71}
     assert group.gradient is not None
-    torch.testing.assert_close(group.gradient, GRADIENT, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(group.gradient, PADDED, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("digests", [False, True])

@@ -385,7 +385,7 @@ def test_the_report_counts_bytes_and_seconds_and_becomes_metrics() -> None:
     result, reports = train(rounds=1, mods=[attack_mod(Reverse(), LIARS)])
     model_bytes = sum(len(array.data) for array in result.arrays.values())
     assert reports[0].bytes_out == 14 * model_bytes
-    assert reports[0].bytes_in == 14 * 3 * 4  # d = 8, k = 3, float32
+    assert reports[0].bytes_in == 14 * 4 * 4  # 7 weights and a bias, k = 3, float32
     assert min(reports[0].seconds_waiting, reports[0].seconds_aggregating, reports[0].seconds_stepping) > 0
     metrics = result.train_metrics_clientapp[1]
     assert metrics["corrupt-nodes"] == list(LIAR_IDS)

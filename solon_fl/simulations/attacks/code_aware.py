@@ -69,7 +69,7 @@ class Encoded:
     def lies(self, vectors: Tensor, liars: Sequence[int], rng: torch.Generator) -> Tensor:
         """See `Attack.lies`."""
         chunks = torch.linalg.pinv(torch.from_numpy(self.code.generator)) @ vectors.cpu().to(torch.float64)
-        gradient = chunks.reshape(1, -1)
+        gradient = chunks.T.reshape(1, -1)
         (malicious,) = self.attack.lies(gradient, [0], rng)
         shares = [self.code.encode(malicious, liar) for liar in liars]
         return torch.stack(shares).to(vectors) if shares else vectors[:0]

@@ -74,11 +74,17 @@ class ImageClient(SolonClientMixin):
         return functional.cross_entropy(model(inputs), labels.to(device))
 
     def mean_gradient(
-        self, arrays: ArrayRecord, batches: Sequence[Batch], buffers: Sequence[str], context: Context
+        self,
+        arrays: ArrayRecord,
+        batches: Sequence[Batch],
+        buffers: Sequence[str],
+        context: Context,
+        *,
+        multiple: int = 1,
     ) -> Tensor:
         """See `SolonClientMixin.mean_gradient`. It is computed once for all nodes if the scenario says so."""
-        compute = partial(super().mean_gradient, arrays, batches, buffers, context)
-        return self._once(context, batches[0].round, tuple(batch.number for batch in batches), compute)
+        compute = partial(super().mean_gradient, arrays, batches, buffers, context, multiple=multiple)
+        return self._once(context, batches[0].round, (multiple, *(batch.number for batch in batches)), compute)
 
     def update(self, arrays: ArrayRecord, task: SolonTask, context: Context, config: dict[str, object]) -> Tensor:
         """See `SolonClientMixin.update`. It is computed once per group if the scenario says so."""

@@ -67,7 +67,7 @@ def test_the_tuned_attacks_ask_the_aggregator(name: str) -> None:
         return gradient
 
     _, reports = train(mods=[make_attack_mod(name, LIARS, 0, decode, DECODER)], rounds=1)
-    assert set(asked) == {(7, 3)}  # a group's shares
+    assert set(asked) == {(7, 4)}  # a group's shares
     assert set(reports[0].corrupt_nodes) == {number + 1 for number in LIARS}
 
 
