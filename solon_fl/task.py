@@ -11,6 +11,7 @@ from torch import Tensor
 
 from solon_fl.coding import Code
 from solon_fl.config import CodeName, Mode, SolonConfig, Verification, make_code
+from solon_fl.epochs import examples_at
 from solon_fl.errors import ConfigurationError
 
 __all__ = [
@@ -52,11 +53,15 @@ class Batch:
     seed, round, number : int
         Run seed, server round, and the batch's number among all of the round, from 0: all that a batch may
         depend on. With n batches a group, group g has the numbers g n to (g + 1) n - 1.
+    place : int, optional
+        How many batches of the same data the run has before this one, from 0: what `sample_epoch` needs to know. The
+        batches of a `SolonTask` have it. With grouping "silo" each silo counts its own.
     """
 
     seed: int
     round: int
     number: int
+    place: int | None = None
 
     @property
     def torch_seed(self) -> int:
@@ -71,17 +76,58 @@ class Batch:
     def sample(self, num_examples: int, batch_size: int) -> Tensor:
         """Return `batch_size` distinct indices below `num_examples`, (batch_size,) int64, CPU.
 
+        Every batch is drawn anew from all examples; `sample_epoch` takes each example once an epoch.
         Cost: O(batch_size), however many examples there are.
         """
-        if not 0 < batch_size <= num_examples:
-            raise ConfigurationError(
-                f"batch_size must be between 1 and the number of examples; got batch_size={batch_size}, "
-                f"num_examples={num_examples}."
-            )
+        _check_sizes(num_examples, batch_size)
         if num_examples <= SHUFFLED:  # quick enough, and what runs of earlier versions drew
             return torch.randperm(num_examples, generator=self.generator(), device="cpu")[:batch_size]
         draws = torch.randint(2**63 - 1, (batch_size,), generator=self.generator(), device="cpu").tolist()
         return torch.tensor(_first_of_shuffled(num_examples, draws), device="cpu")
+
+    def sample_epoch(self, num_examples: int, batch_size: int) -> Tensor:
+        """Return this batch's part of an epoch, (batch_size,) int64, CPU: each example comes once in every epoch.
+
+        Parameters
+        ----------
+        num_examples, batch_size : int
+            The same in all batches of the run.
+
+        Raises
+        ------
+        ConfigurationError
+            If the batch does not know its `place`, or no batch of this size can be drawn.
+
+        Notes
+        -----
+        All batches of the run, one after the other, go through the examples in a random order, and when that is at its
+        end in another one. Where `num_examples` is no multiple of `batch_size` a batch has the last examples of
+        an epoch and the first of the next; none is shorter, and no example is left out. Only such a batch can hold an
+        example twice. The order follows from the run's seed and the epoch. A batch whose group failed is not made up
+        for: its examples come again in the next epoch.
+        Cost: O(batch_size), however many examples there are; no order is kept.
+
+        Examples
+        --------
+        >>> batches = [Batch(seed=0, round=1, number=place, place=place) for place in range(3)]
+        >>> sorted(torch.cat([batch.sample_epoch(6, 2) for batch in batches]).tolist())
+        [0, 1, 2, 3, 4, 5]
+        """
+        _check_sizes(num_examples, batch_size)
+        if self.place is None:
+            raise ConfigurationError(
+                "sample_epoch needs to know how many batches came before; got place=None; take the batches of a "
+                "SolonTask, or construct Batch(seed, round, number, place)."
+            )
+        return torch.from_numpy(examples_at(self.place * batch_size, batch_size, num_examples, self.seed))
+
+
+def _check_sizes(num_examples: int, batch_size: int) -> None:
+    if not 0 < batch_size <= num_examples:
+        raise ConfigurationError(
+            f"batch_size must be between 1 and the number of examples; got batch_size={batch_size}, "
+            f"num_examples={num_examples}."
+        )
 
 
 def _first_of_shuffled(size: int, draws: list[int]) -> list[int]:
@@ -107,6 +153,8 @@ class SolonTask:
         Of the run.
     num_batches : int
         Batches of the group in this round.
+    groups_sharing_data : int
+        Groups that compute batches of the same data: all of the run, or 1 if each silo has its own.
     dim : int
         d, length of the vector to encode: all floating-point entries of the model, in its order, and complex ones, each
         number as two.
@@ -123,6 +171,7 @@ class SolonTask:
     slot: int
     seed: int
     num_batches: int
+    groups_sharing_data: int
     dim: int
     mode: Mode
     code: CodeName
@@ -139,8 +188,10 @@ class SolonTask:
     @property
     def batches(self) -> tuple[Batch, ...]:
         """The group's batches in this round."""
-        first = self.group * self.num_batches
-        return tuple(Batch(self.seed, self.round, first + index) for index in range(self.num_batches))
+        number = self.group * self.num_batches
+        groups_before = (self.round - 1) * self.groups_sharing_data + self.group % self.groups_sharing_data
+        place = groups_before * self.num_batches
+        return tuple(Batch(self.seed, self.round, number + n, place + n) for n in range(self.num_batches))
 
     def make_code(self) -> Code:
         """Return the code."""
@@ -157,6 +208,7 @@ class SolonTask:
             slot=slot,
             seed=config.seed,
             num_batches=config.batches_per_group,
+            groups_sharing_data=1 if config.grouping == "silo" else config.num_groups,
             dim=dim,
             mode=config.mode,
             code=config.code,

@@ -34,7 +34,7 @@ class Regression(SolonClientMixin):
         return self.make_model()
 
     def batch_loss(self, model: nn.Module, batch: Batch, context: Context) -> Tensor:
-        inputs = torch.randn(8, 7, generator=batch.generator()).to(self.device())
+        inputs = torch.randn(8, 7, generator=batch.generator()).to(next(model.parameters()).device)
         loss: Tensor = (model(inputs) - inputs.sum(1, keepdim=True)).square().mean()
         return loss
 

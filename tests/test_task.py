@@ -16,6 +16,7 @@ TASK_EXAMPLE = SolonTask(
     slot=4,
     seed=2**62,
     num_batches=2,
+    groups_sharing_data=3,
     dim=10,
     mode="gradient",
     code="fourier",

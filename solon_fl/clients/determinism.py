@@ -7,7 +7,7 @@ What other threads of the program draw from that state meanwhile, by building a 
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -31,14 +31,17 @@ def deterministic(seed: int, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch, on the CPU and on this device, and restore its random state afterwards."""
+    """Seed torch, on the CPU and on this device, and restore its random state afterwards.
+
+    Inside, the device is the current one, where ``tensor.cuda()`` puts tensors.
+    """
     devices = [device] if device.type == "cuda" else []
-    with _one_thread, torch.random.fork_rng(devices=devices):
+    current = torch.cuda.device(device) if devices else nullcontext()
+    with _one_thread, torch.random.fork_rng(devices=devices), current:
         # torch.manual_seed does both; but without CUDA it queues the call, with a formatted stack, for ever.
         torch.default_generator.manual_seed(seed)
         if devices:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
+            torch.cuda.manual_seed(seed)
         yield
 
 

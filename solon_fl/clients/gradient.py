@@ -1,11 +1,13 @@
 """Between a torch model and the flat vector that is encoded."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 from flwr.app import ArrayRecord
 from torch import Tensor, nn
 
+from solon_fl.clients.replicas import hand_over
 from solon_fl.coding.sections import padded
 from solon_fl.errors import ConfigurationError
 from solon_fl.wire import is_continuous, real_view, trusted_tensor
@@ -37,16 +39,18 @@ def load_model(model: nn.Module, arrays: ArrayRecord, buffers: Sequence[str], de
 
 
 class GradientVector:
-    """A flat vector into which autograd writes a model's gradients directly.
+    """A flat vector into which autograd writes the gradients of batches, which a model's replicas take in turn.
 
-    Entries stand as in the state_dict. `backward` adds the gradient of a loss; only meanwhile is every parameter's
-    .grad a view of the vector, so that zero_grad() elsewhere does no harm. On leaving the `with` block the buffers'
-    change since entry is written to their places, also of those that were bound anew.
+    Entries stand as in the state_dict. Each call of `backward` is for the next batch, and adds the gradient of its
+    loss; only meanwhile has a parameter a .grad, so that zero_grad() elsewhere does no harm. The first replica's
+    gradients are added by autograd itself, the others' when it is the first's turn again, in the order of the batches:
+    the bits are those of one replica. On leaving the `with` block the buffers' change since entry is written to their
+    places, also of those that were bound anew.
 
     Parameters
     ----------
-    model : nn.Module
-        On its device, with the server's weights.
+    replicas : sequence of Module
+        Equal models, each on a device of its own; see `replicas_of`.
     multiple : int
         Each tensor is padded with zeros to a multiple of that many entries: of k, if the vector is encoded.
 
@@ -59,16 +63,21 @@ class GradientVector:
     ----------
     unreached : tuple of str
         After the `with` block: parameters of which no loss had a gradient. Theirs is 0, as no share can say None.
-    vector : Tensor, (d,) or longer if padded, on the model's device
+    vector : Tensor, (d,) or longer if padded, on the first replica's device
         float64 if the model has a float64 or complex128 entry, else float32. A complex number is two entries.
+
+    Notes
+    -----
+    Memory: the vector, and on every device but the first the gradient of one batch.
     """
 
-    def __init__(self, model: nn.Module, multiple: int = 1) -> None:
+    def __init__(self, replicas: Sequence[nn.Module], multiple: int = 1) -> None:
         # Tied parameters have several names; each place gets the whole gradient, so that the copies on the
         # server move together.
-        self._model = model
+        self._replicas = replicas
         self._multiple = multiple
-        self._entries = {n: v for n, v in model.state_dict(keep_vars=True).items() if is_continuous(v)}
+        state = replicas[0].state_dict(keep_vars=True)
+        self._entries = {n: v for n, v in state.items() if is_continuous(v)}
         values = [real_view(value.detach()) for value in self._entries.values()]
         double = any(value.dtype == torch.float64 for value in values)
         self.vector = torch.zeros(
@@ -77,59 +86,101 @@ class GradientVector:
             device=values[0].device,
         )
         self.unreached: tuple[str, ...] = ()
-        self._reached: set[Tensor] = set()
+        self._num_batches = 0
+        self._trained = [_trained_entries(replica) for replica in replicas]
         self._before: dict[str, Tensor] = {}
-        self._sums: dict[Tensor, Tensor] = {}  # of the gradients of each parameter
+        self._sums: dict[str, Tensor] = {}  # of the gradients of each parameter
+        self._parts: list[tuple[str, Tensor]] = []  # gradients that wait to be added, in this order
+        self._reached: set[str] = set()
 
     def __enter__(self) -> "GradientVector":
         for name, value, place in self._places():
             if not value.requires_grad:
                 self._before[name] = value.detach().clone()
-            else:  # autograd insists on the parameter's own dtype
-                self._sums[value] = place if value.dtype == self.vector.dtype else torch.zeros_like(value)
-            value.grad = None
+            elif name in self._trained[0]:  # autograd insists on the parameter's own dtype
+                self._sums[name] = place if value.dtype == self.vector.dtype else torch.zeros_like(value)
+        self._forget_gradients()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
+            self._add_parts()
             self._collect()
-        for value in self._entries.values():
-            value.grad = None
+        self._forget_gradients()
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of a loss, and what .grad holds of it already: gradients of its parts."""
-        for value, total in self._sums.items():
+        """Add the gradient of the next batch's loss, and what .grad holds of it already: gradients of its parts."""
+        turn = self._num_batches % len(self._replicas)
+        self._num_batches += 1
+        if len(self._replicas) > 1:  # already, as the next batch need not wait for this one's gradient
+            hand_over(self._replicas[turn], self._replicas[(turn + 1) % len(self._replicas)])
+        trained, take = self._trained[turn], self._note if turn == 0 else self._put_aside
+        for name, value in trained.items():
             if value.grad is not None:
-                total += value.grad
-                self._reached.add(value)
-            value.grad = total
-        add = self._reached.add
-        hooks = [value.register_post_accumulate_grad_hook(add) for value in self._sums]  # type: ignore[no-untyped-call]
+                self._put_aside(name, value)
+        if turn == 0:
+            self._add_parts()
+            for name, value in trained.items():
+                value.grad = self._sums[name]
+        hooks = [
+            value.register_post_accumulate_grad_hook(partial(take, name))  # type: ignore[no-untyped-call]  # torch's
+            for name, value in trained.items()
+        ]
         try:
             loss.backward()  # type: ignore[no-untyped-call]  # torch's
         finally:
             for hook in hooks:
                 hook.remove()
-        for value in self._sums:
+        for value in trained.values():
             value.grad = None
+
+    def _note(self, name: str, _: Tensor) -> None:
+        self._reached.add(name)
+
+    def _put_aside(self, name: str, value: Tensor) -> None:
+        assert value.grad is not None
+        self._parts.append((name, value.grad))
+        value.grad = None
+
+    def _add_parts(self) -> None:
+        """Add what was put aside, one by one, as autograd adds what comes in parts (of reentrant checkpoints, say)."""
+        for name, part in self._parts:
+            self._sums[name].add_(part.to(self.vector.device))
+            self._reached.add(name)
+        self._parts.clear()
+
+    def _forget_gradients(self) -> None:
+        for trained in self._trained:
+            for value in trained.values():
+                value.grad = None
 
     def _collect(self) -> None:
         """Write what autograd did not write itself."""
-        now = self._model.state_dict(keep_vars=True)
-        trained = {name: value for name, value in self._entries.items() if value in self._sums}
-        self.unreached = tuple(name for name, value in trained.items() if value not in self._reached)
+        last = (self._num_batches - 1) % len(self._replicas)
+        if 0 < last < len(self._replicas) - 1:
+            hand_over(self._replicas[last], self._replicas[0])
+        now = self._replicas[0].state_dict(keep_vars=True)
+        self._check_parameters()
+        names = {value: name for name, value in self._trained[0].items()}
+        trained = {name: names[value] for name, value in self._entries.items() if name not in self._before}
+        self.unreached = tuple(name for name, first in trained.items() if first not in self._reached)
         for name, value, place in self._places():
             if name in self._before:
                 _check_shape(name, now[name], value)
                 place.copy_(change_of(real_view(now[name].detach()), real_view(self._before[name])))
-                continue
-            if now[name] is not value:
-                raise ConfigurationError(
-                    f"batch_loss must not replace parameters, as no gradient says that; it replaced {name!r}; make it "
-                    "a buffer (register_buffer), or compute in mode='update'."
-                )
-            if self._sums[value].data_ptr() != place.data_ptr():
-                place.copy_(real_view(self._sums[value]))
+            elif self._sums[trained[name]].data_ptr() != place.data_ptr():
+                place.copy_(real_view(self._sums[trained[name]]))
+
+    def _check_parameters(self) -> None:
+        """Refuse parameters that were bound anew."""
+        for replica, trained in zip(self._replicas, self._trained, strict=True):
+            now = replica.state_dict(keep_vars=True)
+            for name, value in trained.items():
+                if now[name] is not value:
+                    raise ConfigurationError(
+                        f"batch_loss must not replace parameters, as no gradient says that; it replaced {name!r}; make "
+                        "it a buffer (register_buffer), or compute in mode='update'."
+                    )
 
     def scale_gradients(self, factor: float) -> None:
         """Multiply the parameters' gradients, not the buffers' changes."""
@@ -143,6 +194,15 @@ class GradientVector:
             shape = real_view(value.detach()).shape
             yield name, value, self.vector[start : start + shape.numel()].view(shape)
             start += padded(shape.numel(), self._multiple)
+
+
+def _trained_entries(model: nn.Module) -> dict[str, Tensor]:
+    """Return what gradients move, each tensor once, by the first of its names."""
+    found: dict[Tensor, str] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        if is_continuous(value) and value.requires_grad:
+            found.setdefault(value, name)
+    return {name: value for value, name in found.items()}
 
 
 def _check_shape(name: str, now: Tensor, before: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from solon_fl.clients.failures import explained
 from solon_fl.clients.gradient import GradientVector, change_of, flatten, load_model
 from solon_fl.clients.integers import FollowedIntegers
 from solon_fl.clients.losses import collected_losses, note_loss
+from solon_fl.clients.replicas import replicas_of
 from solon_fl.clients.share import answer_silo_queries, share_reply, without_state
 from solon_fl.errors import ConfigurationError
 from solon_fl.task import ARRAYS, CONFIG, RUN_SEED, Batch, SolonTask
@@ -49,6 +51,8 @@ class SolonClientMixin:
     BatchNorm and other state without a gradient: batches are computed in training mode one after the
     other, and the change of the statistics is encoded together with the gradient, so that it is protected like
     it. The server must be told which entries that are: ``SolonStrategy(..., buffers=buffer_names(model))``.
+    Several devices: each has a copy of the model (copy.deepcopy). Buffers and frozen weights are copied from device to
+    device before each batch, so that they follow all batches; what else a model keeps in attributes is not.
     A parameter that no batch's loss depends on has gradient 0, not None as in plain torch: weight decay moves it, and
     Adam by rounding errors too. The node's log names such parameters; freeze them (``requires_grad_(False)``).
     Integer and boolean entries are not sent: a loss that changes one is an error which names it. num_batches_tracked is
@@ -80,16 +84,22 @@ class SolonClientMixin:
     def batch_loss(self, model: nn.Module, batch: Batch, context: Context) -> Tensor:
         """Return the mean loss of one batch, a scalar with a gradient.
 
-        `model` is in training mode on `device()`; torch is seeded for this batch.
+        `model` is in training mode on one of `devices()`, ``next(model.parameters()).device``, where the batch must
+        be put; torch is seeded for this batch. The loss must not change trained weights: no gradient says that.
         """
         raise NotImplementedError(f"{type(self).__name__} must define batch_loss(model, batch, context)")
 
-    def device(self) -> torch.device:
-        """Return where to compute: the first CUDA device if there is one, else the CPU."""
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    def devices(self) -> Sequence[torch.device]:
+        """Return where to compute: all CUDA devices that the process may use, else the CPU.
+
+        The group's batches are spread over them, and the sum is formed on the first, in the order of the batches: a
+        node sends the same bits, however many devices of one make it has. Local steps (mode "update") and
+        evaluation take the first.
+        """
+        return [torch.device("cuda", index) for index in range(torch.cuda.device_count())] or [torch.device("cpu")]
 
     def gradient(self, arrays: ArrayRecord, task: SolonTask, context: Context, config: dict[str, object]) -> Tensor:
-        """Return the group's gradient of this round, (d,), on `device()`: the mean over the task's batches.
+        """Return the group's gradient of this round, (d,), on any device: the mean over the task's batches.
 
         Override it to compute the gradient some other way; entries stand as in the model's state_dict. What this
         returns is longer: each tensor is padded to a multiple of k, so that it can be encoded where it is.
@@ -109,10 +119,11 @@ class SolonClientMixin:
 
         Each tensor is padded with zeros to a `multiple` of entries.
         """
-        model, device = self._load(arrays, buffers, context, batches[0].seed)
-        gradient = GradientVector(model, multiple)
-        with FollowedIntegers(model, len(batches)), gradient:
-            for batch in batches:
+        devices = self._devices()[: len(batches)]
+        replicas = replicas_of(self._load(arrays, buffers, context, batches[0].seed), devices)
+        gradient, last = GradientVector(replicas, multiple), replicas[(len(batches) - 1) % len(replicas)]
+        with FollowedIntegers(last, len(batches)), gradient:
+            for batch, model, device in zip(batches, cycle(replicas), cycle(devices), strict=False):
                 with deterministic(batch.torch_seed, device):
                     loss = self.batch_loss(model, batch, context)
                     gradient.backward(loss)
@@ -133,7 +144,7 @@ class SolonClientMixin:
 
     def update(self, arrays: ArrayRecord, task: SolonTask, context: Context, config: dict[str, object]) -> Tensor:
         """Return the model's change, (d,), after one local step per batch of the task (mode "update")."""
-        model, device = self._load(arrays, task.buffers, context, task.seed)
+        model, device = self._load(arrays, task.buffers, context, task.seed), self._devices()[0]
         before = flatten({name: value.clone() for name, value in model.state_dict().items()})
         optimizer = self.local_optimizer(model, config)
         with FollowedIntegers(model, len(task.batches)):
@@ -150,7 +161,7 @@ class SolonClientMixin:
         """Return metrics of the model on this node's data: numbers, by name.
 
         Called if the strategy has ``client_evaluation=True``. The model holds the server's weights, in evaluation mode,
-        on `device()`. The server takes the median of each number over the nodes.
+        on the first of `devices()`. The server takes the median of each number over the nodes.
         """
         raise NotImplementedError(f"{type(self).__name__} must define evaluate(model, context)")
 
@@ -190,7 +201,7 @@ class SolonClientMixin:
             model = self._build(context, int(str(config.get(RUN_SEED, 0))))
             arrays = message.content.array_records[ARRAYS]
             model.load_state_dict({name: trusted_tensor(array) for name, array in arrays.items()})
-            metrics = self.evaluate(model.to(self.device()).eval(), context)
+            metrics = self.evaluate(model.to(self._devices()[0]).eval(), context)
             numbers = {name: _plain_number(value) for name, value in dict(metrics).items()}
             return Message(RecordDict({METRICS: MetricRecord(numbers)}), reply_to=message)
 
@@ -198,16 +209,19 @@ class SolonClientMixin:
         return app
 
     def _build(self, context: Context, seed: int) -> nn.Module:
-        with seeded(seed, self.device()):
+        with seeded(seed, self._devices()[0]):
             return self.build_model(context)
 
-    def _load(
-        self, arrays: ArrayRecord, buffers: Sequence[str], context: Context, seed: int
-    ) -> tuple[nn.Module, torch.device]:
-        device = self.device()
+    def _load(self, arrays: ArrayRecord, buffers: Sequence[str], context: Context, seed: int) -> nn.Module:
         model = self._build(context, seed)
-        load_model(model, arrays, buffers, device)
-        return model.train(), device
+        load_model(model, arrays, buffers, self._devices()[0])
+        return model.train()
+
+    def _devices(self) -> list[torch.device]:
+        devices = list(self.devices())
+        if not devices:
+            raise ConfigurationError("devices() must return at least one device; got []; return [torch.device('cpu')].")
+        return devices
 
 
 def _plain_number(value: Any) -> Any:

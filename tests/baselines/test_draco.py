@@ -4,9 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from flwr.app import Context
+from torch import Tensor, nn
 
 from solon_fl.baselines import DracoStrategy, draco_client_app
+from solon_fl.clients import Batch
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations import InProcessGrid
 from solon_fl.simulations.attacks import RandomGaussian, Reverse
@@ -31,6 +33,21 @@ def test_an_honest_run_ends_where_solons_does(code: str) -> None:
     final, reports = run(code, rounds=5)
     torch.testing.assert_close(final, vector_of(train()[0].arrays), rtol=1e-4, atol=1e-5)
     assert all(report.corrupt_nodes == () and report.stepped for report in reports)
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_a_round_goes_on_in_the_epoch_where_the_one_before_ended(code: Any) -> None:
+    seen: dict[tuple[int, int], list[int]] = {}
+
+    class Sampling(Regression):
+        def batch_loss(self, model: nn.Module, batch: Batch, context: Context) -> Tensor:
+            seen[batch.round, batch.number] = batch.sample_epoch(2 * NUM_NODES * 3, 3).tolist()
+            return super().batch_loss(model, batch, context)
+
+    strategy = DracoStrategy(NUM_NODES, 2, SGD, code=code)
+    grid = InProcessGrid(draco_client_app(Sampling()), NUM_NODES)
+    strategy.start(grid, record_of(initial_model()), num_rounds=2, timeout=60)
+    assert sorted(example for part in seen.values() for example in part) == list(range(2 * NUM_NODES * 3))
 
 
 @pytest.mark.parametrize("code", CODES)

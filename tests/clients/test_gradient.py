@@ -30,7 +30,7 @@ class Client(Regression):
         self.loss = loss
 
     def batch_loss(self, model: nn.Module, batch: Batch, context: Context) -> Tensor:
-        return self.loss(model, torch.randn(8, 7, generator=batch.generator()).to(self.device()))
+        return self.loss(model, torch.randn(8, 7, generator=batch.generator()).to(next(model.parameters()).device))
 
 
 def squared(model: nn.Module, inputs: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ def test_a_frozen_weight_that_forward_replaces_follows_too() -> None:
 
 def test_a_parameter_that_batch_loss_replaces_is_named() -> None:
     def replace(model: nn.Module, inputs: Tensor) -> Tensor:
-        model.register_parameter("bias", nn.Parameter(torch.zeros(1)))
+        model.register_parameter("bias", nn.Parameter(torch.zeros(1, device=inputs.device)))
         return squared(model, inputs)
 
     client, model = Client(lambda: nn.Linear(7, 1), replace), initial_model()
@@ -128,7 +128,7 @@ def test_a_parameter_that_batch_loss_replaces_is_named() -> None:
 
 def test_a_buffer_that_changes_its_shape_is_named() -> None:
     def grow(model: nn.Module, inputs: Tensor) -> Tensor:
-        model.mean = torch.zeros(1, 7)
+        model.mean = torch.zeros(1, 7, device=inputs.device)
         return squared(model, inputs)
 
     client, model = Client(Centred, grow), initial_model(Centred)

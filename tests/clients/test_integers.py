@@ -30,7 +30,7 @@ def normalised(**options: Any) -> Callable[[], nn.Module]:
 
 def in_plain_torch(make: Callable[[], nn.Module], config: SolonConfig, rounds: int) -> dict[str, Tensor]:
     """The same training of one group in one process: a step a round, or one a batch in mode "update"."""
-    client, model = Regression(make), initial_model(make).train().to(Regression().device())
+    client, model = Regression(make), initial_model(make).train().to(Regression().devices()[0])
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     for server_round in range(1, rounds + 1):
         optimizer.zero_grad()

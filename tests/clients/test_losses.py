@@ -27,7 +27,7 @@ def mean_loss(model: nn.Module, numbers: range) -> float:
 def test_nodes_report_the_mean_loss_of_their_batches(
     verification: Literal["algebra", "digest"], num_nodes: int
 ) -> None:
-    model = initial_model().to(Regression().device())
+    model = initial_model().to(Regression().devices()[0])
     config = small_config(verification=verification, num_nodes=num_nodes)
     _, (report,) = train(config, client=Regression(), rounds=1)
     size = num_nodes // 2

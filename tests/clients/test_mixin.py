@@ -27,6 +27,7 @@ def task_for(model: nn.Module, **changes: Any) -> SolonTask:
         "slot": 2,
         "seed": 0,
         "num_batches": 3,
+        "groups_sharing_data": 2,
         "dim": len(flatten(model.state_dict())),
         "mode": "gradient",
         "code": "fourier",
@@ -87,7 +88,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 
 def reference(model: nn.Module, client: Regression, task: SolonTask) -> Tensor:
     """The vector computed the plain way, on the client's device: autograd.grad, and the buffers' change."""
-    model = copy.deepcopy(model).to(client.device()).train()
+    model = copy.deepcopy(model).to(client.devices()[0]).train()
     before = flatten({name: value.clone() for name, value in model.state_dict().items()})
     state = model.state_dict(keep_vars=True)
     names = [name for name, value in state.items() if value.requires_grad]
@@ -107,7 +108,7 @@ def test_the_gradient_is_the_mean_over_the_batches(name: str) -> None:
     model, client = initial_model(MODELS[name]), Regression(MODELS[name])
     task = task_for(model)
     vector = client.mean_gradient(record_of(model), task.batches, task.buffers, CONTEXT)
-    gpus = [client.device()] if client.device().type == "cuda" else []
+    gpus = [client.devices()[0]] if client.devices()[0].type == "cuda" else []
     with torch.random.fork_rng(devices=gpus):
         torch.testing.assert_close(vector, reference(model, client, task), rtol=1e-4, atol=1e-6)
 

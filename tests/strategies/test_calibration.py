@@ -101,7 +101,9 @@ def test_float64_shares_have_a_floor_of_their_own() -> None:
 
     class Double(Regression):
         def batch_loss(self, model: nn.Module, batch: Batch, context: Context) -> Tensor:
-            inputs = torch.randn(8, 7, generator=batch.generator(), dtype=torch.float64).to(self.device())
+            inputs = torch.randn(8, 7, generator=batch.generator(), dtype=torch.float64).to(
+                next(model.parameters()).device
+            )
             loss: Tensor = (model(inputs) - inputs.sum(1, keepdim=True)).square().mean()
             return loss
 

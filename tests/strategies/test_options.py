@@ -279,7 +279,7 @@ class InDouble(Regression):
     """Reads the same inputs as float64."""
 
     def batch_loss(self, model: nn.Module, batch: Batch, context: Context) -> Tensor:
-        inputs = torch.randn(8, 7, generator=batch.generator()).double().to(self.device())
+        inputs = torch.randn(8, 7, generator=batch.generator()).double().to(next(model.parameters()).device)
         loss: Tensor = (model(inputs) - inputs.sum(1, keepdim=True)).square().mean()
         return loss
 

@@ -50,7 +50,7 @@ def honest_model() -> Tensor:
 
 def test_an_honest_run_is_sgd_on_all_groups_batches(honest_model: Tensor) -> None:
     client = Regression()
-    model = initial_model().to(client.device())
+    model = initial_model().to(client.devices()[0])
     optimizer = SGD(model.parameters())
     context: Any = None
     for server_round in range(1, 6):
@@ -596,7 +596,7 @@ def test_update_mode_averages_local_training() -> None:
     changes = []
     for group in range(2):
         client = Regression()
-        model = initial_model().to(client.device())
+        model = initial_model().to(client.devices()[0])
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
         context: Any = None
         for index in range(3):

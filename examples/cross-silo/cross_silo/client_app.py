@@ -34,7 +34,8 @@ class SiloClient(SolonClientMixin):
         silos = str(context.run_config["silos"]).split(",")
         all_images, all_labels = silo_data(silos.index(str(context.node_config["silo"])), len(silos))
         chosen = batch.sample(len(all_labels), int(context.run_config["batch-size"]))
-        return cross_entropy(model(all_images[chosen].to(self.device())), all_labels[chosen].to(self.device()))
+        device = next(model.parameters()).device
+        return cross_entropy(model(all_images[chosen].to(device)), all_labels[chosen].to(device))
 
 
 def simulate_silos(message: Message, context: Context, call_next: ClientAppCallable) -> Message:

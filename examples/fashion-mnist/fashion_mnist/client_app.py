@@ -30,7 +30,8 @@ class FashionClient(SolonClientMixin):
         data = fashion()
         chosen = batch.sample(len(data.train_labels), int(context.run_config["batch-size"]))
         images, labels = data.train_inputs[chosen], data.train_labels[chosen]
-        return cross_entropy(model(images.to(self.device())), labels.to(self.device()))
+        device = next(model.parameters()).device
+        return cross_entropy(model(images.to(device)), labels.to(device))
 
 
 app = FashionClient().client_app(mods=[lie_if_told])

@@ -43,7 +43,8 @@ def draco_client_app(client: SolonClientMixin, mods: list[Mod] | None = None) ->
 def _encoded(client: SolonClientMixin, task: DracoTask, arrays: ArrayRecord, context: Context) -> Tensor:
     """Return the weighted sum of the gradients of the node's batches."""
     code = task.make_code()
-    batches = [Batch(task.seed, task.round, number) for number in code.batches(task.number)]
+    before = (task.round - 1) * task.num_nodes
+    batches = [Batch(task.seed, task.round, number, before + number) for number in code.batches(task.number)]
     if not code.is_complex:  # equal weights
         return client.mean_gradient(arrays, batches, task.buffers, context)
     total: Tensor | None = None

@@ -69,9 +69,10 @@ class ImageClient(SolonClientMixin):
     def batch_loss(self, model: nn.Module, batch: Batch, context: Context) -> Tensor:
         """Return the cross-entropy of batch_size examples drawn for this batch."""
         chosen = batch.sample(len(self.dataset.train_labels), self.scenario.batch_size)
-        inputs = self.dataset.train_inputs[chosen].to(self.device())
+        device = next(model.parameters()).device
+        inputs = self.dataset.train_inputs[chosen].to(device)
         labels = seen_labels(self.dataset.train_labels[chosen], self.dataset.num_classes, context)
-        return functional.cross_entropy(model(inputs), labels.to(self.device()))
+        return functional.cross_entropy(model(inputs), labels.to(device))
 
     def mean_gradient(
         self,
@@ -97,7 +98,8 @@ class ImageClient(SolonClientMixin):
         """
         arrays = message.content.array_records[ARRAYS]
         server_round = int(str(message.content.config_records[CONFIG]["server-round"]))
-        batch = Batch(self.scenario.config.seed, server_round, partition_id(context))
+        config, number = self.scenario.config, partition_id(context)
+        batch = Batch(config.seed, server_round, number, (server_round - 1) * config.num_nodes + number)
         gradient = self.mean_gradient(arrays, [batch], buffer_names(self.build_model(context)), context)
         content = RecordDict(
             {

@@ -1,0 +1,38 @@
+"""One model on several devices, which take the batches in turn and compute what one alone would."""
+
+import copy
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["hand_over", "replicas_of"]
+
+
+def replicas_of(model: nn.Module, devices: Sequence[torch.device]) -> list[nn.Module]:
+    """Return the model, moved to the first device, and a copy of it on each of the others."""
+    return [model.to(devices[0]), *(copy.deepcopy(model).to(device) for device in devices[1:])]
+
+
+@torch.no_grad()
+def hand_over(source: nn.Module, target: nn.Module) -> None:
+    """Let the target's buffers and frozen weights be what the source's are now, also those that were bound anew.
+
+    Nothing waits for the copies but what needs them. A buffer of another shape, or one that the target lacks, is bound
+    anew there.
+    """
+    own = dict(_state_without_gradient(target))
+    for name, value in _state_without_gradient(source):
+        before = own.get(name)
+        if before is not None and (before.shape, before.dtype) == (value.shape, value.dtype):
+            before.copy_(value)
+            continue
+        path, _, attribute = name.rpartition(".")
+        moved = value.detach().to(next(target.parameters()).device, copy=True)
+        is_weight = isinstance(value, nn.Parameter)
+        setattr(target.get_submodule(path), attribute, nn.Parameter(moved, requires_grad=False) if is_weight else moved)
+
+
+def _state_without_gradient(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_buffers()
+    yield from ((name, value) for name, value in model.named_parameters() if not value.requires_grad)
