@@ -18,7 +18,7 @@ class NumberedGroup:
 
     Attributes
     ----------
-    group, status, escalated
+    group, status, escalated, failed_classes
         See `GroupReport`.
     corrupt_nodes, suspect_nodes, silent_nodes, escalated_by, different_bits : tuple of int
         Numbers of the nodes; see `GroupReport`.
@@ -42,6 +42,7 @@ class NumberedGroup:
     escalated: bool = False
     escalated_by: tuple[int, ...] = ()
     different_bits: tuple[int, ...] = ()
+    failed_classes: tuple[str, ...] = ()
     nodes_asked: int
 
     @classmethod
@@ -70,6 +71,7 @@ class NumberedGroup:
             escalated=report.escalated,
             escalated_by=numbers(report.escalated_by),
             different_bits=numbers(report.different_bits),
+            failed_classes=report.failed_classes,
             nodes_asked=len(number_of),
         )
 
