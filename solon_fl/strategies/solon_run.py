@@ -331,8 +331,8 @@ class SolonRound(Round[Place]):
         reasons = "; ".join(f"node {self._run.label(node)}: {reason}" for node, reason in malformed[:3])
         logger.error(
             "Group %d failed (%s%s): %d silent, %d malformed%s. Either more nodes lie or are missing than configured, "
-            "or the nodes of the group do not compute the same, or they differ by float noise above rtol (to measure it: "
-            "solon_fl.strategies.calibrate; with verification='digest' and r < 2 s + e + k: by a single bit). %s "
+            "or the nodes of the group do not compute the same, or they differ by float noise above rtol (to measure "
+            "it: solon_fl.strategies.calibrate; with verification='digest' and r < 2 s + e + k: by a single bit). %s "
             "Policy: %s.",
             report.group,
             report.status,
