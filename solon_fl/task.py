@@ -9,6 +9,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from torch import Tensor
 
+from solon_fl.checks import check_whole
 from solon_fl.coding import Code
 from solon_fl.config import CodeName, Mode, SolonConfig, Verification, make_code
 from solon_fl.epochs import examples_at
@@ -123,7 +124,8 @@ class Batch:
 
 
 def _check_sizes(num_examples: int, batch_size: int) -> None:
-    if not 0 < batch_size <= num_examples:
+    check_whole("num_examples", num_examples, 1)
+    if check_whole("batch_size", batch_size, 1) > num_examples:
         raise ConfigurationError(
             f"batch_size must be between 1 and the number of examples; got batch_size={batch_size}, "
             f"num_examples={num_examples}."

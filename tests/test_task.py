@@ -90,9 +90,16 @@ def test_a_batch_holds_no_example_twice() -> None:
     assert sorted(chosen.tolist()) == list(range(50))
 
 
-@pytest.mark.parametrize("batch_size", [0, 51])
-def test_an_impossible_batch_size_is_refused(batch_size: int) -> None:
-    with pytest.raises(ConfigurationError, match=f"batch_size={batch_size}, num_examples=50"):
+@pytest.mark.parametrize(
+    ("batch_size", "message"),
+    [
+        (0, "batch_size must be a whole number >= 1; got batch_size=0"),
+        (51, "batch_size=51, num_examples=50"),
+        (3.0, r"batch_size must be a whole number >= 1; got batch_size=3\.0; write 3"),
+    ],
+)
+def test_an_impossible_batch_size_is_refused(batch_size: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
         Batch(0, 1, 0).sample(50, batch_size)
 
 

@@ -43,7 +43,7 @@ class SameLie:
 
     def lies(self, vectors: Tensor, liars: Sequence[int], rng: torch.Generator) -> Tensor:
         """See `Attack.lies`."""
-        common = torch.randn(vectors.shape[1], generator=rng).to(vectors)
+        common = torch.randn(vectors.shape[1], generator=rng, device="cpu").to(vectors)
         return vectors[list(liars)] + self.size * _typical_norm(vectors) * _unit(common)
 
 
@@ -105,9 +105,9 @@ class NearCodeword:
         """See `Attack.lies`. Liars outside C add the common vector as it is."""
         slots, entries = self._singular_vector()
         weight_of = dict(zip(slots.tolist(), entries.tolist(), strict=True))
-        weights = torch.tensor([weight_of.get(liar, 1.0) for liar in liars], dtype=torch.float64)
+        weights = torch.tensor([weight_of.get(liar, 1.0) for liar in liars], dtype=torch.float64, device="cpu")
         weights *= self.size * _typical_norm(vectors) / weights.square().mean().sqrt()
-        common = torch.randn(vectors.shape[1], generator=rng, dtype=torch.float64)
+        common = torch.randn(vectors.shape[1], generator=rng, device="cpu", dtype=torch.float64)
         added = weights[:, None] * _unit(common)
         return vectors[list(liars)] + added.to(vectors)
 
@@ -149,7 +149,7 @@ class OtherGradient:
         difference = np.linalg.qr(shared.T, mode="complete").Q[:, -1]  # of the two gradients: orthogonal to shared
         weights = torch.from_numpy(self.code.generator[list(liars)] @ difference)
         weights *= self.size * _typical_norm(vectors) / weights.square().mean().sqrt()
-        common = torch.randn(vectors.shape[1], generator=rng, dtype=torch.float64)
+        common = torch.randn(vectors.shape[1], generator=rng, device="cpu", dtype=torch.float64)
         return vectors[list(liars)] + (weights[:, None] * _unit(common)).to(vectors)
 
 
@@ -166,9 +166,9 @@ class PartialCollusion:
 
     def lies(self, vectors: Tensor, liars: Sequence[int], rng: torch.Generator) -> Tensor:
         """See `Attack.lies`."""
-        noise = torch.randn(len(liars), vectors.shape[1], generator=rng, dtype=torch.float64)
+        noise = torch.randn(len(liars), vectors.shape[1], generator=rng, device="cpu", dtype=torch.float64)
         noise *= _typical_norm(vectors) / noise.norm(dim=1, keepdim=True)
-        sizes = torch.full((len(liars), 1), self.size, dtype=torch.float64)
+        sizes = torch.full_like(noise[:, :1], self.size)
         sizes[: len(liars) // 2] = 3 * self.decoder.rtol
         return vectors[list(liars)] + (sizes * noise).to(vectors)
 
@@ -191,14 +191,16 @@ class ProjectionAware:
 
     def lies(self, vectors: Tensor, liars: Sequence[int], rng: torch.Generator) -> Tensor:
         """See `Attack.lies`. In vectors of at most q = 16 entries nothing can be hidden, and the liars stay honest."""
-        probes = torch.eye(min(64, vectors.shape[1]), vectors.shape[1])  # 64 columns are enough to hide in
+        probes = torch.eye(
+            min(64, vectors.shape[1]), vectors.shape[1], device="cpu"
+        )  # 64 columns are enough to hide in
         seen, _ = Projector(torch.Generator().manual_seed(self.seed)).project(list(probes))
         basis = np.linalg.qr(seen, mode="complete").Q
         hidden = torch.from_numpy(basis[:, seen.shape[1] :])  # of these columns, orthogonal to F
         if hidden.shape[1] == 0:
             return vectors[list(liars)]
-        common = torch.zeros(vectors.shape[1], dtype=torch.float64)
-        common[: len(hidden)] = hidden @ torch.randn(hidden.shape[1], generator=rng, dtype=torch.float64)
+        common = torch.zeros(vectors.shape[1], dtype=torch.float64, device="cpu")
+        common[: len(hidden)] = hidden @ torch.randn(hidden.shape[1], generator=rng, device="cpu", dtype=torch.float64)
         lie = self.size * _typical_norm(vectors) * _unit(common)
         return vectors[list(liars)] + lie.to(vectors)
 
@@ -229,7 +231,7 @@ class BelowTolerance:
         """See `Attack.lies`; for at most r - k liars: more could send another gradient's shares."""
         weights = torch.from_numpy(self.weights(liars))
         weights *= self.size * self._tolerated(vectors)
-        common = torch.randn(vectors.shape[1], generator=rng, dtype=torch.float64)
+        common = torch.randn(vectors.shape[1], generator=rng, device="cpu", dtype=torch.float64)
         return (vectors[list(liars)].double() + weights[:, None] * _unit(common).to(weights)).to(vectors)
 
     def weights(self, liars: Sequence[int]) -> FloatArray:

@@ -64,7 +64,7 @@ class RandomGaussian:
 
     def lies(self, vectors: Tensor, liars: Sequence[int], rng: torch.Generator) -> Tensor:
         """See `Attack.lies`."""
-        noise = torch.randn(len(liars), *vectors.shape[1:], generator=rng)
+        noise = torch.randn(len(liars), *vectors.shape[1:], generator=rng, device="cpu")
         lies = self.deviation * noise.to(vectors)
         if self.relative:
             lies *= vectors[list(liars)].square().mean(dim=1, keepdim=True).sqrt()
@@ -94,6 +94,6 @@ class BitFlip:
         corrupted = vectors[list(liars)].cpu()
         for row in corrupted.numpy():  # a view
             data = row.view(np.uint8)
-            position = int(torch.randint(8 * data.size, (1,), generator=rng))
+            position = int(torch.randint(8 * data.size, (1,), generator=rng, device="cpu"))
             data[position // 8] ^= np.uint8(1 << position % 8)
         return corrupted.to(vectors.device)

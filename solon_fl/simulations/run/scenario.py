@@ -164,13 +164,15 @@ class Scenario:
         size, most = self.config.group_size, self._most_liars_in_group
         rng = torch.Generator().manual_seed(self.config.seed)
         if self.config.regroup == "round":
-            return frozenset(torch.randperm(self.config.num_nodes, generator=rng)[: self.expected_liars].tolist())
+            return frozenset(
+                torch.randperm(self.config.num_nodes, generator=rng, device="cpu")[: self.expected_liars].tolist()
+            )
         if self.num_liars is None:
             each = self.config.byzantine
-            chosen = [torch.randperm(size, generator=rng)[:each] for _ in range(self.config.num_groups)]
+            chosen = [torch.randperm(size, generator=rng, device="cpu")[:each] for _ in range(self.config.num_groups)]
             return frozenset(int(slot) + group * size for group, slots in enumerate(chosen) for slot in slots)
         liars: list[int] = []
-        for number in torch.randperm(self.config.num_nodes, generator=rng).tolist():
+        for number in torch.randperm(self.config.num_nodes, generator=rng, device="cpu").tolist():
             if len(liars) < self.num_liars and sum(n // size == number // size for n in liars) < most:
                 liars.append(number)
         return frozenset(liars)

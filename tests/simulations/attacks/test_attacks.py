@@ -97,6 +97,18 @@ def test_a_lie_is_like_the_vectors_and_leaves_them_alone(
 
 
 @pytest.mark.parametrize("attack", ALL, ids=without_address)
+def test_a_default_device_changes_no_lie(attack: a.Attack) -> None:
+    vectors = vectors_like_gradients()
+    expected = attack.lies(vectors, [0, 3], seeded(5))
+    rng = seeded(5)
+    torch.set_default_device("meta")
+    try:
+        torch.testing.assert_close(attack.lies(vectors, [0, 3], rng), expected, equal_nan=True)
+    finally:
+        torch.set_default_device(None)
+
+
+@pytest.mark.parametrize("attack", ALL, ids=without_address)
 def test_a_seed_reproduces_a_lie(attack: a.Attack) -> None:
     vectors = vectors_like_gradients()
     first, second = (attack.lies(vectors, [0, 3], seeded(5)) for _ in range(2))
