@@ -1,7 +1,9 @@
 """The mixin: your model and the loss of one batch in, a Flower ClientApp out."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import cycle
 from typing import Any
 
@@ -28,6 +30,7 @@ __all__ = ["SolonClientMixin"]
 
 METRICS = "metrics"  # Flower's habit
 logger = logging.getLogger("flwr")
+_computing: ContextVar[torch.device | None] = ContextVar("computing", default=None)  # where, in this thread
 _warned_of: set[tuple[str, ...]] = set()  # so that a process says it once
 
 
@@ -84,10 +87,14 @@ class SolonClientMixin:
     def batch_loss(self, model: nn.Module, batch: Batch, context: Context) -> Tensor:
         """Return the mean loss of one batch, a scalar with a gradient.
 
-        `model` is in training mode on one of `devices()`, ``next(model.parameters()).device``, where the batch must
-        be put; torch is seeded for this batch. The loss must not change trained weights: no gradient says that.
+        `model` is in training mode on `device()`, where the batch must be put; torch is seeded for this batch. The loss
+        must not change trained weights: no gradient says that.
         """
         raise NotImplementedError(f"{type(self).__name__} must define batch_loss(model, batch, context)")
+
+    def device(self) -> torch.device:
+        """Return where the batch at hand is computed; outside of `batch_loss` the first of `devices()`."""
+        return _computing.get() or self._devices()[0]
 
     def devices(self) -> Sequence[torch.device]:
         """Return where to compute: all CUDA devices that the process may use, else the CPU.
@@ -124,7 +131,7 @@ class SolonClientMixin:
         gradient, last = GradientVector(replicas, multiple), replicas[(len(batches) - 1) % len(replicas)]
         with FollowedIntegers(last, len(batches)), gradient:
             for batch, model, device in zip(batches, cycle(replicas), cycle(devices), strict=False):
-                with deterministic(batch.torch_seed, device):
+                with deterministic(batch.torch_seed, device), _computing_on(device):
                     loss = self.batch_loss(model, batch, context)
                     gradient.backward(loss)
                     note_loss(loss)
@@ -161,7 +168,7 @@ class SolonClientMixin:
         """Return metrics of the model on this node's data: numbers, by name.
 
         Called if the strategy has ``client_evaluation=True``. The model holds the server's weights, in evaluation mode,
-        on the first of `devices()`. The server takes the median of each number over the nodes.
+        on `device()`. The server takes the median of each number over the nodes.
         """
         raise NotImplementedError(f"{type(self).__name__} must define evaluate(model, context)")
 
@@ -222,6 +229,15 @@ class SolonClientMixin:
         if not devices:
             raise ConfigurationError("devices() must return at least one device; got []; return [torch.device('cpu')].")
         return devices
+
+
+@contextmanager
+def _computing_on(device: torch.device) -> Iterator[None]:
+    token = _computing.set(device)
+    try:
+        yield
+    finally:
+        _computing.reset(token)
 
 
 def _plain_number(value: Any) -> Any:

@@ -51,6 +51,7 @@ class OnDevices(Regression):
 
     def batch_loss(self, model: nn.Module, batch: Batch, context: Context) -> Tensor:
         self.computed.append((id(model), batch.number))
+        assert self.device() == next(model.parameters()).device
         inputs = torch.randn(8, 7, generator=batch.generator())
         return self.loss(model, inputs.to(next(model.parameters()).device))
 
@@ -269,3 +270,21 @@ def test_a_parameter_that_a_later_device_replaces_is_named() -> None:
 
     with pytest.raises(ConfigurationError, match="it replaced 'bias'"):
         vector_on(lambda: nn.Linear(7, 1), replace, number=2)
+
+
+def test_a_loss_is_told_the_device_of_its_batch() -> None:
+    """Two names of the CPU, which differ."""
+    told = []
+
+    class Asking(OnDevices):
+        def devices(self) -> Sequence[torch.device]:
+            return [torch.device("cpu"), torch.device("cpu", 0)]
+
+        def batch_loss(self, model: nn.Module, batch: Batch, context: Context) -> Tensor:
+            told.append(self.device())
+            return squared(model, torch.ones(8, 7))
+
+    client, model = Asking(plain), initial_model(plain)
+    client.gradient(record_of(model), task_for(model, 4), CONTEXT, {})
+    assert told == [torch.device("cpu"), torch.device("cpu", 0)] * 2
+    assert client.device() == torch.device("cpu")

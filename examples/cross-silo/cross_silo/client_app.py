@@ -34,7 +34,7 @@ class SiloClient(SolonClientMixin):
         silos = str(context.run_config["silos"]).split(",")
         all_images, all_labels = silo_data(silos.index(str(context.node_config["silo"])), len(silos))
         chosen = batch.sample(len(all_labels), int(context.run_config["batch-size"]))
-        device = next(model.parameters()).device
+        device = self.device()
         return cross_entropy(model(all_images[chosen].to(device)), all_labels[chosen].to(device))
 
 

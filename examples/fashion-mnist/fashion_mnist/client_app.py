@@ -30,7 +30,7 @@ class FashionClient(SolonClientMixin):
         data = fashion()
         chosen = batch.sample(len(data.train_labels), int(context.run_config["batch-size"]))
         images, labels = data.train_inputs[chosen], data.train_labels[chosen]
-        device = next(model.parameters()).device
+        device = self.device()
         return cross_entropy(model(images.to(device)), labels.to(device))
 
 

@@ -191,6 +191,7 @@ class ProjectionAware:
 
     def lies(self, vectors: Tensor, liars: Sequence[int], rng: torch.Generator) -> Tensor:
         """See `Attack.lies`. In vectors of at most q = 16 entries nothing can be hidden, and the liars stay honest."""
+        # 64 columns are enough to hide in.
         probes = torch.eye(
             min(64, vectors.shape[1]), vectors.shape[1], device="cpu"
         )  # 64 columns are enough to hide in

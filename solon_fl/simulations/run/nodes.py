@@ -69,7 +69,7 @@ class ImageClient(SolonClientMixin):
     def batch_loss(self, model: nn.Module, batch: Batch, context: Context) -> Tensor:
         """Return the cross-entropy of batch_size examples drawn for this batch."""
         chosen = batch.sample(len(self.dataset.train_labels), self.scenario.batch_size)
-        device = next(model.parameters()).device
+        device = self.device()
         inputs = self.dataset.train_inputs[chosen].to(device)
         labels = seen_labels(self.dataset.train_labels[chosen], self.dataset.num_classes, context)
         return functional.cross_entropy(model(inputs), labels.to(device))
