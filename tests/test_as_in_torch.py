@@ -119,6 +119,9 @@ class Ordinary(Remembering):
         super().__init__(make_model)
         self._loss = loss
 
+    def devices(self) -> list[torch.device]:
+        return [torch.device("cpu")]
+
     def batch_loss(self, model: nn.Module, batch: Batch, context: Context) -> Tensor:
         return self._loss(model, batch.generator())
 

@@ -47,7 +47,7 @@ def alone(
 ) -> Tensor:
     """Train as one does in plain torch, with the gradients of all batches of two groups accumulated."""
     with torch.random.fork_rng(devices=[]):
-        model = names["build_model"]()
+        model = names["build_model"]().to(names["Client"]().device())
     optimizer = make_optimizer(list(model.parameters()))
     scheduler = None if make_scheduler is None else make_scheduler(optimizer)
     for number in range(rounds):
@@ -59,7 +59,7 @@ def alone(
         optimizer.step()
         if scheduler is not None:
             scheduler.step()
-    return vector_of(ArrayRecord(model.state_dict()))
+    return vector_of(ArrayRecord({name: value.cpu() for name, value in model.state_dict().items()}))
 
 
 def assert_same(result: Any, expected: Tensor, rtol: float = 1e-6) -> None:
