@@ -3,12 +3,13 @@
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, pairwise
 
 import numpy as np
 from torch import Tensor
 
-from ._types import FloatArray
+from ._types import FloatArray, IntArray
 
 __all__ = ["Sections", "padded", "spread"]
 
@@ -34,7 +35,7 @@ def spread(vector: Tensor, sizes: Sequence[int], compression: int) -> Tensor:
     return coded
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Sections:
     """The tensors of a coded vector, and their classes.
 
@@ -82,19 +83,21 @@ class Sections:
         """m, the length of a share."""
         return self.stops[-1]
 
-    @property
+    @cached_property
     def widths(self) -> FloatArray:
         """Columns of each tensor, (C,) float64."""
         return np.diff(self.stops, prepend=0).astype(np.float64)
 
     def pieces(self, start: int, stop: int) -> list[tuple[int, slice]]:
-        """Return what tensors there are between two columns: their numbers and, counted from `start`, their columns."""
+        """Return what tensors there are between two columns: their numbers and, counted from `start`, their columns.
+
+        The numbers are consecutive: a tensor of no entries has no columns.
+        """
         found = []
         number, first = bisect_right(self.stops, start), start
         while first < stop:
             last = min(self.stops[number], stop)
-            if last > first:
-                found.append((number, slice(first - start, last - start)))
+            found.append((number, slice(first - start, last - start)))
             number, first = number + 1, last
         return found
 
@@ -110,9 +113,13 @@ class Sections:
 
     def by_class(self, squares: FloatArray) -> FloatArray:
         """Return the sums over the tensors of each class, (K, ...), of squares of norms, (C, ...)."""
-        sums = np.zeros((len(self.names), *squares.shape[1:]))
-        np.add.at(sums, list(self.classes), squares)
-        return sums
+        if len(self.names) == 1:
+            return np.asarray(squares.sum(axis=0, keepdims=True))
+        return np.stack([squares[members].sum(axis=0) for members in self._members])
+
+    @cached_property
+    def _members(self) -> list[IntArray]:
+        return [np.flatnonzero(np.array(self.classes) == number) for number in range(len(self.names))]
 
     def norms_by_class(self, norms: FloatArray) -> FloatArray:
         """Return the norms over the tensors of each class, (K, ...), of those of each tensor, (C, ...)."""

@@ -161,7 +161,7 @@ def interpolate(
         disagreement = total[compression + len(others) :][:num_checks].sum()
         if not disagreement <= loud**2 * total[: len(kept)].max() < math.inf:
             return columns
-        squares[[number for number, _ in pieces]] += here
+        squares[pieces[0][0] : pieces[-1][0] + 1] += here
         _interleave(result[columns], block)
 
     limits = torch.finfo(dtype)
