@@ -93,6 +93,9 @@ class Decoded:
         Shares that the gradient was solved from, and that agree with it; 0 if the decode failed.
     classes : tuple of ClassOutcome
         The same for each class of tensors; () if the decode failed.
+    odd_tensors : tuple of int
+        Numbers of tensors in which the shares kept disagree by more than the noise of such a tensor, though not by more
+        than that of its class: it is nothing but noise, or more nodes lie there than these shares tell.
     failed_classes : tuple of str
         The classes of tensors in which the shares disagree, if the status is UNDECODABLE.
     """
@@ -107,6 +110,7 @@ class Decoded:
     error_bound: float
     num_agreeing: int
     classes: tuple[ClassOutcome, ...] = ()
+    odd_tensors: tuple[int, ...] = ()
     failed_classes: tuple[str, ...] = ()
 
     @property

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from scipy import stats
+import torch
+from scipy import special
 from torch import Tensor
 
 from ._types import FloatArray, IntArray
@@ -15,7 +16,7 @@ from .code import Code
 from .decoded import ClassOutcome, Decoded, DecodeStatus
 from .locating import LocatingProblem, Locator, Support
 from .locators import locate_rows
-from .projection import LARGEST_NORM, NOISE_MARGIN, UNDERESTIMATE, Memory
+from .projection import BLOCK, LARGEST_NORM, NOISE_MARGIN, UNDERESTIMATE, Memory
 from .screening import Screened, noise_of, scales, screen, smallest_noise
 from .sections import Sections
 from .solving import Interpolation, Solution, interpolate, least_squares
@@ -27,6 +28,9 @@ LOUD = 100.0  # times the noise: what a fast pass is tried, or given up, for; th
 GLANCE = 8  # liars are guessed from some columns only if all are this many times as many; the value costs time only
 FINITE = 1e60  # the same, for a pass that is to go on to the end
 MAX_LOOKS = 2  # at the shares of one group, the second closer than the first
+MAX_REFINEMENTS = 3  # of a result by what single tensors tell
+MAX_TENSORS = 8  # that are looked at by themselves for that
+DISTURBED = 1e-6  # a residual by the tensor's norm, above which there is more than rounding; costs time only
 CHANCE = 1e-5  # that noise looks like lies in single tensors; then honest rows are left out, and become suspects
 LIKELY = 2.0  # times the noise: what projected noise is seldom beyond (up to NOISE_MARGIN); no part of any proof
 
@@ -180,9 +184,12 @@ class Decoding:
             projected=np.einsum("c,cnq->nq", largest / noise, projected[:, alive]),
             points=self.code.points[screened.alive],
             multipliers=self.code.multipliers[screened.alive],
-            max_errors=max(min(screened.max_errors, len(screened.alive) - needed), 0),
+            max_errors=self._most_errors(screened, needed),
             tolerance=NOISE_MARGIN * math.sqrt(len(noise)) * largest,
         )
+
+    def _most_errors(self, screened: Screened, needed: int) -> int:
+        return max(min(screened.max_errors, len(screened.alive) - needed), 0)
 
     def _look(self, problem: LocatingProblem, screened: Screened) -> Solution | None:
         """Steps 5 and 6. Look closer once if the rows kept disagree by more than noise, for then one is a lie."""
@@ -228,36 +235,66 @@ class Decoding:
         noise = noise_of(
             self.code, scales(norms[:, alive], screened.liars, self.code.compression), self._smallest, self.rtol
         )
-        for _ in range(MAX_LOOKS):
-            odd = _odd_tensors(solution, noise)
-            support = self._locate_in(odd, solution.support, screened, noise, needed, project) if len(odd) else ()
+        odd = _odd_tensors(solution, noise)
+        for _ in range(MAX_REFINEMENTS):
+            support = self._locate_in(odd, solution.support, screened, noise, needed, project)
             if not support:
                 break
             better = self._solve(tuple(sorted({*solution.support, *support})), screened, fast=True)
             if not better.fits(screened.tolerance):
                 break
-            solution = better
-        return solution
+            solution, odd = better, _odd_tensors(better, noise)
+        return replace(self._with_zeros(solution, screened), odd=tuple(sorted(odd.tolist())))
 
     def _locate_in(
-        self,
-        odd: IntArray,
-        known: Support,
-        screened: Screened,
-        noise: FloatArray,
-        needed: int,
-        project: Project,
+        self, odd: IntArray, known: Support, screened: Screened, noise: FloatArray, needed: int, project: Project
     ) -> Support:
-        """Return what rows, beside those known, explain the disagreement in all odd tensors, or in the first."""
+        """Return rows, beside those known, that explain the disagreement in all odd tensors, or in one of the first."""
+        if not len(odd) or len(known) >= self._most_errors(screened, needed):
+            return ()
         projected = project(odd)
         left = [row for row in range(len(screened.alive)) if row not in known]
-        for part in (slice(None), slice(1)):
+        alone = range(min(len(odd), MAX_TENSORS)) if len(odd) > 1 else ()
+        parts = [slice(None), *(slice(number, number + 1) for number in alone)]
+        for part in parts:
             problem = self._problem(screened, projected[part], noise[odd[part]], needed)
             problem = _without_rows(problem, known, left)
-            support = self._locate(problem) if problem.max_errors > 0 else ()
-            if support and _chance(problem, support, self.sections.widths[odd[part]].sum()) <= CHANCE:
-                return tuple(left[row] for row in support)
+            support = self._locate(problem)
+            if support:
+                alive = [screened.slots.index(screened.alive[row]) for row in left]
+                columns = _columns_that_tell(
+                    problem.parity @ projected[part][:, alive], noise[odd[part]], self.sections.widths[odd[part]]
+                )
+                if _chance(problem, support, columns) <= CHANCE:
+                    return tuple(left[row] for row in support)
         return ()
+
+    def _with_zeros(self, solution: Solution, screened: Screened) -> Solution:
+        """Set to 0 the columns in which k + s' shares are 0, for k of them are honest; others may be lies.
+
+        Only where there is more than rounding. What the rows kept say there is added to the residual.
+        """
+        with np.errstate(divide="ignore", invalid="ignore"):
+            disturbed = np.flatnonzero(solution.residual > DISTURBED * solution.norms)
+        needed = self.code.compression + screened.liars
+        kept = [row for row in range(len(screened.alive)) if row not in solution.support]
+        if not len(disturbed) or needed > len(screened.alive):
+            return solution
+        residual = solution.residual.copy()
+        zeros: list[tuple[slice, Tensor]] = []
+        for number, cut in self.sections.blocks(BLOCK, disturbed.tolist()):
+            shares = torch.stack([self.rows[slot][cut] for slot in screened.alive])
+            zero = (shares == 0).sum(0) >= needed
+            if bool(zero.any()):
+                lost = float(torch.linalg.vector_norm(shares[kept][:, zero], dtype=torch.float64))
+                residual[number] = math.hypot(residual[number], lost)
+                zeros.append((cut, zero))
+        better = replace(solution, residual=residual)
+        if not better.fits(screened.tolerance):
+            return solution
+        for cut, zero in zeros:
+            better.columns[cut][zero] = 0
+        return better
 
     def _decoded(self, screened: Screened, solution: Solution) -> Decoded:
         """Step 8."""
@@ -279,6 +316,7 @@ class Decoding:
             corrupt_slots=corrupt,
             suspect_slots=tuple(sorted(suspects)),
             erased_slots=self._absent(screened.slots),
+            odd_tensors=solution.odd,
         )
 
     def _failing(
@@ -310,16 +348,22 @@ def _odd_tensors(solution: Solution, noise: FloatArray) -> IntArray:
     return odd[np.argsort(-solution.residual[odd] / noise[odd], kind="stable")]
 
 
+def _columns_that_tell(syndromes: FloatArray, noise: FloatArray, widths: FloatArray) -> float:
+    """Return of how many columns the syndromes are, (parts, n - k, q), if the parts weigh as much as they disagree."""
+    weights = (np.linalg.norm(syndromes, axis=(1, 2)) / noise) ** 2
+    return float(weights.sum() ** 2 / (weights**2 / widths).sum())
+
+
 def _chance(problem: LocatingProblem, support: Support, num_columns: float) -> float:
     """Return a bound on the chance that some support of that size lowers the residual of mere noise as far."""
     ratio = problem.residual(support) / problem.residual(())
     num_rows, compression = problem.generator.shape
     independent = min(num_columns, problem.projected.shape[1])
-    left, gone = ((num_rows - compression - len(support)) * independent, len(support) * independent)
+    left, gone = (num_rows - compression - len(support)) * independent, len(support) * independent
     if left == 0:
         return 1.0
     # Of a vector of Gaussian noise, the part in a subspace has a squared norm of Beta distribution, relative to it all.
-    return math.comb(num_rows, len(support)) * float(stats.beta.cdf(ratio**2, left / 2, gone / 2))
+    return math.comb(num_rows, len(support)) * float(special.betainc(left / 2, gone / 2, ratio**2))
 
 
 def _without_rows(problem: LocatingProblem, known: Support, left: list[int]) -> LocatingProblem:

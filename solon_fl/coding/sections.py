@@ -9,6 +9,8 @@ from itertools import accumulate, pairwise
 import numpy as np
 from torch import Tensor
 
+from solon_fl.errors import ConfigurationError
+
 from ._types import FloatArray, IntArray
 
 __all__ = ["Sections", "padded", "spread"]
@@ -64,8 +66,14 @@ class Sections:
 
     @classmethod
     def of(cls, tensors: Iterable[tuple[int, str]], *, compression: int) -> "Sections":
-        """Return the sections of tensors of these sizes (entries, before they are padded) and classes."""
-        sizes, labels = zip(*tensors, strict=True)
+        """Return the sections of tensors of these sizes (entries, before they are padded) and classes.
+
+        Tensors without entries are left out.
+        """
+        filled = [(size, label) for size, label in tensors if size > 0]
+        if not filled:
+            raise ConfigurationError("the model must have entries to train; got none but empty tensors.")
+        sizes, labels = zip(*filled, strict=True)
         names = tuple(dict.fromkeys(labels))
         return cls(
             stops=tuple(accumulate(padded(size, compression) // compression for size in sizes)),
@@ -89,10 +97,7 @@ class Sections:
         return np.diff(self.stops, prepend=0).astype(np.float64)
 
     def pieces(self, start: int, stop: int) -> list[tuple[int, slice]]:
-        """Return what tensors there are between two columns: their numbers and, counted from `start`, their columns.
-
-        The numbers are consecutive: a tensor of no entries has no columns.
-        """
+        """Return what tensors there are between two columns: their numbers and, counted from `start`, their columns."""
         found = []
         number, first = bisect_right(self.stops, start), start
         while first < stop:

@@ -21,6 +21,8 @@ __all__ = ["Interpolation", "Solution", "interpolate", "least_squares"]
 
 CPU_COLUMNS = 32_768  # that `interpolate` works on at once: of 20 float32 rows, 2.6 MB, about a core's cache
 OTHER_COLUMNS = 1_048_576  # the same on a GPU
+FEW_PIECES = 4  # of a block, which are measured one by one
+SMALLEST_NORM = 1e-8  # of a piece that is measured in float32: what vanishes of up to 1e6 columns is 1e-8 of that
 ROUNDINGS = 4  # by which an honest share, and so an entry solved for, may be off; tests/coding/test_zeros.py counts
 
 
@@ -52,6 +54,8 @@ class Solution:
         What rounding may have changed each of the lies by.
     gram : (K, a, a) float64, or None
         Inner products of the lies, for each class of tensors, if they are known.
+    odd : tuple of int
+        Numbers of tensors in which the other rows disagree by more than noise, as far as was looked.
     """
 
     support: Support
@@ -65,6 +69,7 @@ class Solution:
     residual_rounding: FloatArray
     lies_rounding: FloatArray
     gram: FloatArray | None = None
+    odd: tuple[int, ...] = ()
 
     @property
     def gradient(self) -> Tensor:
@@ -156,7 +161,7 @@ def interpolate(
         if solved:
             block[solved] = _without_noise(solver @ block, noise, block, solved)
         norms.append(_norms(block, pieces) if solved else norms[0])
-        here = torch.cat(norms, dim=1).to(torch.float64).square()
+        here = torch.cat(norms, dim=1).square()
         total = here.sum(0)
         disagreement = total[compression + len(others) :][:num_checks].sum()
         if not disagreement <= loud**2 * total[: len(kept)].max() < math.inf:
@@ -165,7 +170,7 @@ def interpolate(
         _interleave(result[columns], block)
 
     limits = torch.finfo(dtype)
-    lost = np.sqrt(sections.widths * limits.smallest_normal)[:, None]  # of a norm, at most: smaller squares vanish
+    lost = _lost(sections.widths, compression, dtype)[:, None]
     norms_of_basis, norms_of_others, lengths, norms_of_chunks = np.split(
         (1 + width * limits.eps) * squares.sqrt().cpu().numpy(),  # no less than they are, but for what is lost
         np.cumsum([compression, len(others), len(others)]),
@@ -196,8 +201,25 @@ def interpolate(
 
 
 def _norms(matrix: Tensor, pieces: list[tuple[int, slice]]) -> Tensor:
-    """Return the norms of each row in each of the pieces, (pieces, rows)."""
-    return torch.stack([torch.linalg.vector_norm(matrix[:, cut], dim=1) for _, cut in pieces])
+    """Return the norms of each row in each of the pieces, (pieces, rows), float64; squares of float32 don't vanish."""
+    if len(pieces) > FEW_PIECES and matrix.device.type == "cpu":
+        with np.errstate(over="ignore"):  # of float64 lies
+            squares = np.square(matrix.numpy(), dtype=np.float64)
+        return torch.from_numpy(np.sqrt(np.add.reduceat(squares, [cut.start for _, cut in pieces], axis=1)).T)
+    norms = torch.stack([torch.linalg.vector_norm(matrix[:, cut], dim=1) for _, cut in pieces]).to(torch.float64)
+    if matrix.dtype == torch.float32:
+        for number in (norms < SMALLEST_NORM).any(dim=1).nonzero().flatten().tolist():
+            cut = pieces[number][1]
+            norms[number] = torch.linalg.vector_norm(matrix[:, cut], dim=1, dtype=torch.float64)
+    return norms
+
+
+def _lost(widths: FloatArray, compression: int, dtype: torch.dtype) -> FloatArray:
+    """Return what a norm over so many columns may lack: float64 squares that vanish, float32 sums next to zero."""
+    limits = torch.finfo(dtype)
+    if dtype == torch.float64:
+        return np.asarray(np.sqrt(widths * limits.smallest_normal))
+    return np.asarray((compression + 1) * limits.smallest_normal * limits.eps * np.sqrt(widths))
 
 
 def _interleave(target: Tensor, chunks: Tensor) -> None:
@@ -287,6 +309,8 @@ def least_squares(
     share_dim, dtype, device = rows[0].numel(), rows[0].dtype, rows[0].device
     factor = torch.from_numpy(weights).to(device)
     noise = torch.from_numpy(_rounding_weights(solver, generator, dtype)).to(device)
+    if dtype == torch.float64:  # then the sums below round as much as the shares
+        noise *= num_rows + float(np.linalg.cond(generator[kept]))
     result = _new_memory(share_dim, compression, dtype, device)
     squares = torch.zeros(len(sections.stops), num_rows, dtype=torch.float64, device=device)
     gram = torch.zeros(len(sections.names), len(accused), len(accused), dtype=torch.float64, device=device)
