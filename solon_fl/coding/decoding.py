@@ -30,7 +30,7 @@ FINITE = 1e60  # the same, for a pass that is to go on to the end
 MAX_LOOKS = 2  # at the shares of one group, the second closer than the first
 MAX_REFINEMENTS = 3  # of a result by what single tensors tell
 MAX_TENSORS = 8  # that are looked at by themselves for that
-DISTURBED = 1e-6  # a residual by the tensor's norm, above which there is more than rounding; costs time only
+DISTURBED = 2.5e-7  # a residual by the tensor's norm, above which there is more than rounding: lies, or noise
 CHANCE = 1e-5  # that noise looks like lies in single tensors; then honest rows are left out, and become suspects
 LIKELY = 2.0  # times the noise: what projected noise is seldom beyond (up to NOISE_MARGIN); no part of any proof
 

@@ -48,6 +48,9 @@ class GroupRound:
         Shares that can make a result precise, if more than k + s: with fewer none is tried until it is late.
     early_error : float
         Largest error bound, by the norm in each class of tensors, of a result that is taken before it is late.
+    noise_only : set of int
+        Numbers of tensors that are known to be nothing but noise, of the run: where honest nodes disagree by as much as
+        the tensor's size. Results that leave others unexplained are not taken before it is late.
     projection : torch.Generator or None
         Makes the projection reproducible, for simulation; None draws fresh entropy.
     label : callable
@@ -66,6 +69,7 @@ class GroupRound:
     dtype: torch.dtype
     enough: int = 0
     early_error: float = math.inf
+    noise_only: set[int] = field(default_factory=set)
     projection: torch.Generator | None = None
     label: Callable[[int], str] = str
     explain: Callable[[int, Unusable], None] = lambda node_id, unusable: None
@@ -150,7 +154,8 @@ class GroupRound:
         accepts results beyond the bound: these are looked for when nothing more will come.
 
         How precisely k + s shares fix it is another question: if the k are badly conditioned, liars who stay below the
-        tolerance can move it. So before it is late, only results within `early_error` are taken.
+        tolerance can move it, and in small tensors they can do as they like. So before it is late, only results within
+        `early_error` are taken, and only those that leave no disagreement in a tensor unexplained.
 
         Returns
         -------
@@ -199,14 +204,20 @@ class GroupRound:
         )
         beyond_bound = decoded.status is DecodeStatus.BEYOND_BOUND
         trusted = beyond_bound or decoded.num_agreeing >= needed
-        if not (last or (trusted and (self._late or decoded.relative_error <= self.early_error))):
+        if not (last or (trusted and (self._late or self._is_precise(decoded)))):
             return None
+        if len(self._shares) >= needed + self.byzantine:  # enough to locate s liars, so that it is none
+            self.noise_only.update(decoded.odd_tensors)
         if not trusted and decoded.ok:
             # Within the code's budget, but with this many nodes missing, s liars could have made it up.
             decoded = Decoded.failed(DecodeStatus.TOO_FEW_SHARES, decoded.erased_slots)
         if beyond_bound:
             self._warn_of(decoded)
         return self._close(decoded)
+
+    def _is_precise(self, decoded: Decoded) -> bool:
+        """Whether more shares would not make the result better, or tell more about liars in single tensors."""
+        return decoded.relative_error <= self.early_error and self.noise_only.issuperset(decoded.odd_tensors)
 
     def _warn_of(self, decoded: Decoded) -> None:
         """Log whom a result beyond the bound accuses, and what it rests on."""

@@ -76,6 +76,7 @@ class SolonRun(Run):
         self._shown: set[str] = set()  # reasons of failed nodes of which it was logged where they failed
         self.patience = Patience()
         self._sections = model.sections
+        self._noise_only: set[int] = set()  # numbers of tensors
 
     def prepare(self, grid: Grid, arrays: ArrayRecord, config: ConfigRecord) -> None:
         """Raise rtol above the nodes' float noise, if asked to."""
@@ -118,6 +119,7 @@ class SolonRun(Run):
             decoder=config.make_decoder(),
             enough=config.num_precise,
             early_error=config.early_error,
+            noise_only=self._noise_only,
             sections=self._sections,
             dtype=self.model.vector.dtype,
             projection=self.projection,

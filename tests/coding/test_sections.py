@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from solon_fl import Code, ConfigurationError, Decoded, Decoder, DecodeStatus
+from solon_fl.coding.projection import Memory
 from solon_fl.coding.sections import Sections, padded, spread
 from tests.coding.problems import decode, fourier_decoder, seeded, shares_of
 
@@ -163,6 +164,54 @@ def test_one_node_of_another_make_is_left_out_of_such_a_tensor_and_not_accused()
     shares = lie_in(1, 1e-7, (3,))
     decoded = decoded_from(shares)
     assert (decoded.corrupt_slots, decoded.suspect_slots) == ((), (3,))
+
+
+@pytest.mark.parametrize("decoder", [fourier_decoder(byzantine=s, compression=k) for s, k in [(1, 3), (5, 10)]])
+def test_a_tensor_of_noise_shields_no_liar_in_another(decoder: Decoder) -> None:
+    code, liars = decoder.code, tuple(range(decoder.byzantine))
+    sections, shares = sections_for(code), lie_in(1, 3e-10, liars, decoder)
+    cut, rng = columns_of(sections, 2), seeded(1)
+    for share in shares.values():
+        share[cut] = 1e-7 * torch.randn(cut.stop - cut.start, generator=rng)
+    decoded = decoded_from(shares, decoder=decoder)
+    assert decoded.suspect_slots == liars
+    assert decoded.odd_tensors == (2,)
+    assert errors_of(decoded, code)[1] < 1e-5
+
+
+def test_noise_of_different_size_in_tensors_of_different_width_makes_no_suspects() -> None:
+    code, suspected = DECODER.code, 0
+    sections = Sections.of([(60_000, "parameters"), (2, "parameters"), (600, "parameters")], compression=6)
+    for seed in range(20):
+        rng = seeded(seed)
+        gradient = torch.randn(sections.num_columns * 6, generator=rng)
+        gradient[-600:] = 0  # a layer without a gradient
+        shares = shares_of(code, gradient)
+        for share in shares.values():
+            for cut, size in [(slice(0, 10_000), 9e-7), (slice(10_000, 10_001), 3e-5)]:
+                noise = torch.randn(cut.stop - cut.start, generator=rng)
+                share[cut] += size * share[cut].norm() * noise / noise.norm()
+        suspected += bool(DECODER.decode(shares, sections=sections).suspect_slots)
+    assert suspected <= 1
+
+
+def test_tensors_without_entries_are_left_out() -> None:
+    sections = Sections.of([(0, "buffers"), (7, "parameters"), (0, "parameters")], compression=6)
+    assert (sections.stops, sections.classes, sections.names) == ((2,), (0,), ("parameters",))
+    with pytest.raises(ConfigurationError, match="none but empty tensors"):
+        Sections.of([(0, "parameters")], compression=6)
+
+
+def test_a_class_that_stands_still_is_compared_and_no_more() -> None:
+    """Frozen weights: as long as all shares agree nothing is projected or solved for."""
+    sections = Sections.of([(600, "parameters"), (60, "buffers")], compression=6)
+    gradient = torch.zeros(660)
+    gradient[:600] = 1e-12 * torch.randn(600, generator=seeded(0))
+    memory = Memory()
+    decoded = DECODER.decode(shares_of(DECODER.code, gradient), sections=sections, memory=memory)
+    assert decoded.gradient is not None
+    assert torch.equal(decoded.gradient, gradient)
+    assert not memory.is_disputed
 
 
 def test_a_failure_says_which_class_failed() -> None:

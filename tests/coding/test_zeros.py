@@ -54,3 +54,23 @@ def test_tensors_of_any_size_keep_their_digits(decoder: Decoder, looking: bool) 
             cut = slice(starts[number] * code.compression, starts[number + 1] * code.compression)
             error = float((decoded.gradient[cut] - gradient[cut]).norm() / gradient[cut].norm())
             assert error < 1e-5, (number, error)
+
+
+@pytest.mark.parametrize("size", [0.5, 0.9, 0.95])
+@pytest.mark.parametrize("decoder", DECODERS[:4], ids=repr)
+def test_zeros_of_all_honest_nodes_are_zeros_though_a_quiet_liar_sends_them_as_entries(
+    decoder: Decoder, size: float
+) -> None:
+    """An embedding of which half of the rows are not used; the lie passes for noise."""
+    code = decoder.code
+    gradient = torch.randn(1000, 10 * code.compression, generator=seeded(3))
+    gradient[::2] = 0
+    shares = shares_of(code, gradient.reshape(-1))
+    unused = shares[0] == 0
+    noise = size * decoder.rtol * code.group_size**0.5 * float(shares[0].norm())
+    shares[0] = shares[0] + unused * noise / float(unused.sum()) ** 0.5
+    decoded = decoder.decode(shares)
+    assert decoded.ok
+    assert decoded.gradient is not None
+    assert not decoded.gradient[gradient.reshape(-1) == 0].any()
+    assert float((decoded.gradient - gradient.reshape(-1)).norm()) <= decoded.error_bound

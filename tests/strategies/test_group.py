@@ -24,6 +24,7 @@ from solon_fl.wire import to_array
 CODE = FourierCode(group_size=7, compression=3)
 DECODER = Decoder(CODE, byzantine=2)
 GRADIENT = torch.linspace(-1, 2, 20)
+WHOLE = Sections.whole(7)
 PADDED = torch.nn.functional.pad(GRADIENT, (0, 1))
 ACCEPTING = Decoder(CODE, byzantine=2, beyond_bound="accept")
 NODES = (70, 71, 72, 73, 74, 75, 76)
@@ -47,9 +48,9 @@ class KeepingByDigest(Keeping, DigestGroupRound):
     pass
 
 
-def new_round(decoder: Decoder = DECODER, **changes: Any) -> Keeping:
+def new_round(decoder: Decoder = DECODER, sections: Sections = WHOLE, **changes: Any) -> Keeping:
     return Keeping(
-        group=1, nodes=NODES, byzantine=2, decoder=decoder, sections=Sections.whole(7), dtype=torch.float32, **changes
+        group=1, nodes=NODES, byzantine=2, decoder=decoder, sections=sections, dtype=torch.float32, **changes
     )
 
 
@@ -472,3 +473,47 @@ def test_lies_that_disagree_among_the_first_do_not_vanish_when_all_are_asked(s: 
             disagreeing += 1
             assert full.corrupt_slots or full.suspect_slots
     assert disagreeing >= 12
+
+
+# A small tensor, in which lies look like noise of the others
+
+TENSORS = Sections.of([(300, "parameters"), (60, "parameters")], compression=3)
+SMALL = slice(100, 120)  # its columns
+
+
+def small_tensor_shares(liars: tuple[int, ...], noise: float = 0.0) -> dict[int, Tensor]:
+    rng = torch.Generator().manual_seed(2)
+    gradient = torch.randn(360, generator=rng)
+    gradient[300:] *= 1e-9
+    shares = {slot: CODE.encode(gradient, slot) for slot in range(7)}
+    for slot, share in shares.items():
+        share[SMALL] += (3e-8 if slot in liars else noise) * torch.randn(20, generator=rng)
+    return shares
+
+
+def test_lies_in_a_small_tensor_are_waited_out() -> None:
+    group = new_round(sections=TENSORS, early_error=1e-3)
+    shares = small_tensor_shares(liars=(0, 1))
+    for slot in range(6):
+        group.receive({slot: reply_with(shares[slot])})
+        assert group.decode(last=False) is None
+    group.receive({6: reply_with(shares[6])})
+    group.decode(last=False)
+    assert group.report.suspect_nodes == NODES[:2]
+    assert group.gradient is not None
+    assert float(group.gradient[300:].norm()) < 1e-7
+    assert group.noise_only == set()
+
+
+def test_a_tensor_of_noise_is_waited_for_once_in_a_run() -> None:
+    noise_only: set[int] = set()
+    shares = small_tensor_shares(liars=(), noise=1e-9)
+    for rounds in range(2):
+        group = new_round(sections=TENSORS, early_error=1e-3, noise_only=noise_only)
+        for slot in range(7):
+            group.receive({slot: reply_with(shares[slot])})
+            group.decode(last=False)
+            if group.closed:
+                break
+        assert (slot, group.report.status) == ((6, "clean") if rounds == 0 else (4, "clean"))
+    assert noise_only == {1}
