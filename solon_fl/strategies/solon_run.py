@@ -37,9 +37,9 @@ DIVERGED = (
 )
 WHY_HONEST_NODES_DIFFER = (
     "Usual reasons why honest nodes do not compute the same: random numbers (numpy's, a data loader's, dropout's) that "
-    "do not follow from the task's batches; something kept from earlier rounds, in context.state (keeps_state=True) or "
-    "elsewhere, which a node that missed a round lacks; data that differ; versions of the app, torch or solon_fl that "
-    "differ."
+    "do not follow from the task's batches (numpy: seed it with batch.torch_seed % 2**32); something kept from earlier "
+    "rounds, in context.state (keeps_state=True) or elsewhere, which a node that missed a round lacks; data that "
+    "differ; versions of the app, torch or solon_fl that differ."
 )
 logger = logging.getLogger("flwr")
 
