@@ -2,7 +2,9 @@
 
 import io
 import math
+from collections.abc import Mapping
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ __all__ = [
     "COUNTER",
     "STYPE",
     "check_dtype",
+    "check_storage",
     "coded_sizes",
     "is_continuous",
     "is_counter",
@@ -67,6 +70,26 @@ def is_continuous(tensor: Tensor) -> bool:
 def is_counter(name: str, dtype: torch.dtype) -> bool:
     """Return whether a model's entry of this name is a normalisation layer's count of batches."""
     return name.rpartition(".")[2] == COUNTER and dtype == torch.int64
+
+
+def check_storage(state: Mapping[str, Tensor]) -> None:
+    """Raise ConfigurationError if different tensors of a state_dict (keep_vars=True) share memory.
+
+    The server would have them as two, which drift apart.
+    """
+    places = []
+    first_name = {value: name for name, value in list(state.items())[::-1] if isinstance(value, Tensor)}
+    for value, name in first_name.items():
+        if value.layout is torch.strided and value.numel() > 0:
+            extent = sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True)) + 1
+            places.append((value.data_ptr(), value.data_ptr() + extent * value.element_size(), name))
+    places.sort()
+    for (_, stop, one), (start, _, other) in pairwise(places):
+        if start < stop:
+            raise ConfigurationError(
+                f"entries of the model must not share memory unless they are one parameter; {one!r} and {other!r} do; "
+                "tie them by assigning the same nn.Parameter."
+            )
 
 
 def coded_sizes(arrays: ArrayRecord) -> list[int]:

@@ -273,7 +273,7 @@ def test_small_lies_move_unused_rows_under_adam_unless_eps_is_large_or_digests_t
 
     def moved(verification: Verification = "algebra", eps: float = 1e-8) -> float:
         config = SolonConfig(num_nodes=10, byzantine=2, compression=6, group_size=10, verification=verification)
-        liars = attack_mod(BelowTolerance(config.make_decoder(), size=0.1), {1, 3})
+        liars = attack_mod(BelowTolerance(config.make_decoder(), size=0.02), {1, 3})
         grid = InProcessGrid(client.client_app([liars]), config.num_nodes)
         start = Rows().state_dict()
         strategy = SolonStrategy(config, partial(torch.optim.Adam, lr=0.01, eps=eps))
@@ -281,7 +281,7 @@ def test_small_lies_move_unused_rows_under_adam_unless_eps_is_large_or_digests_t
         return float((arrays["embedding.weight"] - start["embedding.weight"])[20:].abs().max())
 
     with torch.random.fork_rng(devices=[]):
-        assert moved() > 0.01
+        assert moved() > 0.005
         assert moved(eps=1e-5) < 1e-3
         assert moved("digest") == 0
 

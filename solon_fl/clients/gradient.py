@@ -4,13 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
-from flwr.app import ArrayRecord
+from flwr.app import Array, ArrayRecord
 from torch import Tensor, nn
 
 from solon_fl.clients.replicas import hand_over
 from solon_fl.coding.sections import padded
 from solon_fl.errors import ConfigurationError
-from solon_fl.wire import is_continuous, real_view, trusted_tensor
+from solon_fl.wire import check_storage, is_continuous, real_view, trusted_tensor
 
 __all__ = ["GradientVector", "change_of", "flatten", "load_model"]
 
@@ -34,6 +34,7 @@ def load_model(model: nn.Module, arrays: ArrayRecord, buffers: Sequence[str], de
             f"the model's buffers are {own}, but the server was told {list(buffers)}; "
             "construct SolonStrategy with buffers=buffer_names(model)."
         )
+    check_storage(state)
     model.load_state_dict({name: trusted_tensor(array) for name, array in arrays.items()})
     model.to(device)
 
@@ -53,11 +54,15 @@ class GradientVector:
         Equal models, each on a device of its own; see `replicas_of`.
     multiple : int
         Each tensor is padded with zeros to a multiple of that many entries: of k, if the vector is encoded.
+    sent : ArrayRecord, optional
+        The server's model, which parameters are compared with on leaving.
 
     Raises
     ------
     ConfigurationError
-        On leaving, if a parameter was bound anew (a gradient can't say that), or a buffer has another shape.
+        On leaving, if a parameter was bound anew or changed in place (a gradient can't say that), if an entry that the
+        server takes for a buffer is to be trained, if a buffer has another shape, or if its change does not say what it
+        is now.
 
     Attributes
     ----------
@@ -71,7 +76,7 @@ class GradientVector:
     Memory: the vector, and on every device but the first the gradient of one batch.
     """
 
-    def __init__(self, replicas: Sequence[nn.Module], multiple: int = 1) -> None:
+    def __init__(self, replicas: Sequence[nn.Module], multiple: int = 1, sent: ArrayRecord | None = None) -> None:
         # Tied parameters have several names; each place gets the whole gradient, so that the copies on the
         # server move together.
         self._replicas = replicas
@@ -92,6 +97,7 @@ class GradientVector:
         self._sums: dict[str, Tensor] = {}  # of the gradients of each parameter
         self._parts: list[tuple[str, Tensor]] = []  # gradients that wait to be added, in this order
         self._reached: set[str] = set()
+        self._sent = sent
 
     def __enter__(self) -> "GradientVector":
         for name, value, place in self._places():
@@ -125,6 +131,7 @@ class GradientVector:
         hooks = [
             value.register_post_accumulate_grad_hook(partial(take, name))  # type: ignore[no-untyped-call]  # torch's
             for name, value in trained.items()
+            if value.requires_grad  # the loss may have frozen it for the time being
         ]
         try:
             loss.backward()  # type: ignore[no-untyped-call]  # torch's
@@ -164,18 +171,29 @@ class GradientVector:
         names = {value: name for name, value in self._trained[0].items()}
         trained = {name: names[value] for name, value in self._entries.items() if name not in self._before}
         self.unreached = tuple(name for name, first in trained.items() if first not in self._reached)
-        for name, value, place in self._places():
+        for name, _, place in self._places():
             if name in self._before:
-                _check_shape(name, now[name], value)
+                _check_buffer(name, now[name], self._before[name])
                 place.copy_(change_of(real_view(now[name].detach()), real_view(self._before[name])))
             elif self._sums[trained[name]].data_ptr() != place.data_ptr():
                 place.copy_(real_view(self._sums[trained[name]]))
 
     def _check_parameters(self) -> None:
-        """Refuse parameters that were bound anew."""
+        """Refuse parameters that were bound anew or changed in place."""
         for replica, trained in zip(self._replicas, self._trained, strict=True):
             now = replica.state_dict(keep_vars=True)
+            sent: Mapping[str, Array] = self._sent or {}
+            compared = [name for name in trained if name in sent]
+            differ = [_differ(trained[name], trusted_tensor(sent[name])) for name in compared]
+            flags = torch.stack(differ).tolist() if differ else []  # waits for the GPU once
+            changed = {name for name, flag in zip(compared, flags, strict=True) if flag}
             for name, value in trained.items():
+                if name in changed:
+                    raise ConfigurationError(
+                        "batch_loss must not change parameters in place, as no gradient says that; it changed "
+                        f"{name!r}; let the server do so after each step (optimizer.register_step_post_hook), or "
+                        "compute in mode='update'."
+                    )
                 if now[name] is not value:
                     raise ConfigurationError(
                         f"batch_loss must not replace parameters, as no gradient says that; it replaced {name!r}; make "
@@ -184,8 +202,8 @@ class GradientVector:
 
     def scale_gradients(self, factor: float) -> None:
         """Multiply the parameters' gradients, not the buffers' changes."""
-        for _, value, place in self._places():
-            if value.requires_grad:
+        for name, _, place in self._places():
+            if name not in self._before:
                 place.mul_(factor)
 
     def _places(self) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -203,6 +221,36 @@ def _trained_entries(model: nn.Module) -> dict[str, Tensor]:
         if is_continuous(value) and value.requires_grad:
             found.setdefault(value, name)
     return {name: value for value, name in found.items()}
+
+
+WHOLE_NUMBERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _differ(value: Tensor, other: Tensor) -> Tensor:
+    """Return whether two tensors of one shape have different bits, where the first is."""
+    one, two = (real_view(tensor.detach().to(value.device, value.dtype)).contiguous() for tensor in (value, other))
+    bits = WHOLE_NUMBERS[one.element_size()]
+    return (one.view(bits) != two.view(bits)).any()
+
+
+def _check_buffer(name: str, now: Tensor, before: Tensor) -> None:
+    """Check that a buffer's change says what it is now."""
+    if now.requires_grad:
+        raise ConfigurationError(
+            f"the server takes {name!r} for an entry that no gradient moves, and batch_loss lets it require one; train "
+            "it from the start, or start a new run with the model as it is to be trained now."
+        )
+    _check_shape(name, now, before)
+    after, start = real_view(now.detach()), real_view(before)
+    if after.numel() == 0 or not bool(after.isfinite().all()):
+        return  # nothing can be lost; or the run diverges, and is told so
+    lost = (start + change_of(after, start) - after).abs().amax()
+    if not bool(lost <= max(1e-3, 4 * torch.finfo(after.dtype).eps) * after.abs().amax()):  # NaN, too
+        raise ConfigurationError(
+            f"a buffer's change must say what it is now; {name!r} starts at {float(start.abs().amax()):.3g}, which is "
+            "too far from what batch_loss makes of it; start it near its usual values, or register it with "
+            "persistent=False."
+        )
 
 
 def _check_shape(name: str, now: Tensor, before: Tensor) -> None:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from itertools import cycle
 from typing import Any
 
@@ -57,7 +58,8 @@ class SolonClientMixin:
     Several devices: each has a copy of the model (copy.deepcopy). Buffers and frozen weights are copied from device to
     device before each batch, so that they follow all batches; what else a model keeps in attributes is not.
     A parameter that no batch's loss depends on has gradient 0, not None as in plain torch: weight decay moves it, and
-    Adam by rounding errors too. The node's log names such parameters; freeze them (``requires_grad_(False)``).
+    so does the momentum that it has (Adam's too). The node's log names such parameters; freeze them
+    (``requires_grad_(False)``).
     Integer and boolean entries are not sent: a loss that changes one is an error which names it. num_batches_tracked is
     counted by the server, so that a BatchNorm with momentum=None, used once a batch, averages as in plain torch.
     The mean loss of the task's batches is sent beside the share, for `RoundReport.training_loss`; nothing protects it.
@@ -127,12 +129,13 @@ class SolonClientMixin:
         Each tensor is padded with zeros to a `multiple` of entries.
         """
         devices = self._devices()[: len(batches)]
-        replicas = replicas_of(self._load(arrays, buffers, context, batches[0].seed), devices)
-        gradient, last = GradientVector(replicas, multiple), replicas[(len(batches) - 1) % len(replicas)]
+        load = partial(self._load, arrays, buffers, context, batches[0].seed)
+        replicas = replicas_of(load(), devices, load)
+        gradient, last = GradientVector(replicas, multiple, arrays), replicas[(len(batches) - 1) % len(replicas)]
         with FollowedIntegers(last, len(batches)), gradient:
             for batch, model, device in zip(batches, cycle(replicas), cycle(devices), strict=False):
                 with deterministic(batch.torch_seed, device), _computing_on(device):
-                    loss = self.batch_loss(model, batch, context)
+                    loss = _checked(self.batch_loss(model, batch, context))
                     gradient.backward(loss)
                     note_loss(loss)
         _warn_of_unreached(gradient.unreached)
@@ -158,7 +161,7 @@ class SolonClientMixin:
             for batch in task.batches:
                 with deterministic(batch.torch_seed, device):
                     optimizer.zero_grad()
-                    loss = self.batch_loss(model, batch, context)
+                    loss = _checked(self.batch_loss(model, batch, context))
                     loss.backward()  # type: ignore[no-untyped-call]  # torch's
                     optimizer.step()
                     note_loss(loss)
@@ -240,6 +243,18 @@ def _computing_on(device: torch.device) -> Iterator[None]:
         _computing.reset(token)
 
 
+def _checked(loss: object) -> Tensor:
+    got = repr(loss)[:80]
+    if isinstance(loss, Tensor):
+        if loss.numel() == 1 and loss.requires_grad:
+            return loss
+        got = f"a tensor of shape={tuple(loss.shape)}, requires_grad={loss.requires_grad}"
+    raise ConfigurationError(
+        f"batch_loss must return the batch's mean loss, one number with a gradient; got {got}; return it as a tensor, "
+        "such as cross_entropy(model(inputs), labels), and detach nothing."
+    )
+
+
 def _plain_number(value: Any) -> Any:
     """Return a number of numpy or torch as Python's own, which Flower insists on; all else as it is."""
     return value.item() if isinstance(value, (np.number, Tensor)) else value
@@ -250,7 +265,7 @@ def _warn_of_unreached(names: tuple[str, ...]) -> None:
         _warned_of.add(names)
         logger.warning(
             "No batch's loss depends on %d parameters (%s): their gradient is 0, not None as in plain torch, so that "
-            "weight decay moves them, and Adam by rounding errors too; call requires_grad_(False) on them in "
+            "weight decay and momentum (Adam's too) move them; call requires_grad_(False) on them in "
             "build_model, and on the server, where buffer_names(model) then has them.",
             len(names),
             ", ".join(names[:10]) + (", ..." if len(names) > 10 else ""),

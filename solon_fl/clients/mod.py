@@ -17,6 +17,8 @@ from solon_fl.wire import trusted_tensor
 
 __all__ = ["solon_mod"]
 
+NEARLY = 0.1  # of the model's norm: no gradient is so near to the model itself
+
 
 def solon_mod(returns: Literal["vector", "model"] = "vector", *, keeps_state: bool = False) -> Mod:
     """Return a mod that replaces what a train function returns by this node's coded share of it.
@@ -73,8 +75,15 @@ def solon_mod(returns: Literal["vector", "model"] = "vector", *, keeps_state: bo
         _check_names(returned, arrays)
         check_returned_integers(returned, arrays, is_change=returns == "vector")
         vector = flatten({name: trusted_tensor(array) for name, array in returned.items()})
+        model = flatten({name: trusted_tensor(array) for name, array in arrays.items()})
         if returns == "model":
-            vector = change_of(vector, flatten({name: trusted_tensor(array) for name, array in arrays.items()}))
+            vector = change_of(vector, model)
+        elif bool((vector - model).norm() < NEARLY * model.norm()):
+            raise ConfigurationError(
+                "solon_mod(returns='vector') needs the gradient or the model's change; what the train function "
+                "returned is nearly the model itself; use solon_mod(returns='model') with mode='update', or return "
+                "gradients."
+            )
         return share_reply(message, task, vector, _beside(reply))
 
     return mod

@@ -1,7 +1,7 @@
 """One model on several devices, which take the batches in turn and compute what one alone would."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +9,24 @@ from torch import Tensor, nn
 __all__ = ["hand_over", "replicas_of"]
 
 
-def replicas_of(model: nn.Module, devices: Sequence[torch.device]) -> list[nn.Module]:
-    """Return the model, moved to the first device, and a copy of it on each of the others."""
-    return [model.to(devices[0]), *(copy.deepcopy(model).to(device) for device in devices[1:])]
+def replicas_of(
+    model: nn.Module, devices: Sequence[torch.device], build: Callable[[], nn.Module] | None = None
+) -> list[nn.Module]:
+    """Return the model, moved to the first device, and a copy of it on each of the others.
+
+    `build` returns another one of the same state: for models that can't be copied, as those that torch prunes.
+    """
+    return [model.to(devices[0]), *(_copy_of(model, build).to(device) for device in devices[1:])]
+
+
+def _copy_of(model: nn.Module, build: Callable[[], nn.Module] | None) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError:
+        built = build() if build else model
+        if built is model:
+            raise
+        return built
 
 
 @torch.no_grad()

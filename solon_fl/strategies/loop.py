@@ -12,9 +12,11 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, Metadata, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
+from torch import Tensor
 
 from solon_fl.checks import check_timeout, check_whole
 from solon_fl.config import Mode
@@ -268,7 +270,8 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
             labels = ", ".join(map(run.label, report.corrupt_nodes))
             logger.info("\tround %d: nodes caught lying: %s", report.round, labels)
         if self._on_round is not None:
-            self._stop = self._on_round(report) is True
+            answer = self._on_round(report)
+            self._stop = isinstance(answer, (bool, np.bool_, Tensor)) and bool(answer)
         run.record(report)
         return report, arrays
 

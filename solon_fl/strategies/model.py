@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from solon_fl.coding.sections import Sections, padded
 from solon_fl.config import Mode
 from solon_fl.errors import ConfigurationError
-from solon_fl.wire import check_dtype, is_continuous, is_counter, real_view, to_array, trusted_tensor
+from solon_fl.wire import check_dtype, check_storage, is_continuous, is_counter, real_view, to_array, trusted_tensor
 
 __all__ = [
     "OptimizerFactory",
@@ -68,6 +68,11 @@ def _name_of(thing: object) -> str:
     return type(thing).__name__
 
 
+def _steps(scheduler: object, optimizer: object) -> bool:
+    """Whether it looks like a scheduler of that optimizer."""
+    return hasattr(scheduler, "step") and getattr(scheduler, "optimizer", optimizer) is optimizer
+
+
 def _check_kind(kind: object) -> None:
     """Refuse the optimizers that need more than a gradient a step."""
     for unfit, lack in (
@@ -104,6 +109,7 @@ def buffer_names(model: torch.nn.Module) -> tuple[str, ...]:
                 "let get_extra_state return a tensor, or build the extra state in build_model and don't save it."
             )
         check_dtype(f"the model's {name}", value)
+    check_storage(state)
     return tuple(name for name, value in state.items() if is_continuous(value) and not value.requires_grad)
 
 
@@ -197,6 +203,12 @@ class ServerModel:
         self._buffers = [self.vector[e.start : e.stop].view(e.shape) for e in self._chosen(buffers=True)]
         self._optimizer = self._make(optimizer) if self._parameters else None
         self._scheduler = None if scheduler is None or self._optimizer is None else scheduler(self._optimizer)
+        if self._scheduler is not None and not _steps(self._scheduler, self._optimizer):
+            raise ConfigurationError(
+                "scheduler must make a scheduler of the optimizer that it is given; got a "
+                f"{_name_of(self._scheduler)}, or one of another; write lambda optimizer: StepLR(optimizer, 30), say, "
+                "and take SequentialLR for several."
+            )
         if isinstance(self._scheduler, ReduceLROnPlateau):
             raise ConfigurationError(
                 "the scheduler must set the rate by the number of steps; got ReduceLROnPlateau, which needs a metric; "
@@ -204,10 +216,22 @@ class ServerModel:
             )
 
     def _make(self, optimizer: OptimizerFactory) -> torch.optim.Optimizer:
-        made = optimizer(self._parameters)
+        try:
+            made = optimizer(self._parameters)
+        except ValueError as error:
+            raise ConfigurationError(
+                f"optimizer must make an optimizer of the model's parameters, plain tensors; it failed: {error}; "
+                "do not choose among them by requires_grad, which none has here: frozen ones are not among them."
+            ) from error
         if not isinstance(made, torch.optim.Optimizer):
             raise ConfigurationError(f"optimizer must make a torch.optim.Optimizer; got a {_name_of(made)} of it.")
         _check_kind(type(made))
+        given = {id(parameter) for parameter in self._parameters}
+        if any(id(tensor) not in given for group in made.param_groups for tensor in group["params"]):
+            raise ConfigurationError(
+                "optimizer must make an optimizer of the tensors that it is given; got one of others, which would not "
+                "change the server's model; write lambda tensors: SGD(tensors, lr=0.1), not SGD(model.parameters())."
+            )
         return made
 
     @property

@@ -196,6 +196,8 @@ def integers_app(change: Callable[[Tensor], Tensor], returns: Literal["vector", 
         arrays = message.content.array_records["arrays"]
         returned = {name: trusted_tensor(array) for name, array in arrays.items()}
         integers = {name: change(value) for name, value in returned.items() if name != "w"}
+        if returns == "vector":
+            returned["w"] = torch.zeros(4)
         record = ArrayRecord({name: to_array(value) for name, value in {**returned, **integers}.items()})
         return Message(RecordDict({"arrays": record}), reply_to=message)
 
