@@ -308,3 +308,141 @@ def test_parameters_that_no_loss_reaches_are_named_once_unless_they_are_frozen(
     assert caplog.text.count(named) == (0 if frozen else 1)
     change = result.arrays["left_out.weight"].numpy() - model.state_dict()["left_out.weight"].numpy()
     assert (abs(change).max() > 1e-3) == (not frozen)
+
+
+# What a gradient can't say
+
+
+def gradient_of(make_model: Callable[[], nn.Module], loss: Callable[[nn.Module, Tensor], Tensor] = squared) -> Tensor:
+    client, model = Client(make_model, loss), initial_model(make_model)
+    return client.mean_gradient(record_of(model), task_for(model).batches, buffer_names(model), CONTEXT)
+
+
+def clamping(model: nn.Module, inputs: Tensor) -> Tensor:
+    with torch.no_grad():
+        next(model.parameters()).clamp_(-0.1, 0.1)
+    return squared(model, inputs)
+
+
+def norming(model: nn.Module, inputs: Tensor) -> Tensor:
+    assert isinstance(model, nn.Embedding)
+    return model(inputs.abs().long().clamp(max=6)).square().mean()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("make_model", "loss"),
+    [(lambda: nn.Linear(7, 1), clamping), (lambda: nn.Embedding(7, 3, max_norm=0.1), norming)],
+    ids=["clamped", "max_norm"],
+)
+def test_weights_that_the_loss_changes_in_place_are_named(
+    make_model: Callable[[], nn.Module], loss: Callable[[nn.Module, Tensor], Tensor]
+) -> None:
+    with pytest.raises(ConfigurationError, match=r"must not change parameters in place.*'weight'"):
+        gradient_of(make_model, loss)
+
+
+def test_a_weight_that_is_not_finite_has_not_changed() -> None:
+    def broken() -> nn.Module:
+        model = nn.Linear(7, 1)
+        with torch.no_grad():
+            model.weight[0, 0] = torch.nan
+        return model
+
+    assert gradient_of(broken).isnan().any()
+
+
+def test_a_frozen_layer_that_the_loss_lets_train_is_named() -> None:
+    def make_model() -> nn.Module:
+        model = nn.Sequential(nn.Linear(7, 7), nn.Linear(7, 1))
+        model[0].requires_grad_(False)
+        return model
+
+    def thawing(model: nn.Module, inputs: Tensor) -> Tensor:
+        return squared(model.requires_grad_(True), inputs)
+
+    with pytest.raises(ConfigurationError, match=r"takes '0\.weight' for an entry that no gradient moves"):
+        gradient_of(make_model, thawing)
+
+
+def test_a_layer_that_is_frozen_for_a_part_of_the_loss_keeps_the_gradient_of_the_other() -> None:
+    """As in a GAN: the discriminator's loss, and then the generator's through a frozen discriminator."""
+
+    def make_model() -> nn.Module:
+        return nn.Sequential(nn.Linear(7, 7), nn.Linear(7, 1))
+
+    def taking_turns(model: nn.Module, inputs: Tensor) -> Tensor:
+        assert isinstance(model, nn.Sequential)
+        model[1].requires_grad_(True)
+        (model(inputs).square().mean() - model[1](inputs).mean()).backward(inputs=list(model[1].parameters()))
+        model[1].requires_grad_(False)
+        loss: Tensor = -model(inputs).mean()
+        return loss
+
+    model = initial_model(make_model)
+    expected = torch.zeros(64)
+    batches = task_for(model).batches
+    for batch in batches:
+        model.zero_grad()
+        taking_turns(model, torch.randn(8, 7, generator=batch.generator())).backward()  # type: ignore[no-untyped-call]
+        gradients = [p.grad for p in model.parameters()]
+        expected += torch.cat([g.reshape(-1) for g in gradients if g is not None]) / len(batches)
+    torch.testing.assert_close(gradient_of(make_model, taking_turns).cpu(), expected)
+
+
+class Extremes(nn.Module):
+    def __init__(self, start: float) -> None:
+        super().__init__()
+        self.layer = nn.Linear(7, 1)
+        self.least: Tensor
+        self.register_buffer("least", torch.full((7,), start))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.least = torch.minimum(self.least, inputs.amin(0))
+        return self.layer(inputs)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("start", [1e30, torch.inf])
+def test_a_buffer_whose_change_does_not_say_what_it_is_is_named(start: float) -> None:
+    with pytest.raises(ConfigurationError, match=r"'least' starts at (1e\+30|inf), which is too far"):
+        gradient_of(lambda: Extremes(start))
+    assert gradient_of(lambda: Extremes(100.0)).isfinite().all()
+
+
+def test_a_buffer_that_is_resized_in_place_is_named() -> None:
+    class Resizing(Extremes):
+        def forward(self, inputs: Tensor) -> Tensor:
+            self.least.resize_(9)
+            return self.layer(inputs)  # type: ignore[no-any-return]
+
+    with pytest.raises(ConfigurationError, match=r"must keep its shape; 'least' had \(7,\), and has \(9,\)"):
+        gradient_of(lambda: Resizing(1.0))
+
+
+def test_tensors_that_share_memory_are_named() -> None:
+    class Tied(nn.Module):
+        def __init__(self, same: bool) -> None:
+            super().__init__()
+            self.inner, self.outer = nn.Linear(7, 7), nn.Linear(7, 7)
+            self.outer.weight = self.inner.weight if same else nn.Parameter(self.inner.weight.data.t())
+
+    assert buffer_names(Tied(same=True)) == ()
+    with pytest.raises(ConfigurationError, match=r"'inner\.weight' and 'outer\.weight' do; tie them by assigning"):
+        buffer_names(Tied(same=False))
+    assert buffer_names(nn.LSTM(3, 4, num_layers=2, bidirectional=True)) == ()
+
+
+@pytest.mark.parametrize(
+    ("loss", "got"),
+    [
+        (lambda model, inputs: None, "got None"),
+        (lambda model, inputs: (squared(model, inputs), 1), r"got \(tensor"),
+        (lambda model, inputs: squared(model, inputs).item(), r"got \d"),
+        (lambda model, inputs: squared(model, inputs).detach(), r"shape=\(\), requires_grad=False"),
+        (lambda model, inputs: model(inputs), r"shape=\(8, 1\), requires_grad=True"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["gradient", "update"])
+def test_what_is_no_loss_is_refused(loss: Callable[[nn.Module, Tensor], Tensor], got: str, mode: str) -> None:
+    with pytest.raises(Exception, match=f"batch_loss must return the batch's mean loss, .*{got}"):
+        together(Client(lambda: nn.Linear(7, 1), loss), initial_model(), 0.1, 1, mode)

@@ -129,7 +129,12 @@ def test_what_is_taken_over_is_what_was_changed_and_the_rest_keeps_its_precision
 
 @pytest.mark.parametrize(
     ("make", "message"),
-    [(lambda _: None, "must make a torch.optim.Optimizer; got a NoneType"), (torch.optim.LBFGS, "got LBFGS")],
+    [
+        (lambda _: None, "must make a torch.optim.Optimizer; got a NoneType"),
+        (torch.optim.LBFGS, "got LBFGS"),
+        (lambda _: torch.optim.SGD(nn.Linear(2, 1).parameters(), lr=0.1), "got one of others"),
+        (lambda ps: torch.optim.SGD([p for p in ps if p.requires_grad], lr=0.1), "do not choose among them by"),
+    ],
 )
 def test_what_turns_out_to_be_no_fit_optimizer_is_refused(make: Any, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
@@ -192,3 +197,26 @@ def test_extra_state_that_is_no_tensor_is_refused_with_the_remedy(extra: object)
         ConfigurationError, match=rf"got _extra_state, a {type(extra).__name__}; let get_extra_state return"
     ):
         buffer_names(Extra(2, 1))
+
+
+@pytest.mark.parametrize("found", ["of another", "a list"])
+def test_what_turns_out_to_be_no_scheduler_of_the_optimizer_is_refused(found: str) -> None:
+    another = torch.optim.SGD(nn.Linear(2, 1).parameters(), lr=0.1)
+
+    def make(optimizer: torch.optim.Optimizer) -> Any:
+        scheduler = torch.optim.lr_scheduler.StepLR(another if found == "of another" else optimizer, 1)
+        return scheduler if found == "of another" else [scheduler]
+
+    with pytest.raises(ConfigurationError, match="must make a scheduler of the optimizer that it is given"):
+        ServerModel(record_of(nn.Linear(2, 1)), (), SGD, make)
+
+
+@pytest.mark.parametrize("kind", ["SequentialLR", "ChainedScheduler"])
+def test_several_schedulers_may_be_one(kind: str) -> None:
+    def make(optimizer: torch.optim.Optimizer) -> Any:
+        parts = [torch.optim.lr_scheduler.StepLR(optimizer, 1), torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)]
+        if kind == "SequentialLR":
+            return torch.optim.lr_scheduler.SequentialLR(optimizer, parts, [2])
+        return torch.optim.lr_scheduler.ChainedScheduler(parts)
+
+    ServerModel(record_of(nn.Linear(2, 1)), (), SGD, make)

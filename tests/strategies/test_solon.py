@@ -212,7 +212,7 @@ def test_a_failed_group_can_stop_the_run_with_all_results_so_far(caplog: pytest.
     with pytest.raises(GroupFailedError, match=r"round 1: groups \[0\] of 2") as caught:
         train(small_config(on_group_failure="stop"), mods=[BROKEN_GROUP])
     assert torch.equal(vector_of(caught.value.result.arrays), vector_of(record_of(initial_model())))
-    assert "Group 0 failed (undecodable)" in caplog.text
+    assert "Group 0 failed (undecodable, parameters)" in caplog.text
 
 
 @pytest.mark.parametrize("policy", ["exclude", "skip"])
@@ -810,3 +810,16 @@ def test_a_node_that_does_not_evaluate_is_waited_for_once(
     assert looks[1] > 3, "in the first round it is waited for until the deadline"
     assert all(looks[server_round] == 1 for server_round in (2, 3, 4))
     assert all(record.offences == record.silent == 0 for record in strategy.ledger.values())
+
+
+@pytest.mark.parametrize("answer", [True, np.bool_(True), torch.tensor(True)], ids=["Python", "numpy", "torch"])
+def test_any_kind_of_true_stops_the_run(answer: Any) -> None:
+    reports: list[RoundReport] = []
+
+    def on_round(report: RoundReport) -> Any:
+        reports.append(report)
+        return answer
+
+    grid = InProcessGrid(Regression().client_app(), 14)
+    SolonStrategy(small_config(), SGD, on_round=on_round).start(grid, record_of(initial_model()), num_rounds=3)
+    assert len(reports) == 1
