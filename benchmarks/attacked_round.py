@@ -37,7 +37,7 @@ from rich.table import Table
 from torch import Tensor
 
 from solon_fl import Decoded, Decoder, FourierCode
-from solon_fl.coding import decoder as decoder_module
+from solon_fl.coding import decoding
 from solon_fl.coding.projection import Memory, Projector
 
 SIZES = [(1, 3), (2, 6), (5, 5), (5, 10), (10, 4)]
@@ -85,8 +85,8 @@ def profiled(parts: dict[str, float]) -> Iterator[None]:
 
     with ExitStack() as stack:
         for name, shown in PARTS.items():
-            stack.enter_context(patch.object(decoder_module, name, timed(shown, getattr(decoder_module, name))))
-        stack.enter_context(patch.object(Projector, "project", timed("project", Projector.project)))
+            stack.enter_context(patch.object(decoding, name, timed(shown, getattr(decoding, name))))
+        stack.enter_context(patch.object(Projector, "_project", timed("project", Projector._project)))
         yield
 
 
