@@ -135,7 +135,7 @@ def test_a_batch_of_a_huge_data_set_costs_no_more_than_the_batch() -> None:
 
 @pytest.mark.parametrize("batch_size", [0, 51])
 def test_an_impossible_batch_size_is_refused(batch_size: int) -> None:
-    with pytest.raises(ConfigurationError, match=f"batch_size={batch_size}, num_examples=50"):
+    with pytest.raises(ConfigurationError, match=f"batch_size={batch_size}"):
         Batch(0, 1, 0, 0).sample_epoch(50, batch_size)
 
 

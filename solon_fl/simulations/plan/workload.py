@@ -25,7 +25,7 @@ class Workload:
     num_nodes, byzantine, stragglers, code, rtol
         Of the `SolonConfig`.
     dim : int
-        d, entries of the gradient.
+        d, entries of the gradient (the few by which tensors are padded are not counted).
     batch_seconds : float
         Of one batch on one node.
     network : Network
