@@ -272,29 +272,20 @@ class Decoding:
     def _with_zeros(self, solution: Solution, screened: Screened) -> Solution:
         """Set to 0 the columns in which k + s' shares are 0, for k of them are honest; others may be lies.
 
-        Only where there is more than rounding. What the rows kept say there is added to the residual.
+        Only in tensors in which there is more than rounding. What stood there is added to the error bound.
         """
-        with np.errstate(divide="ignore", invalid="ignore"):
-            disturbed = np.flatnonzero(solution.residual > DISTURBED * solution.norms)
+        disturbed = np.flatnonzero(solution.residual > DISTURBED * solution.norms)
         needed = self.code.compression + screened.liars
-        kept = [row for row in range(len(screened.alive)) if row not in solution.support]
         if not len(disturbed) or needed > len(screened.alive):
             return solution
-        residual = solution.residual.copy()
-        zeros: list[tuple[slice, Tensor]] = []
+        removed = np.zeros_like(solution.rounding)
         for number, cut in self.sections.blocks(BLOCK, disturbed.tolist()):
-            shares = torch.stack([self.rows[slot][cut] for slot in screened.alive])
-            zero = (shares == 0).sum(0) >= needed
-            if bool(zero.any()):
-                lost = float(torch.linalg.vector_norm(shares[kept][:, zero], dtype=torch.float64))
-                residual[number] = math.hypot(residual[number], lost)
-                zeros.append((cut, zero))
-        better = replace(solution, residual=residual)
-        if not better.fits(screened.tolerance):
-            return solution
-        for cut, zero in zeros:
-            better.columns[cut][zero] = 0
-        return better
+            zeros = torch.stack([self.rows[slot][cut] == 0 for slot in screened.alive]).sum(0)
+            columns = solution.columns[cut]
+            gone = columns[zeros >= needed]
+            removed[number] = math.hypot(removed[number], float(torch.linalg.vector_norm(gone, dtype=torch.float64)))
+            columns[zeros >= needed] = 0
+        return replace(solution, rounding=solution.rounding + removed)
 
     def _decoded(self, screened: Screened, solution: Solution) -> Decoded:
         """Step 8."""

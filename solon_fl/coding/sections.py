@@ -55,9 +55,9 @@ class Sections:
 
     Examples
     --------
-    >>> sections = Sections.of([(5, "gradient"), (2, "buffers")], compression=3)
+    >>> sections = Sections.of([(5, "parameters"), (2, "buffers")], compression=3)
     >>> sections.stops, sections.classes, sections.names
-    ((2, 3), (0, 1), ('gradient', 'buffers'))
+    ((2, 3), (0, 1), ('parameters', 'buffers'))
     """
 
     stops: tuple[int, ...]
@@ -84,7 +84,7 @@ class Sections:
     @classmethod
     def whole(cls, num_columns: int) -> "Sections":
         """Return one section for all columns."""
-        return cls(stops=(num_columns,), classes=(0,), names=("gradient",))
+        return cls(stops=(num_columns,), classes=(0,), names=("parameters",))
 
     @property
     def num_columns(self) -> int:
