@@ -310,7 +310,7 @@ def least_squares(
     factor = torch.from_numpy(weights).to(device)
     noise = torch.from_numpy(_rounding_weights(solver, generator, dtype)).to(device)
     if dtype == torch.float64:  # then the sums below round as much as the shares
-        noise *= num_rows + float(np.linalg.cond(generator[kept]))
+        noise *= num_rows + float(np.linalg.cond(generator[kept])) ** 2
     result = _new_memory(share_dim, compression, dtype, device)
     squares = torch.zeros(len(sections.stops), num_rows, dtype=torch.float64, device=device)
     gram = torch.zeros(len(sections.names), len(accused), len(accused), dtype=torch.float64, device=device)
