@@ -200,10 +200,11 @@ def test_an_honest_run_is_that_of_plain_torch_bit_for_bit(task: str, code: tuple
 
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("task", TASKS)
-def test_with_s_liars_every_tensor_ends_within_1e_5(task: str, optimizer: str) -> None:
-    """Codes and attacks change from case to case. Runs that torch's own rounding moves may differ by as much."""
-    number = list(TASKS).index(task) + list(OPTIMIZERS).index(optimizer)
+@pytest.mark.parametrize("half", [0, 1])
+def test_with_s_liars_every_tensor_ends_within_1e_5(half: int, optimizer: str) -> None:
+    """Tasks, codes and attacks change from case to case. Runs that torch's own rounding moves may differ by as much."""
+    number = 10 * half + list(OPTIMIZERS).index(optimizer)
+    task = list(TASKS)[(number + half) % len(TASKS)]
     config, attack = config_for(*CODES[number % len(CODES)]), ATTACKS[number // len(CODES) % len(ATTACKS)]
     moved = max(relative(in_torch(task, optimizer, config, precise=True), in_torch(task, optimizer, config)).values())
     found = differences(task, optimizer, config, attack)
@@ -211,8 +212,8 @@ def test_with_s_liars_every_tensor_ends_within_1e_5(task: str, optimizer: str) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("code", CODES, ids=str)
-@pytest.mark.parametrize("task", ["unused rows", "twelve sigmoids", "LSTM, LayerNorm, tied"])
+@pytest.mark.parametrize("code", CODES[1::2], ids=str)
+@pytest.mark.parametrize("task", ["unused rows", "twelve sigmoids"])
 def test_an_optimizer_that_sees_only_signs_is_right_in_nearly_all_entries(task: str, code: tuple[int, int]) -> None:
     config = config_for(*code)
     found, expected = here(task, "Rprop", config, Reverse()), in_torch(task, "Rprop", config)
