@@ -23,6 +23,7 @@ __all__ = [
     "SHARE",
     "SILO_QUERY",
     "TASK",
+    "UNREACHED",
     "WHERE",
     "Batch",
     "SolonTask",
@@ -39,6 +40,7 @@ RUN_SEED = "run-seed"  # in the config of an evaluation, which has no task
 TASK = "solon"  # server -> node: a SolonTask
 SHARE = "share"  # node -> server: an ArrayRecord with the one array "share"
 DIGESTS = "digests"  # node -> server: a ConfigRecord with the one entry "digests", bytes
+UNREACHED = "unreached"  # node -> server: a ConfigRecord with the one entry "names", of parameters that no loss reached
 SILO_QUERY = "query.solon_silo"
 WHERE = "\nIt was raised here, innermost last:\n"  # between an error's text and the lines that say where
 GRACE_SECONDS = 60.0

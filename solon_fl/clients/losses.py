@@ -1,4 +1,4 @@
-"""The training loss that a node reports beside its share."""
+"""What a node reports of its losses beside its share: their mean, and which parameters none depends on."""
 
 import math
 from collections.abc import Iterator
@@ -7,13 +7,20 @@ from contextvars import ContextVar
 
 from torch import Tensor
 
-__all__ = ["Losses", "collected_losses", "note_loss"]
+__all__ = ["Losses", "collected_losses", "note_loss", "note_unreached"]
 
 
 class Losses:
-    """Adds up losses where they were computed: nothing waits for a GPU before the mean is asked for."""
+    """Adds up losses where they were computed: nothing waits for a GPU before the mean is asked for.
+
+    Attributes
+    ----------
+    unreached : tuple of str
+        Parameters that none of the losses depends on.
+    """
 
     def __init__(self) -> None:
+        self.unreached: tuple[str, ...] = ()
         self._total: Tensor | None = None
         self._count = 0
 
@@ -23,6 +30,7 @@ class Losses:
 
     def include(self, others: "Losses") -> None:
         """Add all that others have added up."""
+        self.unreached = others.unreached
         if others._total is not None:
             self._include(others._total, others._count)
 
@@ -59,3 +67,10 @@ def note_loss(loss: Tensor | Losses) -> None:
         losses.include(loss)
     else:
         losses.add(loss)
+
+
+def note_unreached(names: tuple[str, ...]) -> None:
+    """Say which parameters no loss depends on, if that is being collected."""
+    losses = _collecting.get()
+    if losses is not None:
+        losses.unreached = names

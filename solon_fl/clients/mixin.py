@@ -20,11 +20,11 @@ from solon_fl.clients.determinism import deterministic, seeded, strictly_determi
 from solon_fl.clients.failures import explained
 from solon_fl.clients.gradient import GradientVector, change_of, flatten, load_model
 from solon_fl.clients.integers import FollowedIntegers
-from solon_fl.clients.losses import collected_losses, note_loss
+from solon_fl.clients.losses import collected_losses, note_loss, note_unreached
 from solon_fl.clients.replicas import replicas_of
 from solon_fl.clients.share import answer_silo_queries, share_reply, without_state
 from solon_fl.errors import ConfigurationError
-from solon_fl.task import ARRAYS, CONFIG, RUN_SEED, Batch, SolonTask
+from solon_fl.task import ARRAYS, CONFIG, RUN_SEED, UNREACHED, Batch, SolonTask
 from solon_fl.wire import trusted_tensor
 
 __all__ = ["SolonClientMixin"]
@@ -57,9 +57,8 @@ class SolonClientMixin:
     it. The server must be told which entries that are: ``SolonStrategy(..., buffers=buffer_names(model))``.
     Several devices: each has a copy of the model (copy.deepcopy). Buffers and frozen weights are copied from device to
     device before each batch, so that they follow all batches; what else a model keeps in attributes is not.
-    A parameter that no batch's loss depends on has gradient 0, not None as in plain torch: weight decay moves it, and
-    so does the momentum that it has (Adam's too). The node's log names such parameters; freeze them
-    (``requires_grad_(False)``).
+    A parameter that no batch's loss depends on has no gradient on the server, as in plain torch (s + 1 nodes of each
+    group must say so), so that nothing moves it; the node's log names such parameters once.
     Integer and boolean entries are not sent: a loss that changes one is an error which names it. num_batches_tracked is
     counted by the server, so that a BatchNorm with momentum=None, used once a batch, averages as in plain torch.
     The mean loss of the task's batches is sent beside the share, for `RoundReport.training_loss`; nothing protects it.
@@ -138,6 +137,7 @@ class SolonClientMixin:
                     loss = _checked(self.batch_loss(model, batch, context))
                     gradient.backward(loss)
                     note_loss(loss)
+        note_unreached(gradient.unreached)
         _warn_of_unreached(gradient.unreached)
         gradient.scale_gradients(1 / len(batches))
         return gradient.vector
@@ -190,8 +190,12 @@ class SolonClientMixin:
             collected_losses() as losses,
         ):
             vector = compute(arrays, task, context, config)
-            loss = losses.mean()
-            return share_reply(message, task, vector, {} if loss is None else {METRICS: MetricRecord({"loss": loss})})
+            loss, beside = losses.mean(), dict[str, MetricRecord | ConfigRecord]()
+            if loss is not None:
+                beside[METRICS] = MetricRecord({"loss": loss})
+            if losses.unreached:
+                beside[UNREACHED] = ConfigRecord({"names": list(losses.unreached)})
+            return share_reply(message, task, vector, beside)
 
     def client_app(self, mods: list[Mod] | None = None) -> ClientApp:
         """Return the Flower ClientApp that serves this object: training, evaluation, and the query for its silo.
@@ -264,9 +268,7 @@ def _warn_of_unreached(names: tuple[str, ...]) -> None:
     if names and names not in _warned_of:
         _warned_of.add(names)
         logger.warning(
-            "No batch's loss depends on %d parameters (%s): their gradient is 0, not None as in plain torch, so that "
-            "weight decay and momentum (Adam's too) move them; call requires_grad_(False) on them in "
-            "build_model, and on the server, where buffer_names(model) then has them.",
+            "No batch's loss depends on %d parameters in this round (%s): no step moves them.",
             len(names),
             ", ".join(names[:10]) + (", ..." if len(names) > 10 else ""),
         )

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +16,7 @@ from torch import Tensor
 from solon_fl.coding import Decoded, Decoder, DecodeStatus
 from solon_fl.coding.projection import Memory
 from solon_fl.coding.sections import Sections
-from solon_fl.strategies.replies import Unusable, read_all, read_loss, read_share
+from solon_fl.strategies.replies import Unusable, read_all, read_loss, read_share, read_unreached
 from solon_fl.strategies.reports import NOT_FINITE, GroupReport
 
 __all__ = ["GroupRound"]
@@ -77,6 +78,7 @@ class GroupRound:
     bytes_in: int = 0
     _shares: dict[int, Tensor] = field(default_factory=dict)
     _losses: dict[int, float] = field(default_factory=dict)  # as reported: nothing protects them
+    _unreached: dict[int, frozenset[str]] = field(default_factory=dict)  # parameters, as each says
     _malformed: dict[int, str] = field(default_factory=dict)
     _gone: set[int] = field(default_factory=set)  # slots of nodes that the SuperLink could not reach in time
     _first: list[int] = field(default_factory=list)  # slots asked before the others were woken
@@ -138,6 +140,7 @@ class GroupRound:
             del replies[slot]
         losses = {slot: read_loss(reply) for slot, reply in replies.items()}
         self._losses |= {slot: loss for slot, loss in losses.items() if loss is not None}
+        self._unreached |= {slot: read_unreached(reply) for slot, reply in replies.items()}
         self._take(replies)
 
     def _known_slots(self) -> set[int]:
@@ -248,6 +251,7 @@ class GroupRound:
         to_blame = {*decoded.corrupt_slots, *not_finite, *(different if odd else ())}
         trusted = self._shares.keys() - {*decoded.corrupt_slots, *decoded.suspect_slots, *not_finite}
         losses = {slot: loss for slot, loss in sorted(self._losses.items()) if slot in trusted}
+        votes = Counter(name for names in self._unreached.values() for name in names)
         self._report = GroupReport(
             group=self.group,
             nodes=tuple(None if slot in self.resting else node_id for slot, node_id in enumerate(self.nodes)),
@@ -264,6 +268,7 @@ class GroupRound:
             error_bound=decoded.error_bound,
             classes=decoded.classes,
             failed_classes=decoded.failed_classes,
+            unreached=tuple(sorted(name for name, count in votes.items() if count > self.byzantine)),
             losses=dict(zip(self._ids(losses), losses.values(), strict=True)),
         )
         self._shares.clear()

@@ -253,7 +253,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         aggregated_at = time.monotonic()
         arrays = None
         if aggregated.direction is not None:
-            run.model.step(aggregated.direction, self.mode, run.num_batches)
+            run.model.step(aggregated.direction, self.mode, run.num_batches, aggregated.unreached)
             arrays = run.model.to_record()
         report = RoundReport(
             round=opened.number,

@@ -363,7 +363,9 @@ class ServerModel:
                 self.vector[entry.start : entry.stop].view(shape).copy_(value)
         return changed
 
-    def step(self, direction: Tensor, mode: Mode, num_batches: int = 0) -> None:
+    def step(
+        self, direction: Tensor, mode: Mode, num_batches: int = 0, unreached: Collection[str] = frozenset()
+    ) -> None:
         """Let the optimizer (and the scheduler) take one step, and add the change of the buffers.
 
         Parameters
@@ -374,6 +376,8 @@ class ServerModel:
             its change. It may be overwritten.
         num_batches : int
             That each node computed one after the other, which normalisation layers count.
+        unreached : collection of str
+            Parameters without a gradient, as in plain torch those are that no loss depends on: nothing moves them.
         """
         for name in self._counters:
             self._static[name] = to_array(trusted_tensor(self._static[name]) + num_batches)
@@ -383,8 +387,9 @@ class ServerModel:
             return
         if mode == "update":
             direction.neg_()
-        for parameter, gradient in zip(self._parameters, self._parts(direction, buffers=False), strict=True):
-            parameter.grad = gradient
+        parts = zip(self._chosen(buffers=False), self._parameters, self._parts(direction, buffers=False), strict=True)
+        for entry, parameter, gradient in parts:
+            parameter.grad = None if entry.name in unreached else gradient
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         if self._scheduler is not None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from solon_fl.coding.digests import DIGEST_SIZE
 from solon_fl.errors import InvalidReplyError
-from solon_fl.task import DIGESTS, SHARE, WHERE
+from solon_fl.task import DIGESTS, SHARE, UNREACHED, WHERE
 from solon_fl.wire import STYPE, npy_header
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
 Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]  # of each array that a node sends, by name
 Content = TypeVar("Content")
 Key = TypeVar("Key", bound=Hashable)
+MOST_NAMES = 100_000  # of parameters, that a node may say no loss depends on
 MOST_METRICS = 100  # of one node
 MOST_OF_AN_ERROR = 4000  # characters
 MOST_LINES = 12
@@ -187,6 +188,18 @@ def median_metrics(replies: Iterable[Message], num_nodes: int) -> MetricRecord |
 def read_loss(reply: Message) -> float | None:
     """Return the training loss that a reply reports among its metrics, if it is a finite number."""
     return _finite_metrics(reply).get("loss")
+
+
+def read_unreached(reply: Message) -> frozenset[str]:
+    """Return the names of the parameters that no loss of the node depends on, as it says."""
+    try:
+        record = reply.content.get(UNREACHED) if reply.has_content() else None
+        names = record.get("names") if isinstance(record, ConfigRecord) else None
+        if isinstance(names, list) and len(names) <= MOST_NAMES:
+            return frozenset(name for name in names if isinstance(name, str))
+    except Exception as error:  # anything may come from a node
+        logger.warning("Node %d: unreached parameters ignored: %s", reply.metadata.src_node_id, one_line(str(error)))
+    return frozenset()
 
 
 def _finite_metrics(reply: Message) -> dict[str, float]:

@@ -48,6 +48,8 @@ class GroupReport:
         The same for the parameters' gradient and for the buffers' change; () if the group failed.
     failed_classes : tuple of str
         "parameters" or "buffers", or both: where the shares disagree, if the group could not be decoded.
+    unreached : tuple of str
+        Parameters that no batch's loss depends on, as more than s nodes say: they have no gradient.
     losses : dict
         Training loss by id of each node that reported one ("loss" in a MetricRecord beside its share), and was neither
         accused nor a suspect. Not coded: such a node may say what it likes here.
@@ -68,6 +70,7 @@ class GroupReport:
     suspect_nodes: tuple[int, ...] = ()
     classes: tuple[ClassOutcome, ...] = ()
     failed_classes: tuple[str, ...] = ()
+    unreached: tuple[str, ...] = ()
     losses: dict[int, float] = field(default_factory=dict)
 
     @property

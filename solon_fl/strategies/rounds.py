@@ -31,11 +31,14 @@ class Aggregated:
         Who sent what.
     bytes_in : int
         Bytes of the arrays that nodes sent.
+    unreached : frozenset of str
+        Parameters without a gradient.
     """
 
     direction: Tensor | None
     groups: tuple[GroupReport, ...]
     bytes_in: int
+    unreached: frozenset[str] = frozenset()
 
 
 class Round(ABC, Generic[Key]):

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -298,6 +298,7 @@ class SolonRound(Round[Place]):
             direction=self._sum.div_(self._sum_of_weights) if usable and self._sum is not None else None,
             groups=reports,
             bytes_in=sum(group.bytes_in for group in self._groups),
+            unreached=_in_all(report.unreached for report in reports if report.decoded),
         )
 
     def _tasks(self, places: Collection[Place], arrays: ArrayRecord) -> dict[Place, Message]:
@@ -345,6 +346,12 @@ class SolonRound(Round[Place]):
             WHY_HONEST_NODES_DIFFER,
             self._run.config.on_group_failure,
         )
+
+
+def _in_all(groups: Iterable[Collection[str]]) -> frozenset[str]:
+    """Return the names that all groups have."""
+    sets = [frozenset(names) for names in groups]
+    return sets[0].intersection(*sets[1:]) if sets else frozenset()
 
 
 def _log_calibration(found: Calibration) -> None:

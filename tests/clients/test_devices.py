@@ -244,7 +244,7 @@ def test_unreached_parameters_are_those_that_no_device_reached(caplog: pytest.Lo
             self.never = nn.Linear(7, 2)
 
     vector_on(Never, squared, number=3)
-    assert "depends on 4 parameters (idle.weight, idle.bias, never.weight, never.bias)" in caplog.text
+    assert "4 parameters in this round (idle.weight, idle.bias, never.weight, never.bias)" in caplog.text
 
 
 def test_local_steps_take_the_first_device_alone() -> None:

@@ -517,3 +517,37 @@ def test_a_tensor_of_noise_is_waited_for_once_in_a_run() -> None:
                 break
         assert (slot, group.report.status) == ((6, "clean") if rounds == 0 else (4, "clean"))
     assert noise_only == {1}
+
+
+# Parameters that no loss depends on
+
+
+def saying(slot: int, names: Any) -> Message:
+    share = CODE.encode(GRADIENT, slot)
+    records: dict[str, Any] = {"share": ArrayRecord({"share": to_array(share)})}
+    if names is not None:
+        records["unreached"] = ConfigRecord({"names": names}) if isinstance(names, list) else names
+    return reply(RecordDict(records))
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ([["a", "b"]] * 5, ("a", "b")),
+        ([["a"], ["a"], ["a"], None, None], ("a",)),  # one of three is honest
+        ([["a"], ["a"], None, None, None], ()),
+        ([["a"], ["a", "b"], ["b", "a"], ["b"], ["c"]], ("a", "b")),
+        ([["a"] * 9, ["a"] * 9, None, None, None], ()),
+        ([MetricRecord({"names": 1})] * 5, ()),
+        ([[1, 2]] * 5, ()),
+        ([ConfigRecord({"other": ["a"]})] * 5, ()),
+    ],
+)
+def test_more_than_s_nodes_must_say_that_a_parameter_has_no_gradient(
+    said: list[Any], expected: tuple[str, ...]
+) -> None:
+    group = new_round()
+    for slot, names in enumerate(said):
+        group.receive({slot: saying(slot, names)})
+    group.decode(last=True)
+    assert group.report.unreached == expected

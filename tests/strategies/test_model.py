@@ -220,3 +220,16 @@ def test_several_schedulers_may_be_one(kind: str) -> None:
         return torch.optim.lr_scheduler.ChainedScheduler(parts)
 
     ServerModel(record_of(nn.Linear(2, 1)), (), SGD, make)
+
+
+@pytest.mark.parametrize(
+    "optimizer", [partial(torch.optim.AdamW, lr=0.1), partial(torch.optim.SGD, lr=0.1, momentum=0.9)]
+)
+def test_a_parameter_without_a_gradient_stays_where_it_is(optimizer: Any) -> None:
+    record = ArrayRecord({"a": to_array(torch.ones(2)), "b": to_array(torch.ones(3))})
+    server = ServerModel(record, (), optimizer)
+    server.step(torch.ones(5), "gradient")
+    before = server.vector.clone()
+    server.step(torch.tensor([0.0, 0.0, 1.0, 1.0, 1.0]), "gradient", unreached={"a", "unknown"})
+    assert torch.equal(server.vector[:2], before[:2])
+    assert (server.vector[2:] < before[2:]).all()
