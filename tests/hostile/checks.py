@@ -25,7 +25,7 @@ from solon_fl.strategies.exchange import exchange
 from solon_fl.strategies.group import GroupRound
 from solon_fl.strategies.loop import RoundStrategy
 from solon_fl.strategies.presence import connected_nodes
-from solon_fl.strategies.replies import median_metrics, read_share
+from solon_fl.strategies.replies import median_metrics, read_share, read_unreached
 from solon_fl.strategies.reports import GroupReport
 from solon_fl.strategies.roster import Roster
 from solon_fl.strategies.silos import learn_silos
@@ -270,7 +270,10 @@ def finish_round(
 
 
 def check_metrics(source: Source) -> None:
-    """Metrics of a few nodes: what is reported is finite, and between what honest nodes say, who are the majority."""
+    """Metrics of a few nodes: what is reported is finite, and between what honest nodes say, who are the majority.
+
+    Names of parameters without a gradient, too, are read from the hostile replies.
+    """
     honest_values = [float(source.whole(0, 10)) for _ in range(3)]
     replies = [
         Message(RecordDict({"metrics": MetricRecord({"accuracy": value})}), reply_to=QUESTIONS[i])
@@ -281,6 +284,7 @@ def check_metrics(source: Source) -> None:
         if reply is not None:
             replies.append(reply)
     with allocating_at_most(100_000 + 4 * sum(size_of(reply) for reply in replies)):
+        assert all(isinstance(name, str) for reply in replies for name in read_unreached(reply))
         medians = median_metrics(replies, num_nodes=5)
     assert medians is not None
     assert list(medians) == ["accuracy"]
