@@ -248,10 +248,11 @@ def _computing_on(device: torch.device) -> Iterator[None]:
 
 
 def _checked(loss: object) -> Tensor:
-    got = repr(loss)[:80]
-    if isinstance(loss, Tensor):
-        if loss.numel() == 1 and loss.requires_grad:
-            return loss
+    if not isinstance(loss, Tensor):
+        got = repr(loss)[:80]
+    elif loss.numel() == 1 and loss.requires_grad:
+        return loss
+    else:
         got = f"a tensor of shape={tuple(loss.shape)}, requires_grad={loss.requires_grad}"
     raise ConfigurationError(
         f"batch_loss must return the batch's mean loss, one number with a gradient; got {got}; return it as a tensor, "

@@ -225,8 +225,8 @@ class Decoder:
         -----
         Guarantee: see the class. Cost, if all lies are loud: (r - k) k m multiply-adds in the shares' dtype, at most
         three times. Else r m (q + 1) in float64 to project and r m r to solve and to check. Beside the result, a few MB
-        for any m, and some 20 µs for each tensor (100 if liars are quiet in all of them). Locating looks at an r x q
-        matrix only. benchmarks/attacked_round.py measures what liars can make of that.
+        for any m. Each tensor costs some microseconds, or half a millisecond if liars are quiet in it (s = 5, k = 10).
+        Locating looks at an r x q matrix only. benchmarks/attacked_round.py measures what liars can make of that.
 
         References
         ----------

@@ -446,3 +446,9 @@ def test_tensors_that_share_memory_are_named() -> None:
 def test_what_is_no_loss_is_refused(loss: Callable[[nn.Module, Tensor], Tensor], got: str, mode: str) -> None:
     with pytest.raises(Exception, match=f"batch_loss must return the batch's mean loss, .*{got}"):
         together(Client(lambda: nn.Linear(7, 1), loss), initial_model(), 0.1, 1, mode)
+
+
+def test_a_loss_is_not_shown_unless_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To show it would wait for the GPU, in every batch."""
+    monkeypatch.setattr(Tensor, "__repr__", lambda self: pytest.fail("a loss was shown"))
+    gradient_of(lambda: nn.Linear(7, 1))
