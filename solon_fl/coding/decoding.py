@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -128,8 +128,8 @@ class Decoding:
         support = tuple(screened.alive.index(slots[found.support[row]]) for row in small)
         lies, rounding = found.lies[:, small], found.lies_rounding[:, small]
         solution = replace(found, support=support, lies=lies, lies_rounding=rounding)
-        projected: Project = lambda odd: self._project(slots, odd)  # noqa: E731
-        return self._decoded(screened, self._refined(solution, screened, found.row_norms, needed, projected))
+        refined = self._refined(solution, screened, found.row_norms, needed, partial(self._project, slots))
+        return self._decoded(screened, refined)
 
     def _loud(self, columns: slice, needed: int) -> tuple[Support, float]:
         """Guess the liars from a few columns; return them, and a residual that they would have left there."""
@@ -177,11 +177,10 @@ class Decoding:
         `projected` are the projected slots, (parts, n, q), of which each part has a `noise`, (parts,), of its own: they
         are brought to the largest, and added.
         """
-        alive = [screened.slots.index(slot) for slot in screened.alive]
         largest = float(noise.max())
         return LocatingProblem(
             generator=self.code.generator[screened.alive],
-            projected=np.einsum("c,cnq->nq", largest / noise, projected[:, alive]),
+            projected=np.einsum("c,cnq->nq", largest / noise, projected[:, screened.rows]),
             points=self.code.points[screened.alive],
             multipliers=self.code.multipliers[screened.alive],
             max_errors=self._most_errors(screened, needed),
@@ -231,10 +230,8 @@ class Decoding:
 
         norms : of the slots in each tensor, (C, n); project : makes of the numbers of tensors their projections.
         """
-        alive = [screened.slots.index(slot) for slot in screened.alive]
-        noise = noise_of(
-            self.code, scales(norms[:, alive], screened.liars, self.code.compression), self._smallest, self.rtol
-        )
+        scale = scales(norms[:, screened.rows], screened.liars, self.code.compression)
+        noise = noise_of(self.code, scale, self._smallest, self.rtol)
         odd = _odd_tensors(solution, noise)
         for _ in range(MAX_REFINEMENTS):
             support = self._locate_in(odd, solution.support, screened, noise, needed, project)
@@ -261,10 +258,8 @@ class Decoding:
             problem = _without_rows(problem, known, left)
             support = self._locate(problem)
             if support:
-                alive = [screened.slots.index(screened.alive[row]) for row in left]
-                columns = _columns_that_tell(
-                    problem.parity @ projected[part][:, alive], noise[odd[part]], self.sections.widths[odd[part]]
-                )
+                syndromes = problem.parity @ projected[part][:, [screened.rows[row] for row in left]]
+                columns = _columns_that_tell(syndromes, noise[odd[part]], self.sections.widths[odd[part]])
                 if _chance(problem, support, columns) <= CHANCE:
                     return tuple(left[row] for row in support)
         return ()

@@ -39,6 +39,11 @@ class Screened:
     liars: int
 
     @property
+    def rows(self) -> list[int]:
+        """Places of the alive among the slots."""
+        return [self.slots.index(slot) for slot in self.alive]
+
+    @property
     def tolerance(self) -> FloatArray:
         """The residuals, (K,), up to which projected ones may have been within 3 `noise`."""
         return UNDERESTIMATE * NOISE_MARGIN * self.noise
