@@ -11,8 +11,9 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from solon_fl.baselines.vectors import Layout, VectorStrategy, Verdict
+from solon_fl.strategies.factories import OptimizerFactory
 from solon_fl.strategies.loop import RoundStrategy
-from solon_fl.strategies.model import OptimizerFactory, ServerModel
+from solon_fl.strategies.model import ServerModel
 from solon_fl.strategies.replies import is_silence, one_line
 from solon_fl.strategies.reports import GroupReport, RoundReport
 from solon_fl.strategies.rounds import Aggregated, Round, Run

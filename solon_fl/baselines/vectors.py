@@ -11,8 +11,9 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from solon_fl.checks import check_whole
+from solon_fl.strategies.factories import OptimizerFactory
 from solon_fl.strategies.loop import RoundStrategy
-from solon_fl.strategies.model import OptimizerFactory, ServerModel
+from solon_fl.strategies.model import ServerModel
 from solon_fl.strategies.presence import wait_for_nodes
 from solon_fl.strategies.replies import Layout, Unusable, read, read_arrays
 from solon_fl.strategies.reports import GroupReport, RoundReport

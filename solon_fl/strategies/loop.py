@@ -24,8 +24,9 @@ from solon_fl.errors import CheckpointError, GroupFailedError
 from solon_fl.strategies.checkpoint import Checkpoint, Checkpoints
 from solon_fl.strategies.evaluating import Evaluate, evaluate_centrally, warn_of_failed_evaluations
 from solon_fl.strategies.exchange import exchange, reply_keys
+from solon_fl.strategies.factories import OptimizerFactory, SchedulerFactory, check_factories
 from solon_fl.strategies.fetching import fetcher_of
-from solon_fl.strategies.model import OptimizerFactory, SchedulerFactory, ServerModel, check_factories
+from solon_fl.strategies.model import ServerModel
 from solon_fl.strategies.replies import median_metrics
 from solon_fl.strategies.reports import RoundReport
 from solon_fl.strategies.rounds import Aggregated, Round, Run

@@ -1,7 +1,7 @@
 """The server's copy of the model: a flat vector, an optimizer, and Flower records made from it."""
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -9,80 +9,22 @@ from typing import Any
 import torch
 from flwr.app import Array, ArrayRecord
 from torch import Tensor
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler
 
 from solon_fl.coding.sections import Sections, padded
 from solon_fl.config import Mode
 from solon_fl.errors import ConfigurationError
+from solon_fl.strategies.factories import (
+    OptimizerFactory,
+    SchedulerFactory,
+    make_optimizer,
+    make_scheduler,
+    name_of,
+    share_of_an_update,
+)
 from solon_fl.wire import check_dtype, check_storage, is_continuous, is_counter, real_view, to_array, trusted_tensor
 
-__all__ = [
-    "OptimizerFactory",
-    "SchedulerFactory",
-    "ServerModel",
-    "buffer_names",
-    "check_factories",
-    "made_by",
-    "share_of_an_update",
-]
-
-OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
-SchedulerFactory = Callable[[torch.optim.Optimizer], LRScheduler]
-
-
-def check_factories(optimizer: object, scheduler: object) -> None:
-    """Raise ConfigurationError for what is no factory, and for optimizers that can't work on a server.
-
-    What a function makes is only known once it is called: see `ServerModel`.
-    """
-    if isinstance(optimizer, torch.optim.Optimizer) or not callable(optimizer):
-        raise ConfigurationError(
-            f"optimizer must be callable, and make an optimizer of a list of parameters; got a {_name_of(optimizer)}; "
-            "give a class with its settings, such as functools.partial(torch.optim.SGD, lr=0.1)."
-        )
-    _check_kind(made_by(optimizer)[0])
-    if scheduler is not None and not (callable(scheduler) and not isinstance(scheduler, LRScheduler)):
-        raise ConfigurationError(
-            f"scheduler must be callable, and make a scheduler of an optimizer; got a {_name_of(scheduler)}; give a "
-            "class with its settings, such as functools.partial(torch.optim.lr_scheduler.StepLR, step_size=30)."
-        )
-
-
-def made_by(factory: object) -> tuple[object, dict[str, Any]]:
-    """Return the class that a factory makes something of, and with which settings, if it is a class or a partial."""
-    return getattr(factory, "func", factory), dict(getattr(factory, "keywords", {}))
-
-
-def share_of_an_update(kind: object, settings: Mapping[str, Any]) -> float:
-    """Return how much of a change that the nodes repeat an SGD adds in the long run; 1 if that is not known."""
-    if not (isinstance(kind, type) and issubclass(kind, torch.optim.SGD)):
-        return 1.0
-    usual = {name: argument.default for name, argument in signature(kind).parameters.items()}
-    rate, momentum, dampening = (float({**usual, **settings}.get(name, 0)) for name in ("lr", "momentum", "dampening"))
-    if not 0 < momentum < 1:
-        return rate
-    return rate * (1 - dampening) / (1 - momentum)
-
-
-def _name_of(thing: object) -> str:
-    return type(thing).__name__
-
-
-def _steps(scheduler: object, optimizer: object) -> bool:
-    """Whether it looks like a scheduler of that optimizer."""
-    return hasattr(scheduler, "step") and getattr(scheduler, "optimizer", optimizer) is optimizer
-
-
-def _check_kind(kind: object) -> None:
-    """Refuse the optimizers that need more than a gradient a step."""
-    for unfit, lack in (
-        (torch.optim.LBFGS, "evaluates the loss several times a step, which the nodes can't"),
-        (torch.optim.SparseAdam, "takes sparse gradients only, and those of the nodes are dense"),
-    ):
-        if isinstance(kind, type) and issubclass(kind, unfit):
-            raise ConfigurationError(
-                f"optimizer must step with one dense gradient; got {kind.__name__}, which {lack}; use SGD or Adam, say."
-            )
+__all__ = ["ServerModel", "buffer_names"]
 
 
 def buffer_names(model: torch.nn.Module) -> tuple[str, ...]:
@@ -105,7 +47,7 @@ def buffer_names(model: torch.nn.Module) -> tuple[str, ...]:
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise ConfigurationError(
-                f"the model's state_dict must hold tensors only, as Flower can; got {name}, a {_name_of(value)}; "
+                f"the model's state_dict must hold tensors only, as Flower can; got {name}, a {name_of(value)}; "
                 "let get_extra_state return a tensor, or build the extra state in build_model and don't save it."
             )
         check_dtype(f"the model's {name}", value)
@@ -201,38 +143,10 @@ class ServerModel:
         self._compression = compression
         self._parameters = [self.vector[e.start : e.stop].view(e.shape) for e in self._chosen(buffers=False)]
         self._buffers = [self.vector[e.start : e.stop].view(e.shape) for e in self._chosen(buffers=True)]
-        self._optimizer = self._make(optimizer) if self._parameters else None
-        self._scheduler = None if scheduler is None or self._optimizer is None else scheduler(self._optimizer)
-        if self._scheduler is not None and not _steps(self._scheduler, self._optimizer):
-            raise ConfigurationError(
-                "scheduler must make a scheduler of the optimizer that it is given; got a "
-                f"{_name_of(self._scheduler)}, or one of another; write lambda optimizer: StepLR(optimizer, 30), say, "
-                "and take SequentialLR for several."
-            )
-        if isinstance(self._scheduler, ReduceLROnPlateau):
-            raise ConfigurationError(
-                "the scheduler must set the rate by the number of steps; got ReduceLROnPlateau, which needs a metric; "
-                "use another of torch.optim.lr_scheduler."
-            )
-
-    def _make(self, optimizer: OptimizerFactory) -> torch.optim.Optimizer:
-        try:
-            made = optimizer(self._parameters)
-        except ValueError as error:
-            raise ConfigurationError(
-                f"optimizer must make an optimizer of the model's parameters, plain tensors; it failed: {error}; "
-                "do not choose among them by requires_grad, which none has here: frozen ones are not among them."
-            ) from error
-        if not isinstance(made, torch.optim.Optimizer):
-            raise ConfigurationError(f"optimizer must make a torch.optim.Optimizer; got a {_name_of(made)} of it.")
-        _check_kind(type(made))
-        given = {id(parameter) for parameter in self._parameters}
-        if any(id(tensor) not in given for group in made.param_groups for tensor in group["params"]):
-            raise ConfigurationError(
-                "optimizer must make an optimizer of the tensors that it is given; got one of others, which would not "
-                "change the server's model; write lambda tensors: SGD(tensors, lr=0.1), not SGD(model.parameters())."
-            )
-        return made
+        self._optimizer = make_optimizer(optimizer, self._parameters) if self._parameters else None
+        self._scheduler: LRScheduler | None = None
+        if scheduler is not None and self._optimizer is not None:
+            self._scheduler = make_scheduler(scheduler, self._optimizer)
 
     @property
     def dim(self) -> int:

@@ -10,9 +10,10 @@ from flwr.serverapp import Grid
 
 from solon_fl.config import SolonConfig
 from solon_fl.strategies.checkpoint import Checkpoints
+from solon_fl.strategies.factories import OptimizerFactory, SchedulerFactory, made_by, share_of_an_update
 from solon_fl.strategies.ledger import NodeRecord
 from solon_fl.strategies.loop import RoundStrategy
-from solon_fl.strategies.model import OptimizerFactory, SchedulerFactory, ServerModel, made_by, share_of_an_update
+from solon_fl.strategies.model import ServerModel
 from solon_fl.strategies.reports import RoundReport
 from solon_fl.strategies.solon_run import SolonRun
 from solon_fl.task import RUN_SEED

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from solon_fl.baselines.draco.task import DRACO_TASK, DracoCodeName, DracoTask, make_draco_code
 from solon_fl.baselines.vectors import Layout, VectorStrategy, Verdict
-from solon_fl.strategies.model import OptimizerFactory, ServerModel
+from solon_fl.strategies.factories import OptimizerFactory
+from solon_fl.strategies.model import ServerModel
 from solon_fl.strategies.reports import RoundReport
 from solon_fl.task import SHARE
 
