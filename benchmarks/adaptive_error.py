@@ -49,9 +49,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import Tensor
 
-from solon_fl import CertificateWarning, Decoded, Decoder, FourierCode, SolonConfig
+from solon_fl import CertificateWarning, Decoded, FourierCode, RealDecoder, SolonConfig
 from solon_fl.coding import smallest_group
-from solon_fl.coding.locating import parity_of
+from solon_fl.coding.real.locating import parity_of
 
 FloatArray = NDArray[np.float64]
 Aim = Literal["any", "early", "all"]
@@ -120,14 +120,14 @@ class Found:
 
 
 @lru_cache(maxsize=8)
-def make_decoder(byzantine: int, compression: int, rtol: float) -> Decoder:
+def make_decoder(byzantine: int, compression: int, rtol: float) -> RealDecoder:
     size = smallest_group(byzantine=byzantine, compression=compression)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CertificateWarning)
-        return Decoder(FourierCode(group_size=size, compression=compression), byzantine=byzantine, rtol=rtol)
+        return RealDecoder(FourierCode(group_size=size, compression=compression), byzantine=byzantine, rtol=rtol)
 
 
-def first_lie(climb: Climb, decoder: Decoder, rng: np.random.Generator) -> Lie:
+def first_lie(climb: Climb, decoder: RealDecoder, rng: np.random.Generator) -> Lie:
     """Start with neighbouring rows: on a short arc of the unit circle polynomials are told apart worst."""
     s, k, size = climb.byzantine, climb.compression, decoder.code.group_size
     start, kind = int(rng.integers(size)), KINDS[climb.seed % 2]
@@ -148,7 +148,7 @@ def first_lie(climb: Climb, decoder: Decoder, rng: np.random.Generator) -> Lie:
     )
 
 
-def changed(lie: Lie, decoder: Decoder, rng: np.random.Generator) -> Lie:
+def changed(lie: Lie, decoder: RealDecoder, rng: np.random.Generator) -> Lie:
     """Change one thing at random."""
     size, k = decoder.code.group_size, decoder.code.compression
     what = rng.choice(
@@ -175,7 +175,7 @@ def changed(lie: Lie, decoder: Decoder, rng: np.random.Generator) -> Lie:
     return replace(lie, fixing=fixing, liars=liars, others=others)
 
 
-def deviations(lie: Lie, decoder: Decoder) -> FloatArray:
+def deviations(lie: Lie, decoder: RealDecoder) -> FloatArray:
     """Return what each row would send more if the gradient were what the liars want, (r, c); of norm about one."""
     generator = decoder.code.generator
     weights = lie.weights / np.linalg.norm(lie.weights)
@@ -194,7 +194,7 @@ def deviations(lie: Lie, decoder: Decoder) -> FloatArray:
 
 
 def shares_of(
-    lie: Lie, decoder: Decoder, honest_noise: float, rng: np.random.Generator
+    lie: Lie, decoder: RealDecoder, honest_noise: float, rng: np.random.Generator
 ) -> tuple[dict[int, Tensor], FloatArray]:
     """Return the shares that arrive, and the true gradient."""
     k = decoder.code.compression
@@ -218,7 +218,7 @@ def shares_of(
     return {slot: rows[slot] for slot in sorted((*honest, *lie.liars))}, chunks.reshape(-1)
 
 
-def attempt(lie: Lie, climb: Climb, decoder: Decoder, rng: np.random.Generator, found: Found) -> float:
+def attempt(lie: Lie, climb: Climb, decoder: RealDecoder, rng: np.random.Generator, found: Found) -> float:
     """Return the relative error of the first result that counts, of a few decodes; 0 if none does."""
     shares, gradient = shares_of(lie, decoder, climb.honest_noise, rng)
     needed = climb.byzantine + climb.compression

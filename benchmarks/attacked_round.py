@@ -36,14 +36,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from solon_fl import Decoded, Decoder, FourierCode
-from solon_fl.coding import decoding
-from solon_fl.coding.projection import Memory, Projector
+from solon_fl import Decoded, FourierCode, RealDecoder
+from solon_fl.coding.real import decoding
+from solon_fl.coding.real.projection import Memory, Projector
 
 SIZES = [(1, 3), (2, 6), (5, 5), (5, 10), (10, 4)]
 PARTS = {"interpolate": "interpolate", "least_squares": "least squares", "locate_rows": "locate", "judge": "judge"}
 Shares = dict[int, Tensor]
-Lie = Callable[[Decoder, Shares, np.random.Generator], Shares]  # returns those of the liars
+Lie = Callable[[RealDecoder, Shares, np.random.Generator], Shares]  # returns those of the liars
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Round:
     parts: dict[str, float] = field(default_factory=dict)
 
 
-def play(decoder: Decoder, shares: Shares, order: list[int], dim: int) -> Round:
+def play(decoder: RealDecoder, shares: Shares, order: list[int], dim: int) -> Round:
     """Let the shares arrive in that order, and decode as `GroupRound` does."""
     needed = decoder.code.compression + decoder.byzantine
     memory, got, decodes = Memory(), {slot: shares[slot] for slot in order[: needed - 1]}, 0
@@ -90,7 +90,7 @@ def profiled(parts: dict[str, float]) -> Iterator[None]:
         yield
 
 
-def play_profiled(decoder: Decoder, shares: Shares, order: list[int], dim: int) -> Round:
+def play_profiled(decoder: RealDecoder, shares: Shares, order: list[int], dim: int) -> Round:
     parts: dict[str, float] = {}
     with profiled(parts):
         played = play(decoder, shares, order, dim)
@@ -98,7 +98,7 @@ def play_profiled(decoder: Decoder, shares: Shares, order: list[int], dim: int) 
     return played
 
 
-def draw_liars(decoder: Decoder, rng: np.random.Generator) -> list[int]:
+def draw_liars(decoder: RealDecoder, rng: np.random.Generator) -> list[int]:
     size, s = decoder.code.group_size, decoder.byzantine
     kind, start = int(rng.integers(3)), int(rng.integers(size))
     chosen = rng.choice(size, s, replace=False) if kind == 0 else (start + kind * np.arange(s)) % size
@@ -110,7 +110,7 @@ def unit(length: int, rng: np.random.Generator) -> Tensor:
     return drawn.div_(torch.linalg.vector_norm(drawn))
 
 
-def near_codeword(decoder: Decoder, shares: Shares, rng: np.random.Generator) -> Shares:
+def near_codeword(decoder: RealDecoder, shares: Shares, rng: np.random.Generator) -> Shares:
     size, s = decoder.code.group_size, decoder.byzantine
     run = (int(rng.integers(size)) + np.arange(2 * s)) % size
     chosen = run if rng.random() < 0.7 else rng.choice(size, 2 * s, replace=False)
@@ -124,7 +124,7 @@ def near_codeword(decoder: Decoder, shares: Shares, rng: np.random.Generator) ->
     }
 
 
-def graded(decoder: Decoder, shares: Shares, rng: np.random.Generator) -> Shares:
+def graded(decoder: RealDecoder, shares: Shares, rng: np.random.Generator) -> Shares:
     norm, length = float(shares[0].norm()), shares[0].numel()
     common, together = unit(length, rng), rng.random() < 0.5
     low = rng.uniform(-6, 0)
@@ -134,14 +134,14 @@ def graded(decoder: Decoder, shares: Shares, rng: np.random.Generator) -> Shares
     }
 
 
-def at_the_end(decoder: Decoder, shares: Shares, rng: np.random.Generator) -> Shares:
+def at_the_end(decoder: RealDecoder, shares: Shares, rng: np.random.Generator) -> Shares:
     lies = {slot: shares[slot].clone() for slot in draw_liars(decoder, rng)}
     for lie in lies.values():
         lie[-1] += 10 ** rng.uniform(-5.5, 1) * float(lie.norm())
     return lies
 
 
-def whispers(decoder: Decoder, shares: Shares, rng: np.random.Generator) -> Shares:
+def whispers(decoder: RealDecoder, shares: Shares, rng: np.random.Generator) -> Shares:
     norm, length = float(shares[0].norm()), shares[0].numel()
     noise = math.sqrt(decoder.code.group_size) * decoder.rtol * norm
     liars = draw_liars(decoder, rng)
@@ -180,7 +180,7 @@ class Row:
 
 
 def run_row(s: int, k: int, dim: int, seconds: float, seed: int) -> Row:
-    decoder = Decoder(FourierCode(group_size=2 * s + k, compression=k), byzantine=s)
+    decoder = RealDecoder(FourierCode(group_size=2 * s + k, compression=k), byzantine=s)
     rng = np.random.default_rng([seed, s, k, dim])
     gradient = torch.from_numpy(rng.standard_normal(dim, dtype=np.float32))
     size = decoder.code.group_size

@@ -38,12 +38,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from solon_fl import Code, Decoded, Decoder, DecodeStatus, FourierCode
+from solon_fl import Decoded, DecodeStatus, FourierCode, RealCode, RealDecoder
 from solon_fl.coding import smallest_group
 from solon_fl.simulations.attacks import OtherGradient, SameLie
 
 DIM = 300
-Lies = Callable[[Code, Tensor, list[int], torch.Generator], Tensor]  # of unit size, added to the shares
+Lies = Callable[[RealCode, Tensor, list[int], torch.Generator], Tensor]  # of unit size, added to the shares
 
 
 def directions(count: int, shares: Tensor, rng: torch.Generator) -> Tensor:
@@ -55,34 +55,34 @@ def powers(count: int, low: float, high: float, rng: torch.Generator) -> Tensor:
     return 10 ** (low + (high - low) * torch.rand(count, 1, generator=rng, dtype=torch.float64))
 
 
-def random(code: Code, shares: Tensor, liars: list[int], rng: torch.Generator) -> Tensor:
+def random(code: RealCode, shares: Tensor, liars: list[int], rng: torch.Generator) -> Tensor:
     return powers(1, -2, 2, rng) * directions(len(liars), shares, rng)
 
 
-def sizes(code: Code, shares: Tensor, liars: list[int], rng: torch.Generator) -> Tensor:
+def sizes(code: RealCode, shares: Tensor, liars: list[int], rng: torch.Generator) -> Tensor:
     return powers(len(liars), -5, 25, rng) * directions(len(liars), shares, rng)
 
 
-def one_line(code: Code, shares: Tensor, liars: list[int], rng: torch.Generator) -> Tensor:
+def one_line(code: RealCode, shares: Tensor, liars: list[int], rng: torch.Generator) -> Tensor:
     return torch.randn(len(liars), 1, generator=rng, dtype=torch.float64) * directions(1, shares, rng)
 
 
-def same(code: Code, shares: Tensor, liars: list[int], rng: torch.Generator) -> Tensor:
+def same(code: RealCode, shares: Tensor, liars: list[int], rng: torch.Generator) -> Tensor:
     return SameLie(1.0).lies(shares, liars, rng) - shares[liars]
 
 
-def framing(code: Code, shares: Tensor, liars: list[int], rng: torch.Generator) -> Tensor:
+def framing(code: RealCode, shares: Tensor, liars: list[int], rng: torch.Generator) -> Tensor:
     honest = [slot for slot in range(code.group_size) if slot not in liars]
     framed = honest[int(torch.randint(len(honest), (1,), generator=rng))]
     weights = np.linalg.lstsq(code.parity[:, liars], code.parity[:, framed], rcond=None)[0]
     return torch.from_numpy(weights)[:, None] * directions(1, shares, rng)
 
 
-def other(code: Code, shares: Tensor, liars: list[int], rng: torch.Generator) -> Tensor:
+def other(code: RealCode, shares: Tensor, liars: list[int], rng: torch.Generator) -> Tensor:
     return OtherGradient(code, 1.0).lies(shares, liars, rng) - shares[liars]
 
 
-def two_camps(code: Code, shares: Tensor, liars: list[int], rng: torch.Generator) -> Tensor:
+def two_camps(code: RealCode, shares: Tensor, liars: list[int], rng: torch.Generator) -> Tensor:
     half = len(liars) // 2
     return torch.cat([other(code, shares, camp, rng) for camp in (liars[:half], liars[half:])])
 
@@ -116,7 +116,7 @@ def verdict(decoded: Decoded, error: float, liars: list[int]) -> str:
     return "located" if decoded.corrupt_slots == tuple(liars) else "partly"
 
 
-def run(decoder: Decoder, name: str, num_liars: int, trials: int, seed: int) -> Tally:
+def run(decoder: RealDecoder, name: str, num_liars: int, trials: int, seed: int) -> Tally:
     code, tally = decoder.code, Tally()
     for trial in range(trials):
         rng = torch.Generator().manual_seed((seed * 1000 + num_liars) * 1_000_003 + trial)
@@ -155,7 +155,7 @@ def main() -> None:
     for byzantine, compression, trials in ((2, 3, 20 * arguments.trials), (5, 10, arguments.trials)):
         size = smallest_group(byzantine=byzantine, compression=compression)
         code = FourierCode(group_size=size, compression=compression)
-        decoder = Decoder(code, byzantine=byzantine, beyond_bound="accept")
+        decoder = RealDecoder(code, byzantine=byzantine, beyond_bound="accept")
         checks = size - compression
         print(f"\ns={byzantine}, k={compression}, r={size}; {trials} trials a row; r - k - 1 = {checks - 1}\n")
         for row in (HEADER, ["---"] * len(HEADER)):

@@ -40,7 +40,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import Tensor
 
-from solon_fl import Code, Decoded, Decoder, FourierCode, Locator, RationalLocator, SubspaceLocator, VandermondeCode
+from solon_fl import (
+    Decoded,
+    FourierCode,
+    Locator,
+    RationalLocator,
+    RealCode,
+    RealDecoder,
+    SubspaceLocator,
+    VandermondeCode,
+)
 from solon_fl.coding import smallest_group
 from solon_fl.simulations import attacks as a
 
@@ -48,7 +57,7 @@ SMALLEST_LIE = 1e-3  # of an honest share's norm: lies from here on must be name
 PRECISE = 1e-5
 TRIALS_PER_TASK = 50
 
-ATTACKS: dict[str, Callable[[Decoder], a.Attack]] = {
+ATTACKS: dict[str, Callable[[RealDecoder], a.Attack]] = {
     "reverse": lambda decoder: a.Reverse(),
     "constant": lambda decoder: a.Constant(),
     "sign-flip": lambda decoder: a.SignFlip(),
@@ -73,7 +82,7 @@ LOCATORS: dict[str, Callable[[], Locator] | None] = {
     "subspace": SubspaceLocator,
     "rational": RationalLocator,
 }
-CODES: dict[str, type[Code]] = {"fourier": FourierCode, "vandermonde": VandermondeCode}
+CODES: dict[str, type[RealCode]] = {"fourier": FourierCode, "vandermonde": VandermondeCode}
 
 
 @dataclass(frozen=True)
@@ -126,17 +135,17 @@ def all_cells(trials: int) -> Iterator[Cell]:
 
 
 @lru_cache(maxsize=4)
-def make_decoder(kind: str, locator: str, byzantine: int, compression: int) -> Decoder:
+def make_decoder(kind: str, locator: str, byzantine: int, compression: int) -> RealDecoder:
     make_locator = LOCATORS[locator]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the table shows what a void certificate means
         size = smallest_group(byzantine=byzantine, compression=compression)
         code = CODES[kind](group_size=size, compression=compression)
-        return Decoder(code, byzantine=byzantine, locator=None if make_locator is None else make_locator())
+        return RealDecoder(code, byzantine=byzantine, locator=None if make_locator is None else make_locator())
 
 
 @lru_cache(maxsize=4)
-def hardest_liars(decoder: Decoder) -> list[int]:
+def hardest_liars(decoder: RealDecoder) -> list[int]:
     return a.NearCodeword(decoder).best_liars()
 
 
@@ -155,7 +164,9 @@ def draw_size(trial: int, rng: torch.Generator) -> float:
     return float(10 ** (decades * torch.rand(1, generator=rng, dtype=torch.float64) - 3))
 
 
-def corrupt(decoder: Decoder, name: str, shares: Tensor, liars: list[int], size: float, rng: torch.Generator) -> Tensor:
+def corrupt(
+    decoder: RealDecoder, name: str, shares: Tensor, liars: list[int], size: float, rng: torch.Generator
+) -> Tensor:
     """Return the shares with the liars' replaced; the lies' root mean square is `size` honest norms."""
     corrupted = shares.clone()
     lies = ATTACKS[name](decoder).lies(shares, liars, rng)

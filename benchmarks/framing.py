@@ -46,7 +46,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from benchmarks.framing_lies import FAMILIES, Scene, draw_liars, worst_noise
-from solon_fl import Decoder, FourierCode
+from solon_fl import FourierCode, RealDecoder
 from solon_fl.coding import smallest_group
 
 SIZES = [(1, 3), (2, 6), (3, 8), (4, 8), (5, 5), (5, 10), (8, 4), (10, 3)]  # s, k: the certificate is below 1
@@ -91,12 +91,12 @@ def all_cells(trials: int) -> Iterator[Cell]:
 
 
 @cache
-def make_decoder(cell: Cell) -> Decoder:
+def make_decoder(cell: Cell) -> RealDecoder:
     size = smallest_group(byzantine=cell.byzantine, compression=cell.compression, stragglers=cell.stragglers)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # no certificate is void
         code = FourierCode(group_size=size, compression=cell.compression)
-        return Decoder(code, byzantine=cell.byzantine, stragglers=cell.stragglers, rtol=RTOL[cell.dtype])
+        return RealDecoder(code, byzantine=cell.byzantine, stragglers=cell.stragglers, rtol=RTOL[cell.dtype])
 
 
 def draw_gradient(dim: int, dtype: torch.dtype, rng: np.random.Generator) -> torch.Tensor:

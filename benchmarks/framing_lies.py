@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from solon_fl import Decoder
+from solon_fl import RealDecoder
 
 __all__ = ["FAMILIES", "Family", "Framing", "Scene", "draw_liars", "worst_noise"]
 
@@ -28,7 +28,7 @@ class Scene:
 
     Attributes
     ----------
-    decoder : Decoder
+    decoder : RealDecoder
         The decoder under attack.
     slots : tuple of n int
         Of the shares.
@@ -38,7 +38,7 @@ class Scene:
         Rows of the shares, not slots.
     """
 
-    decoder: Decoder
+    decoder: RealDecoder
     slots: tuple[int, ...]
     shares: FloatArray
     liars: tuple[int, ...]
@@ -97,7 +97,7 @@ Family = Callable[[Scene, np.random.Generator], FloatArray]
 """Returns what the liars add to their shares, (number of liars, m)."""
 
 
-def draw_liars(decoder: Decoder, count: int, rng: np.random.Generator) -> list[int]:
+def draw_liars(decoder: RealDecoder, count: int, rng: np.random.Generator) -> list[int]:
     """Return slots that liars choose: neighbours, every other of a run, or any."""
     size = decoder.code.group_size
     start, kind = int(rng.integers(size)), rng.integers(3)
@@ -232,7 +232,7 @@ class Framing:
 
     Parameters
     ----------
-    decoder : Decoder
+    decoder : RealDecoder
         The decoder under attack.
     family : callable, optional
         What they think of. Default: lies of any family.
@@ -240,7 +240,7 @@ class Framing:
         Lies that they think of.
     """
 
-    decoder: Decoder
+    decoder: RealDecoder
     family: Family | None = None
     num_tries: int = 8
     omniscient = True

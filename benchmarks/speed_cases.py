@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import Bulyan, FedAvg, MultiKrum, Strategy
 from torch import Tensor
 
-from solon_fl import Decoded, Decoder, FourierCode
+from solon_fl import Decoded, FourierCode, RealDecoder
 from solon_fl.baselines import CyclicCode, DracoDecoded, RepetitionCode
 from solon_fl.coding.sections import Sections
 from solon_fl.strategies.group import GroupRound
@@ -36,7 +36,7 @@ class Case:
     def __init__(self, r: int, k: int, s: int, dim: int, device: str) -> None:
         self.r, self.k, self.s, self.dim = r, k, s, dim
         self.code = FourierCode(group_size=r, compression=k)
-        self.decoder = Decoder(self.code, byzantine=s)
+        self.decoder = RealDecoder(self.code, byzantine=s)
         self.rng = torch.Generator().manual_seed(0)
         self.gradient = torch.randn(dim, generator=self.rng).to(device)
         # Each in memory of its own, as replies come.

@@ -34,9 +34,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from solon_fl import Decoder, FourierCode, LocatingProblem
-from solon_fl.coding.locators import ExhaustiveLocator, InformationSetLocator, locate_rows
-from solon_fl.coding.projection import NOISE_MARGIN, NUM_PROJECTIONS
+from solon_fl import FourierCode, LocatingProblem, RealDecoder
+from solon_fl.coding.real.locators import ExhaustiveLocator, InformationSetLocator, locate_rows
+from solon_fl.coding.real.projection import NOISE_MARGIN, NUM_PROJECTIONS
 
 SIZES = [(6, 9), (7, 4), (8, 4), (8, 8), (9, 7), (10, 3), (10, 6), (15, 5)]
 NOISES = (5e-8, 9e-7)
@@ -86,7 +86,7 @@ def draw_directions(count: int, rng: np.random.Generator) -> FloatArray:
     return np.asarray(drawn / np.linalg.norm(drawn, axis=1, keepdims=True))
 
 
-def draw_lies(decoder: Decoder, rng: np.random.Generator) -> Lies:
+def draw_lies(decoder: RealDecoder, rng: np.random.Generator) -> Lies:
     parity, s, size = decoder.code.parity, decoder.byzantine, decoder.code.group_size
     kind, start = int(rng.integers(4)), int(rng.integers(size))
     many = (np.arange(2 * s) + start) % size if kind < 2 else rng.choice(size, 2 * s, replace=False)
@@ -117,7 +117,9 @@ def changed(lies: Lies, size: int, rng: np.random.Generator) -> Lies:
     return Lies(liars=liars, weights=lies.weights * factors, directions=directions)
 
 
-def make_problem(decoder: Decoder, lies: Lies, noise: float, rng: np.random.Generator) -> tuple[LocatingProblem, float]:
+def make_problem(
+    decoder: RealDecoder, lies: Lies, noise: float, rng: np.random.Generator
+) -> tuple[LocatingProblem, float]:
     """Return the problem of locating the lies, and the noise of the decoder, as it computes it."""
     code, s = decoder.code, decoder.byzantine
     rows = code.generator @ rng.normal(size=(code.compression, NUM_PROJECTIONS)) / math.sqrt(NUM_PROJECTIONS)
@@ -138,12 +140,12 @@ def make_problem(decoder: Decoder, lies: Lies, noise: float, rng: np.random.Gene
     return problem, allowed
 
 
-def misses(decoder: Decoder, lies: Lies, noise: float, draws: int, rng: np.random.Generator) -> bool:
+def misses(decoder: RealDecoder, lies: Lies, noise: float, draws: int, rng: np.random.Generator) -> bool:
     problem, allowed = make_problem(decoder, lies, noise, rng)
     return locate_rows(InformationSetLocator(draws), problem, LIKELY * allowed) is None
 
 
-def locate(decoder: Decoder, lies: Lies, noise: float, rng: np.random.Generator, tally: Tally) -> None:
+def locate(decoder: RealDecoder, lies: Lies, noise: float, rng: np.random.Generator, tally: Tally) -> None:
     problem, allowed = make_problem(decoder, lies, noise, rng)
     started = time.process_time()
     found = locate_rows(None, problem, LIKELY * allowed)
@@ -154,7 +156,9 @@ def locate(decoder: Decoder, lies: Lies, noise: float, rng: np.random.Generator,
     tally.worst = max(tally.worst, seconds)
 
 
-def climb(decoder: Decoder, noise: float, draws: int, seconds: float, rng: np.random.Generator, tally: Tally) -> Lies:
+def climb(
+    decoder: RealDecoder, noise: float, draws: int, seconds: float, rng: np.random.Generator, tally: Tally
+) -> Lies:
     """Return the lies that are missed most often with so few draws."""
 
     def tried(lies: Lies, tries: int) -> Lies:
@@ -177,7 +181,7 @@ def climb(decoder: Decoder, noise: float, draws: int, seconds: float, rng: np.ra
     return pool[0]
 
 
-def decode(decoder: Decoder, lies: Lies, rng: np.random.Generator) -> bool:
+def decode(decoder: RealDecoder, lies: Lies, rng: np.random.Generator) -> bool:
     """Return whether a decode of float32 shares succeeds under the lies."""
     gradient = torch.from_numpy(rng.normal(size=DIM)).float()
     shares = [decoder.code.encode(gradient, slot).double() for slot in range(decoder.code.group_size)]
@@ -189,7 +193,7 @@ def decode(decoder: Decoder, lies: Lies, rng: np.random.Generator) -> bool:
 
 
 def run_row(s: int, k: int, seconds: float, seed: int) -> Tally:
-    decoder = Decoder(FourierCode(group_size=2 * s + k, compression=k), byzantine=s)
+    decoder = RealDecoder(FourierCode(group_size=2 * s + k, compression=k), byzantine=s)
     tenth = max(allowed_draws(s, k) // 10, 2)
     tally, rng = Tally(), np.random.default_rng([seed, s, k])
     for noise in NOISES:

@@ -1,6 +1,6 @@
 """Solon for Flower: train on the exact gradient even when some machines return wrong results.
 
-The codes and the decoder are here. The Flower strategy is `solon_fl.strategies.SolonStrategy`, the client side
+The codes and their decoders are here. The Flower strategy is `solon_fl.strategies.SolonStrategy`, the client side
 `solon_fl.clients`, the simulation `solon_fl.simulations`.
 """
 
@@ -16,6 +16,8 @@ from .coding import (
     LocatingProblem,
     Locator,
     RationalLocator,
+    RealCode,
+    RealDecoder,
     SubspaceLocator,
     VandermondeCode,
 )
@@ -38,6 +40,8 @@ __all__ = [
     "Locator",
     "NodesMissingError",
     "RationalLocator",
+    "RealCode",
+    "RealDecoder",
     "SolonConfig",
     "SolonError",
     "SubspaceLocator",

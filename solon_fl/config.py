@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Literal, get_args
 
 from solon_fl.checks import check_between, check_number, check_one_of, check_whole
-from solon_fl.coding import BeyondBound, Code, Decoder, FourierCode, VandermondeCode, smallest_group
+from solon_fl.coding import BeyondBound, FourierCode, RealCode, RealDecoder, VandermondeCode, smallest_group
 from solon_fl.errors import ConfigurationError
 
 __all__ = [
@@ -229,11 +229,11 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
         s, k, e = self.byzantine, self.compression, self.stragglers
         return self.group_size >= smallest_group(byzantine=s, compression=k, stragglers=e)
 
-    def make_code(self) -> Code:
+    def make_code(self) -> RealCode:
         """Return the code (one object per set of parameters and process)."""
         return make_code(self.code, self.group_size, self.compression)
 
-    def make_decoder(self) -> Decoder:
+    def make_decoder(self) -> RealDecoder:
         """Return the decoder (one object per set of parameters and process).
 
         Where r is too small to find s liars without digests, it decodes only shares that match the digests elected:
@@ -263,7 +263,7 @@ def num_agreeing(verification: Verification, byzantine: int, compression: int) -
 
 
 @lru_cache(maxsize=64)
-def _num_precise(decoder: Decoder, early_error: float) -> int:
+def _num_precise(decoder: RealDecoder, early_error: float) -> int:
     """Return how many shares that agree bound the error so; all r if fewer don't."""
     size, fewest = decoder.code.group_size, decoder.byzantine + decoder.code.compression
     if decoder.expected_error(fewest) <= early_error:  # which is known already, while the others may take a second each
@@ -273,7 +273,7 @@ def _num_precise(decoder: Decoder, early_error: float) -> int:
 
 
 @lru_cache(maxsize=64)
-def make_code(name: CodeName, group_size: int, compression: int) -> Code:
+def make_code(name: CodeName, group_size: int, compression: int) -> RealCode:
     """Return the code of that name with r rows and k columns (one object per set of parameters and process)."""
     kind: type[FourierCode] | type[VandermondeCode] = FourierCode if name == "fourier" else VandermondeCode
     return kind(group_size=group_size, compression=compression)
@@ -281,7 +281,7 @@ def make_code(name: CodeName, group_size: int, compression: int) -> Code:
 
 @lru_cache(maxsize=64)
 def make_decoder(
-    code: Code, byzantine: int, stragglers: int, rtol: float, beyond_bound: BeyondBound = "reject"
-) -> Decoder:
+    code: RealCode, byzantine: int, stragglers: int, rtol: float, beyond_bound: BeyondBound = "reject"
+) -> RealDecoder:
     """Return the decoder of a code with these parameters (one object per set of parameters and process)."""
-    return Decoder(code, byzantine=byzantine, stragglers=stragglers, rtol=rtol, beyond_bound=beyond_bound)
+    return RealDecoder(code, byzantine=byzantine, stragglers=stragglers, rtol=rtol, beyond_bound=beyond_bound)

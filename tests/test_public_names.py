@@ -26,11 +26,11 @@ else:
 
 import torch
 import solon_fl
-from solon_fl.coding import Decoder, FourierCode
+from solon_fl.coding import RealDecoder, FourierCode
 
 code = FourierCode(group_size=4, compression=2)
 shares = {slot: code.encode(torch.ones(4), slot) for slot in range(4)}
-assert Decoder(code, byzantine=1).decode(shares).ok
+assert RealDecoder(code, byzantine=1).decode(shares).ok
 assert solon_fl.SolonConfig(num_nodes=4, byzantine=1, compression=2).make_decoder().decode(shares).ok
 """
 
@@ -39,7 +39,7 @@ CODING_NAMES = [
     "Code",
     "DecodeStatus",
     "Decoded",
-    "Decoder",
+    "RealDecoder",
     "ExhaustiveLocator",
     "FourierCode",
     "InformationSetLocator",

@@ -1,12 +1,14 @@
-"""The mathematics: codes, locators and the decoder. Needs torch and numpy, and nothing of Flower."""
+"""The mathematics: codes and decoders. Needs torch and numpy, and nothing of Flower."""
 
 from .code import Code
 from .decoded import ClassOutcome, Decoded, DecodeStatus
-from .decoder import BeyondBound, CertificateWarning, Decoder, smallest_group
-from .fourier import FourierCode
-from .locating import LocatingProblem, Locator
-from .locators import ExhaustiveLocator, InformationSetLocator, RationalLocator, SubspaceLocator
-from .vandermonde import VandermondeCode
+from .decoder import BeyondBound, Decoder, smallest_group
+from .real.code import RealCode
+from .real.decoder import CertificateWarning, RealDecoder
+from .real.fourier import FourierCode
+from .real.locating import LocatingProblem, Locator
+from .real.locators import ExhaustiveLocator, InformationSetLocator, RationalLocator, SubspaceLocator
+from .real.vandermonde import VandermondeCode
 
 __all__ = [
     "BeyondBound",
@@ -22,6 +24,8 @@ __all__ = [
     "LocatingProblem",
     "Locator",
     "RationalLocator",
+    "RealCode",
+    "RealDecoder",
     "SubspaceLocator",
     "VandermondeCode",
     "smallest_group",

@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from solon_fl.coding import CertificateWarning, Code
+from solon_fl.coding import CertificateWarning, RealCode
 from solon_fl.coding.sections import Sections
 from solon_fl.config import SolonConfig
 from solon_fl.errors import ConfigurationError, GroupFailedError
@@ -366,7 +366,7 @@ def _pairwise_distances(shares: Sequence[Tensor], sections: Sections) -> tuple[n
     return squares.sqrt().numpy(), norms.sqrt().numpy()
 
 
-def _mixing_slots(code: Code) -> list[int]:
+def _mixing_slots(code: RealCode) -> list[int]:
     """Return the slots whose shares mix many chunks of the gradient, those that mix most first."""
     squares = code.generator**2
     mixed = squares.sum(axis=1) ** 2 / (squares**2).sum(axis=1)  # from 1, entries as they are, to k, all alike

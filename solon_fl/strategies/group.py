@@ -14,7 +14,6 @@ from flwr.app import Message
 from torch import Tensor
 
 from solon_fl.coding import Decoded, Decoder, DecodeStatus
-from solon_fl.coding.projection import Memory
 from solon_fl.coding.sections import Sections
 from solon_fl.strategies.replies import Unusable, read_all, read_loss, read_share, read_unreached
 from solon_fl.strategies.reports import NOT_FINITE, GroupReport
@@ -89,7 +88,7 @@ class GroupRound:
     _tried: tuple[int, bool] = (0, False)  # number of shares, and whether it was late, in the latest decode
 
     def __post_init__(self) -> None:
-        self._memory = Memory(self.projection)
+        self._memory = self.decoder.new_memory(self.projection)
 
     @property
     def closed(self) -> bool:

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from solon_fl import Code, ConfigurationError, Decoded, Decoder, DecodeStatus
-from solon_fl.coding.projection import Memory
+from solon_fl import Code, ConfigurationError, Decoded, DecodeStatus, RealDecoder
+from solon_fl.coding.real.projection import Memory
 from solon_fl.coding.sections import Sections, padded, spread
-from tests.coding.problems import decode, fourier_decoder, seeded, shares_of
+from tests.coding.real.problems import decode, fourier_decoder, seeded, shares_of
 
 sizes = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(any)
 
@@ -76,7 +76,9 @@ def gradient_of(code: Code, seed: int = 0) -> Tensor:
     return columns.reshape(-1)
 
 
-def lie_in(number: int, size: float, liars: tuple[int, ...] = LIARS, decoder: Decoder = DECODER) -> dict[int, Tensor]:
+def lie_in(
+    number: int, size: float, liars: tuple[int, ...] = LIARS, decoder: RealDecoder = DECODER
+) -> dict[int, Tensor]:
     """Shares of which the liars' are off by noise of that norm in one tensor."""
     shares = shares_of(decoder.code, gradient_of(decoder.code))
     cut = columns_of(sections_for(decoder.code), number)
@@ -96,7 +98,7 @@ def errors_of(decoded: Decoded, code: Code) -> list[float]:
     return [float((found[cut] - truth[cut]).norm() / truth[cut].norm()) for cut in cuts]
 
 
-def decoded_from(shares: Mapping[int, Tensor], looking: bool = False, decoder: Decoder = DECODER) -> Decoded:
+def decoded_from(shares: Mapping[int, Tensor], looking: bool = False, decoder: RealDecoder = DECODER) -> Decoded:
     return decode(decoder, dict(shares), looking=looking, sections=sections_for(decoder.code))
 
 
@@ -167,7 +169,7 @@ def test_one_node_of_another_make_is_left_out_of_such_a_tensor_and_not_accused()
 
 
 @pytest.mark.parametrize("decoder", [fourier_decoder(byzantine=s, compression=k) for s, k in [(1, 3), (5, 10)]])
-def test_a_tensor_of_noise_shields_no_liar_in_another(decoder: Decoder) -> None:
+def test_a_tensor_of_noise_shields_no_liar_in_another(decoder: RealDecoder) -> None:
     code, liars = decoder.code, tuple(range(decoder.byzantine))
     sections, shares = sections_for(code), lie_in(1, 3e-10, liars, decoder)
     cut, rng = columns_of(sections, 2), seeded(1)

@@ -11,7 +11,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
-from solon_fl import Decoder, FourierCode, SolonConfig
+from solon_fl import FourierCode, RealDecoder, SolonConfig
 from solon_fl.baselines import DracoStrategy, SignumStrategy
 from solon_fl.baselines.vectors import VectorRound
 from solon_fl.coding.digests import share_digests
@@ -35,7 +35,7 @@ from tests.hostile.replies import Source, hostile_reply, one_in, pick, question_
 from tests.support import SGD, Regression, initial_model, record_of
 
 CODE = FourierCode(group_size=7, compression=3)
-DECODER = Decoder(CODE, byzantine=2)
+DECODER = RealDecoder(CODE, byzantine=2)
 DIM = 20
 LENGTH = CODE.share_dim(DIM)
 SECTIONS = Sections.whole(LENGTH)

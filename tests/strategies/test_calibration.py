@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from solon_fl.clients import Batch
-from solon_fl.coding import CertificateWarning, Decoder, FourierCode
+from solon_fl.coding import CertificateWarning, FourierCode, RealDecoder
 from solon_fl.coding.sections import Sections
 from solon_fl.errors import ConfigurationError, GroupFailedError, NodesMissingError
 from solon_fl.simulations import InProcessGrid
@@ -316,7 +316,7 @@ def test_a_certificate_of_one_or_more_is_told_with_a_remedy() -> None:
     assert found.certificate >= 1
     assert "should be below 1: lower byzantine or compression" in found.warnings[-1]
     with pytest.warns(CertificateWarning):
-        Decoder(FourierCode(group_size=7, compression=3), byzantine=2, rtol=found.rtol)
+        RealDecoder(FourierCode(group_size=7, compression=3), byzantine=2, rtol=found.rtol)
 
 
 @pytest.mark.parametrize(

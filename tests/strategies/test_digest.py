@@ -10,7 +10,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.clientapp.typing import Mod
 from torch import Tensor
 
-from solon_fl import Decoder, FourierCode, SolonConfig
+from solon_fl import FourierCode, RealDecoder, SolonConfig
 from solon_fl.coding.digests import elect, share_digest, share_digests
 from solon_fl.coding.sections import Sections
 from solon_fl.errors import ConfigurationError, GroupFailedError
@@ -270,7 +270,7 @@ def test_liars_who_side_with_a_node_of_other_make_do_not_get_the_others_to_rest(
         group=0,
         nodes=(10, 11, 12, 13, 14, 15),
         byzantine=2,
-        decoder=Decoder(code, byzantine=0, stragglers=3),
+        decoder=RealDecoder(code, byzantine=0, stragglers=3),
         sections=Sections.whole(10),
         dtype=torch.float32,
         resting={3, 4, 5},

@@ -11,10 +11,10 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
 from torch import Tensor
 
-from solon_fl import Decoder, FourierCode
+from solon_fl import FourierCode, RealDecoder
 from solon_fl.coding.digests import share_digests
-from solon_fl.coding.locating import parity_of
-from solon_fl.coding.projection import Memory
+from solon_fl.coding.real.locating import parity_of
+from solon_fl.coding.real.projection import Memory
 from solon_fl.coding.sections import Sections
 from solon_fl.simulations.run._compat import become_server
 from solon_fl.strategies.digest_group import DigestGroupRound
@@ -22,11 +22,11 @@ from solon_fl.strategies.group import GroupRound
 from solon_fl.wire import to_array
 
 CODE = FourierCode(group_size=7, compression=3)
-DECODER = Decoder(CODE, byzantine=2)
+DECODER = RealDecoder(CODE, byzantine=2)
 GRADIENT = torch.linspace(-1, 2, 20)
 WHOLE = Sections.whole(7)
 PADDED = torch.nn.functional.pad(GRADIENT, (0, 1))
-ACCEPTING = Decoder(CODE, byzantine=2, beyond_bound="accept")
+ACCEPTING = RealDecoder(CODE, byzantine=2, beyond_bound="accept")
 NODES = (70, 71, 72, 73, 74, 75, 76)
 
 
@@ -48,7 +48,7 @@ class KeepingByDigest(Keeping, DigestGroupRound):
     pass
 
 
-def new_round(decoder: Decoder = DECODER, sections: Sections = WHOLE, **changes: Any) -> Keeping:
+def new_round(decoder: RealDecoder = DECODER, sections: Sections = WHOLE, **changes: Any) -> Keeping:
     return Keeping(
         group=1, nodes=NODES, byzantine=2, decoder=decoder, sections=sections, dtype=torch.float32, **changes
     )
@@ -385,7 +385,7 @@ def test_s_liars_with_equal_votes_and_shares_that_match_them_do_not_win() -> Non
 # Closing early
 
 
-class Counting(Decoder):
+class Counting(RealDecoder):
     """Notes how many shares each decode was given."""
 
     def decode(self, shares: Any, **options: Any) -> Any:
@@ -453,7 +453,7 @@ def test_nodes_at_rest_are_asked_if_the_others_agree_but_not_precisely() -> None
 def test_lies_that_disagree_among_the_first_do_not_vanish_when_all_are_asked(s: int, k: int) -> None:
     """The tolerance does not grow with the number of shares: who made the others compute is a suspect at least."""
     code = FourierCode(group_size=2 * s + k, compression=k)
-    decoder, rng = Decoder(code, byzantine=s), np.random.default_rng(s)
+    decoder, rng = RealDecoder(code, byzantine=s), np.random.default_rng(s)
     gradient = torch.from_numpy(rng.normal(size=40 * k).astype(np.float32))
     shares = {slot: code.encode(gradient, slot) for slot in range(code.group_size)}
     noise = code.group_size**0.5 * decoder.rtol * float(np.median([float(share.norm()) for share in shares.values()]))

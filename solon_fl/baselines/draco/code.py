@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from solon_fl.coding._types import FloatArray
-from solon_fl.coding.projection import BLOCK, LARGEST_NORM, SMALLEST_NUMBER, Projector
+from solon_fl.coding.real.projection import BLOCK, LARGEST_NORM, SMALLEST_NUMBER, Projector
 from solon_fl.errors import ConfigurationError
 
 __all__ = ["FAILED", "DracoCode", "DracoDecoded", "Received", "receive", "smallest_norm", "weighted_sum"]

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from solon_fl.baselines.draco.code import FAILED, DracoCode, DracoDecoded, Received, receive, weighted_sum
 from solon_fl.coding._types import FloatArray
-from solon_fl.coding.fourier import trigonometric_columns
-from solon_fl.coding.locating import LocatingProblem, Support
-from solon_fl.coding.locators import locate_rows
-from solon_fl.coding.projection import NOISE_MARGIN
+from solon_fl.coding.real.fourier import trigonometric_columns
+from solon_fl.coding.real.locating import LocatingProblem, Support
+from solon_fl.coding.real.locators import locate_rows
+from solon_fl.coding.real.projection import NOISE_MARGIN
 
 __all__ = ["CyclicCode"]
 

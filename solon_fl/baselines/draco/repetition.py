@@ -12,7 +12,7 @@ from torch import Tensor
 
 from solon_fl.baselines.draco.code import FAILED, DracoCode, DracoDecoded, smallest_norm, weighted_sum
 from solon_fl.coding._types import FloatArray
-from solon_fl.coding.projection import BLOCK, LARGEST_NORM
+from solon_fl.coding.real.projection import BLOCK, LARGEST_NORM
 
 __all__ = ["RepetitionCode"]
 

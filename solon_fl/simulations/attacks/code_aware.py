@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from solon_fl.coding import Code, Decoder
+from solon_fl.coding import RealCode, RealDecoder
 from solon_fl.coding._types import FloatArray
-from solon_fl.coding.projection import Projector
+from solon_fl.coding.real.projection import Projector
 
 from .base import Attack
 
@@ -55,14 +55,14 @@ class Encoded:
 
     Parameters
     ----------
-    code : Code
+    code : RealCode
         The code under attack.
     attack : Attack
         Makes the malicious gradient from the true one. All nodes of a group have the same gradient, so an attack that
         exploits differences between honest nodes (ALIE, Min-Max) does nothing.
     """
 
-    code: Code
+    code: RealCode
     attack: Attack
     omniscient = True
 
@@ -85,13 +85,13 @@ class NearCodeword:
 
     Parameters
     ----------
-    decoder : Decoder
+    decoder : RealDecoder
         The decoder under attack.
     size : float
         Norm of a liar's lie (root mean square over the liars), in typical norms.
     """
 
-    decoder: Decoder
+    decoder: RealDecoder
     size: float = 1.0
     omniscient = True
 
@@ -132,13 +132,13 @@ class OtherGradient:
 
     Parameters
     ----------
-    code : Code
+    code : RealCode
         The code under attack.
     size : float
         Norm of a liar's lie (root mean square over the liars), in typical norms.
     """
 
-    code: Code
+    code: RealCode
     size: float = 1.0
     omniscient = True
 
@@ -160,7 +160,7 @@ class PartialCollusion:
     After Borah & Harshan, arXiv:2405.07454: not all adversaries should inject precision noise.
     """
 
-    decoder: Decoder
+    decoder: RealDecoder
     size: float = 100.0
     omniscient = True
 
@@ -213,18 +213,18 @@ class BelowTolerance:
     The lies are w_j times one common vector. If all r shares arrive, the decoder lets a residual |H[:, L] w| pass up to
     sqrt(r) * rtol * scale, where scale is the ((r - k) // 2 + k)-th smallest norm of a share: above it looks again,
     and above three times that it locates. Of all w with that residual this one has the largest effect
-    |pinv(G)[:, L] w| on the gradient. It must do no more than `Decoded.error_bound` and `Decoder.certificate` say.
+    |pinv(G)[:, L] w| on the gradient. It must do no more than `Decoded.error_bound` and `RealDecoder.certificate` say.
 
     Parameters
     ----------
-    decoder : Decoder
+    decoder : RealDecoder
         The decoder under attack.
     size : float
         Residual that the lies leave, in units of what passes: just below 1 is not noticed, as honest shares are
         off by a little float noise, too.
     """
 
-    decoder: Decoder
+    decoder: RealDecoder
     size: float = 0.9
     omniscient = True
 

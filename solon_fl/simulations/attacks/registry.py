@@ -9,7 +9,7 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 from torch import Tensor
 
 from solon_fl.checks import check_one_of
-from solon_fl.coding import CertificateWarning, Decoder
+from solon_fl.coding import CertificateWarning, RealDecoder
 from solon_fl.config import make_decoder
 from solon_fl.errors import ConfigurationError
 from solon_fl.task import SolonTask
@@ -24,7 +24,7 @@ from .tuning import Aggregate
 
 __all__ = ["ATTACKS", "AttackFactory", "NamedAttack", "lie_if_told", "lone_liar_mod", "make_attack_mod"]
 
-AttackFactory = Callable[[Liars, int, Aggregate | None, Decoder | None], Mod]
+AttackFactory = Callable[[Liars, int, Aggregate | None, RealDecoder | None], Mod]
 """Makes a mod from the liars, a seed, the aggregator under attack, and Solon's decoder."""
 
 
@@ -55,7 +55,7 @@ def make_attack_mod(
     liars: Liars | Collection[int],
     seed: int,
     aggregate: Aggregate | None = None,
-    decoder: Decoder | None = None,
+    decoder: RealDecoder | None = None,
 ) -> Mod:
     """Return the mod of an attack of `ATTACKS`.
 
@@ -70,7 +70,7 @@ def make_attack_mod(
     aggregate : callable, (n, m) -> (d,), optional
         What the server makes of the nodes' vectors (for coded shares: the decode of one group), for attacks that are
         tuned against it. Default: "foe" is tuned against the mean, and "min-max" and "min-sum" are not tuned.
-    decoder : Decoder, optional
+    decoder : RealDecoder, optional
         Solon's, where the vectors are its shares.
 
     Raises
@@ -126,8 +126,8 @@ def _tuned(make: Callable[[Aggregate | None], Attack]) -> AttackFactory:
     return lambda liars, seed, aggregate, decoder: attack_mod(make(aggregate), liars, seed)
 
 
-def _against_code(make: Callable[[Decoder], Attack]) -> AttackFactory:
-    def factory(liars: Liars, seed: int, aggregate: Aggregate | None, decoder: Decoder | None) -> Mod:
+def _against_code(make: Callable[[RealDecoder], Attack]) -> AttackFactory:
+    def factory(liars: Liars, seed: int, aggregate: Aggregate | None, decoder: RealDecoder | None) -> Mod:
         if decoder is None:
             raise ConfigurationError("this attack is made against Solon's code; got decoder=None; pass the decoder.")
         return attack_mod(make(decoder), liars, seed)
@@ -139,7 +139,7 @@ def _without_vectors(make: Callable[[Liars], Mod]) -> AttackFactory:
     return lambda liars, seed, aggregate, decoder: make(liars)
 
 
-def _projection_aware(liars: Liars, seed: int, aggregate: Aggregate | None, decoder: Decoder | None) -> Mod:
+def _projection_aware(liars: Liars, seed: int, aggregate: Aggregate | None, decoder: RealDecoder | None) -> Mod:
     # Another seed than the run's, from which a simulated server may draw: no node can know what is drawn later.
     return attack_mod(ProjectionAware(seed=seed + 1), liars, seed)
 

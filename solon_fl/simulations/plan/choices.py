@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import get_args
 
-from solon_fl.coding.decoder import locates_every_lie, worst_relative_error
-from solon_fl.coding.projection import NOISE_MARGIN
+from solon_fl.coding.real.decoder import locates_every_lie, worst_relative_error
+from solon_fl.coding.real.projection import NOISE_MARGIN
 from solon_fl.config import EARLY_ERROR, CodeName, Redundancy, SolonConfig, Verification, make_code, num_agreeing
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.network import RoundSeconds

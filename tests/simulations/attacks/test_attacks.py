@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from scipy.linalg import eigh
 from torch import Tensor
 
-from solon_fl.coding import Decoder, FourierCode
-from solon_fl.coding.projection import Projector
+from solon_fl.coding import FourierCode, RealDecoder
+from solon_fl.coding.real.projection import Projector
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations import attacks as a
 from tests.support import without_address
 
 CODE = FourierCode(group_size=7, compression=3)
-DECODER = Decoder(CODE, byzantine=2)
+DECODER = RealDecoder(CODE, byzantine=2)
 
 
 def mean_of(vectors: Tensor) -> Tensor:
@@ -401,7 +401,7 @@ def test_encoded_sends_the_own_share_of_the_malicious_gradient(
 def test_near_codeword_is_nearly_explained_by_other_nodes() -> None:
     code = FourierCode(group_size=10, compression=4)
     shares = torch.stack([code.encode(torch.arange(40.0).double(), slot) for slot in range(10)])
-    attack = a.NearCodeword(Decoder(code, byzantine=3), size=0.5)
+    attack = a.NearCodeword(RealDecoder(code, byzantine=3), size=0.5)
     liars = attack.best_liars()
     assert len(liars) == 3
     crafted = attack.lies(shares, liars, seeded()) - shares[liars]

@@ -3,13 +3,13 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from torch import Tensor
 
-from solon_fl.coding import Decoder, FourierCode
+from solon_fl.coding import FourierCode, RealDecoder
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.attacks import ATTACKS, make_attack_mod
 from solon_fl.wire import to_array, trusted_tensor
 from tests.support import train
 
-DECODER = Decoder(FourierCode(group_size=7, compression=3), byzantine=2)
+DECODER = RealDecoder(FourierCode(group_size=7, compression=3), byzantine=2)
 LIARS = frozenset({1, 4, 8, 13})
 NAMES = [
     *("reverse", "constant", "sign-flip", "random", "alie", "alie-fraction", "alie-1.5", "ipm", "foe", "min-max"),

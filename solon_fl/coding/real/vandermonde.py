@@ -5,15 +5,15 @@ from functools import cached_property
 
 import numpy as np
 
+from solon_fl.coding._types import ComplexArray, FloatArray
 from solon_fl.errors import ConfigurationError
 
-from ._types import ComplexArray, FloatArray
-from .code import Code
+from .code import RealCode
 
 __all__ = ["VandermondeCode"]
 
 
-class VandermondeCode(Code):
+class VandermondeCode(RealCode):
     """Share j is a polynomial, whose coefficients are the k chunks of the gradient, at the real node w_j.
 
     Parameters

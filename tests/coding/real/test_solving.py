@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from solon_fl import Decoder, DecodeStatus
-from solon_fl.coding import solving
+from solon_fl import DecodeStatus, RealDecoder
+from solon_fl.coding.real import solving
 from solon_fl.coding.sections import Sections
-from tests.coding.problems import decode, error_of, fourier_decoder, seeded, shares_of
-from tests.coding.received import assert_within_bound, decoders, dtypes, kinds, receive, seeds, sizes
+from tests.coding.real.problems import decode, error_of, fourier_decoder, seeded, shares_of
+from tests.coding.real.received import assert_within_bound, decoders, dtypes, kinds, receive, seeds, sizes
 
 
 def test_an_honest_round_of_a_systematic_code_returns_the_received_bits() -> None:
@@ -68,7 +68,7 @@ def test_rounding_that_may_hide_a_residual_is_in_the_bound() -> None:
 @given(decoder=decoders, kind=kinds, size=sizes, seed=seeds, dtype=dtypes, first=st.integers(0, 12))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_lies_that_start_late_stay_in_the_bound(
-    decoder: Decoder, kind: str, size: float, seed: int, dtype: torch.dtype, first: int
+    decoder: RealDecoder, kind: str, size: float, seed: int, dtype: torch.dtype, first: int
 ) -> None:
     dim = 100 * decoder.code.compression
     case = receive(decoder, kind, size, seed, decoder.byzantine, dim=dim, dtype=dtype)

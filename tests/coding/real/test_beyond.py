@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from solon_fl import Code, ConfigurationError, Decoded, Decoder, DecodeStatus, VandermondeCode
-from solon_fl.coding import beyond
+from solon_fl import ConfigurationError, Decoded, DecodeStatus, RealCode, RealDecoder, VandermondeCode
 from solon_fl.coding._types import IntArray
-from solon_fl.coding.beyond import _checks, supporting_rows
-from solon_fl.coding.locating import parity_of
+from solon_fl.coding.real import beyond
+from solon_fl.coding.real.beyond import _checks, supporting_rows
+from solon_fl.coding.real.locating import parity_of
 from solon_fl.simulations.attacks import Attack, NearCodeword, OtherGradient, SameLie
-from tests.coding.problems import error_of, fourier_decoder, seeded, shares_of, smallest_decoder
+from tests.coding.real.problems import error_of, fourier_decoder, seeded, shares_of, smallest_decoder
 
 SMALL = fourier_decoder(byzantine=2, compression=3, beyond_bound="accept")
 SPARE = fourier_decoder(byzantine=2, compression=3, stragglers=1, beyond_bound="accept")
@@ -28,7 +28,9 @@ DECODERS = [SMALL, SPARE, EVEN, REAL_NODES]
 DIM = 120
 
 
-def draw(code: Code, seed: int, num_liars: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, list[int]]:
+def draw(
+    code: RealCode, seed: int, num_liars: int, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor, list[int]]:
     """Return a gradient, its shares and who is to lie."""
     rng = seeded(seed)
     gradient = torch.randn(DIM, generator=rng, dtype=torch.float64).to(dtype)
@@ -40,7 +42,7 @@ def random_lies(num_liars: int, length: int, rng: torch.Generator) -> Tensor:
     return torch.nn.functional.normalize(torch.randn(num_liars, length, generator=rng, dtype=torch.float64), dim=1)
 
 
-def framing(code: Code, liars: list[int], rng: torch.Generator, length: int) -> Tensor:
+def framing(code: RealCode, liars: list[int], rng: torch.Generator, length: int) -> Tensor:
     """Return lies whose syndromes are as near as can be to those of one lie of an honest node."""
     honest = [slot for slot in range(code.group_size) if slot not in liars]
     framed = honest[int(torch.randint(len(honest), (1,), generator=rng))]
@@ -48,7 +50,9 @@ def framing(code: Code, liars: list[int], rng: torch.Generator, length: int) -> 
     return torch.from_numpy(weights)[:, None] * random_lies(1, length, rng)
 
 
-def lies(decoder: Decoder, kind: str, size: float, shares: Tensor, liars: list[int], rng: torch.Generator) -> Tensor:
+def lies(
+    decoder: RealDecoder, kind: str, size: float, shares: Tensor, liars: list[int], rng: torch.Generator
+) -> Tensor:
     """Return what the liars send; `size` in norms of a typical share."""
     code = decoder.code
     honest, length, count = shares[liars].double(), shares.shape[1], len(liars)
@@ -87,7 +91,7 @@ KINDS += ["framing-and-loud", "two-gradients", "zero", "as-another"]
 
 
 def attacked(
-    decoder: Decoder,
+    decoder: RealDecoder,
     kind: str,
     size: float,
     seed: int,
@@ -125,7 +129,7 @@ seeds = st.integers(0, 2**32)
 
 @pytest.mark.parametrize("decoder", DECODERS, ids=repr)
 @given(seed=seeds, data=st.data())
-def test_more_than_s_random_lies_are_located(decoder: Decoder, seed: int, data: st.DataObject) -> None:
+def test_more_than_s_random_lies_are_located(decoder: RealDecoder, seed: int, data: st.DataObject) -> None:
     code = decoder.code
     most = code.group_size - code.compression - 1
     num_liars = data.draw(st.integers((most + 1) // 2 + 1, most), label="num_liars")
@@ -159,7 +163,7 @@ def test_up_to_nine_random_lies_of_twenty_are_located(num_liars: int, seed: int)
 )
 @settings(max_examples=500)
 def test_a_result_beyond_the_bound_is_never_wrong_while_k_plus_1_shares_are_honest(
-    decoder: Decoder, kind: str, decade: float, seed: int, dtype: torch.dtype, data: st.DataObject
+    decoder: RealDecoder, kind: str, decade: float, seed: int, dtype: torch.dtype, data: st.DataObject
 ) -> None:
     num_missing = data.draw(st.integers(0, 2), label="num_missing")
     most = decoder.code.group_size - num_missing - decoder.code.compression - 1
@@ -186,7 +190,7 @@ def test_colluders_of_a_large_group_do_not_make_a_result_wrong(
     decoder=st.sampled_from(DECODERS), kind=st.sampled_from(KINDS), decade=st.floats(-8, 12), seed=seeds, data=st.data()
 )
 def test_s_liars_can_make_up_nothing_however_many_are_missing(
-    decoder: Decoder, kind: str, decade: float, seed: int, data: st.DataObject
+    decoder: RealDecoder, kind: str, decade: float, seed: int, data: st.DataObject
 ) -> None:
     num_liars = data.draw(st.integers(0, decoder.byzantine), label="num_liars")
     num_missing = data.draw(st.integers(0, decoder.code.group_size - num_liars), label="num_missing")
@@ -322,7 +326,7 @@ def test_an_option_that_does_not_exist() -> None:
 
 
 @pytest.mark.parametrize("code", [decoder.code for decoder in (*DECODERS, LARGE)], ids=repr)
-def test_checks_are_unit_vectors_that_honest_rows_of_the_set_satisfy(code: Code) -> None:
+def test_checks_are_unit_vectors_that_honest_rows_of_the_set_satisfy(code: RealCode) -> None:
     sets: IntArray = np.array(list(combinations(range(code.group_size), code.compression + 1))[::7], dtype=np.int64)
     checks = _checks(code.points, code.multipliers, sets)
     np.testing.assert_allclose(checks @ code.generator, 0, atol=1e-13)
@@ -332,7 +336,7 @@ def test_checks_are_unit_vectors_that_honest_rows_of_the_set_satisfy(code: Code)
 
 
 @given(code=st.sampled_from([SMALL.code, EVEN.code]), seed=seeds, lying=st.sets(st.integers(0, 6)))
-def test_supporting_rows_are_those_of_the_oracle(code: Code, seed: int, lying: set[int]) -> None:
+def test_supporting_rows_are_those_of_the_oracle(code: RealCode, seed: int, lying: set[int]) -> None:
     rng = np.random.default_rng(seed)
     projected = code.generator @ rng.normal(size=(code.compression, 16))
     for row in lying:
@@ -353,7 +357,7 @@ def test_supporting_rows_are_those_of_the_oracle(code: Code, seed: int, lying: s
 def test_where_the_worst_rows_can_not_be_found_the_code_knows_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     gradient, received, liars = attacked(SMALL, "random", 1.0, 0, 3)
     exact = SMALL.decode(received, generator=seeded(0))
-    monkeypatch.setattr("solon_fl.coding.beyond.worst_amplification", lambda *_: math.inf)
+    monkeypatch.setattr("solon_fl.coding.real.beyond.worst_amplification", lambda *_: math.inf)
     bounded = SMALL.decode(received, generator=seeded(0))
     assert_right(bounded, gradient, liars)
     assert exact.error_bound <= bounded.error_bound

@@ -9,17 +9,17 @@ import torch
 
 from solon_fl import (
     CertificateWarning,
-    Code,
-    Decoder,
     ExhaustiveLocator,
     FourierCode,
     Locator,
     RationalLocator,
+    RealCode,
+    RealDecoder,
     SubspaceLocator,
     VandermondeCode,
 )
 from solon_fl.simulations import attacks as a
-from tests.coding.problems import shares_of, smallest_decoder, without_comparing
+from tests.coding.real.problems import shares_of, smallest_decoder, without_comparing
 from tests.support import without_address
 
 
@@ -27,11 +27,11 @@ def mean(vectors: torch.Tensor) -> torch.Tensor:
     return vectors.mean(0)
 
 
-def encoded_constant(decoder: Decoder) -> a.Attack:
+def encoded_constant(decoder: RealDecoder) -> a.Attack:
     return a.Encoded(decoder.code, a.Constant())
 
 
-def other_gradient(decoder: Decoder) -> a.Attack:
+def other_gradient(decoder: RealDecoder) -> a.Attack:
     return a.OtherGradient(decoder.code)
 
 
@@ -80,11 +80,11 @@ HARMLESS = (a.BitFlip, a.PartialCollusion, a.BelowTolerance)  # some of their li
 @pytest.mark.parametrize("kind", [FourierCode, VandermondeCode])
 @pytest.mark.parametrize(("byzantine", "compression"), [(1, 3), (3, 4)])
 def test_the_result_is_within_its_bound(
-    kind: type[Code],
+    kind: type[RealCode],
     byzantine: int,
     compression: int,
     locator: str,
-    attack: a.Attack | Callable[[Decoder], a.Attack],
+    attack: a.Attack | Callable[[RealDecoder], a.Attack],
     dtype: torch.dtype,
     looking: bool,
 ) -> None:

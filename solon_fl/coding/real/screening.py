@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ._types import FloatArray
-from .code import Code
+from solon_fl.coding._types import FloatArray
+from solon_fl.coding.sections import Sections
+
+from .code import RealCode
 from .projection import NOISE_MARGIN, SMALLEST_NUMBER, UNDERESTIMATE
-from .sections import Sections
 
 __all__ = ["Screened", "noise_of", "scales", "screen", "smallest_noise"]
 
@@ -50,7 +51,7 @@ class Screened:
 
 
 def screen(
-    code: Code, slots: list[int], norms: FloatArray, smallest: FloatArray, *, rtol: float, byzantine: int
+    code: RealCode, slots: list[int], norms: FloatArray, smallest: FloatArray, *, rtol: float, byzantine: int
 ) -> Screened:
     """Drop the absurd shares, and say how much noise and how many lies the others may hold.
 
@@ -81,7 +82,7 @@ def scales(norms: FloatArray, liars: int, compression: int) -> FloatArray:
     return np.asarray(np.sort(norms, axis=1)[:, min(liars + compression, norms.shape[1]) - 1])
 
 
-def noise_of(code: Code, scale: FloatArray, smallest: FloatArray, rtol: float) -> FloatArray:
+def noise_of(code: RealCode, scale: FloatArray, smallest: FloatArray, rtol: float) -> FloatArray:
     """Return the norm of what honest shares may disagree by: of r rows, as it must not grow with n."""
     return math.sqrt(code.group_size) * (rtol * scale + smallest)
 
@@ -94,7 +95,7 @@ def smallest_noise(sections: Sections, compression: int, dtype: torch.dtype) -> 
 
 
 def _without_absurd_rows(
-    code: Code, norms: FloatArray, smallest: FloatArray, rtol: float, byzantine: int
+    code: RealCode, norms: FloatArray, smallest: FloatArray, rtol: float, byzantine: int
 ) -> tuple[list[int], FloatArray]:
     """Drop rows so large that no gradient explains them together with the others; return the rest and the scales.
 

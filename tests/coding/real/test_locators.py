@@ -11,25 +11,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from solon_fl import (
-    Code,
     DecodeStatus,
     ExhaustiveLocator,
     FourierCode,
     LocatingProblem,
     Locator,
     RationalLocator,
+    RealCode,
     SubspaceLocator,
     VandermondeCode,
 )
-from solon_fl.coding.locating import Support, can_try_all, parity_of
-from solon_fl.coding.locators import (
+from solon_fl.coding.real.locating import Support, can_try_all, parity_of
+from solon_fl.coding.real.locators import (
     InformationSetLocator,
     _hankel_support,
     default_locator,
     locate_rows,
     power_syndromes,
 )
-from tests.coding.problems import fourier_decoder, problem_of, shares_of
+from tests.coding.real.problems import fourier_decoder, problem_of, shares_of
 
 LOCATORS: list[Locator] = [ExhaustiveLocator(), InformationSetLocator(), SubspaceLocator(), RationalLocator()]
 
@@ -42,7 +42,7 @@ LOCATORS: list[Locator] = [ExhaustiveLocator(), InformationSetLocator(), Subspac
     seed=st.integers(0, 2**32),
 )
 def test_as_many_lies_as_allowed_are_located(
-    locator: Locator, kind: type[Code], compression: int, exponents: list[float], seed: int
+    locator: Locator, kind: type[RealCode], compression: int, exponents: list[float], seed: int
 ) -> None:
     code = kind(group_size=4 + compression, compression=compression)
     rows = sorted(np.random.default_rng(seed).choice(code.group_size, 2, replace=False).tolist())
@@ -68,7 +68,7 @@ def test_five_liars_of_twenty_are_located(locator: Locator, seed: int) -> None:
 
 @pytest.mark.parametrize("kind", [FourierCode, VandermondeCode])
 @pytest.mark.parametrize("seed", range(10))
-def test_without_noise_the_null_space_alone_names_the_liars(kind: type[Code], seed: int) -> None:
+def test_without_noise_the_null_space_alone_names_the_liars(kind: type[RealCode], seed: int) -> None:
     code = kind(group_size=10, compression=4)
     rows = sorted(np.random.default_rng(seed).choice(10, 3, replace=False).tolist())
     problem = problem_of(code, dict.fromkeys(rows, 1.0), seed)
@@ -80,14 +80,14 @@ def test_exchanges_mend_what_noise_did_to_the_null_space(seed: int, monkeypatch:
     rows = sorted(np.random.default_rng(seed).choice(20, 5, replace=False).tolist())
     innocent = [row for row in range(20) if row not in rows]
     wrong = tuple(sorted([*rows[1:], innocent[seed]]))
-    monkeypatch.setattr("solon_fl.coding.locators._hankel_support", lambda *_: wrong)
+    monkeypatch.setattr("solon_fl.coding.real.locators._hankel_support", lambda *_: wrong)
     problem = problem_of(FourierCode(group_size=20, compression=10), dict.fromkeys(rows, 1.0), seed)
     assert SubspaceLocator().locate(problem) == tuple(rows)
 
 
 def test_subspace_returns_the_best_of_its_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
     attempts = iter([((0, 1), 1.0), ((2, 3), 2.0)])  # for two lies, for one; neither within the tolerance
-    monkeypatch.setattr("solon_fl.coding.locators._exchange", lambda *_: next(attempts))
+    monkeypatch.setattr("solon_fl.coding.real.locators._exchange", lambda *_: next(attempts))
     assert SubspaceLocator().locate(problem_of(FourierCode(group_size=7, compression=3), {0: 1.0, 4: 1.0})) == (0, 1)
 
 
@@ -114,10 +114,10 @@ def test_exhaustive_names_nobody_where_nobody_would_do() -> None:
 def test_exhaustive_names_nobody_where_there_are_too_many_supports(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = problem_of(FourierCode(group_size=7, compression=3), {0: 1.0})
     # C(7, 2) supports of (4 - 2) x 4 numbers
-    monkeypatch.setattr("solon_fl.coding.locating.MAX_NUMBERS", 21 * 8)
+    monkeypatch.setattr("solon_fl.coding.real.locating.MAX_NUMBERS", 21 * 8)
     assert ExhaustiveLocator().can_try_all(problem)
     assert ExhaustiveLocator().locate(problem) != ()
-    monkeypatch.setattr("solon_fl.coding.locating.MAX_NUMBERS", 21 * 8 - 1)
+    monkeypatch.setattr("solon_fl.coding.real.locating.MAX_NUMBERS", 21 * 8 - 1)
     assert ExhaustiveLocator().locate(problem) == ()
 
 
@@ -169,7 +169,7 @@ def test_where_honest_rows_are_hardly_ever_drawn_loud_lies_are_found_all_the_sam
 
 
 @pytest.mark.parametrize("kind", [FourierCode, VandermondeCode])
-def test_power_syndromes_vanish_for_honest_rows_and_show_the_point_of_a_lie(kind: type[Code]) -> None:
+def test_power_syndromes_vanish_for_honest_rows_and_show_the_point_of_a_lie(kind: type[RealCode]) -> None:
     code = kind(group_size=7, compression=3)
     np.testing.assert_allclose(power_syndromes(problem_of(code, {})), 0, atol=1e-9)
     syndromes = power_syndromes(problem_of(code, {4: 1.0}))

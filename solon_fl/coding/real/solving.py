@@ -12,10 +12,11 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from ._types import FloatArray
+from solon_fl.coding._types import FloatArray
+from solon_fl.coding.sections import Sections
+
 from .locating import Support, parity_of
 from .projection import BLOCK
-from .sections import Sections
 
 __all__ = ["Interpolation", "Solution", "interpolate", "least_squares"]
 

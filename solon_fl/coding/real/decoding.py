@@ -10,19 +10,20 @@ import torch
 from scipy import special
 from torch import Tensor
 
-from ._types import FloatArray, IntArray
+from solon_fl.coding._types import FloatArray, IntArray
+from solon_fl.coding.decoded import ClassOutcome, Decoded, DecodeStatus
+from solon_fl.coding.sections import Sections
+
 from .beyond import only_supported_gradient
-from .code import Code
-from .decoded import ClassOutcome, Decoded, DecodeStatus
+from .code import RealCode
 from .locating import LocatingProblem, Locator, Support
 from .locators import locate_rows
 from .projection import BLOCK, LARGEST_NORM, NOISE_MARGIN, UNDERESTIMATE, Memory
 from .screening import Screened, noise_of, scales, screen, smallest_noise
-from .sections import Sections
 from .solving import Interpolation, Solution, interpolate, least_squares
 from .verdict import judge
 
-__all__ = ["Decoding"]
+__all__ = ["RealDecoding"]
 
 LOUD = 100.0  # times the noise: what a fast pass is tried, or given up, for; the value costs time only
 GLANCE = 8  # liars are guessed from some columns only if all are this many times as many; the value costs time only
@@ -38,15 +39,15 @@ Project = Callable[[IntArray], FloatArray]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decoding:
+class RealDecoding:
     """What is decoded, and by which rules.
 
     Attributes
     ----------
     code, byzantine, rtol, locator
-        See `Decoder`.
+        See `RealDecoder`.
     amplification : callable
-        `Decoder.amplification`.
+        `RealDecoder.amplification`.
     rows : mapping from slot to (m,) Tensor
         Shares of one length, dtype and device.
     dim : int
@@ -57,7 +58,7 @@ class Decoding:
         Of this group and round.
     """
 
-    code: Code
+    code: RealCode
     byzantine: int
     rtol: float
     locator: Locator | None

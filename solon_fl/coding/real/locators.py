@@ -7,7 +7,8 @@ import math
 
 import numpy as np
 
-from ._types import ComplexArray, FloatArray, IntArray
+from solon_fl.coding._types import ComplexArray, FloatArray, IntArray
+
 from .locating import LocatingProblem, Locator, Support, can_try_all, explaining_supports
 
 __all__ = [

@@ -6,10 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from solon_fl import Code, ConfigurationError, FourierCode, VandermondeCode
-from tests.coding.problems import seeded, shares_of
+from solon_fl import ConfigurationError, FourierCode, RealCode, VandermondeCode
+from tests.coding.real.problems import seeded, shares_of
 
-KINDS: list[type[Code]] = [FourierCode, VandermondeCode]
+KINDS: list[type[RealCode]] = [FourierCode, VandermondeCode]
 kinds = st.sampled_from(KINDS)
 
 
@@ -23,21 +23,21 @@ def draw(seed: int, *shape: int) -> torch.Tensor:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("value", [0, -1, 6.0, True])
 @pytest.mark.parametrize("name", ["group_size", "compression"])
-def test_sizes_must_be_whole_numbers_in_range(kind: type[Code], name: str, value: object) -> None:
+def test_sizes_must_be_whole_numbers_in_range(kind: type[RealCode], name: str, value: object) -> None:
     arguments: dict[str, object] = {"group_size": 5, "compression": 1, name: value}
     with pytest.raises(ConfigurationError, match=f"{name} must be a whole number >= 1; got {name}={value!r}"):
         kind(**arguments)  # type: ignore[arg-type]  # wrong on purpose
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_group_has_at_least_one_node_a_chunk(kind: type[Code]) -> None:
+def test_a_group_has_at_least_one_node_a_chunk(kind: type[RealCode]) -> None:
     assert kind(group_size=3, compression=3).group_size == 3
     with pytest.raises(ConfigurationError, match="got group_size=2, compression=3; raise group_size to 3"):
         kind(group_size=2, compression=3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_repr_shows_every_parameter(kind: type[Code]) -> None:
+def test_repr_shows_every_parameter(kind: type[RealCode]) -> None:
     assert repr(kind(group_size=9, compression=2)) == f"{kind.__name__}(group_size=9, compression=2)"
 
 
@@ -46,7 +46,7 @@ def test_repr_shows_every_parameter(kind: type[Code]) -> None:
 
 @given(kind=kinds, seed=st.integers(0, 2**32), dim=st.integers(1, 40), compression=st.integers(1, 6))
 def test_shares_are_the_generator_times_the_padded_chunks(
-    kind: type[Code], seed: int, dim: int, compression: int
+    kind: type[RealCode], seed: int, dim: int, compression: int
 ) -> None:
     code = kind(group_size=2 + compression, compression=compression)
     gradient = draw(seed, dim)
@@ -60,7 +60,7 @@ def test_shares_are_the_generator_times_the_padded_chunks(
 
 
 @given(kind=kinds, seed=st.integers(0, 2**32), dim=st.integers(1, 40), a=st.floats(-10, 10), b=st.floats(-10, 10))
-def test_encoding_is_linear(kind: type[Code], seed: int, dim: int, a: float, b: float) -> None:
+def test_encoding_is_linear(kind: type[RealCode], seed: int, dim: int, a: float, b: float) -> None:
     code = kind(group_size=5, compression=3)
     x, y = draw(seed, 2, dim)
     for slot in range(code.group_size):

@@ -1,4 +1,4 @@
-"""The laws of `Decoder.decode`: what it accepts, what it guarantees, where that ends, and its symmetries."""
+"""The laws of `RealDecoder.decode`: what it accepts, what it guarantees, where that ends, and its symmetries."""
 
 import math
 import pickle
@@ -11,10 +11,18 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from solon_fl import CertificateWarning, Code, ConfigurationError, Decoder, DecodeStatus, FourierCode, VandermondeCode
+from solon_fl import (
+    CertificateWarning,
+    ConfigurationError,
+    DecodeStatus,
+    FourierCode,
+    RealCode,
+    RealDecoder,
+    VandermondeCode,
+)
 from solon_fl.coding import smallest_group
-from tests.coding.problems import decode, error_of, fourier_decoder, seeded, shares_of, smallest_decoder
-from tests.coding.received import (
+from tests.coding.real.problems import decode, error_of, fourier_decoder, seeded, shares_of, smallest_decoder
+from tests.coding.real.received import (
     DECODERS,
     assert_within_bound,
     decoders,
@@ -27,7 +35,7 @@ from tests.coding.received import (
 )
 from tests.oracles import decode_by_subsets
 
-KINDS: list[type[Code]] = [FourierCode, VandermondeCode]
+KINDS: list[type[RealCode]] = [FourierCode, VandermondeCode]
 
 
 def draw(seed: int, *shape: int) -> torch.Tensor:
@@ -38,19 +46,19 @@ def draw(seed: int, *shape: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_smallest_group_is_the_smallest_that_is_accepted(kind: type[Code]) -> None:
+def test_the_smallest_group_is_the_smallest_that_is_accepted(kind: type[RealCode]) -> None:
     assert smallest_group(byzantine=2, compression=3, stragglers=4) == 11
-    decoder = Decoder(kind(group_size=11, compression=3), byzantine=2, stragglers=4)
+    decoder = RealDecoder(kind(group_size=11, compression=3), byzantine=2, stragglers=4)
     assert (decoder.code.group_size, decoder.byzantine, decoder.stragglers) == (11, 2, 4)
     with pytest.raises(ConfigurationError, match=r"group_size=10, byzantine=2, stragglers=4.*raise group_size to 11"):
-        Decoder(kind(group_size=10, compression=3), byzantine=2, stragglers=4)
+        RealDecoder(kind(group_size=10, compression=3), byzantine=2, stragglers=4)
 
 
 @pytest.mark.parametrize(("name", "value"), [("byzantine", -1), ("stragglers", -2), ("byzantine", 1.0)])
 def test_faults_are_counted_in_whole_numbers(name: str, value: object) -> None:
     arguments: dict[str, object] = {"byzantine": 1, name: value}
     with pytest.raises(ConfigurationError, match=f"{name} must be a whole number >= 0; got {name}={value!r}"):
-        Decoder(FourierCode(group_size=5, compression=1), **arguments)  # type: ignore[arg-type]  # wrong on purpose
+        RealDecoder(FourierCode(group_size=5, compression=1), **arguments)  # type: ignore[arg-type]  # wrong on purpose
 
 
 @pytest.mark.parametrize(
@@ -66,7 +74,7 @@ def test_counts_must_be_whole_numbers_in_range(name: str, value: object) -> None
 def test_group_must_be_large_enough() -> None:
     code = FourierCode(group_size=5, compression=1)
     with pytest.raises(ConfigurationError, match=r"group_size=5, byzantine=2.*raise group_size to 6"):
-        Decoder(code, byzantine=2, stragglers=1)
+        RealDecoder(code, byzantine=2, stragglers=1)
 
 
 @pytest.mark.parametrize("rtol", [0.0, 1.0, -1e-6, math.nan])
@@ -76,7 +84,7 @@ def test_rtol_must_be_between_0_and_1(rtol: float) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_void_certificate_warns_with_the_numbers(kind: type[Code]) -> None:
+def test_a_void_certificate_warns_with_the_numbers(kind: type[RealCode]) -> None:
     with pytest.warns(CertificateWarning, match=r"byzantine=8.*but should be below 1.*rtol=1e-06"):
         smallest_decoder(kind, byzantine=8, compression=10)
 
@@ -88,8 +96,8 @@ def test_a_smaller_rtol_makes_the_certificate_valid() -> None:
 
 
 def test_repr_shows_every_parameter() -> None:
-    decoder = Decoder(VandermondeCode(group_size=9, compression=2), byzantine=1, stragglers=3, rtol=1e-5)
-    expected = "Decoder(VandermondeCode(group_size=9, compression=2), byzantine=1, stragglers=3, rtol=1e-05)"
+    decoder = RealDecoder(VandermondeCode(group_size=9, compression=2), byzantine=1, stragglers=3, rtol=1e-5)
+    expected = "RealDecoder(VandermondeCode(group_size=9, compression=2), byzantine=1, stragglers=3, rtol=1e-05)"
     assert repr(decoder) == expected
 
 
@@ -184,7 +192,7 @@ def test_decoding_leaves_the_shares_as_they_are() -> None:
 
 
 @given(decoder=decoders, seed=seeds, dim=st.integers(1, 60), dtype=dtypes, looking=st.booleans())
-def test_round_trip(decoder: Decoder, seed: int, dim: int, dtype: torch.dtype, looking: bool) -> None:
+def test_round_trip(decoder: RealDecoder, seed: int, dim: int, dtype: torch.dtype, looking: bool) -> None:
     case = receive(decoder, "random", 0, seed, num_liars=0, dim=dim, dtype=dtype)
     decoded = decode(decoder, case.received, dim=dim, looking=looking)
     assert decoded.status is DecodeStatus.CLEAN
@@ -197,7 +205,7 @@ def test_round_trip(decoder: Decoder, seed: int, dim: int, dtype: torch.dtype, l
 
 
 @given(decoder=decoders, seed=seeds, noise=st.floats(0, 1), looking=st.booleans())
-def test_noise_up_to_rtol_accuses_nobody(decoder: Decoder, seed: int, noise: float, looking: bool) -> None:
+def test_noise_up_to_rtol_accuses_nobody(decoder: RealDecoder, seed: int, noise: float, looking: bool) -> None:
     case = receive(decoder, "random", 0, seed, num_liars=0, dtype=torch.float64)
     rng = seeded(seed)
     smallest = sorted(float(share.norm()) for share in case.received.values())[decoder.code.compression - 1]
@@ -227,7 +235,7 @@ def test_noise_far_above_rtol_is_reported(seed: int) -> None:
 @given(decoder=decoders, kind=kinds, size=sizes, seed=seeds, dtype=dtypes, data=st.data(), looking=st.booleans())
 @settings(max_examples=400)
 def test_no_corruption_of_s_shares_leaves_the_error_bound(
-    decoder: Decoder, kind: str, size: float, seed: int, dtype: torch.dtype, data: st.DataObject, looking: bool
+    decoder: RealDecoder, kind: str, size: float, seed: int, dtype: torch.dtype, data: st.DataObject, looking: bool
 ) -> None:
     num_liars = data.draw(st.integers(0, decoder.byzantine), label="num_liars")
     num_missing = data.draw(st.integers(0, decoder.stragglers), label="num_missing")
@@ -244,7 +252,7 @@ def test_no_corruption_of_s_shares_leaves_the_error_bound(
 @given(decoder=decoders, kind=kinds, size=sizes, seed=seeds, data=st.data(), looking=st.booleans())
 @settings(max_examples=200)
 def test_errors_cost_two_and_erasures_one(
-    decoder: Decoder, kind: str, size: float, seed: int, data: st.DataObject, looking: bool
+    decoder: RealDecoder, kind: str, size: float, seed: int, data: st.DataObject, looking: bool
 ) -> None:
     assume(decoder.byzantine > 0 or kind != "near-codeword")  # which is about 2 s slots
     checks = decoder.code.group_size - decoder.code.compression
@@ -257,7 +265,7 @@ def test_errors_cost_two_and_erasures_one(
 @given(decoder=decoders, kind=kinds, size=sizes, seed=seeds, data=st.data(), looking=st.booleans())
 @settings(max_examples=200)
 def test_k_plus_s_shares_that_agree_are_right_however_many_are_missing(
-    decoder: Decoder, kind: str, size: float, seed: int, data: st.DataObject, looking: bool
+    decoder: RealDecoder, kind: str, size: float, seed: int, data: st.DataObject, looking: bool
 ) -> None:
     num_liars = data.draw(st.integers(0, decoder.byzantine), label="num_liars")
     num_missing = data.draw(st.integers(0, decoder.code.group_size - num_liars), label="num_missing")
@@ -320,7 +328,7 @@ def test_all_shares_not_finite_are_too_few() -> None:
 
 @pytest.mark.parametrize("decoder", [one for one in DECODERS if one.code.compression > 1], ids=repr)
 @pytest.mark.parametrize("seed", range(5))
-def test_one_liar_too_many_is_reported(decoder: Decoder, seed: int) -> None:
+def test_one_liar_too_many_is_reported(decoder: RealDecoder, seed: int) -> None:
     code = decoder.code
     if code.group_size == code.compression:
         pytest.skip("without any redundancy nothing can be noticed")
@@ -357,7 +365,7 @@ def test_stragglers_who_answer_leave_room_for_more_liars() -> None:
     seed=seeds,
     exponent=st.integers(-30, 60),
 )
-def test_scaling_by_a_power_of_two_scales_the_result(decoder: Decoder, kind: str, seed: int, exponent: int) -> None:
+def test_scaling_by_a_power_of_two_scales_the_result(decoder: RealDecoder, kind: str, seed: int, exponent: int) -> None:
     case = receive(decoder, kind, 1.0, seed, decoder.byzantine)
     scaled = {slot: share * 2.0**exponent for slot, share in case.received.items()}
     plain = decoder.decode(case.received, generator=seeded(seed))
@@ -370,7 +378,7 @@ def test_scaling_by_a_power_of_two_scales_the_result(decoder: Decoder, kind: str
 
 
 @given(decoder=decoders, seed=seeds, factor=st.sampled_from([1e-6, 1e6]), looking=st.booleans())
-def test_scaling_by_a_million_scales_the_result(decoder: Decoder, seed: int, factor: float, looking: bool) -> None:
+def test_scaling_by_a_million_scales_the_result(decoder: RealDecoder, seed: int, factor: float, looking: bool) -> None:
     case = receive(decoder, "random", 1.0, seed, decoder.byzantine)
     scaled = {slot: share * factor for slot, share in case.received.items()}
     decoded = decode(decoder, scaled, dim=40, looking=looking)
@@ -379,7 +387,7 @@ def test_scaling_by_a_million_scales_the_result(decoder: Decoder, seed: int, fac
 
 
 @given(decoder=decoders, seed=seeds, turn=st.integers(1, 12), looking=st.booleans())
-def test_turning_the_slots_turns_the_verdict(decoder: Decoder, seed: int, turn: int, looking: bool) -> None:
+def test_turning_the_slots_turns_the_verdict(decoder: RealDecoder, seed: int, turn: int, looking: bool) -> None:
     case = receive(decoder, "random", 1.0, seed, decoder.byzantine)
     group_size = decoder.code.group_size
     turned = {}
@@ -394,7 +402,7 @@ def test_turning_the_slots_turns_the_verdict(decoder: Decoder, seed: int, turn: 
     assert turned_size == pytest.approx(size, rel=1e-5)
 
 
-def _size_of_sines(code: Code, gradient: Tensor | None) -> float:
+def _size_of_sines(code: RealCode, gradient: Tensor | None) -> float:
     """The norm of the coefficients of the sines, which all slots treat alike."""
     assert gradient is not None
     columns = torch.nn.functional.pad(gradient, (0, -len(gradient) % code.compression)).view(-1, code.compression)

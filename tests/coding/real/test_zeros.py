@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from solon_fl import Decoder
+from solon_fl import RealDecoder
 from solon_fl.coding.sections import Sections
-from tests.coding.problems import decode, fourier_decoder, seeded, shares_of
+from tests.coding.real.problems import decode, fourier_decoder, seeded, shares_of
 
 DECODERS = [fourier_decoder(byzantine=s, compression=k) for s, k in [(1, 3), (2, 6), (5, 5), (5, 10), (3, 20)]]
 
@@ -13,7 +13,7 @@ DECODERS = [fourier_decoder(byzantine=s, compression=k) for s, k in [(1, 3), (2,
 @pytest.mark.parametrize("spread", [0, 6], ids=["entries of one size", "entries of 1e-6 to 1"])
 @pytest.mark.parametrize("looking", [False, True], ids=["interpolated", "least squares"])
 @pytest.mark.parametrize("decoder", DECODERS, ids=repr)
-def test_zeros_that_are_solved_for_are_zeros(decoder: Decoder, looking: bool, spread: int) -> None:
+def test_zeros_that_are_solved_for_are_zeros(decoder: RealDecoder, looking: bool, spread: int) -> None:
     code, rng = decoder.code, seeded(1)
     gradient = torch.randn(100_000 * code.compression, generator=rng)
     gradient *= 10 ** (-spread * torch.rand(gradient.shape, generator=rng))
@@ -31,7 +31,7 @@ def test_zeros_that_are_solved_for_are_zeros(decoder: Decoder, looking: bool, sp
 
 @pytest.mark.parametrize("looking", [False, True], ids=["interpolated", "least squares"])
 @pytest.mark.parametrize("decoder", DECODERS, ids=repr)
-def test_tensors_of_any_size_keep_their_digits(decoder: Decoder, looking: bool) -> None:
+def test_tensors_of_any_size_keep_their_digits(decoder: RealDecoder, looking: bool) -> None:
     """Twelve layers, each with a gradient a tenth of that of the next; and statistics of 1e9 beside it all."""
     code, rng = decoder.code, seeded(2)
     tensors = [(size, "parameters") for size in [64, 1, 7, 100] * 3] + [(5, "buffers"), (64, "parameters")]
@@ -59,7 +59,7 @@ def test_tensors_of_any_size_keep_their_digits(decoder: Decoder, looking: bool) 
 @pytest.mark.parametrize("size", [0.5, 0.9, 0.95])
 @pytest.mark.parametrize("decoder", DECODERS[:4], ids=repr)
 def test_zeros_of_all_honest_nodes_are_zeros_though_a_quiet_liar_sends_them_as_entries(
-    decoder: Decoder, size: float
+    decoder: RealDecoder, size: float
 ) -> None:
     """An embedding of which half of the rows are not used; the lie passes for noise."""
     code = decoder.code

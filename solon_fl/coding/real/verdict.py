@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._types import FloatArray
+from solon_fl.coding._types import FloatArray
+
 from .locating import can_try_all, explaining_supports, parity_of
 from .projection import BLOCK
 from .solving import Solution

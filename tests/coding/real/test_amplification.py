@@ -5,10 +5,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from solon_fl import Code, FourierCode, VandermondeCode
-from solon_fl.coding import amplification
+from solon_fl import FourierCode, RealCode, VandermondeCode
 from solon_fl.coding._types import FloatArray
-from solon_fl.coding.amplification import lagrange_bound, worst_amplification
+from solon_fl.coding.real import amplification
+from solon_fl.coding.real.amplification import lagrange_bound, worst_amplification
 from tests.oracles import largest_amplification
 
 CODES = [FourierCode, VandermondeCode]
@@ -16,7 +16,7 @@ CODES = [FourierCode, VandermondeCode]
 
 @pytest.mark.parametrize("kind", CODES)
 @pytest.mark.parametrize(("group_size", "compression"), [(1, 1), (3, 1), (4, 2), (5, 3), (7, 3), (8, 4), (9, 5)])
-def test_the_exact_value_is_that_of_brute_force(kind: type[Code], group_size: int, compression: int) -> None:
+def test_the_exact_value_is_that_of_brute_force(kind: type[RealCode], group_size: int, compression: int) -> None:
     code = kind(group_size=group_size, compression=compression)
     for num_rows in range(compression, code.group_size + 1):
         expected = largest_amplification(code.generator, num_rows)
@@ -25,7 +25,7 @@ def test_the_exact_value_is_that_of_brute_force(kind: type[Code], group_size: in
 
 @pytest.mark.parametrize("kind", CODES)
 @pytest.mark.parametrize("compression", [1, 2, 3, 4, 5])
-def test_lagrange_bound_is_at_least_the_exact_value(kind: type[Code], compression: int) -> None:
+def test_lagrange_bound_is_at_least_the_exact_value(kind: type[RealCode], compression: int) -> None:
     code = kind(group_size=4 + compression, compression=compression)
     bound = lagrange_bound(code.points, code.multipliers, compression)
     for num_rows in range(compression, code.group_size + 1):
@@ -49,7 +49,7 @@ def test_fewer_rows_amplify_no_less() -> None:
 
 @pytest.mark.parametrize("kind", CODES)
 @pytest.mark.parametrize(("group_size", "compression"), [(9, 8), (12, 9), (13, 11), (14, 12), (14, 14)])
-def test_rows_left_out_tell_as_much_as_those_kept(kind: type[Code], group_size: int, compression: int) -> None:
+def test_rows_left_out_tell_as_much_as_those_kept(kind: type[RealCode], group_size: int, compression: int) -> None:
     code = kind(group_size=group_size, compression=compression)
     for num_rows in range(compression, group_size + 1):
         expected, margin = largest_amplification(code.generator, num_rows), 1e-9
@@ -76,7 +76,7 @@ def test_the_scale_of_a_generator_counts(num_rows: int) -> None:
 @example(FourierCode, [31, 31, 37])
 @example(FourierCode, [3, 255, 256])
 @example(VandermondeCode, [17, 20, 21])
-def test_a_search_is_bounded_in_memory_and_in_work(kind: type[Code], sizes: list[int]) -> None:
+def test_a_search_is_bounded_in_memory_and_in_work(kind: type[RealCode], sizes: list[int]) -> None:
     compression, num_rows, group_size = sizes
     arrays: list[tuple[int, int, int]] = []
     bounds = amplification._inverse_bounds

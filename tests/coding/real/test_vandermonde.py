@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from solon_fl import ConfigurationError, Decoder, VandermondeCode
+from solon_fl import ConfigurationError, RealDecoder, VandermondeCode
 from tests.oracles import decode_exactly, encode_exactly
 
 
@@ -51,7 +51,7 @@ def test_decoding_agrees_with_exact_arithmetic(seed: int, num_lies: int) -> None
 
     code = VandermondeCode(group_size=7, compression=3, nodes=[float(node) for node in nodes])
     received = torch.tensor([[float(entry) for entry in share] for share in shares], dtype=torch.float64)
-    decoded = Decoder(code, byzantine=2, rtol=1e-9).decode(received / torch.from_numpy(code.multipliers)[:, None])
+    decoded = RealDecoder(code, byzantine=2, rtol=1e-9).decode(received / torch.from_numpy(code.multipliers)[:, None])
     assert decoded.corrupt_slots == exact_lies
     assert decoded.gradient is not None
     expected = torch.tensor([[float(entry) for entry in chunk] for chunk in exact_chunks], dtype=torch.float64)

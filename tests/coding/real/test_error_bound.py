@@ -1,4 +1,4 @@
-"""What a decode vouches for: `Decoded.error_bound` whatever was sent, and `Decoder.certificate` beforehand."""
+"""What a decode vouches for: `Decoded.error_bound` whatever was sent, and `RealDecoder.certificate` beforehand."""
 
 import math
 
@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solon_fl import Code, Decoder, DecodeStatus, FourierCode, VandermondeCode
-from tests.coding.problems import decode, error_of, fourier_decoder, seeded, shares_of, smallest_decoder
-from tests.coding.received import assert_within_bound, decoders, receive, seeds, typical_norm
+from solon_fl import DecodeStatus, FourierCode, RealCode, RealDecoder, VandermondeCode
+from tests.coding.real.problems import decode, error_of, fourier_decoder, seeded, shares_of, smallest_decoder
+from tests.coding.real.received import assert_within_bound, decoders, receive, seeds, typical_norm
 
 
 @pytest.mark.slow
@@ -22,7 +22,7 @@ from tests.coding.received import assert_within_bound, decoders, receive, seeds,
 )
 @settings(max_examples=200)
 def test_lies_about_as_small_as_the_tolerance_do_no_more_than_the_certificate(
-    decoder: Decoder, seed: int, decade: float, looking: bool
+    decoder: RealDecoder, seed: int, decade: float, looking: bool
 ) -> None:
     case = receive(decoder, "near-codeword", 10**decade, seed, decoder.byzantine)
     decoded = decode(decoder, case.received, dim=40, looking=looking)
@@ -30,7 +30,7 @@ def test_lies_about_as_small_as_the_tolerance_do_no_more_than_the_certificate(
     assert error_of(decoded, case.gradient) <= decoder.certificate * float(case.gradient.norm())
 
 
-KINDS: list[type[Code]] = [FourierCode, VandermondeCode]
+KINDS: list[type[RealCode]] = [FourierCode, VandermondeCode]
 LYING_DECODERS = [
     smallest_decoder(kind, byzantine=s, compression=k) for kind in KINDS for s, k in [(1, 1), (1, 3), (2, 3), (3, 4)]
 ]
@@ -40,7 +40,7 @@ LYING_DECODERS = [
 @pytest.mark.parametrize("decoder", LYING_DECODERS, ids=repr)
 @pytest.mark.parametrize("seed", range(3))
 def test_the_largest_lies_below_the_tolerance_pass_and_do_what_noise_may(
-    decoder: Decoder, dtype: torch.dtype, seed: int
+    decoder: RealDecoder, dtype: torch.dtype, seed: int
 ) -> None:
     case = receive(decoder, "below-tolerance", 0.9, seed, decoder.byzantine, dtype=dtype)
     decoded = decoder.decode(case.received, dim=40)
@@ -54,7 +54,7 @@ def test_the_largest_lies_below_the_tolerance_pass_and_do_what_noise_may(
 @pytest.mark.parametrize("size", [1.2, 2.0, 5.0, 30.0])
 @pytest.mark.parametrize("seed", range(3))
 def test_lies_just_above_the_tolerance_are_noticed_and_stay_in_the_bound(
-    decoder: Decoder, size: float, seed: int
+    decoder: RealDecoder, size: float, seed: int
 ) -> None:
     case = receive(decoder, "below-tolerance", size, seed, decoder.byzantine)
     decoded = decoder.decode(case.received, dim=40)
@@ -67,7 +67,7 @@ def test_lies_just_above_the_tolerance_are_noticed_and_stay_in_the_bound(
 @pytest.mark.parametrize("decoder", LYING_DECODERS, ids=repr)
 @pytest.mark.parametrize("size", [1e3, 1e5])
 @pytest.mark.parametrize("seed", range(3))
-def test_lies_well_above_the_tolerance_are_located(decoder: Decoder, size: float, seed: int) -> None:
+def test_lies_well_above_the_tolerance_are_located(decoder: RealDecoder, size: float, seed: int) -> None:
     case = receive(decoder, "below-tolerance", size, seed, decoder.byzantine)
     decoded = decoder.decode(case.received, dim=40)
     assert decoded.corrupt_slots == case.liars

@@ -9,23 +9,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from solon_fl import Decoder, FourierCode
+from solon_fl import FourierCode, RealDecoder
 from solon_fl.simulations.attacks import NearCodeword
 
 SIZES = [(1, 3), (2, 6), (3, 8), (4, 8), (5, 5), (5, 10)]  # s, k: the certificate is below 1
 Shares = dict[int, Tensor]
 
 
-def decoder_of(s: int, k: int, extra: int = 0) -> Decoder:
-    return Decoder(FourierCode(group_size=2 * s + k + extra, compression=k), byzantine=s)
+def decoder_of(s: int, k: int, extra: int = 0) -> RealDecoder:
+    return RealDecoder(FourierCode(group_size=2 * s + k + extra, compression=k), byzantine=s)
 
 
-def honest_shares(decoder: Decoder, rng: np.random.Generator, dim: int = 300) -> tuple[Tensor, Shares]:
+def honest_shares(decoder: RealDecoder, rng: np.random.Generator, dim: int = 300) -> tuple[Tensor, Shares]:
     gradient = torch.from_numpy(rng.normal(size=dim).astype(np.float32))
     return gradient, {slot: decoder.code.encode(gradient, slot) for slot in range(decoder.code.group_size)}
 
 
-def interpolated(decoder: Decoder, shares: Shares, liars: list[int], rng: np.random.Generator) -> Shares:
+def interpolated(decoder: RealDecoder, shares: Shares, liars: list[int], rng: np.random.Generator) -> Shares:
     """The liars send the shares of the gradient that k badly conditioned honest rows, rounded, interpolate."""
     generator, k = decoder.code.generator, decoder.code.compression
     honest = [slot for slot in shares if slot not in liars]
@@ -38,7 +38,7 @@ def interpolated(decoder: Decoder, shares: Shares, liars: list[int], rng: np.ran
     return shares | {liar: (torch.from_numpy(generator[liar]) @ chunks).float() for liar in liars}
 
 
-def nearly_a_codeword(decoder: Decoder, shares: Shares, liars: list[int], rng: np.random.Generator) -> Shares:
+def nearly_a_codeword(decoder: RealDecoder, shares: Shares, liars: list[int], rng: np.random.Generator) -> Shares:
     """The liars' lies look like those of other nodes, at a size at which that can't be told apart for certain."""
     rows = torch.stack(list(shares.values()))
     lies = NearCodeword(decoder, size=float(10 ** rng.uniform(-6, -2))).lies(
@@ -47,7 +47,7 @@ def nearly_a_codeword(decoder: Decoder, shares: Shares, liars: list[int], rng: n
     return shares | dict(zip(liars, lies, strict=True))
 
 
-def small(decoder: Decoder, shares: Shares, liars: list[int], rng: np.random.Generator) -> Shares:
+def small(decoder: RealDecoder, shares: Shares, liars: list[int], rng: np.random.Generator) -> Shares:
     lies = {}
     for liar in liars:
         direction = torch.from_numpy(rng.normal(size=shares[liar].numel())).float()
@@ -118,7 +118,7 @@ def test_independent_lies_are_all_named_down_to_a_thousandth_of_a_share(s: int, 
         assert decoded.suspect_slots == ()
 
 
-def explained_without(decoder: Decoder, shares: Shares, slot: int, noise: float) -> bool:
+def explained_without(decoder: RealDecoder, shares: Shares, slot: int, noise: float) -> bool:
     """Oracle: whether some set of s rows without this one, taken out, leaves rows that agree up to the noise."""
     s = decoder.byzantine
     rows = torch.stack(list(shares.values())).double().numpy()

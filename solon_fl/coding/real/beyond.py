@@ -11,12 +11,13 @@ from itertools import combinations, islice
 import numpy as np
 from torch import Tensor
 
-from ._types import ComplexArray, FloatArray, IntArray
+from solon_fl.coding._types import ComplexArray, FloatArray, IntArray
+from solon_fl.coding.decoded import ClassOutcome, Decoded, DecodeStatus
+from solon_fl.coding.sections import Sections
+
 from .amplification import worst_amplification
-from .code import Code
-from .decoded import ClassOutcome, Decoded, DecodeStatus
+from .code import RealCode
 from .projection import NOISE_MARGIN
-from .sections import Sections
 from .solving import least_squares
 
 __all__ = ["can_try_all_sets", "only_supported_gradient", "supporting_rows"]
@@ -26,7 +27,7 @@ SETS_AT_ONCE = 32_768  # of 20 rows, 5 MB a matrix
 
 
 def only_supported_gradient(
-    code: Code,
+    code: RealCode,
     slots: list[int],
     projected: FloatArray,
     noise: FloatArray,

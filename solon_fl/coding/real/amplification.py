@@ -12,7 +12,8 @@ from itertools import combinations, islice
 import numpy as np
 import torch
 
-from ._types import ComplexArray, FloatArray, IntArray
+from solon_fl.coding._types import ComplexArray, FloatArray, IntArray
+
 from .locating import parity_of
 
 __all__ = ["lagrange_bound", "worst_amplification"]

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._types import FloatArray
-from .sections import Sections
+from solon_fl.coding._types import FloatArray
+from solon_fl.coding.sections import Sections
 
 __all__ = [
     "LARGEST_NORM",

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from solon_fl import Code, FourierCode, VandermondeCode
-from solon_fl.coding.locating import explaining_supports, parity_of
-from tests.coding.problems import problem_of
+from solon_fl import FourierCode, RealCode, VandermondeCode
+from solon_fl.coding.real.locating import explaining_supports, parity_of
+from tests.coding.real.problems import problem_of
 
 
 @given(
@@ -17,7 +17,7 @@ from tests.coding.problems import problem_of
     seed=st.integers(0, 2**32),
 )
 def test_residuals_are_those_of_least_squares(
-    kind: type[Code], compression: int, num_projections: int, seed: int
+    kind: type[RealCode], compression: int, num_projections: int, seed: int
 ) -> None:
     code = kind(group_size=4 + compression, compression=compression)
     problem = problem_of(code, {0: 1.0, 2: 1e-3}, seed, num_projections)

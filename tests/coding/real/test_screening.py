@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from solon_fl import Code, Decoder, DecodeStatus, FourierCode, VandermondeCode
+from solon_fl import DecodeStatus, FourierCode, RealCode, RealDecoder, VandermondeCode
 from solon_fl.coding._types import FloatArray
-from solon_fl.coding.screening import screen
-from tests.coding.problems import fourier_decoder, seeded, shares_of, smallest_decoder
-from tests.coding.received import assert_within_bound, receive
+from solon_fl.coding.real.screening import screen
+from tests.coding.real.problems import fourier_decoder, seeded, shares_of, smallest_decoder
+from tests.coding.real.received import assert_within_bound, receive
 
 
 def test_no_row_is_absurd_that_s_small_lies_could_make_look_so() -> None:
@@ -31,7 +31,7 @@ def test_a_row_that_is_absurd_in_one_class_of_tensors_is_absurd() -> None:
     np.testing.assert_allclose(screened.noise, np.sqrt(7) * 1e-6 * np.array([1, 1e9]))
 
 
-def _rows_and_scale(decoder: Decoder, norms: FloatArray) -> tuple[list[int], float]:
+def _rows_and_scale(decoder: RealDecoder, norms: FloatArray) -> tuple[list[int], float]:
     rows = list(range(len(norms)))
     screened = screen(decoder.code, rows, norms[None], np.zeros(1), rtol=decoder.rtol, byzantine=decoder.byzantine)
     return screened.alive, round(float(screened.noise[0]) / np.sqrt(decoder.code.group_size) / decoder.rtol, 6)
@@ -128,7 +128,7 @@ def test_float64_shares_near_overflow_are_erasures(lie: float) -> None:
 
 @pytest.mark.parametrize("kind", [FourierCode, VandermondeCode])
 @pytest.mark.parametrize("start", range(7))
-def test_k_minus_1_shares_of_zeros_and_liars_who_send_zeros(kind: type[Code], start: int) -> None:
+def test_k_minus_1_shares_of_zeros_and_liars_who_send_zeros(kind: type[RealCode], start: int) -> None:
     decoder = smallest_decoder(kind, byzantine=2, compression=3)
     zero_slots = [start, (start + 1) % 7]
     null_vector = torch.from_numpy(np.linalg.svd(decoder.code.generator[zero_slots])[2][-1])

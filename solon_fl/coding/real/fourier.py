@@ -5,13 +5,14 @@ from functools import cached_property
 
 import numpy as np
 
-from ._types import ComplexArray, FloatArray
-from .code import Code
+from solon_fl.coding._types import ComplexArray, FloatArray
+
+from .code import RealCode
 
 __all__ = ["FourierCode", "trigonometric_columns"]
 
 
-class FourierCode(Code):
+class FourierCode(RealCode):
     """Shares are samples, at r angles spread evenly over the circle, of a trigonometric polynomial.
 
     Its coefficients are the k chunks of the gradient: with t_j = 2 pi j / r, G has the columns

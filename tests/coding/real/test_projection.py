@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from solon_fl import DecodeStatus
-from solon_fl.coding.projection import BLOCK, NUM_PROJECTIONS, UNDERESTIMATE, Projector
+from solon_fl.coding.real.projection import BLOCK, NUM_PROJECTIONS, UNDERESTIMATE, Projector
 from solon_fl.simulations.attacks import ProjectionAware
-from tests.coding.problems import decode, fourier_decoder, seeded, shares_of
-from tests.coding.received import assert_within_bound, receive
+from tests.coding.real.problems import decode, fourier_decoder, seeded, shares_of
+from tests.coding.real.received import assert_within_bound, receive
 from tests.oracles import chernoff_underestimate
 
 
@@ -104,7 +104,7 @@ def test_fresh_projections_are_drawn_from_the_operating_systems_entropy(monkeypa
         calls.append(arguments)
         return fixed
 
-    monkeypatch.setattr("solon_fl.coding.projection.np.random.default_rng", default_rng)
+    monkeypatch.setattr("solon_fl.coding.real.projection.np.random.default_rng", default_rng)
     row = torch.ones(10)
     first = Projector().project([row])[0]
     expected = np.random.Generator(np.random.PCG64(7))

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from solon_fl import Code, Decoded, Decoder, FourierCode, LocatingProblem
+from solon_fl import Decoded, FourierCode, LocatingProblem, RealCode, RealDecoder
 from solon_fl.coding import smallest_group
-from solon_fl.coding.decoding import Decoding
+from solon_fl.coding.real.decoding import RealDecoding
 from solon_fl.coding.sections import Sections
 
 
@@ -19,25 +19,25 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def smallest_decoder(
-    kind: type[Code], *, byzantine: int, compression: int, stragglers: int = 0, **more: Any
-) -> Decoder:
+    kind: type[RealCode], *, byzantine: int, compression: int, stragglers: int = 0, **more: Any
+) -> RealDecoder:
     """Return the decoder of the smallest code of that kind that bears s liars and e missing shares."""
     size = smallest_group(byzantine=byzantine, compression=compression, stragglers=stragglers)
     code = kind(group_size=size, compression=compression)
-    return Decoder(code, byzantine=byzantine, stragglers=stragglers, **more)
+    return RealDecoder(code, byzantine=byzantine, stragglers=stragglers, **more)
 
 
-def fourier_decoder(*, byzantine: int, compression: int, stragglers: int = 0, **more: Any) -> Decoder:
+def fourier_decoder(*, byzantine: int, compression: int, stragglers: int = 0, **more: Any) -> RealDecoder:
     """Return the decoder of the smallest Fourier code that bears s liars and e missing shares."""
     return smallest_decoder(FourierCode, byzantine=byzantine, compression=compression, stragglers=stragglers, **more)
 
 
-def shares_of(code: Code, gradient: Tensor) -> dict[int, Tensor]:
+def shares_of(code: RealCode, gradient: Tensor) -> dict[int, Tensor]:
     return {slot: code.encode(gradient, slot) for slot in range(code.group_size)}
 
 
 def decode(
-    decoder: Decoder,
+    decoder: RealDecoder,
     shares: dict[int, Tensor],
     *,
     looking: bool,
@@ -53,7 +53,7 @@ def decode(
 
 def without_comparing(wanted: bool) -> AbstractContextManager[object]:
     """Let decoders project and look at once, if wanted, without trying what is mostly enough."""
-    return patch.object(Decoding, "_decode_fast", return_value=None) if wanted else nullcontext()
+    return patch.object(RealDecoding, "_decode_fast", return_value=None) if wanted else nullcontext()
 
 
 def error_of(decoded: Decoded, gradient: Tensor) -> float:
@@ -65,7 +65,7 @@ def error_of(decoded: Decoded, gradient: Tensor) -> float:
     return float((error / largest).norm() * largest)
 
 
-def problem_of(code: Code, lies: dict[int, float], seed: int = 0, num_projections: int = 16) -> LocatingProblem:
+def problem_of(code: RealCode, lies: dict[int, float], seed: int = 0, num_projections: int = 16) -> LocatingProblem:
     """Return the problem in which the rows in `lies` are off by a vector of that norm, random for each."""
     rng = np.random.default_rng(seed)
     projected = code.generator @ rng.normal(size=(code.compression, num_projections))

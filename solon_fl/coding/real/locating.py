@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ._types import ComplexArray, FloatArray, IntArray
+from solon_fl.coding._types import ComplexArray, FloatArray, IntArray
 
 __all__ = ["LocatingProblem", "Locator", "Support", "can_try_all", "explaining_supports", "parity_of"]
 

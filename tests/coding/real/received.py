@@ -9,21 +9,21 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from solon_fl import Code, Decoded, Decoder, FourierCode
+from solon_fl import Decoded, FourierCode, RealCode, RealDecoder
 from solon_fl.simulations.attacks import Attack, BelowTolerance, NearCodeword, OtherGradient, PartialCollusion
-from tests.coding.problems import error_of, fourier_decoder, seeded, shares_of
+from tests.coding.real.problems import error_of, fourier_decoder, seeded, shares_of
 
 
 @dataclass(frozen=True)
 class Case:
-    decoder: Decoder
+    decoder: RealDecoder
     gradient: Tensor
     liars: tuple[int, ...]
     missing: tuple[int, ...]
     received: dict[int, Tensor]
 
     @property
-    def code(self) -> Code:
+    def code(self) -> RealCode:
         return self.decoder.code
 
 
@@ -41,8 +41,8 @@ DECODERS = [
         (3, 5, 1),
         (5, 10, 0),
     ]
-] + [Decoder(FourierCode(group_size=9, compression=3), byzantine=2)]  # a larger group than s liars need
-CRAFTED: dict[str, Callable[[Decoder, float], Attack]] = {
+] + [RealDecoder(FourierCode(group_size=9, compression=3), byzantine=2)]  # a larger group than s liars need
+CRAFTED: dict[str, Callable[[RealDecoder, float], Attack]] = {
     "near-codeword": NearCodeword,
     "other-gradient": lambda decoder, size: OtherGradient(decoder.code, size),
     "partial-collusion": PartialCollusion,
@@ -58,7 +58,7 @@ sizes = st.floats(-3, 30).map(lambda decade: float(10**decade))
 
 
 def receive(
-    decoder: Decoder,
+    decoder: RealDecoder,
     kind: str,
     size: float,
     seed: int,

@@ -1,0 +1,1 @@
+"""Codes over the real numbers, and the decoder that bears float noise."""
