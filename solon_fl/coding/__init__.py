@@ -3,6 +3,8 @@
 from .code import Code
 from .decoded import ClassOutcome, Decoded, DecodeStatus
 from .decoder import BeyondBound, Decoder, smallest_group
+from .exact.code import ExactCode
+from .exact.decoder import ExactDecoder
 from .real.code import RealCode
 from .real.decoder import CertificateWarning, RealDecoder
 from .real.fourier import FourierCode
@@ -18,6 +20,8 @@ __all__ = [
     "DecodeStatus",
     "Decoded",
     "Decoder",
+    "ExactCode",
+    "ExactDecoder",
     "ExhaustiveLocator",
     "FourierCode",
     "InformationSetLocator",

@@ -1,17 +1,20 @@
 """What every code is: how a gradient becomes r shares. A code knows nothing of liars."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
 from torch import Tensor
 
 from solon_fl.checks import check_whole
 from solon_fl.errors import ConfigurationError
 
+from .sections import Sections
+
 __all__ = ["Code"]
 
 
 class Code(ABC):
-    """A linear (r, k) code: k consecutive entries of the group's gradient at a time become one entry of r shares.
+    """A linear (r, k) code: of k entries of the group's gradient at a time each of r shares holds one combination.
 
     Parameters
     ----------
@@ -44,6 +47,15 @@ class Code(ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}(group_size={self.group_size}, compression={self.compression})"
 
+    @property
+    @abstractmethod
+    def multiple(self) -> int:
+        """Each tensor of a coded vector is padded with zeros to a multiple of that many entries."""
+
+    @abstractmethod
+    def sections(self, tensors: Iterable[tuple[int, str]]) -> Sections:
+        """Return where tensors of these sizes and classes are in a share; see `Sections.of`."""
+
     def share_dim(self, dim: int) -> int:
         """Return m = ceil(d / k), the length of a share of a gradient of length d = dim."""
         if dim < 1:
@@ -56,7 +68,7 @@ class Code(ABC):
         Parameters
         ----------
         gradient : Tensor, (d,), any float dtype, any device
-            Read in place, never padded or copied. Column c of X holds the entries c k to c k + k - 1, zeros beyond d.
+            Read in place, never padded or copied. Entries beyond d are taken to be zeros.
         slot : int
             0 <= slot < r.
 

@@ -73,12 +73,13 @@ class Decoded:
         `ok` is true for CLEAN, CORRECTED and BEYOND_BOUND.
     corrupt_slots : tuple of int
         Slots whose shares are certainly lies, ascending: there is no set of at most s lies without which the other
-        shares agree and that leaves this one out. () if the status is BEYOND_BOUND.
+        shares agree and that leaves this one out. Of an exact code: slots whose shares differ from the gradient's by a
+        bit or more, be it that another make computed them. () if the status is BEYOND_BOUND.
     suspect_slots : tuple of int
         Slots that the gradient was made without, too, but that may be honest, ascending: other sets of lies explain
         the shares as well.
     erased_slots : tuple of int
-        Slots whose shares were missing or not finite, ascending.
+        Slots whose shares were missing or no shares (of a real code: not finite), ascending.
     residual : float
         Norm of what the shares kept disagree with the gradient by, over all columns of one class of tensors, that where
         it is nearest to the tolerance; inf if the decode failed.
@@ -92,7 +93,7 @@ class Decoded:
     num_agreeing : int
         Shares that the gradient was solved from, and that agree with it; 0 if the decode failed.
     classes : tuple of ClassOutcome
-        The same for each class of tensors; () if the decode failed.
+        The same for each class of tensors; () if the decode failed, or the code is exact.
     odd_tensors : tuple of int
         Numbers of tensors in which the shares kept disagree by more than the noise of such a tensor, though not by more
         than that of its class: it is nothing but noise, or more nodes lie there than these shares tell.
@@ -116,7 +117,8 @@ class Decoded:
     @property
     def relative_error(self) -> float:
         """The largest error bound of a class, by the norm of what was decoded; inf if the decode failed."""
-        return max((outcome.relative_error for outcome in self.classes), default=math.inf)
+        exact = 0.0 if self.ok else math.inf
+        return max((outcome.relative_error for outcome in self.classes), default=exact)
 
     @property
     def ok(self) -> bool:

@@ -2,6 +2,7 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Iterable
 from functools import cached_property
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from solon_fl.coding._types import ComplexArray, FloatArray
 from solon_fl.coding.code import Code
+from solon_fl.coding.sections import Sections
 
 from .amplification import lagrange_bound, worst_amplification
 from .locating import parity_of
@@ -24,7 +26,8 @@ class RealCode(Code):
 
     Notes
     -----
-    For nodes of one make and of several. Equation: z_j = sum_l G[j, l] X[l]. Cost: d multiply-adds a share. A share of
+    For nodes of one make and of several. Column c of X holds the entries c k to c k + k - 1 of
+    the gradient. Equation: z_j = sum_l G[j, l] X[l]. Cost: d multiply-adds a share. A share of
     a half-precision gradient is float32: rounding it to half precision would cost 1e-3 times the amplification.
     """
 
@@ -79,6 +82,15 @@ class RealCode(Code):
         if exact < math.inf:
             return self.stretch * exact
         return self.stretch * lagrange_bound(self.points, self.multipliers, self.compression)
+
+    @property
+    def multiple(self) -> int:
+        """k: so no column of X mixes entries of two tensors."""
+        return self.compression
+
+    def sections(self, tensors: Iterable[tuple[int, str]]) -> Sections:
+        """See `Code.sections`: each tensor has columns of its own."""
+        return Sections.of(tensors, compression=self.compression)
 
     def _encode(self, gradient: Tensor, slot: int) -> Tensor:
         dtype = torch.float64 if gradient.dtype == torch.float64 else torch.float32

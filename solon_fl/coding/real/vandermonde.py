@@ -32,12 +32,12 @@ class VandermondeCode(RealCode):
     Examples
     --------
     >>> import torch
-    >>> from solon_fl import Decoder, VandermondeCode
+    >>> from solon_fl import RealDecoder, VandermondeCode
     >>> code = VandermondeCode(group_size=4, compression=2)
     >>> gradient = torch.tensor([1.0, 2.0, 3.0])
     >>> shares = {slot: code.encode(gradient, slot) for slot in range(4)}
     >>> shares[2] += 1
-    >>> Decoder(code, byzantine=1).decode(shares, dim=3).corrupt_slots
+    >>> RealDecoder(code, byzantine=1).decode(shares, dim=3).corrupt_slots
     (2,)
 
     References

@@ -1,0 +1,83 @@
+"""Beyond (n - k) / 2 wrong shares: which shares support a gradient that k + 1 of them agree with."""
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations, islice
+from math import comb
+
+import numpy as np
+from torch import Tensor
+
+from .code import ExactCode
+from .field import FieldArray, P, inverse
+
+__all__ = ["only_supporting_rows"]
+
+MAX_SETS = 3_000_000  # tried in some seconds
+SETS_AT_ONCE = 32_768
+BLOCK = 2**14  # columns that are combined at once
+NUM_WORDS = 2  # random combinations of the columns: a lie is 0 in both with probability 2^-63
+
+
+def only_supporting_rows(
+    code: ExactCode, slots: list[int], rows: Sequence[Tensor], random: np.random.Generator
+) -> set[int] | None:
+    """Return the slots in any set of k + 1 shares that agree with each other.
+
+    None if there is none, or none that leaves a slot out; or if there are too many sets to try. Whether they all agree,
+    so that there is one such gradient only, has to be checked still.
+
+    Parameters
+    ----------
+    slots : list of n int
+        Ascending.
+    rows : sequence of n Tensors, (m,) int32
+        The shares' bits.
+    random : np.random.Generator
+        Draws what the columns are combined with.
+
+    Notes
+    -----
+    Cost: 2 n m products, and (k + 1)^2 for each of the C(n, k + 1) sets.
+    """
+    size = code.compression + 1
+    if comb(len(slots), size) > MAX_SETS:
+        return None
+    words, points = _combinations(rows, random), code.points[slots]
+    supporting: set[int] = set()
+    for sets in _blocks_of_sets(len(slots), size):
+        weights = _check_weights(points[sets])
+        agree = np.ones(len(sets), dtype=bool)
+        for word in words:
+            agree &= (weights * word[sets] % P).sum(axis=1) % P == 0
+        supporting.update(np.unique(sets[agree]).tolist())
+    if len(supporting) in (0, len(slots)):
+        return None
+    return {slots[row] for row in supporting}
+
+
+def _combinations(rows: Sequence[Tensor], random: np.random.Generator) -> FieldArray:
+    """Return random combinations of the columns over the field, (2, n)."""
+    words = np.zeros((NUM_WORDS, len(rows)), dtype=np.uint64)
+    for start in range(0, rows[0].numel(), BLOCK):
+        width = min(BLOCK, rows[0].numel() - start)
+        factors = random.integers(P, size=(NUM_WORDS, width), dtype=np.uint64)
+        for number, row in enumerate(rows):
+            bits = row[start : start + width].cpu().numpy().astype(np.int64) % P
+            words[:, number] += (factors * bits.astype(np.uint64) % P).sum(axis=1) % P
+    return words % P
+
+
+def _blocks_of_sets(num_rows: int, size: int) -> Iterator[np.ndarray]:
+    sets = combinations(range(num_rows), size)
+    while block := list(islice(sets, SETS_AT_ONCE)):
+        yield np.array(block, dtype=np.int64)
+
+
+def _check_weights(points: FieldArray) -> FieldArray:
+    """Return, for (N, k + 1) points, the weights of their divided difference."""
+    products = np.ones_like(points)
+    for place in range(points.shape[1]):
+        differences = (points + (P - points[:, place : place + 1])) % P
+        differences[:, place] = 1
+        products = products * differences % P
+    return inverse(products)
