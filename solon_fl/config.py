@@ -7,7 +7,18 @@ from functools import lru_cache
 from typing import Literal, get_args
 
 from solon_fl.checks import check_between, check_number, check_one_of, check_whole
-from solon_fl.coding import BeyondBound, FourierCode, RealCode, RealDecoder, VandermondeCode, smallest_group
+from solon_fl.coding import (
+    BeyondBound,
+    Code,
+    Decoder,
+    ExactCode,
+    ExactDecoder,
+    FourierCode,
+    RealCode,
+    RealDecoder,
+    VandermondeCode,
+    smallest_group,
+)
 from solon_fl.errors import ConfigurationError
 
 __all__ = [
@@ -26,7 +37,7 @@ __all__ = [
     "smallest_group_with_digests",
 ]
 
-CodeName = Literal["fourier", "vandermonde"]
+CodeName = Literal["exact", "fourier", "vandermonde"]
 Mode = Literal["gradient", "update"]
 Grouping = Literal["server", "silo"]
 FailurePolicy = Literal["exclude", "skip", "stop"]
@@ -54,15 +65,19 @@ class SolonConfig:
     group_size : int
         r, nodes of a group, all computing the same gradient. Default 0: the smallest that the theorem
         allows, 2 s + e + k.
-    code : "fourier" or "vandermonde"
-        See `solon_fl.FourierCode` and `solon_fl.VandermondeCode`.
+    code : "exact", "fourier" or "vandermonde"
+        Take "exact" where all nodes compute the same bits, which `solon_fl.strategies.calibrate` can tell: machines of
+        one make with the same software, and all simulations; liars then change no bit of the model. Take "fourier"
+        where they don't, or for float64. "vandermonde" is the paper's, for comparison. See `solon_fl.ExactCode`,
+        `solon_fl.FourierCode` and `solon_fl.VandermondeCode`.
     rtol : float
         Largest relative difference between two honest nodes' shares of the same slot; measure it with
-        `solon_fl.strategies.calibrate`.
+        `solon_fl.strategies.calibrate`. Without effect with code "exact".
     early_error : float
         A group is decoded before all its nodes have answered only if that bounds the error by this part of the
         gradient's norm; else it waits for more shares, as long as its patience lasts. k + s shares that agree can be
-        too badly conditioned for more. docs/reference/decoding-accuracy.md has what liars can make of it.
+        too badly conditioned for more. docs/reference/decoding-accuracy.md has what liars can make of it. Without
+        effect with code "exact".
     seed : int
         Of the run: with round and group it fixes the batches. 0 <= seed < 2**63.
     batches_per_group : int
@@ -89,7 +104,8 @@ class SolonConfig:
         group. Only with grouping "server". docs/explanation/regrouping.md has the probability that some group has
         more than s liars all the same.
     quarantine_after : int, optional
-        A node that has lied, or sent something else than a share, in this many rounds gets no more tasks. Default:
+        A node that has lied, or sent something else than a share, in this many rounds gets no more tasks. With code
+        "exact" so does one whose share differs from the true one, whether it lies or is of another make. Default:
         never, and with redundancy "reactive" 1; lies do no harm, and a quarantined node without a spare is missing for
         good.
     verification : "algebra" or "digest"
@@ -217,7 +233,8 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
     def num_precise(self) -> int:
         """Nodes of a group, k + s at least, whose shares bound the error by `early_error`, whatever liars do.
 
-        With digests the shares are the true ones, bit by bit: then as many as must agree.
+        With digests the shares are the true ones, bit by bit, and an exact code makes no errors: then as many as must
+        agree.
         """
         return (
             self.num_agreeing if self.verification == "digest" else _num_precise(self.make_decoder(), self.early_error)
@@ -229,11 +246,11 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
         s, k, e = self.byzantine, self.compression, self.stragglers
         return self.group_size >= smallest_group(byzantine=s, compression=k, stragglers=e)
 
-    def make_code(self) -> RealCode:
+    def make_code(self) -> Code:
         """Return the code (one object per set of parameters and process)."""
         return make_code(self.code, self.group_size, self.compression)
 
-    def make_decoder(self) -> RealDecoder:
+    def make_decoder(self) -> Decoder:
         """Return the decoder (one object per set of parameters and process).
 
         Where r is too small to find s liars without digests, it decodes only shares that match the digests elected:
@@ -263,7 +280,7 @@ def num_agreeing(verification: Verification, byzantine: int, compression: int) -
 
 
 @lru_cache(maxsize=64)
-def _num_precise(decoder: RealDecoder, early_error: float) -> int:
+def _num_precise(decoder: Decoder, early_error: float) -> int:
     """Return how many shares that agree bound the error so; all r if fewer don't."""
     size, fewest = decoder.code.group_size, decoder.byzantine + decoder.code.compression
     if decoder.expected_error(fewest) <= early_error:  # which is known already, while the others may take a second each
@@ -273,15 +290,18 @@ def _num_precise(decoder: RealDecoder, early_error: float) -> int:
 
 
 @lru_cache(maxsize=64)
-def make_code(name: CodeName, group_size: int, compression: int) -> RealCode:
+def make_code(name: CodeName, group_size: int, compression: int) -> Code:
     """Return the code of that name with r rows and k columns (one object per set of parameters and process)."""
-    kind: type[FourierCode] | type[VandermondeCode] = FourierCode if name == "fourier" else VandermondeCode
-    return kind(group_size=group_size, compression=compression)
+    kinds: dict[CodeName, type[Code]] = {"exact": ExactCode, "fourier": FourierCode, "vandermonde": VandermondeCode}
+    return kinds[name](group_size=group_size, compression=compression)
 
 
 @lru_cache(maxsize=64)
 def make_decoder(
-    code: RealCode, byzantine: int, stragglers: int, rtol: float, beyond_bound: BeyondBound = "reject"
-) -> RealDecoder:
+    code: Code, byzantine: int, stragglers: int, rtol: float, beyond_bound: BeyondBound = "reject"
+) -> Decoder:
     """Return the decoder of a code with these parameters (one object per set of parameters and process)."""
+    if isinstance(code, ExactCode):
+        return ExactDecoder(code, byzantine=byzantine, stragglers=stragglers, beyond_bound=beyond_bound)
+    assert isinstance(code, RealCode)
     return RealDecoder(code, byzantine=byzantine, stragglers=stragglers, rtol=rtol, beyond_bound=beyond_bound)

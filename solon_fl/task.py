@@ -197,6 +197,11 @@ class SolonTask:
         place = groups_before * self.num_batches
         return tuple(Batch(self.seed, self.round, number + n, place + n) for n in range(self.num_batches))
 
+    @property
+    def needs_equal_bits(self) -> bool:
+        """Whether nodes that compute other bits are of no use, or of less."""
+        return self.verification == "digest" or self.code == "exact"
+
     def make_code(self) -> Code:
         """Return the code."""
         return make_code(self.code, self.group_size, self.compression)

@@ -1,5 +1,6 @@
 """Tensors to Flower arrays and back, with one copy out and none in."""
 
+import hashlib
 import io
 import math
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ __all__ = [
     "coded_sizes",
     "is_continuous",
     "is_counter",
+    "model_sha256",
     "npy_header",
     "real_view",
     "to_array",
@@ -45,6 +47,18 @@ def to_array(tensor: Tensor) -> Array:
     header = npy_header(values.shape, values.dtype)
     data = b"".join((header, values.reshape(-1).view(np.uint8).data))
     return Array(dtype=str(values.dtype), shape=tuple(values.shape), stype=STYPE, data=data)
+
+
+def model_sha256(arrays: ArrayRecord) -> str:
+    """Return the SHA-256 of a model, in hexadecimal digits: of the names, dtypes, shapes and bits of all its entries.
+
+    Two models have the same one only if they are equal bit for bit.
+    """
+    digest = hashlib.sha256()
+    for name, array in arrays.items():
+        digest.update(repr((name, array.dtype, tuple(array.shape), len(array.data))).encode())
+        digest.update(array.data)
+    return digest.hexdigest()
 
 
 def check_dtype(what: str, tensor: Tensor) -> None:

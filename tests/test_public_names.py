@@ -75,6 +75,7 @@ PUBLIC_NAMES: dict[ModuleType, list[str]] = {
         "TensorBoardWriter",
         "buffer_names",
         "calibrate",
+        "model_sha256",
     ],
     baselines: [
         "AggregatorStrategy",

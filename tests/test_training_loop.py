@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from solon_fl import SolonConfig
+from solon_fl import RealDecoder, SolonConfig
 from solon_fl.clients import Batch
 from solon_fl.config import Verification
 from solon_fl.simulations import InProcessGrid
@@ -268,7 +268,9 @@ def test_small_lies_move_unused_rows_under_adam_unless_eps_is_large_or_digests_t
 
     def moved(verification: Verification = "algebra", eps: float = 1e-8) -> float:
         config = SolonConfig(num_nodes=10, byzantine=2, compression=6, group_size=10, verification=verification)
-        liars = attack_mod(BelowTolerance(config.make_decoder(), size=0.02), {1, 3})
+        decoder = config.make_decoder()
+        assert isinstance(decoder, RealDecoder)
+        liars = attack_mod(BelowTolerance(decoder, size=0.02), {1, 3})
         grid = InProcessGrid(client.client_app([liars]), config.num_nodes)
         start = Rows().state_dict()
         strategy = SolonStrategy(config, partial(torch.optim.Adam, lr=0.01, eps=eps))

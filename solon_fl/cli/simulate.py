@@ -121,6 +121,9 @@ def run(scenario: Scenario, saving: Saving, output: Path) -> None:
         _print_failures(outcome)
     _print_saving(outcome)
     console.print(f"Accuracy: [bold]{outcome.accuracy:.1%}[/] after {len(outcome.records) - 1} rounds.")
+    console.print(
+        f"SHA-256 of the model: {outcome.model_sha256[:16]} (equal if, and only if, every bit is).", highlight=False
+    )
     losses = [report.unprotected_training_loss for report in outcome.reports]
     if losses and losses[-1] is not None:
         console.print(f"Training loss of the last round, as the nodes report it (unprotected): {losses[-1]:.3g}.")

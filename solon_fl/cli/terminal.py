@@ -29,9 +29,10 @@ def show_rounds(scenario: Scenario, progress: Progress) -> Callable[[RoundRecord
     )
 
     def show(record: RoundRecord) -> None:
-        named = len(record.report.corrupt_nodes + record.report.malformed_nodes) if record.report else 0
+        report = record.report
+        named = len(report.corrupt_nodes + report.different_nodes + report.malformed_nodes) if report else 0
         caught = f", {named} caught" if named else ""
-        reported = None if record.report is None else record.report.unprotected_training_loss
+        reported = None if report is None else report.unprotected_training_loss
         loss = "" if reported is None else f", nodes' loss {reported:.3g}"
         progress.update(task, completed=record.round, accuracy=f"accuracy {record.accuracy:6.1%}{loss}{caught}")
 

@@ -110,9 +110,9 @@ class SolonClientMixin:
         """Return the group's gradient of this round, (d,), on any device: the mean over the task's batches.
 
         Override it to compute the gradient some other way; entries stand as in the model's state_dict. What this
-        returns is longer: each tensor is padded to a multiple of k, so that it can be encoded where it is.
+        returns is longer: each tensor is padded as the code wants it, so that it can be encoded where it is.
         """
-        return self.mean_gradient(arrays, task.batches, task.buffers, context, multiple=task.compression)
+        return self.mean_gradient(arrays, task.batches, task.buffers, context, multiple=task.make_code().multiple)
 
     def mean_gradient(
         self,
@@ -185,7 +185,7 @@ class SolonClientMixin:
         with (
             torch.inference_mode(False),  # whichever modes the program is in
             torch.enable_grad(),
-            strictly_deterministic(task.verification == "digest"),
+            strictly_deterministic(task.needs_equal_bits),
             explained(),
             collected_losses() as losses,
         ):

@@ -67,7 +67,7 @@ def solon_mod(returns: Literal["vector", "model"] = "vector", *, keeps_state: bo
         arrays = message.content.array_records[ARRAYS]
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         seed = task.batches[0].torch_seed
-        with strictly_deterministic(task.verification == "digest"), deterministic(seed, device), explained():
+        with strictly_deterministic(task.needs_equal_bits), deterministic(seed, device), explained():
             reply = call_next(message, context if keeps_state else without_state(context))
         if reply.has_error():
             return reply

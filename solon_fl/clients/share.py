@@ -31,7 +31,7 @@ def share_reply(
         From that message.
     vector : Tensor, (task.dim,), any float dtype, any device
         The group's gradient or model change. It is encoded where it is; only the share is copied to the host. If it is
-        not padded yet (`GradientVector` pads each tensor to a multiple of k), it is copied for that.
+        not padded yet (`GradientVector` pads each tensor as the code wants it), it is copied for that.
     beside : mapping, optional
         Further records of the reply, by name. Nothing protects them, and no training depends on them; of a "loss" in a
         MetricRecord the server reports the median.
@@ -47,12 +47,13 @@ def share_reply(
             f"records beside the share must not be named {SHARE!r} or {DIGESTS!r}; got {taken}; choose other names."
         )
     sizes = coded_sizes(message.content.array_records[ARRAYS])
-    if vector.numel() not in (task.dim, sum(padded(size, task.compression) for size in sizes)):
+    code = task.make_code()
+    if vector.numel() not in (task.dim, sum(padded(size, code.multiple) for size in sizes)):
         raise ConfigurationError(
             f"the server's model has dim={task.dim} floating-point entries; got a vector of {vector.numel()}; "
             "server and nodes must build the same model."
         )
-    code, vector = task.make_code(), spread(vector.reshape(-1), sizes, task.compression)
+    vector = spread(vector.reshape(-1), sizes, code.multiple)
     content = RecordDict({SHARE: ArrayRecord({SHARE: to_array(code.encode(vector, task.slot))}), **beside})
     if task.verification == "digest":
         content[DIGESTS] = ConfigRecord({DIGESTS: share_digests(code, vector, task.digest_key)})

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 
 from solon_fl.checks import check_whole
@@ -56,6 +57,9 @@ class Code(ABC):
     def sections(self, tensors: Iterable[tuple[int, str]]) -> Sections:
         """Return where tensors of these sizes and classes are in a share; see `Sections.of`."""
 
+    def check_dtype(self, dtype: torch.dtype) -> None:  # noqa: B027  # most take all
+        """Raise ConfigurationError if gradients of this float dtype can't be encoded."""
+
     def share_dim(self, dim: int) -> int:
         """Return m = ceil(d / k), the length of a share of a gradient of length d = dim."""
         if dim < 1:
@@ -75,12 +79,13 @@ class Code(ABC):
         Returns
         -------
         Tensor, (m,), on the gradient's device
-            float64 for a float64 gradient (which some codes refuse), else float32.
+            float64 for a float64 gradient, else float32.
 
         Raises
         ------
         ConfigurationError
-            If the gradient is not a 1-D float tensor with at least one entry, or there is no such slot.
+            If the gradient is not a 1-D float tensor with at least one entry, or of a dtype that the code does not
+            take, or if there is no such slot.
         """
         if gradient.dim() != 1 or not gradient.is_floating_point():
             raise ConfigurationError(
@@ -91,6 +96,7 @@ class Code(ABC):
             raise ConfigurationError(
                 f"slot must be in 0..{self.group_size - 1} (group_size={self.group_size}); got slot={slot}."
             )
+        self.check_dtype(gradient.dtype)
         self.share_dim(gradient.numel())
         return self._encode(gradient.detach(), slot)
 

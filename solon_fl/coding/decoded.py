@@ -18,10 +18,11 @@ class DecodeStatus(enum.StrEnum):
     """How a decode ended."""
 
     CLEAN = "clean"  # all shares that arrived agree
-    CORRECTED = "corrected"  # some shares were lies; without them the others agree
+    CORRECTED = "corrected"  # some shares were wrong; without them the others agree
     BEYOND_BOUND = "beyond-bound"  # more lies than that; one gradient only is left that k + 1 or more shares agree with
     UNDECODABLE = "undecodable"  # no set of shares small enough explains the disagreement
     TOO_FEW_SHARES = "too-few-shares"  # fewer than k usable shares
+    DIVERGED = "diverged"  # the shares agree on a gradient that holds NaN or inf: nobody's lie
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,11 +74,13 @@ class Decoded:
         `ok` is true for CLEAN, CORRECTED and BEYOND_BOUND.
     corrupt_slots : tuple of int
         Slots whose shares are certainly lies, ascending: there is no set of at most s lies without which the other
-        shares agree and that leaves this one out. Of an exact code: slots whose shares differ from the gradient's by a
-        bit or more, be it that another make computed them. () if the status is BEYOND_BOUND.
+        shares agree and that leaves this one out. () if the status is BEYOND_BOUND, or the code is exact.
     suspect_slots : tuple of int
         Slots that the gradient was made without, too, but that may be honest, ascending: other sets of lies explain
         the shares as well.
+    different_slots : tuple of int
+        Of an exact code: slots whose shares differ from the gradient's by a bit or more, ascending: those of liars, and
+        of honest nodes that compute other bits.
     erased_slots : tuple of int
         Slots whose shares were missing or no shares (of a real code: not finite), ascending.
     residual : float
@@ -110,6 +113,7 @@ class Decoded:
     tolerance: float
     error_bound: float
     num_agreeing: int
+    different_slots: tuple[int, ...] = ()
     classes: tuple[ClassOutcome, ...] = ()
     odd_tensors: tuple[int, ...] = ()
     failed_classes: tuple[str, ...] = ()

@@ -7,6 +7,7 @@ from solon_fl.strategies.model import buffer_names
 from solon_fl.strategies.reports import GroupReport, RoundReport
 from solon_fl.strategies.solon import SolonStrategy
 from solon_fl.strategies.tensorboard import TensorBoardWriter
+from solon_fl.wire import model_sha256
 
 __all__ = [
     "Calibration",
@@ -18,4 +19,5 @@ __all__ = [
     "TensorBoardWriter",
     "buffer_names",
     "calibrate",
+    "model_sha256",
 ]

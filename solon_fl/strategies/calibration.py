@@ -1,7 +1,7 @@
 """How far honest nodes are apart: the float noise that `SolonConfig.rtol` must be above, measured."""
 
-import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import ROUND_CEILING, Context, Decimal
 from functools import partial
@@ -12,13 +12,14 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from solon_fl.coding import CertificateWarning, RealCode
+from solon_fl.coding import Code, RealCode
+from solon_fl.coding.real.decoder import worst_relative_error
 from solon_fl.coding.sections import Sections
-from solon_fl.config import SolonConfig
+from solon_fl.config import CodeName, SolonConfig, make_code
 from solon_fl.errors import ConfigurationError, GroupFailedError
 from solon_fl.strategies.exchange import exchange
 from solon_fl.strategies.model import ServerModel
-from solon_fl.strategies.replies import Unusable, read, read_finite_share
+from solon_fl.strategies.replies import Unusable, read, read_finite_share, read_share
 from solon_fl.strategies.roster import Roster
 from solon_fl.task import SolonTask
 
@@ -46,6 +47,12 @@ class Calibration:
         The worst relative error with that rtol; see `solon_fl.Decoder`.
     identical : bool
         Whether the shares of every group were equal bit for bit, outliers apart. One liar can make it False.
+    exact : bool
+        Whether code "exact" suits: in a further round, in which nodes take torch's deterministic kernels and send
+        shares of that code, all of a group were equal bit for bit, but for those of `liars` nodes at most. Only asked
+        where it may be so: if `identical`, or the config has that code, and the model is float32.
+    different : tuple of int
+        Ids of the nodes whose shares of that round were others than most of their group's.
     distances : dict
         Largest relative distance from the reference, by node id, of all nodes that sent shares in groups that could
         be compared.
@@ -67,6 +74,8 @@ class Calibration:
     rtol: float
     certificate: float
     identical: bool
+    exact: bool
+    different: tuple[int, ...]
     distances: dict[int, float]
     outliers: tuple[int, ...]
     malformed: dict[int, str]
@@ -77,9 +86,10 @@ class Calibration:
 
     @property
     def finding(self) -> str:
-        """Noise, rtol and certificate in one line."""
+        """Noise, rtol and certificate in one line, and whether code "exact" suits."""
         alike = "shares equal bit for bit" if self.identical else f"float noise between nodes {self.noise:.1e}"
-        return f"{alike}; rtol={self.rtol:g} suits, with certificate {self.certificate:.1e}"
+        real = f"{alike}; rtol={self.rtol:g} suits, with certificate {self.certificate:.1e}"
+        return f"all nodes compute the same bits: code='exact' suits (else: {real})" if self.exact else real
 
     def of_node(self, node_id: int) -> str:
         """Return what was found of a node, in words."""
@@ -90,7 +100,8 @@ class Calibration:
         if node_id not in self.distances:
             return "its group could not be compared"
         distance = self.distances[node_id]
-        return f"{distance:.1e}{', an outlier' if node_id in self.outliers else ''}" if distance else "0"
+        others = ", other bits" if node_id in self.different else ""
+        return f"{distance:.1e}{', an outlier' if node_id in self.outliers else others}" if distance or others else "0"
 
     def __str__(self) -> str:
         """Return a table of all nodes, the finding, and the warnings."""
@@ -112,7 +123,7 @@ def calibrate(
     timeout: float | None = 600.0,
     liars: int | None = None,
 ) -> Calibration:
-    """Measure the float noise between the nodes, and return the rtol that it needs.
+    """Measure the float noise between the nodes, and return the rtol that it needs, and whether code "exact" suits.
 
     All nodes of a group compute the same share of the same batches, and their shares are compared. Nothing is trained,
     and the nodes' program is that of any other round.
@@ -146,9 +157,10 @@ def calibrate(
     floor. And no nodes at all can make rtol larger than 4e-3: what differs by more than 1e-3 is not counted. Liars can
     take the place of honest nodes that are far from the others, and so keep rtol below what these need.
     Reference of a group: the share whose (n - liars)-th nearest of n shares, itself included, is nearest.
-    Cost: that of `rounds` rounds; all shares of a round in memory, and n^2 m multiply-adds a group.
+    Cost: that of `rounds` rounds, and one more if shares are equal; all shares of a round in memory, and n^2 m
+    multiply-adds a group. With code "exact" noise is measured on shares of the Fourier code.
     """
-    model = ServerModel(initial_arrays, buffers, partial(torch.optim.SGD, lr=1.0), compression=config.compression)
+    model = ServerModel(initial_arrays, buffers, partial(torch.optim.SGD, lr=1.0), code=config.make_code())
     return measure(
         *(grid, Roster(config), model, initial_arrays, config),
         rounds=rounds,
@@ -179,21 +191,31 @@ def measure(
             f"liars must be from 0 to {most}, less than half of group_size={config.group_size}; got liars={liars!r}."
         )
     findings = _Findings(liars=liars)
-    slots = _mixing_slots(config.make_code())
-    for number in range(1, rounds + 1):
+    name_of_real: CodeName = "fourier" if config.code == "exact" else config.code
+    real, exact = (make_code(name, config.group_size, config.compression) for name in (name_of_real, "exact"))
+    assert isinstance(real, RealCode)
+
+    def ask(number: int, code: Code, slots: Sequence[int], reader: Callable[..., Tensor]) -> _Replies:
         roster.update(grid, timeout, server_round=0)
         messages = {}
         for group, nodes in enumerate(roster.places):
             slot = slots[(number - 1 + group) % len(slots)]
             task = SolonTask.of_run(config, round=number, group=group, slot=slot, dim=model.dim, buffers=model.buffers)
+            task = replace(task, code="exact" if code is exact else name_of_real)
             for node_id in nodes:
                 if node_id is not None:
                     messages[group, node_id] = task.to_message(arrays, train_config, node_id, timeout)
                     findings.labels[node_id] = roster.label(node_id)
                     findings.groups.setdefault(group, {})[node_id] = None
-        replies = _collect(grid, messages, timeout, model.sections.num_columns, model.vector.dtype)
-        findings.take(replies, model.sections)
-    return findings.conclude(config, model.vector.dtype)
+        length = model.sections_of(code).num_columns
+        return _collect(grid, messages, timeout, partial(reader, length=length, dtype=model.vector.dtype))
+
+    for number in range(1, rounds + 1):
+        findings.take(ask(number, real, _mixing_slots(real), read_finite_share), model.sections_of(real))
+    if model.vector.dtype == torch.float32 and (config.code == "exact" or findings.identical):
+        mixing = range(config.compression, config.group_size) or range(config.group_size)
+        findings.take_bits(ask(rounds + 1, exact, mixing, read_share))
+    return findings.conclude(config, real, model.vector.dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,12 +228,11 @@ class _Replies:
 
 
 def _collect(
-    grid: Grid, messages: dict[NodeKey, Message], timeout: float | None, share_dim: int, dtype: torch.dtype
+    grid: Grid, messages: dict[NodeKey, Message], timeout: float | None, reader: Callable[[Message], Tensor]
 ) -> _Replies:
     """Send messages, wait for all replies, and read them."""
     shares: dict[int, dict[int, Tensor]] = {group: {} for group, _ in messages}
     malformed: dict[int, str] = {}
-    reader = partial(read_finite_share, length=share_dim, dtype=dtype)
 
     def receive(batch: list[tuple[NodeKey, Message]]) -> bool:
         for (group, node_id), reply in batch:
@@ -241,6 +262,8 @@ class _Findings:
     labels: dict[int, str] = field(default_factory=dict)
     groups: dict[int, dict[int, None]] = field(default_factory=dict)
     compared: bool = False
+    asked_for_bits: bool = False
+    different: set[int] = field(default_factory=set)  # ids of nodes whose exact shares were not those of most
     reasons: dict[int, str] = field(default_factory=dict)  # why a group could not be compared
 
     def take(self, replies: _Replies, sections: Sections) -> None:
@@ -260,7 +283,26 @@ class _Findings:
                 if not _same_bits(row, rows[result.reference]):
                     self.unequal.add(node_id)
 
-    def conclude(self, config: SolonConfig, dtype: torch.dtype) -> Calibration:
+    @property
+    def identical(self) -> bool:
+        """Whether all shares so far were equal, but for those of nodes that are certainly no other make."""
+        return self.compared and not self.reasons and all(self.distances[n] > LARGEST_NOISE for n in self.unequal)
+
+    def take_bits(self, replies: _Replies) -> None:
+        """Add the round in which only bits matter."""
+        self.asked_for_bits = True
+        self.malformed |= replies.malformed
+        self.silent |= dict.fromkeys(replies.silent)
+        for shares in replies.shares.values():
+            bits = {node_id: share.numpy().tobytes() for node_id, share in shares.items()}
+            (most, _), *_ = Counter(bits.values()).most_common(1) or [(b"", 0)]
+            self.different |= {node_id for node_id, of_node in bits.items() if of_node != most}
+
+    def _is_exact(self) -> bool:
+        few = all(len(self.different & members.keys()) <= self.liars for members in self.groups.values())
+        return self.asked_for_bits and few
+
+    def conclude(self, config: SolonConfig, real: RealCode, dtype: torch.dtype) -> Calibration:
         """Return the result.
 
         Raises
@@ -275,15 +317,15 @@ class _Findings:
                 f"no group could be compared, so there is no noise; group {group}: {reason}{malformed}"
             )
         rtol = _rounded_up(max(MARGIN * self.noise, FLOORS[dtype]))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", CertificateWarning)  # it is told below, with another remedy
-            certificate = replace(config, rtol=rtol).make_decoder().certificate
+        certificate = worst_relative_error(real, rtol)
         outliers = tuple(node_id for node_id, distance in self.distances.items() if distance > rtol)
         return Calibration(
             noise=self.noise,
             rtol=rtol,
             certificate=certificate,
             identical=not self.reasons and not self.unequal - set(outliers),
+            exact=self._is_exact(),
+            different=tuple(sorted(self.different)),
             distances=self.distances,
             outliers=outliers,
             malformed=self.malformed,
@@ -295,10 +337,15 @@ class _Findings:
 
     def _warnings(self, config: SolonConfig, outliers: Collection[int], certificate: float) -> list[str]:
         found = [f"group {group} could not be compared: {reason}" for group, reason in self.reasons.items()]
-        if certificate >= 1:
+        if certificate >= 1 and config.code != "exact":
             found.append(
                 f"the certificate is {certificate:.1e}, but should be below 1: lower byzantine or compression, raise "
                 "group_size, make the nodes alike (hardware, versions, threads), or compute in float64."
+            )
+        if config.code == "exact" and not self._is_exact():
+            found.append(
+                f"code='exact' needs nodes that compute the same bits; {_names(sorted(self.different), self.labels)} "
+                "differ from most of their group: give them the others' hardware and software, or use code='fourier'."
             )
         near = [node_id for node_id in outliers if self.distances[node_id] <= LARGEST_NOISE]
         if near:

@@ -89,19 +89,25 @@ class DigestGroupRound(GroupRound):
             return None
         decoded = self.decoder.decode(matching, sections=self.sections, generator=self.projection)
         gradient = decoded.gradient
-        if gradient is None or decoded.corrupt_slots or decoded.suspect_slots:
+        if gradient is None or decoded.corrupt_slots or decoded.suspect_slots or decoded.different_slots:
             return None  # honest shares that do not agree: there was no honest voter
-        allowed = np.array([outcome.tolerance + outcome.error_bound for outcome in decoded.classes])
-        found = {
-            slot: distances(self._shares[slot], code.encode(gradient, slot), self.sections)
-            for slot in sorted(self._shares.keys() - matching.keys())
-        }
-        lies = [slot for slot, of_classes in found.items() if (of_classes > allowed).any()]
-        not_finite = [slot for slot, of_classes in found.items() if np.isnan(of_classes).any()]
-        honest = self._shares.keys() - set(lies) - set(not_finite)
-        status = DecodeStatus.CORRECTED if lies else DecodeStatus.CLEAN
+        decoded = self._judged(decoded, gradient, sorted(self._shares.keys() - matching.keys()))
+        honest = self._shares.keys() - {*decoded.corrupt_slots, *decoded.erased_slots}
         return self._close(
-            replace(decoded, status=status, corrupt_slots=tuple(lies), erased_slots=tuple(not_finite)),
+            decoded,
             different={slot for slot in honest if slot not in matching or self._votes[slot] != elected},
             odd=2 * sum(vote == elected for vote in self._votes.values()) > len(self._votes) + self.byzantine,
         )
+
+    def _judged(self, decoded: Decoded, gradient: Tensor, others: list[int]) -> Decoded:
+        """Return what was decoded with a verdict on the slots whose shares don't match the digests."""
+        if not decoded.classes:  # exact: nothing passes for noise, and nothing is known to be none
+            status = DecodeStatus.CORRECTED if others else DecodeStatus.CLEAN
+            return replace(decoded, status=status, different_slots=tuple(others), erased_slots=())
+        allowed = np.array([outcome.tolerance + outcome.error_bound for outcome in decoded.classes])
+        code = self.decoder.code
+        found = {slot: distances(self._shares[slot], code.encode(gradient, slot), self.sections) for slot in others}
+        lies = tuple(slot for slot, of_classes in found.items() if (of_classes > allowed).any())
+        not_finite = tuple(slot for slot, of_classes in found.items() if np.isnan(of_classes).any())
+        status = DecodeStatus.CORRECTED if lies else DecodeStatus.CLEAN
+        return replace(decoded, status=status, corrupt_slots=lies, erased_slots=not_finite)

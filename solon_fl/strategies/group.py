@@ -55,6 +55,8 @@ class GroupRound:
         Makes the projection reproducible, for simulation; None draws fresh entropy.
     label : callable
         What the log calls a node, by its id.
+    is_usable : callable
+        Whether a gradient may be stepped with: one that holds NaN or inf is not.
     explain : callable
         Called with the id of a node whose reply can't be used, and why.
     bytes_in : int
@@ -73,6 +75,7 @@ class GroupRound:
     projection: torch.Generator | None = None
     label: Callable[[int], str] = str
     explain: Callable[[int, Unusable], None] = lambda node_id, unusable: None
+    is_usable: Callable[[Tensor], bool] = lambda gradient: True
     resting: set[int] = field(default_factory=set)
     bytes_in: int = 0
     _shares: dict[int, Tensor] = field(default_factory=dict)
@@ -244,11 +247,14 @@ class GroupRound:
         If `odd`, most honest nodes have the same ones. Suspects and nodes that may be of the most common make are never
         held to have been the reason why nodes at rest were asked: liars could choose them.
         """
+        if decoded.gradient is not None and not self.is_usable(decoded.gradient):
+            decoded, different = Decoded.failed(DecodeStatus.DIVERGED), ()
         not_finite = set(decoded.erased_slots) & self._shares.keys()
         malformed = self._malformed | dict.fromkeys(self._ids(not_finite), NOT_FINITE)
         answered = {*self._ids(self._shares), *malformed}
-        to_blame = {*decoded.corrupt_slots, *not_finite, *(different if odd else ())}
-        trusted = self._shares.keys() - {*decoded.corrupt_slots, *decoded.suspect_slots, *not_finite}
+        wrong = {*decoded.corrupt_slots, *decoded.different_slots, *not_finite}
+        to_blame = wrong | set(different if odd else ())
+        trusted = self._shares.keys() - wrong - set(decoded.suspect_slots)
         losses = {slot: loss for slot, loss in sorted(self._losses.items()) if slot in trusted}
         votes = Counter(name for names in self._unreached.values() for name in names)
         self._report = GroupReport(
@@ -256,7 +262,7 @@ class GroupRound:
             nodes=tuple(None if slot in self.resting else node_id for slot, node_id in enumerate(self.nodes)),
             escalated=bool(self._first),
             escalated_by=self._ids(self._missing | (to_blame & set(self._first))),
-            different_bits=self._ids(different),
+            different_bits=self._ids({*different, *decoded.different_slots}),
             status=decoded.status.value,
             corrupt_nodes=self._ids(decoded.corrupt_slots),
             suspect_nodes=self._ids(decoded.suspect_slots),

@@ -45,8 +45,9 @@ class NodeRecord:
     stalled : int
         Those of the silent ones in which it announced an answer and never sent it.
     different_bits : int
-        Rounds in which its share was right, but not bit by bit, or its digests were others than those elected. No
-        offence: its hardware or software may be another.
+        Rounds in which its share was not, bit by bit, what its group computed, where that is no proof of a lie, or its
+        digests were others than those elected: its hardware or software may be another. With code "exact" an offence
+        all the same: such a node is of no use there.
     escalations : int
         Rounds in which nodes at rest had to be asked because of it (redundancy "reactive").
     last_offence : str

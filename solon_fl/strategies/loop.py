@@ -19,6 +19,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
 from solon_fl.checks import check_timeout, check_whole
+from solon_fl.coding import Code
 from solon_fl.config import Mode
 from solon_fl.errors import CheckpointError, GroupFailedError
 from solon_fl.strategies.checkpoint import Checkpoint, Checkpoints
@@ -108,7 +109,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
     """
 
     mode: Mode = "gradient"
-    compression: int = 1  # of the code that directions are decoded from
+    decoded_from: Code | None = None  # the code of directions
 
     def __init__(
         self,
@@ -270,6 +271,9 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         if report.corrupt_nodes:
             labels = ", ".join(map(run.label, report.corrupt_nodes))
             logger.info("\tround %d: nodes caught lying: %s", report.round, labels)
+        if report.different_nodes:
+            labels = ", ".join(map(run.label, report.different_nodes))
+            logger.info("\tround %d: nodes that sent other bits than their groups: %s", report.round, labels)
         if self._on_round is not None:
             answer = self._on_round(report)
             self._stop = isinstance(answer, (bool, np.bool_, Tensor)) and bool(answer)
@@ -373,7 +377,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         return self._latest
 
     def _new_model(self, arrays: ArrayRecord) -> ServerModel:
-        return ServerModel(*(arrays, self._buffers, self._optimizer, self._scheduler), compression=self.compression)
+        return ServerModel(*(arrays, self._buffers, self._optimizer, self._scheduler), code=self.decoded_from)
 
     # Checkpoints
 

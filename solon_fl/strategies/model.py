@@ -11,6 +11,7 @@ from flwr.app import Array, ArrayRecord
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
+from solon_fl.coding import Code
 from solon_fl.coding.sections import Sections, padded
 from solon_fl.config import Mode
 from solon_fl.errors import ConfigurationError
@@ -102,8 +103,8 @@ class ServerModel:
         take it.
     scheduler : callable, optional
         Makes a torch learning-rate scheduler of that optimizer. It is stepped after every step of the optimizer.
-    compression : int
-        k of the code, if there is one: in a direction each tensor is padded to a multiple of k entries.
+    code : Code, optional
+        That directions are decoded from: there tensors may be padded. It says where, and what `sections` are.
     """
 
     def __init__(
@@ -113,7 +114,7 @@ class ServerModel:
         optimizer: OptimizerFactory,
         scheduler: SchedulerFactory | None = None,
         *,
-        compression: int = 1,
+        code: Code | None = None,
     ) -> None:
         unknown = sorted(set(buffers) - set(arrays))
         if unknown:
@@ -133,14 +134,16 @@ class ServerModel:
                 continue
             values = real_view(tensor)
             self._entries.append(_Entry(name, tuple(values.shape), tensor.dtype, self.dim, coded))
-            coded += padded(values.numel(), compression)
+            coded += padded(values.numel(), 1 if code is None else code.multiple)
             tensors.append(values.reshape(-1))
         if not tensors:
             raise ConfigurationError("the model must have floating-point entries; got none in initial_arrays.")
         double = any(tensor.dtype == torch.float64 for tensor in tensors)
         self.vector = torch.cat(tensors).to(torch.float64 if double else torch.float32)
+        if code is not None:
+            code.check_dtype(self.vector.dtype)
         self.buffers = tuple(entry.name for entry in self._entries if entry.name in set(buffers))
-        self._compression = compression
+        self._code = code
         self._parameters = [self.vector[e.start : e.stop].view(e.shape) for e in self._chosen(buffers=False)]
         self._buffers = [self.vector[e.start : e.stop].view(e.shape) for e in self._chosen(buffers=True)]
         self._optimizer = make_optimizer(optimizer, self._parameters) if self._parameters else None
@@ -155,10 +158,25 @@ class ServerModel:
 
     @property
     def sections(self) -> Sections:
-        """The tensors of a direction, in columns of k entries; their classes are "parameters" and "buffers"."""
+        """The tensors of a direction, in the code's columns; their classes are "parameters" and "buffers"."""
+        return self.sections_of(self._code)
+
+    def sections_of(self, code: Code | None) -> Sections:
+        """Return what `sections` would be with another code."""
         buffers = set(self.buffers)
         tensors = [(entry.size, "buffers" if entry.name in buffers else "parameters") for entry in self._entries]
-        return Sections.of(tensors, compression=self._compression)
+        return Sections.of(tensors, compression=1) if code is None else code.sections(tensors)
+
+    def is_usable(self, direction: Tensor) -> bool:
+        """Return whether a direction is finite where parameters stand, and no NaN where buffers do.
+
+        A buffer may become infinite, as a causal mask's -inf is.
+        """
+        if bool(direction.sum().isfinite()):  # it is not if an entry is not
+            return True
+        gradients, changes = self._parts(direction, buffers=False), self._parts(direction, buffers=True)
+        finite = all(bool(gradient.isfinite().all()) for gradient in gradients)
+        return finite and not any(bool(change.isnan().any()) for change in changes)
 
     @property
     def layout(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:

@@ -25,8 +25,9 @@ class GroupReport:
     status : str
         A `DecodeStatus`.
     different_bits : tuple of int
-        Ids of the nodes that sent other digests than those elected (verification "digest"), or a share that does not
-        match them, though it is no lie: other hardware or software, or a vote that failed.
+        Ids of the nodes whose share or digests are not, bit by bit, those of their group, where that is no proof of a
+        lie: other hardware or software may be the reason. With verification "digest" those who sent other digests than
+        those elected, or a share that does not match them; with code "exact" all whose shares are wrong.
     escalated : bool
         Whether nodes that were to rest had to be asked after all (redundancy "reactive").
     escalated_by : tuple of int
@@ -113,6 +114,11 @@ class RoundReport:
         return tuple(sorted(node for group in self.groups for node in group.corrupt_nodes))
 
     @property
+    def different_nodes(self) -> tuple[int, ...]:
+        """Ids of all nodes that sent other bits than their groups, lying or not, ascending."""
+        return tuple(sorted(node for group in self.groups for node in group.different_bits))
+
+    @property
     def suspect_nodes(self) -> tuple[int, ...]:
         """Ids of all nodes whose shares were left out but may be honest, ascending."""
         return tuple(sorted(node for group in self.groups for node in group.suspect_nodes))
@@ -158,6 +164,7 @@ class RoundReport:
         return MetricRecord(
             {
                 "corrupt-nodes": list(self.corrupt_nodes),
+                "different-nodes": list(self.different_nodes),
                 "suspect-nodes": list(self.suspect_nodes),
                 "silent-nodes": list(self.silent_nodes),
                 "malformed-nodes": list(self.malformed_nodes),

@@ -117,7 +117,7 @@ class Roster:
     def troubles(self, node_id: int) -> int:
         """Return how often the node of this id has offended, or made the server ask nodes at rest."""
         record = self._of(node_id)
-        return 0 if record is None else record.offences + record.escalations
+        return 0 if record is None else self._offences(record) + record.escalations
 
     def record(self, report: RoundReport) -> None:
         """Enter a round's report into the ledger, and quarantine those who have offended often enough.
@@ -127,6 +127,8 @@ class Roster:
         offenders = []
         for group in report.groups:
             offending = {**group.malformed_nodes, **dict.fromkeys(group.corrupt_nodes, "a lie")}
+            if self._config.code == "exact":
+                offending |= dict.fromkeys(group.different_bits, "other bits than its group")
             if self._failed_for_all(group):
                 offending = {}
             for node_id in group.nodes:
@@ -200,6 +202,10 @@ class Roster:
         self._index()
 
     # Who is who
+
+    def _offences(self, record: NodeRecord) -> int:
+        """Return what quarantine counts: with an exact code nodes of other bits are of no use, lying or not."""
+        return record.offences + (record.different_bits if self._config.code == "exact" else 0)
 
     def _of(self, node_id: int) -> NodeRecord | None:
         return self._by_id.get(node_id)
@@ -358,7 +364,7 @@ class Roster:
     def _best_spare(self, silo: str | None) -> NodeRecord | None:
         """Return the spare of that silo with the fewest offences."""
         spares = [r for r in self._nodes.values() if r.state == "spare" and r.place is None and r.silo == silo]
-        return min(spares, key=lambda record: record.offences, default=None)
+        return min(spares, key=self._offences, default=None)
 
     def _node_at(self, place: Place) -> int | None:
         """Return the id of the node that has a place now.
@@ -382,19 +388,20 @@ class Roster:
 
     def _consider_quarantine(self, record: NodeRecord) -> None:
         limit = self._config.quarantine_after
-        if limit is None or record.offences < limit:
+        offences = self._offences(record)
+        if limit is None or offences < limit:
             return
         if record.place is not None and not self._can_do_without_another(record.place[0]):
             logger.warning(
                 "Node %s has offended %d times, but a group needs %d nodes and has no more to spare: "
                 "it is not quarantined.",
-                *(self._label(record), record.offences, self._config.num_agreeing),
+                *(self._label(record), offences, self._config.num_agreeing),
             )
             return
         record.state = "quarantined"
         logger.warning(
             "Node %s is quarantined after %d offences; the last was in %s",
-            *(self._label(record), record.offences, record.last_offence),
+            *(self._label(record), offences, record.last_offence),
         )
 
     def _can_do_without_another(self, group: int) -> bool:

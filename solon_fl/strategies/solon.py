@@ -66,7 +66,8 @@ class SolonStrategy(RoundStrategy[SolonRun]):
     Notes
     -----
     Guarantee: as long as each group has at most s liars and e silent nodes, the parameters after every round
-    are those of a run without any, up to the rounding error that `GroupReport.error_bound` bounds; a group
+    are those of a run without any, bit by bit with code "exact", else up to the rounding error that
+    `GroupReport.error_bound` bounds; a group
     for which that can't be had is reported and left to `config.on_group_failure`. Nothing that a node
     reports, but its share, has any influence. With ``config.beyond_bound="accept"``, groups with more faults may be
     decoded too; such a result, of status "beyond-bound", is right if k + 1 of the shares that arrived are honest.
@@ -94,7 +95,7 @@ class SolonStrategy(RoundStrategy[SolonRun]):
         calibrate: bool = False,
     ) -> None:
         self.mode = config.mode
-        self.compression = config.compression
+        self.decoded_from = config.make_code()
         self._given_config = config
         self._projection_seed = projection_seed
         self._calibrate = calibrate
@@ -165,4 +166,6 @@ class SolonStrategy(RoundStrategy[SolonRun]):
         logger.info("\t│\t├── More faults than that: %s", config.beyond_bound)
         logger.info("\t│\t├── A share is 1/%d of the gradient", config.compression)
         logger.info("\t│\t├── Batches a node computes per round: %d", config.batches_per_group)
-        logger.info("\t│\t└── Certificate (worst relative error): %.1e", config.make_decoder().certificate)
+        certificate = config.make_decoder().certificate
+        promised = f"certificate (worst relative error): {certificate:.1e}" if certificate else "no bit is wrong"
+        logger.info("\t│\t└── Code: %s; %s", config.code, promised)

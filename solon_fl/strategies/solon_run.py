@@ -121,6 +121,7 @@ class SolonRun(Run):
             early_error=config.early_error,
             noise_only=self._noise_only,
             sections=self._sections,
+            is_usable=self.model.is_usable,
             dtype=self.model.vector.dtype,
             projection=self.projection,
             label=self.label,
@@ -156,9 +157,10 @@ class SolonRun(Run):
         if different:
             self._told |= different
             logger.warning(
-                "Nodes %s compute other bits than their groups (other hardware or software, or they vote wrongly). As "
-                "long as s + 1 nodes of each group agree, that does no harm.",
+                "Nodes %s compute other bits than their groups: other hardware or software, or they lie. As long as %s "
+                "nodes of each group agree, that does no harm.",
                 ", ".join(self.label(node) for node in sorted(different)),
+                "s + 1" if self.config.verification == "digest" else "k + s",
             )
         if report.round == 1 and all(map(self._failed_for_good, report.groups)):
             raise GroupFailedError(
@@ -172,7 +174,8 @@ class SolonRun(Run):
 
     def _failed_for_good(self, group: GroupReport) -> bool:
         """Whether a group has failed, and not because of nodes that may be there in the next round."""
-        return not group.decoded and (group.status == DecodeStatus.UNDECODABLE or not group.silent_nodes)
+        for_good = (DecodeStatus.UNDECODABLE, DecodeStatus.DIVERGED)
+        return not group.decoded and (group.status in for_good or not group.silent_nodes)
 
     def _why(self, report: RoundReport) -> str:
         if all(map(self.has_diverged, report.groups)):
@@ -187,7 +190,9 @@ class SolonRun(Run):
         )
 
     def has_diverged(self, group: GroupReport) -> bool:
-        """Whether all nodes that answered, and more than s, sent NaN or inf: then honest ones did."""
+        """Whether honest nodes sent NaN or inf: that was decoded, or all who answered did, and more than s."""
+        if group.status == DecodeStatus.DIVERGED:
+            return True
         asked = {node for node in group.nodes if node is not None}
         not_finite = {node for node, reason in group.malformed_nodes.items() if reason == NOT_FINITE}
         return len(not_finite) > self.config.byzantine and not_finite == asked - set(group.silent_nodes)
@@ -242,6 +247,8 @@ class SolonRound(Round[Place]):
         self._train_config = train_config
         self._groups = groups
         self._weights = run.config.group_weights or (1.0,) * len(groups)
+        self._gradients: dict[int, torch.Tensor] = {}  # of groups whose turn to be added has not come
+        self._next_group = 0
         self._sum: torch.Tensor | None = None  # of the gradients so far, weighted
         self._sum_of_weights = 0.0
         self._sent: dict[Place, float] = {}  # when each was asked
@@ -318,9 +325,18 @@ class SolonRound(Round[Place]):
         return messages
 
     def _decode(self, *, last: bool) -> None:
-        """Decode the groups that can be, and add each gradient to the sum: no more than one is kept beside it."""
-        for group, weight in zip(self._groups, self._weights, strict=True):
+        """Decode the groups that can be, and add their gradients up in the order of the groups.
+
+        So the sum does not depend on who answers first, not even by rounding. What waits for its turn takes no more
+        memory than the shares that it was made of.
+        """
+        for group in self._groups:
             gradient = group.decode(last=last)
+            if gradient is not None:
+                self._gradients[group.group] = gradient
+        while self._next_group < len(self._groups) and self._groups[self._next_group].closed:
+            gradient, weight = self._gradients.pop(self._next_group, None), self._weights[self._next_group]
+            self._next_group += 1
             if gradient is None:
                 continue
             self._sum = gradient.mul_(weight) if self._sum is None else self._sum.add_(gradient, alpha=weight)

@@ -9,7 +9,7 @@ from flwr.clientapp.typing import Mod
 from torch import nn
 
 from benchmarks.framing_lies import FAMILIES, Family, Framing, draw_liars
-from solon_fl import SolonConfig
+from solon_fl import RealDecoder, SolonConfig
 from solon_fl.simulations.attacks import RegroupedLiars, attack_mod
 from solon_fl.simulations.run.grid import ColludersGrid
 from solon_fl.strategies import SolonStrategy, buffer_names
@@ -53,9 +53,11 @@ def run(
     config: SolonConfig, family: Family | None, seed: int, num_spares: int = 0
 ) -> tuple[list[NodeRecord], list[NodeRecord]]:
     """Return the ledger's entries of the honest and of the lying nodes after a run."""
-    lying = {slot + 1 for slot in draw_liars(config.make_decoder(), S, np.random.default_rng(seed))}
+    decoder = config.make_decoder()
+    assert isinstance(decoder, RealDecoder)
+    lying = {slot + 1 for slot in draw_liars(decoder, S, np.random.default_rng(seed))}
     liars = RegroupedLiars({node - 1 for node in lying})
-    mods: list[Mod] = [attack_mod(Framing(config.make_decoder(), family), liars, seed=seed)]
+    mods: list[Mod] = [attack_mod(Framing(decoder, family), liars, seed=seed)]
     model = initial_model(make_model)
     strategy = SolonStrategy(config, SGD, buffers=buffer_names(model))
     grid = ColludersGrid(Remembering(make_model).client_app(mods), config.num_nodes + num_spares, liars)

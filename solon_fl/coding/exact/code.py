@@ -47,7 +47,7 @@ class ExactCode(Code):
     >>> code.encode(gradient, slot=1)
     tensor([-0.0000, 0.5000])
     >>> code.encode(gradient, slot=2).view(torch.int32)  # 2 x second - first, mod p
-    tensor([-1065353211,  1040187392], dtype=torch.int32)
+    tensor([-1065353221,  1040187392], dtype=torch.int32)
 
     References
     ----------
@@ -63,6 +63,14 @@ class ExactCode(Code):
         """See `Code.sections`: one, as nothing is measured."""
         return Sections.whole(self.share_dim(sum(size for size, _ in tensors)))
 
+    def check_dtype(self, dtype: torch.dtype) -> None:
+        """Refuse float64."""
+        if dtype == torch.float64:
+            raise ConfigurationError(
+                "code='exact' takes float32, float16 and bfloat16 gradients, as a float64 has more bits than a number "
+                "of its field; got a float64 entry; make the whole model float32, or use code='fourier'."
+            )
+
     @cached_property
     def points(self) -> FieldArray:
         """Where share j takes its polynomials, j + 1; (r,) uint64."""
@@ -73,11 +81,6 @@ class ExactCode(Code):
         return lagrange(self.points[known], self.points[wanted])
 
     def _encode(self, gradient: Tensor, slot: int) -> Tensor:
-        if gradient.dtype == torch.float64:
-            raise ConfigurationError(
-                "code='exact' takes float32, float16 and bfloat16 gradients, as a float64 has more bits than a number "
-                "of its field; got dtype=torch.float64; make the model float32, or use code='fourier'."
-            )
         bits = float_bits(gradient.to(torch.float32).contiguous())
         length = self.share_dim(bits.numel())
         if slot < self.compression:

@@ -30,13 +30,12 @@ class ExactDecoder(Decoder):
 
     Notes
     -----
-    Guarantee: a gradient is returned only if all shares, but for `Decoded.corrupt_slots`, are its shares bit by bit.
+    Guarantee: a gradient is returned only if all shares, but for `Decoded.different_slots`, are its shares bit by bit.
     Up to (n - k) // 2 wrong shares among n are found, whatever is in them. See docs/explanation/exact.md for proofs.
-    A slot is corrupt if its share differs from the gradient's in a single bit: that of a liar, or of an honest node
-    that computes other bits.
+    Whether a slot that differs lies, or is of an honest node that computes other bits, its share can't say.
     The shares may hold NaN and infinity, and so may the gradient.
     Cost: n (n - k) multiply-adds a column in float64, twice or thrice that where slots far from each other answered or
-    k > 22, and locating, at most once a liar. Beside the result, n + 2 (n - k) float64 for each of 8192 columns.
+    k > 22, and locating, at most once a liar. Beside the result, some 10 MB.
 
     Examples
     --------
@@ -49,7 +48,7 @@ class ExactDecoder(Decoder):
     >>> shares = {slot: code.encode(gradient, slot) for slot in range(4)}
     >>> shares[1] = (shares[1].view(torch.int32) ^ 1).view(torch.float32)
     >>> decoded = ExactDecoder(code, byzantine=1).decode(shares)
-    >>> decoded.corrupt_slots, decoded.error_bound
+    >>> decoded.different_slots, decoded.error_bound
     ((1,), 0.0)
     >>> torch.equal(decoded.gradient.view(torch.int32), gradient.view(torch.int32))
     True
@@ -154,8 +153,9 @@ class ExactDecoding:
         return Decoded(
             gradient=result.view(torch.float32)[: self.dim],
             status=status if excluded else DecodeStatus.CLEAN,
-            corrupt_slots=() if beyond else excluded,
+            corrupt_slots=(),
             suspect_slots=excluded if beyond else (),
+            different_slots=() if beyond else excluded,
             erased_slots=self._absent,
             residual=0.0,
             tolerance=0.0,

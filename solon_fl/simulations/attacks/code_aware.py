@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from solon_fl.coding import RealCode, RealDecoder
+from solon_fl.coding import Code, ExactCode, ExactDecoder, RealCode, RealDecoder
 from solon_fl.coding._types import FloatArray
+from solon_fl.coding.exact.field import LARGEST, canonical, combined, halves
 from solon_fl.coding.real.projection import Projector
 
 from .base import Attack
@@ -55,24 +56,31 @@ class Encoded:
 
     Parameters
     ----------
-    code : RealCode
+    code : RealCode or ExactCode
         The code under attack.
     attack : Attack
         Makes the malicious gradient from the true one. All nodes of a group have the same gradient, so an attack that
         exploits differences between honest nodes (ALIE, Min-Max) does nothing.
     """
 
-    code: RealCode
+    code: Code
     attack: Attack
     omniscient = True
 
     def lies(self, vectors: Tensor, liars: Sequence[int], rng: torch.Generator) -> Tensor:
         """See `Attack.lies`."""
-        chunks = torch.linalg.pinv(torch.from_numpy(self.code.generator)) @ vectors.cpu().to(torch.float64)
-        gradient = chunks.T.reshape(1, -1)
-        (malicious,) = self.attack.lies(gradient, [0], rng)
+        (malicious,) = self.attack.lies(self._gradient(vectors)[None], [0], rng)
         shares = [self.code.encode(malicious, liar) for liar in liars]
         return torch.stack(shares).to(vectors) if shares else vectors[:0]
+
+    def _gradient(self, vectors: Tensor) -> Tensor:
+        if isinstance(self.code, RealCode):
+            chunks: Tensor = torch.linalg.pinv(torch.from_numpy(self.code.generator)) @ vectors.cpu().to(torch.float64)
+            return chunks.T.reshape(-1)
+        assert isinstance(self.code, ExactCode)
+        gradient = ExactDecoder(self.code, byzantine=0).decode(vectors).gradient
+        assert gradient is not None  # the vectors are honest
+        return gradient
 
 
 @dataclass(frozen=True)
@@ -132,25 +140,42 @@ class OtherGradient:
 
     Parameters
     ----------
-    code : RealCode
+    code : RealCode or ExactCode
         The code under attack.
     size : float
-        Norm of a liar's lie (root mean square over the liars), in typical norms.
+        Norm of a liar's lie (root mean square over the liars), in typical norms. Without effect on an exact code, where
+        the other gradient is random.
     """
 
-    code: RealCode
+    code: Code
     size: float = 1.0
     omniscient = True
 
     def lies(self, vectors: Tensor, liars: Sequence[int], rng: torch.Generator) -> Tensor:
         """See `Attack.lies`."""
         honest = [row for row in range(len(vectors)) if row not in set(liars)]
+        if isinstance(self.code, ExactCode):
+            return self._exact_lies(self.code, vectors, honest, list(liars), rng)
+        assert isinstance(self.code, RealCode)
         shared = self.code.generator[honest[: self.code.compression - 1]]
         difference = np.linalg.qr(shared.T, mode="complete").Q[:, -1]  # of the two gradients: orthogonal to shared
         weights = torch.from_numpy(self.code.generator[list(liars)] @ difference)
         weights *= self.size * _typical_norm(vectors) / weights.square().mean().sqrt()
         common = torch.randn(vectors.shape[1], generator=rng, device="cpu", dtype=torch.float64)
         return vectors[list(liars)] + (weights[:, None] * _unit(common)).to(vectors)
+
+    @staticmethod
+    def _exact_lies(
+        code: ExactCode, vectors: Tensor, honest: list[int], liars: list[int], rng: torch.Generator
+    ) -> Tensor:
+        """Return shares of the gradient that has k - 1 honest shares, and a random one of the first liar."""
+        if not liars:
+            return vectors[:0]
+        known = [*honest[: code.compression - 1], liars[0]]
+        numbers = vectors[known].cpu().view(torch.int32).to(torch.float64)
+        numbers[-1] = torch.randint(LARGEST, numbers[-1].shape, generator=rng, device="cpu")
+        shares = canonical(combined(halves(code.interpolation(known, liars), numbers.device), numbers))
+        return shares.view(torch.float32).to(vectors)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 from torch import Tensor
 
 from solon_fl.checks import check_one_of
-from solon_fl.coding import CertificateWarning, RealDecoder
+from solon_fl.coding import CertificateWarning, Code, Decoder, FourierCode, RealDecoder
 from solon_fl.config import make_decoder
 from solon_fl.errors import ConfigurationError
 from solon_fl.task import SolonTask
@@ -24,7 +24,7 @@ from .tuning import Aggregate
 
 __all__ = ["ATTACKS", "AttackFactory", "NamedAttack", "lie_if_told", "lone_liar_mod", "make_attack_mod"]
 
-AttackFactory = Callable[[Liars, int, Aggregate | None, RealDecoder | None], Mod]
+AttackFactory = Callable[[Liars, int, Aggregate | None, Decoder | None], Mod]
 """Makes a mod from the liars, a seed, the aggregator under attack, and Solon's decoder."""
 
 
@@ -55,7 +55,7 @@ def make_attack_mod(
     liars: Liars | Collection[int],
     seed: int,
     aggregate: Aggregate | None = None,
-    decoder: RealDecoder | None = None,
+    decoder: Decoder | None = None,
 ) -> Mod:
     """Return the mod of an attack of `ATTACKS`.
 
@@ -70,7 +70,7 @@ def make_attack_mod(
     aggregate : callable, (n, m) -> (d,), optional
         What the server makes of the nodes' vectors (for coded shares: the decode of one group), for attacks that are
         tuned against it. Default: "foe" is tuned against the mean, and "min-max" and "min-sum" are not tuned.
-    decoder : RealDecoder, optional
+    decoder : Decoder, optional
         Solon's, where the vectors are its shares.
 
     Raises
@@ -126,20 +126,35 @@ def _tuned(make: Callable[[Aggregate | None], Attack]) -> AttackFactory:
     return lambda liars, seed, aggregate, decoder: attack_mod(make(aggregate), liars, seed)
 
 
-def _against_code(make: Callable[[RealDecoder], Attack]) -> AttackFactory:
-    def factory(liars: Liars, seed: int, aggregate: Aggregate | None, decoder: RealDecoder | None) -> Mod:
-        if decoder is None:
-            raise ConfigurationError("this attack is made against Solon's code; got decoder=None; pass the decoder.")
-        return attack_mod(make(decoder), liars, seed)
+def _against_code(make: Callable[[Code], Attack]) -> AttackFactory:
+    return lambda liars, seed, aggregate, decoder: attack_mod(make(_given(decoder).code), liars, seed)
 
-    return factory
+
+def _against_decoder(make: Callable[[RealDecoder], Attack]) -> AttackFactory:
+    return lambda liars, seed, aggregate, decoder: attack_mod(make(_real(_given(decoder))), liars, seed)
+
+
+def _given(decoder: Decoder | None) -> Decoder:
+    if decoder is None:
+        raise ConfigurationError("this attack is made against Solon's code; got decoder=None; pass the decoder.")
+    return decoder
+
+
+def _real(decoder: Decoder) -> RealDecoder:
+    """Return the decoder, or if it is exact, one of a real code: its geometry, which an exact one does not have."""
+    if isinstance(decoder, RealDecoder):
+        return decoder
+    code = FourierCode(group_size=decoder.code.group_size, compression=decoder.code.compression)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CertificateWarning)
+        return RealDecoder(code, byzantine=decoder.byzantine, stragglers=decoder.stragglers)
 
 
 def _without_vectors(make: Callable[[Liars], Mod]) -> AttackFactory:
     return lambda liars, seed, aggregate, decoder: make(liars)
 
 
-def _projection_aware(liars: Liars, seed: int, aggregate: Aggregate | None, decoder: RealDecoder | None) -> Mod:
+def _projection_aware(liars: Liars, seed: int, aggregate: Aggregate | None, decoder: Decoder | None) -> Mod:
     # Another seed than the run's, from which a simulated server may draw: no node can know what is drawn later.
     return attack_mod(ProjectionAware(seed=seed + 1), liars, seed)
 
@@ -178,20 +193,18 @@ ATTACKS: dict[str, NamedAttack] = {
     "same-lie": NamedAttack("all liars add one common vector", _plain(SameLie())),
     "constant-encoded": NamedAttack(
         "the shares of a gradient of -100 everywhere",
-        _against_code(lambda decoder: Encoded(decoder.code, Constant())),
+        _against_code(lambda code: Encoded(code, Constant())),
         needs_code=True,
     ),
     "near-codeword": NamedAttack(
-        "lies that other nodes' lies would nearly explain", _against_code(NearCodeword), needs_code=True
+        "lies that other nodes' lies would nearly explain", _against_decoder(NearCodeword), needs_code=True
     ),
-    "other-gradient": NamedAttack(
-        "the shares of one other gradient", _against_code(lambda decoder: OtherGradient(decoder.code)), needs_code=True
-    ),
+    "other-gradient": NamedAttack("the shares of one other gradient", _against_code(OtherGradient), needs_code=True),
     "partial-collusion": NamedAttack(
-        "some liars whisper near the tolerance, the others shout", _against_code(PartialCollusion), needs_code=True
+        "some liars whisper near the tolerance, the others shout", _against_decoder(PartialCollusion), needs_code=True
     ),
     "below-tolerance": NamedAttack(
-        "the largest lie that passes for float noise", _against_code(BelowTolerance), needs_code=True
+        "the largest lie that passes for float noise", _against_decoder(BelowTolerance), needs_code=True
     ),
     "projection-aware": NamedAttack("a lie hidden from a guessed projection", _projection_aware, needs_code=True),
 }

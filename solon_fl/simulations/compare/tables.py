@@ -10,6 +10,7 @@ from solon_fl.simulations.run import STRATEGIES
 
 __all__ = ["comparison_table", "named_liars", "show_seconds", "times_table"]
 
+SHOWN_DIGITS = 6  # of the model's SHA-256
 VERDICT_STYLES = {"survived": "green", "harmed": "yellow", "broken": "bold red", None: "dim"}
 
 
@@ -21,6 +22,7 @@ def comparison_table(results: Results) -> Table:
     table.add_column("MB sent\na round", justify="right", overflow="fold")
     table.add_column("ms of\nserver", justify="right", overflow="fold")
     table.add_column("liars named", overflow="fold")
+    table.add_column("SHA-256", overflow="fold")
     for cell in results.cells:
         table.add_row(*_names(cell), *_outcome(results, cell), end_section=_ends_section(results, cell))
     return table
@@ -68,7 +70,7 @@ def _names(cell: Cell) -> tuple[str, str]:
 
 def _outcome(results: Results, cell: Cell) -> tuple[str, ...]:
     if cell.outcome is None:
-        return "-", "[dim]not possible[/]", "", "", ""
+        return "-", "[dim]not possible[/]", "", "", "", ""
     verdict = results.verdict(cell)
     return (
         f"{cell.outcome.accuracy:.1%}",
@@ -76,6 +78,7 @@ def _outcome(results: Results, cell: Cell) -> tuple[str, ...]:
         f"{cell.bytes_sent / 1e6:.3g}",
         f"{1e3 * cell.server_seconds:.3g}",
         named_liars(cell),
+        cell.outcome.model_sha256[:SHOWN_DIGITS],
     )
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import get_args
 
+from solon_fl.coding import RealCode
 from solon_fl.coding.real.decoder import locates_every_lie, worst_relative_error
-from solon_fl.coding.real.projection import NOISE_MARGIN
+from solon_fl.coding.real.projection import NOISE_MARGIN, UNDERESTIMATE
 from solon_fl.config import EARLY_ERROR, CodeName, Redundancy, SolonConfig, Verification, make_code, num_agreeing
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.network import RoundSeconds
@@ -79,7 +80,10 @@ class Choice:
     @property
     def certificate(self) -> float:
         """`Decoder.certificate` of the run; computed when first asked for, which can take a second."""
-        return _certificate(self.code, self.group_size, self.compression, self.rtol)
+        return self._relative_error(UNDERESTIMATE * NOISE_MARGIN)
+
+    def _relative_error(self, residual: float) -> float:
+        return _relative_error(self.code, self.group_size, self.compression, self.rtol, residual)
 
     @property
     def is_void(self) -> bool:
@@ -89,11 +93,12 @@ class Choice:
         or if with redundancy "reactive" more than `asked_per_group` nodes must be asked, because the shares of so few
         do not bound the error by `SolonConfig.early_error`.
         """
+        if self.code == "exact":
+            return False
         if self.certificate >= 1 or not locates_every_lie(self.group_size, self.compression):
             return True
-        code = make_code(self.code, self.group_size, self.compression)
         by_algebra = self.redundancy == "reactive" and self.verification == "algebra"
-        return by_algebra and worst_relative_error(code, self.rtol, NOISE_MARGIN) > EARLY_ERROR
+        return by_algebra and self._relative_error(NOISE_MARGIN) > EARLY_ERROR
 
     def config(self) -> SolonConfig:
         """Return the configuration to run."""
@@ -255,5 +260,6 @@ def nodes_asked(
 
 
 @lru_cache(maxsize=4096)
-def _certificate(code: CodeName, group_size: int, compression: int, rtol: float) -> float:
-    return worst_relative_error(make_code(code, group_size, compression), rtol)
+def _relative_error(name: CodeName, group_size: int, compression: int, rtol: float, residual: float) -> float:
+    code = make_code(name, group_size, compression)
+    return worst_relative_error(code, rtol, residual) if isinstance(code, RealCode) else 0.0

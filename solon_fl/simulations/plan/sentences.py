@@ -29,8 +29,7 @@ def plan_sentences(planned: Plan) -> list[str]:
     lines = [
         f"[bold]Best: r = {best.group_size}, k = {best.compression}[/], {short(total)} s a round. "
         f"Whatever the liars do (s = {best.byzantine} in each of {best.num_groups} groups), the gradient is proved to "
-        f"be right to {best.certificate:.1g} of its size, the certificate: a bound for the worst lie that passes for "
-        "float noise. The attacks that were tried come nowhere near it.",
+        f"be right {_how_right(best)}.",
         f"A node pays {best.batches_per_node} times the computation of no defence and sends "
         f"1/{best.compression} of the gradient. Sending out the model takes {short(model)} s"
         f"{' in every row' if is_plain(planned.choices) else ''}.",
@@ -46,6 +45,15 @@ def plan_sentences(planned: Plan) -> list[str]:
             f"Solon {_break_even(planned.break_even(baseline))}."
         )
     return lines
+
+
+def _how_right(choice: Choice) -> str:
+    if choice.code == "exact":
+        return "bit for bit, as long as all honest nodes compute the same bits"
+    return (
+        f"to {choice.certificate:.1g} of its size, the certificate: a bound for the worst lie that passes for float "
+        "noise. The attacks that were tried come nowhere near it"
+    )
 
 
 def variants_sentence(everything: Plan) -> str:

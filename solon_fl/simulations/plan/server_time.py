@@ -138,9 +138,8 @@ class MeasuredServer:
             decoder = make_decoder(make_code(self.code, size, compression), lies, 0, self.rtol)
         rng = torch.Generator().manual_seed(0)
         many = min(MEASURED_COLUMNS[1], MEASURED_COLUMNS[1] * 16 // size)  # as many numbers for every size
-        shares = torch.from_numpy(decoder.code.generator).to(self.dtype) @ torch.randn(
-            compression, many, dtype=self.dtype, generator=rng
-        )
+        gradient = torch.randn(compression * many, dtype=self.dtype, generator=rng)
+        shares = torch.stack([decoder.code.encode(gradient, slot) for slot in range(size)])
         shares[:lies] = torch.randn(lies, many, dtype=self.dtype, generator=rng)
         return self._time(lambda columns: decoder.decode(shares[:, :columns], generator=rng), many)
 

@@ -51,7 +51,7 @@ def choices_table(planned: Plan, shown: Collection[Choice]) -> Table:
             str(choice.compression),
             *((str(choice.num_groups),) if plain else (digests, str(choice.asked_per_group))),
             *_costs(choice),
-            "void" if void else f"{choice.certificate:.0e}",
+            "void" if void else f"{choice.certificate:.0e}" if choice.certificate else "exact",
             style="bold green" if choice is best else "dim" if void else "",
         )
     return table

@@ -72,6 +72,8 @@ class Outcome:
         Why the run broke off, if it did.
     ledger : tuple of NodeRecord
         What strategy "solon" knows of each node.
+    model_sha256 : str
+        Of the final model, in hexadecimal digits; see the function of that name. "" if there is none.
     arrays : ArrayRecord
         The final model. It is not saved, and no part of a comparison of two outcomes.
     """
@@ -83,6 +85,7 @@ class Outcome:
     records: list[RoundRecord] = field(default_factory=list)
     error: str | None = None
     ledger: tuple[NodeRecord, ...] = ()
+    model_sha256: str = ""
     arrays: ArrayRecord = field(default_factory=ArrayRecord, compare=False)
 
     @classmethod
@@ -107,7 +110,7 @@ class Outcome:
 
     @property
     def offences(self) -> dict[int, Counter[str]]:
-        """How often each node was named as "lying", "suspected", "silent" or "malformed", by its number."""
+        """How often each node was named as "lying", "different", ..., by its number."""
         counts: dict[int, Counter[str]] = {}
         for record in self.records:
             for number, kind in record.named():
@@ -150,6 +153,7 @@ class Outcome:
         rounds = [{**asdict(record), "regrouped": regrouped} for record in self.records]
         summary = {
             "final_accuracy": self.accuracy,
+            "model_sha256": self.model_sha256,
             "error": self.error,
             "offences": {number: dict(kinds) for number, kinds in self.offences.items()},
             "ledger": [asdict(record) for record in self.ledger],
@@ -180,6 +184,7 @@ class Outcome:
                 software=rebuilt(Software, head),
                 records=rebuilt(list[RoundRecord], rounds),
                 error=rebuilt(str | None, summary["error"]),
+                model_sha256=rebuilt(str, summary["model_sha256"]),
                 ledger=rebuilt(tuple[NodeRecord, ...], summary["ledger"]),
             )
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:

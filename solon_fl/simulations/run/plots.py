@@ -13,7 +13,13 @@ if TYPE_CHECKING:
 
 __all__ = ["plot_run", "style_axes"]
 
-KIND_COLOURS = {"lying": "#D55E00", "suspected": "#E69F00", "silent": "#999999", "malformed": "#CC79A7"}
+KIND_COLOURS = {
+    "lying": "#D55E00",
+    "different": "#0072B2",
+    "suspected": "#E69F00",
+    "silent": "#999999",
+    "malformed": "#CC79A7",
+}
 
 
 def plot_run(outcome: Outcome, path: Path) -> None:

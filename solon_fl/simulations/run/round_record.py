@@ -81,9 +81,10 @@ class NumberedGroup:
         return self.status in (DecodeStatus.CLEAN, DecodeStatus.CORRECTED, DecodeStatus.BEYOND_BOUND)
 
     def named(self) -> Iterator[tuple[int, str]]:
-        """Yield the number of each node named, and as what: "lying", "suspected", "silent" or "malformed"."""
+        """Yield the number of each node named, and as what: see `KIND_LABELS`."""
         for kind, numbers in (
             ("lying", self.corrupt_nodes),
+            ("different", self.different_bits),
             ("suspected", self.suspect_nodes),
             ("silent", self.silent_nodes),
             ("malformed", self.malformed_nodes),
@@ -135,6 +136,11 @@ class NumberedReport:
     def corrupt_nodes(self) -> tuple[int, ...]:
         """Numbers of all nodes located as liars, ascending."""
         return tuple(sorted(number for group in self.groups for number in group.corrupt_nodes))
+
+    @property
+    def different_nodes(self) -> tuple[int, ...]:
+        """Numbers of all nodes that sent other bits than their groups, ascending."""
+        return tuple(sorted(number for group in self.groups for number in group.different_bits))
 
     @property
     def silent_nodes(self) -> tuple[int, ...]:

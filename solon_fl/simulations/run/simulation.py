@@ -20,7 +20,7 @@ from solon_fl.simulations.run.round_record import NumberedReport, RoundRecord
 from solon_fl.simulations.run.scenario import Scenario
 from solon_fl.simulations.run.strategies import STRATEGIES
 from solon_fl.strategies import Checkpoints, RoundReport, SolonStrategy, buffer_names
-from solon_fl.wire import to_array, trusted_tensor
+from solon_fl.wire import model_sha256, to_array, trusted_tensor
 
 __all__ = ["simulate"]
 
@@ -115,6 +115,7 @@ class _Server:
             raise
         except Exception as error:  # an attack that aborts a strategy is a result, not a crash
             outcome.error = f"{type(error).__name__}: {str(error).strip()}"
+        outcome.model_sha256 = model_sha256(outcome.arrays) if outcome.arrays else ""
         if isinstance(strategy, SolonStrategy):
             outcome.ledger = tuple(strategy.ledger.values())
 

@@ -8,7 +8,13 @@ from solon_fl.simulations.run.outcome import Outcome
 
 __all__ = ["KIND_LABELS", "offences_table"]
 
-KIND_LABELS = {"lying": "lying", "suspected": "suspected", "silent": "silent or late", "malformed": "malformed"}
+KIND_LABELS = {
+    "lying": "lying",
+    "different": "other bits",
+    "suspected": "suspected",
+    "silent": "silent or late",
+    "malformed": "malformed",
+}
 
 
 def offences_table(outcome: Outcome) -> Table:
