@@ -4,16 +4,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["new_vector"]
-
-HUGE = 2**22  # bytes, from which numpy asks Linux for huge pages
+__all__ = ["new_memory"]
 
 
-def new_vector(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return a vector whose content is not set.
-
-    Of numpy, where that is large: it asks Linux for huge pages, of which writing for the first time takes a third.
-    """
-    if device.type != "cpu" or size * dtype.itemsize < HUGE:
-        return torch.empty(size, dtype=dtype, device=device)
-    return torch.from_numpy(np.empty(size, dtype=str(dtype).removeprefix("torch.")))
+def new_memory(num_rows: int, num_columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return an uninitialised matrix; on the CPU numpy's: it asks Linux for huge pages, and is four times as fast."""
+    if device.type == "cpu":
+        return torch.from_numpy(np.empty((num_rows, num_columns), str(dtype).removeprefix("torch.")))
+    return torch.empty(num_rows, num_columns, dtype=dtype, device=device)

@@ -52,7 +52,9 @@ class DigestGroupRound(GroupRound):
             self.bytes_in += len(self._votes[slot])
 
     def _try_to_decode(self, last: bool) -> Tensor | None:
-        gradient = self._decode_by_digests()
+        nobody_left = last or (self._all_here and not self.resting)
+        may_close = nobody_left or self._late or self._votes_are_clear
+        gradient = self._decode_by_digests() if may_close else None
         if self.closed:
             return gradient
         all_here = self._all_here

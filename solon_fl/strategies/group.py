@@ -142,7 +142,7 @@ class GroupRound:
             del replies[slot]
         losses = {slot: read_loss(reply) for slot, reply in replies.items()}
         self._losses |= {slot: loss for slot, loss in losses.items() if loss is not None}
-        self._unreached |= {slot: read_unreached(reply) for slot, reply in replies.items()}
+        self._unreached |= {slot: read_unreached(reply) for slot, reply in replies.items() if not reply.has_error()}
         self._take(replies)
 
     def _known_slots(self) -> set[int]:
@@ -160,7 +160,8 @@ class GroupRound:
 
         How precisely k + s shares fix it is another question: if the k are badly conditioned, liars who stay below the
         tolerance can move it, and in small tensors they can do as they like. So before it is late, only results within
-        `early_error` are taken, and only those that leave no disagreement in a tensor unexplained.
+        `early_error` are taken, and only those that leave no disagreement in a tensor unexplained. Nor is a group
+        closed before that while liars may have made up which parameters have no gradient, or hidden it.
 
         Returns
         -------
@@ -209,7 +210,7 @@ class GroupRound:
         )
         beyond_bound = decoded.status is DecodeStatus.BEYOND_BOUND
         trusted = beyond_bound or decoded.num_agreeing >= needed
-        if not (last or (trusted and (self._late or self._is_precise(decoded)))):
+        if not (last or (trusted and (self._late or (self._is_precise(decoded) and self._votes_are_clear)))):
             return None
         if len(self._shares) >= needed + self.byzantine:  # enough to locate s liars, so that it is none
             self.noise_only.update(decoded.odd_tensors)
@@ -223,6 +224,17 @@ class GroupRound:
     def _is_precise(self, decoded: Decoded) -> bool:
         """Whether more shares would not make the result better, or tell more about liars in single tensors."""
         return decoded.relative_error <= self.early_error and self.noise_only.issuperset(decoded.odd_tensors)
+
+    @property
+    def _votes_are_clear(self) -> bool:
+        """Whether some honest node is known to say of each parameter that it has a gradient, or that it has none."""
+        voters = len(self._unreached)
+        return all(max(count, voters - count) > self.byzantine for count in self._without_gradient.values())
+
+    @property
+    def _without_gradient(self) -> Counter[str]:
+        """How many nodes say of a parameter that no loss depends on it."""
+        return Counter(name for names in self._unreached.values() for name in names)
 
     def _warn_of(self, decoded: Decoded) -> None:
         """Log whom a result beyond the bound accuses, and what it rests on."""
@@ -256,7 +268,6 @@ class GroupRound:
         to_blame = wrong | set(different if odd else ())
         trusted = self._shares.keys() - wrong - set(decoded.suspect_slots)
         losses = {slot: loss for slot, loss in sorted(self._losses.items()) if slot in trusted}
-        votes = Counter(name for names in self._unreached.values() for name in names)
         self._report = GroupReport(
             group=self.group,
             nodes=tuple(None if slot in self.resting else node_id for slot, node_id in enumerate(self.nodes)),
@@ -273,7 +284,7 @@ class GroupRound:
             error_bound=decoded.error_bound,
             classes=decoded.classes,
             failed_classes=decoded.failed_classes,
-            unreached=tuple(sorted(name for name, count in votes.items() if count > self.byzantine)),
+            unreached=tuple(sorted(name for name, count in self._without_gradient.items() if count > self.byzantine)),
             losses=dict(zip(self._ids(losses), losses.values(), strict=True)),
         )
         self._shares.clear()

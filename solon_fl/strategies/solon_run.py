@@ -35,6 +35,14 @@ DIVERGED = (
     "all nodes that answered sent NaN or inf, and they can't all lie: the training has diverged, or the loss is not "
     "finite for some batch; lower the learning rate, or clip the gradients"
 )
+NEEDS_EQUAL_BITS = (
+    "or not bit for bit (code='exact' needs nodes that compute the same bits: use code='fourier', or find those of "
+    "another make with solon_fl.strategies.calibrate)"
+)
+ABOVE_RTOL = (
+    "or they differ by float noise above rtol (to measure it: solon_fl.strategies.calibrate; with "
+    "verification='digest' and r < 2 s + e + k: by a single bit)"
+)
 WHY_HONEST_NODES_DIFFER = (
     "Usual reasons why honest nodes do not compute the same: random numbers (numpy's, a data loader's, dropout's) that "
     "do not follow from the task's batches (numpy: seed it with batch.torch_seed % 2**32); something kept from earlier "
@@ -184,9 +192,10 @@ class SolonRun(Run):
         first = f"; the first node's reason: {reasons[0]}." if reasons else "."
         classes = sorted({name for group in report.groups for name in group.failed_classes})
         where = f" (the shares disagree in: {', '.join(classes)})" if classes else ""
+        apart = NEEDS_EQUAL_BITS if self.config.code == "exact" else "or not within rtol"
         return (
-            "more nodes lie than configured, or the nodes of a group do not compute the same, or not within rtol"
-            f"{where}; the log says more{first}"
+            f"more nodes lie than configured, or the nodes of a group do not compute the same, {apart}{where}; the log "
+            f"says more{first}"
         )
 
     def has_diverged(self, group: GroupReport) -> bool:
@@ -350,15 +359,14 @@ class SolonRound(Round[Place]):
         reasons = "; ".join(f"node {self._run.label(node)}: {reason}" for node, reason in malformed[:3])
         logger.error(
             "Group %d failed (%s%s): %d silent, %d malformed%s. Either more nodes lie or are missing than configured, "
-            "or the nodes of the group do not compute the same, or they differ by float noise above rtol (to measure "
-            "it: solon_fl.strategies.calibrate; with verification='digest' and r < 2 s + e + k: by a single bit). %s "
-            "Policy: %s.",
+            "or the nodes of the group do not compute the same, %s. %s Policy: %s.",
             report.group,
             report.status,
             "".join(f", {name}" for name in report.failed_classes),
             len(report.silent_nodes),
             len(report.malformed_nodes),
             f" ({reasons})" if reasons else "",
+            NEEDS_EQUAL_BITS if self._run.config.code == "exact" else ABOVE_RTOL,
             WHY_HONEST_NODES_DIFFER,
             self._run.config.on_group_failure,
         )

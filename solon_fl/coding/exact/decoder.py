@@ -9,7 +9,7 @@ from torch import Tensor
 
 from solon_fl.coding.decoded import Decoded, DecodeStatus
 from solon_fl.coding.decoder import BeyondBound, Decoder
-from solon_fl.coding.memory import new_vector
+from solon_fl.coding.memory import new_memory
 from solon_fl.coding.sections import Sections
 
 from .beyond import only_supporting_rows
@@ -129,9 +129,9 @@ class ExactDecoding:
         Block by block: what agreed in earlier blocks also agrees without the rows that a later block excludes.
         """
         length, device = self.code.share_dim(self.dim), next(iter(self.rows.values())).device
-        result = new_vector(self.code.compression * length, torch.int32, device)
+        result = new_memory(self.code.compression, length, torch.int32, device)
         block = min(block_size(len(self.rows), device), length)
-        chunks = torch.split(result.view(-1, length), block, dim=1)
+        chunks = torch.split(result, block, dim=1)
         parts = {slot: torch.split(row, block) for slot, row in self.rows.items()}
         kept = _Kept(self.code, sorted(self.rows.keys() - lying), block, device)
         fewest, first = len(kept.slots) - most, self.memory.first_block
@@ -151,7 +151,7 @@ class ExactDecoding:
         excluded = tuple(sorted(self.rows.keys() - set(slots)))
         beyond = status is DecodeStatus.BEYOND_BOUND
         return Decoded(
-            gradient=result.view(torch.float32)[: self.dim],
+            gradient=result.view(-1)[: self.dim].view(torch.float32),
             status=status if excluded else DecodeStatus.CLEAN,
             corrupt_slots=(),
             suspect_slots=excluded if beyond else (),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from solon_fl.coding._types import FloatArray
+from solon_fl.coding.memory import new_memory
 from solon_fl.coding.sections import Sections
 
 from .locating import Support, parity_of
@@ -148,7 +149,7 @@ def interpolate(
     if not _multiplies_in_full(compression, buffer):
         return None
 
-    result = _new_memory(share_dim, compression, dtype, device)
+    result = new_memory(share_dim, compression, dtype, device)
     squares = torch.zeros(len(sections.stops), 2 * (compression + len(others)), dtype=torch.float64, device=device)
     for start in range(0, share_dim, width):
         columns = slice(start, min(start + width, share_dim))
@@ -283,13 +284,6 @@ def _multiplies_in_full(compression: int, buffer: Tensor) -> bool:
     return bool((buffer == -(1 + 2.0**-20)).all())
 
 
-def _new_memory(num_rows: int, num_columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return an uninitialised matrix; on the CPU numpy's: it asks Linux for huge pages, and is four times as fast."""
-    if device.type == "cpu":
-        return torch.from_numpy(np.empty((num_rows, num_columns), str(dtype).removeprefix("torch.")))
-    return torch.empty(num_rows, num_columns, dtype=dtype, device=device)
-
-
 def least_squares(
     generator: FloatArray, support: Support, rows: list[Tensor], dim: int, sections: Sections
 ) -> Solution:
@@ -312,7 +306,7 @@ def least_squares(
     noise = torch.from_numpy(_rounding_weights(solver, generator, dtype)).to(device)
     if dtype == torch.float64:  # then the sums below round as much as the shares
         noise *= num_rows + float(np.linalg.cond(generator[kept])) ** 2
-    result = _new_memory(share_dim, compression, dtype, device)
+    result = new_memory(share_dim, compression, dtype, device)
     squares = torch.zeros(len(sections.stops), num_rows, dtype=torch.float64, device=device)
     gram = torch.zeros(len(sections.names), len(accused), len(accused), dtype=torch.float64, device=device)
     every, limits = list(range(compression)), torch.finfo(dtype)

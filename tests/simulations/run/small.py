@@ -7,6 +7,7 @@ from solon_fl.config import SolonConfig
 from solon_fl.simulations import Outcome, Scenario, simulate
 
 CONFIG = SolonConfig(num_nodes=14, byzantine=2, compression=3)
+EXACT = dataclasses.replace(CONFIG, code="exact")
 REGROUPED = dataclasses.replace(CONFIG, regroup="round")
 
 

@@ -8,7 +8,7 @@ from solon_fl.config import SolonConfig
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations import ATTACKS, Outcome
 from solon_fl.strategies import RoundReport
-from tests.simulations.run.small import CONFIG, REGROUPED, curve, run
+from tests.simulations.run.small import CONFIG, EXACT, REGROUPED, curve, run
 from tests.support import vector_of
 
 
@@ -29,13 +29,13 @@ NAMED_AS = {
 
 @pytest.fixture(scope="module")
 def long_honest() -> Outcome:
-    return run(rounds=50)
+    return run(rounds=10)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_under_every_attack_training_ends_where_it_does_without(attack: str, long_honest: Outcome) -> None:
-    outcome = run(attack=attack, rounds=50)
+    outcome = run(attack=attack, rounds=10)
     assert_same_model(outcome.arrays, long_honest.arrays)
     assert curve(outcome) == pytest.approx(curve(long_honest), abs=0.003)
     liars = outcome.scenario.liars
@@ -48,7 +48,21 @@ def test_under_every_attack_training_ends_where_it_does_without(attack: str, lon
     if attack == "below-tolerance":
         liars = frozenset()
     kind = NAMED_AS.get(attack, "lying")
-    assert outcome.offences == {liar: {kind: 50} for liar in liars}
+    assert outcome.offences == {liar: {kind: 10} for liar in liars}
+
+
+@pytest.fixture(scope="module")
+def exact() -> Outcome:
+    return run(config=EXACT)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_with_the_exact_code_no_attack_changes_a_bit(attack: str, exact: Outcome) -> None:
+    outcome = run(config=EXACT, attack=attack)
+    assert outcome.model_sha256 == exact.model_sha256
+    assert curve(outcome) == curve(exact)
+    kind = NAMED_AS[attack] if attack in ("malformed", "crash", "silent", "late") else "different"
+    assert outcome.offences == {liar: {kind: 4} for liar in outcome.liars}
 
 
 def test_training_learns(honest: Outcome) -> None:
