@@ -23,15 +23,15 @@ def only_supporting_rows(
 ) -> set[int] | None:
     """Return the slots in any set of k + 1 shares that agree with each other.
 
-    None if there is none, or none that leaves a slot out; or if there are too many sets to try. Whether they all agree,
-    so that there is one such gradient only, has to be checked still.
+    None if there is none, or if there are too many sets to try. Whether they all agree, so that there is one such
+    gradient only, has to be checked still.
 
     Parameters
     ----------
     slots : list of n int
         Ascending.
     rows : sequence of n Tensors, (m,) int32
-        The shares' bits.
+        The shares' bits, all of them numbers of the field.
     random : np.random.Generator
         Draws what the columns are combined with.
 
@@ -40,7 +40,7 @@ def only_supporting_rows(
     Cost: 2 n m products, and (k + 1)^2 for each of the C(n, k + 1) sets.
     """
     size = code.compression + 1
-    if comb(len(slots), size) > MAX_SETS:
+    if not 0 < comb(len(slots), size) <= MAX_SETS:
         return None
     words, points = _combinations(rows, random), code.points[slots]
     supporting: set[int] = set()
@@ -50,9 +50,7 @@ def only_supporting_rows(
         for word in words:
             agree &= (weights * word[sets] % P).sum(axis=1) % P == 0
         supporting.update(np.unique(sets[agree]).tolist())
-    if len(supporting) in (0, len(slots)):
-        return None
-    return {slots[row] for row in supporting}
+    return {slots[row] for row in supporting} or None
 
 
 def _combinations(rows: Sequence[Tensor], random: np.random.Generator) -> FieldArray:

@@ -116,11 +116,11 @@ class ExactDecoding:
         """See `Decoding.beyond_bound`: k + s + 1 shares must be there, so that s liars can't make anything up."""
         if len(self.rows) <= self.code.compression + max(self.byzantine, 1):
             return None
-        slots = sorted(self.rows)
+        slots = sorted(slot for slot, row in self.rows.items() if int(row.amax()) <= LARGEST)  # others are wrong
         supporting = only_supporting_rows(self.code, slots, [self.rows[slot] for slot in slots], self.memory.random)
-        if supporting is None:
+        if supporting is None or len(supporting) == len(self.rows):
             return None
-        return self._gradient_without({slot for slot in slots if slot not in supporting}, 0, DecodeStatus.BEYOND_BOUND)
+        return self._gradient_without(self.rows.keys() - supporting, 0, DecodeStatus.BEYOND_BOUND)
 
     def _gradient_without(
         self, lying: set[int], most: int, status: DecodeStatus = DecodeStatus.CORRECTED
