@@ -87,7 +87,7 @@ class Memory:
     def __init__(self, generator: torch.Generator | None = None) -> None:
         seed = None if generator is None else int(torch.randint(2**62, (1,), generator=generator, device="cpu"))
         self.random = np.random.default_rng(seed)
-        self.first_block = 0  # of columns, to begin with
+        self.column = 0  # where to begin: blocks are larger or smaller when other shares are there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,14 +135,14 @@ class ExactDecoding:
         chunks = torch.split(result.view(-1, length), block, dim=1)
         parts = {slot: torch.split(row, block) for slot, row in self.rows.items()}
         kept = _Kept(self.code, sorted(self.rows.keys() - lying), block, device)
-        fewest, first = len(kept.slots) - most, self.memory.first_block
+        fewest, first = len(kept.slots) - most, min(self.memory.column // block, len(chunks) - 1)
         for number in (*range(first, len(chunks)), *range(first)):
             while True:
                 columns = kept.columns_of([parts[slot][number] for slot in kept.slots])
                 wrong = kept.wrong_rows(columns, self.memory.random)
                 if not wrong:
                     break
-                self.memory.first_block = number
+                self.memory.column = number * block
                 right = [slot for row, slot in enumerate(kept.slots) if row not in wrong]
                 if len(right) < fewest:
                     return None
