@@ -47,7 +47,7 @@ class ExactCode(Code):
     >>> code.encode(gradient, slot=1)
     tensor([-0.0000, 0.5000])
     >>> code.encode(gradient, slot=2).view(torch.int32)  # 2 x second - first, mod p
-    tensor([-1065353211,  1040187392], dtype=torch.int32)
+    tensor([-1065353221,  1040187392], dtype=torch.int32)
 
     References
     ----------
