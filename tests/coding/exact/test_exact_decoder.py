@@ -234,6 +234,16 @@ def test_the_number_of_threads_changes_nothing(kind: str) -> None:
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("halves", [False, True])
+def test_the_default_device_is_not_used(halves: bool) -> None:
+    case = receive(exact_decoder(byzantine=3, compression=5), "mixed", 2, num_liars=3)
+    with torch.device("meta"), by_halves(halves):
+        for slot in range(case.code.group_size):
+            assert_same_bits(case.code.encode(case.gradient, slot), case.honest[slot])
+        decoded = case.decoder.decode(case.received)
+    assert_right(decoded, case)
+
+
 # Shares that are none
 
 
