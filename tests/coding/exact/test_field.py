@@ -26,6 +26,7 @@ from tests.oracles import PRIME, value_in_field
 
 SMALLEST = -(2**31)
 CPU = torch.device("cpu")
+ODD_HALVES = (2**15 - 1) * (2**16 + 1)
 
 edges = st.sampled_from([0, 1, 2, 2**16 - 1, 2**16, 2**31 - 6, 2**31 - 5, 2**31, P // 2, P // 2 + 1, P - 2, P - 1])
 numbers = edges | st.integers(0, P - 1)
@@ -86,19 +87,21 @@ def test_halves_are_small_and_make_up_the_number(values: list[int]) -> None:
 
 
 @given(
-    terms=st.sampled_from([1, 2, 10, 63, 64, 65, 128, 129, 200]),
+    terms=st.sampled_from([1, 2, 10, 63, 64, 65, 128, 129, 199, 200]),
     rows=st.integers(1, 3),
     width=st.integers(1, 3),
     seed=st.integers(0, 2**32),
-    extreme=st.booleans(),
+    extreme=st.none() | st.tuples(st.sampled_from([P // 2, P // 2 + 1, ODD_HALVES, P - ODD_HALVES]), int32s),
 )
-def test_matrix_products(terms: int, rows: int, width: int, seed: int, extreme: bool) -> None:
+@example(terms=199, rows=1, width=1, seed=0, extreme=(ODD_HALVES, LARGEST - 1))
+@example(terms=199, rows=1, width=1, seed=0, extreme=(P - ODD_HALVES, SMALLEST + 1))
+def test_matrix_products(terms: int, rows: int, width: int, seed: int, extreme: tuple[int, int] | None) -> None:
+    """Also where nothing cancels, and sums need all bits that there are."""
     rng = np.random.default_rng(seed)
     matrix = rng.integers(P, size=(rows, terms), dtype=np.uint64)
     columns = rng.integers(SMALLEST, LARGEST, size=(terms, width), endpoint=True)
-    if extreme:  # halves of 2^15, and numbers of one sign each, so that nothing cancels
-        matrix[:] = (2**15 * 2**16 - 2**15) if seed % 2 else P // 2
-        columns[:] = [SMALLEST, LARGEST][seed // 2 % 2]
+    if extreme:
+        matrix[:], columns[:] = extreme
     found = combined(halves(matrix, CPU), torch.from_numpy(columns).double())
     exact = matrix.astype(object) @ columns.astype(object)
     assert [int(value) % P for value in found.flatten().tolist()] == [value % P for value in exact.flatten()]
