@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from solon_fl.coding.exact.field import P
@@ -41,6 +41,15 @@ def test_small_words_as_by_trying_all_sets(
     expected = lies_by_subsets(points, word, compression)
     assert found_by_the_package(points, word, compression) == expected
     assert lies_in_field(points, word, compression) == expected
+
+
+@given(word=st.lists(st.integers(0, 3) | st.integers(P - 3, P - 1), min_size=1, max_size=7), data=st.data())
+@example(word=[0, 1], data=None)
+def test_any_word_as_by_trying_all_sets(word: list[int], data: st.DataObject | None) -> None:
+    """Small numbers, as those of the points are, so that what holds by chance only holds often."""
+    compression = data.draw(st.integers(1, len(word))) if data else 1
+    points = list(range(1, 1 + len(word)))
+    assert found_by_the_package(points, word, compression) == lies_by_subsets(points, word, compression)
 
 
 @given(
