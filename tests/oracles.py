@@ -100,3 +100,82 @@ def chernoff_underestimate(num_projections: int, failure_probability: float) -> 
         return float(best.fun) - math.log(failure_probability)
 
     return math.exp(-float(optimize.brentq(excess, -12, -0.1)) / 2)
+
+
+PRIME = 2**32 - 5  # of the exact code's field
+
+
+def value_in_field(points: Sequence[int], values: Sequence[int], place: int) -> int:
+    """Return what the polynomial of least degree through these values is there, modulo `PRIME`; Lagrange's formula."""
+    total = 0
+    for j, (point, value) in enumerate(zip(points, values, strict=True)):
+        others = [other for i, other in enumerate(points) if i != j]
+        numerator = math.prod(place - other for other in others)
+        denominator = math.prod(point - other for other in others)
+        total += value * numerator * pow(denominator, -1, PRIME)
+    return total % PRIME
+
+
+def lies_in_field(points: Sequence[int], word: Sequence[int], compression: int) -> tuple[int, ...] | None:
+    """Return where a word differs from the codeword at most (n - k) // 2 places away; None if there is none.
+
+    Berlekamp and Welch: a polynomial E, 0 where the lies are, and Q = E f of degree < k + e solve Q(x) = y E(x). Every
+    solution but 0 has Q / E = f, if there is such an f.
+    """
+    most = (len(word) - compression) // 2
+    rows = [
+        [pow(x, i, PRIME) for i in range(compression + most)] + [-y * pow(x, i, PRIME) % PRIME for i in range(most + 1)]
+        for x, y in zip(points, word, strict=True)
+    ]
+    solution = null_vector(rows)
+    if solution is None:
+        return None
+    quotient, locator = solution[: compression + most], solution[compression + most :]
+    fine = [row for row, x in enumerate(points) if evaluate(locator, x)][:compression]
+    values = [evaluate(quotient, points[row]) * pow(evaluate(locator, points[row]), -1, PRIME) for row in fine]
+    known = [points[row] for row in fine]
+    lies = tuple(row for row, x in enumerate(points) if value_in_field(known, values, x) != word[row])
+    return lies if len(lies) <= most else None
+
+
+def lies_by_subsets(points: Sequence[int], word: Sequence[int], compression: int) -> tuple[int, ...] | None:
+    """Return the same as `lies_in_field`, by trying all sets of lies, small ones first."""
+    for count in range((len(word) - compression) // 2 + 1):
+        for lies in combinations(range(len(word)), count):
+            kept = [row for row in range(len(word)) if row not in lies]
+            first, others = kept[:compression], kept[compression:]
+            known, values = [points[row] for row in first], [word[row] for row in first]
+            if all(value_in_field(known, values, points[row]) == word[row] for row in others):
+                return lies
+    return None
+
+
+def evaluate(coefficients: Sequence[int], place: int) -> int:
+    """Return the value of a polynomial modulo `PRIME`, by Horner's rule."""
+    result = 0
+    for coefficient in reversed(coefficients):
+        result = (result * place + coefficient) % PRIME
+    return result
+
+
+def null_vector(matrix: list[list[int]]) -> list[int] | None:
+    """Return a vector other than 0 that the matrix takes to 0 modulo `PRIME`, if there is one; Gauss and Jordan."""
+    rows, width = [list(row) for row in matrix], len(matrix[0])
+    pivots: list[int] = []  # pivots[i] is the column in which row i alone is not 0, but 1
+    for column in range(width):
+        place = len(pivots)
+        pivot = next((row for row in range(place, len(rows)) if rows[row][column]), None)
+        if pivot is None:
+            solution = [0] * width
+            solution[column] = 1
+            for row, earlier in enumerate(pivots):
+                solution[earlier] = -rows[row][column] % PRIME
+            return solution
+        rows[place], rows[pivot] = rows[pivot], rows[place]
+        scale = pow(rows[place][column], -1, PRIME)
+        rows[place] = [entry * scale % PRIME for entry in rows[place]]
+        for row, factor in enumerate([row[column] for row in rows]):
+            if factor and row != place:
+                rows[row] = [(a - factor * b) % PRIME for a, b in zip(rows[row], rows[place], strict=True)]
+        pivots.append(column)
+    return None

@@ -23,15 +23,15 @@ def only_supporting_rows(
 ) -> set[int] | None:
     """Return the slots in any set of k + 1 shares that agree with each other.
 
-    None if there is none, or none that leaves a slot out; or if there are too many sets to try. Whether they all agree,
-    so that there is one such gradient only, has to be checked still.
+    None if there is none, or if there are too many sets to try. Whether they all agree, so that there is one such
+    gradient only, has to be checked still.
 
     Parameters
     ----------
     slots : list of n int
         Ascending.
     rows : sequence of n Tensors, (m,) int32
-        The shares' bits.
+        The shares' bits, all of them numbers of the field.
     random : np.random.Generator
         Draws what the columns are combined with.
 
@@ -40,19 +40,17 @@ def only_supporting_rows(
     Cost: 2 n m products, and (k + 1)^2 for each of the C(n, k + 1) sets.
     """
     size = code.compression + 1
-    if comb(len(slots), size) > MAX_SETS:
+    if not 0 < comb(len(slots), size) <= MAX_SETS:
         return None
-    words, points = _combinations(rows, random), code.points[slots]
+    words, inverses = _combinations(rows, random), _inverse_differences(code.points[slots])
     supporting: set[int] = set()
     for sets in _blocks_of_sets(len(slots), size):
-        weights = _check_weights(points[sets])
+        weights = _check_weights(sets, inverses)
         agree = np.ones(len(sets), dtype=bool)
         for word in words:
             agree &= (weights * word[sets] % P).sum(axis=1) % P == 0
         supporting.update(np.unique(sets[agree]).tolist())
-    if len(supporting) in (0, len(slots)):
-        return None
-    return {slots[row] for row in supporting}
+    return {slots[row] for row in supporting} or None
 
 
 def _combinations(rows: Sequence[Tensor], random: np.random.Generator) -> FieldArray:
@@ -73,11 +71,16 @@ def _blocks_of_sets(num_rows: int, size: int) -> Iterator[np.ndarray]:
         yield np.array(block, dtype=np.int64)
 
 
-def _check_weights(points: FieldArray) -> FieldArray:
-    """Return, for (N, k + 1) points, the weights of their divided difference."""
-    products = np.ones_like(points)
-    for place in range(points.shape[1]):
-        differences = (points + (P - points[:, place : place + 1])) % P
-        differences[:, place] = 1
-        products = products * differences % P
-    return inverse(products)
+def _inverse_differences(points: FieldArray) -> FieldArray:
+    """Return 1 / (x_i - x_j), (n, n), with 1 in place of the diagonal."""
+    differences = (points[:, None] + (P - points)[None, :]) % P
+    np.fill_diagonal(differences, 1)
+    return inverse(differences)
+
+
+def _check_weights(sets: np.ndarray, inverses: FieldArray) -> FieldArray:
+    """Return, for (N, k + 1) rows, the weights of their divided difference."""
+    weights = np.ones(sets.shape, dtype=np.uint64)
+    for place in range(sets.shape[1]):
+        weights = weights * inverses[sets, sets[:, place : place + 1]] % P
+    return weights

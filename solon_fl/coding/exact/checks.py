@@ -38,7 +38,7 @@ class Checks:
     def __init__(self, code: ExactCode, rows: list[int], block: int, device: torch.device) -> None:
         self._compression = code.compression
         weights = _whole_weights(tuple(rows), code.compression)
-        self._weights = None if weights is None else torch.tensor(weights, dtype=torch.float64, device=device)
+        self._weights = None if weights is None else _matrix(weights, device)
         if self._weights is None:
             known, others = rows[: code.compression], rows[code.compression :]
             self._matrix = halves(code.interpolation(known, others), device)
@@ -64,8 +64,8 @@ class Checks:
 
 @lru_cache(maxsize=64)
 def _whole_weights(rows: tuple[int, ...], compression: int) -> list[list[int]] | None:
-    """Return the weights of each check, or None if they are too large: each check is of k + 1 rows in a row."""
-    if 2**compression > LARGEST_SUM:  # the least that k + 1 weights amount to
+    """Return the k + 1 weights of each check, which is of that many rows in a row, or None if they are too large."""
+    if 2**compression > LARGEST_SUM:  # what those of neighbours amount to; hardly any others amount to less
         return None
     checks = []
     for start in range(len(rows) - compression):
@@ -76,5 +76,15 @@ def _whole_weights(rows: tuple[int, ...], compression: int) -> list[list[int]] |
         divisor = math.gcd(*weights)
         if sum(map(abs, weights)) > LARGEST_SUM * divisor:
             return None
-        checks.append([0] * start + [w // divisor for w in weights] + [0] * (len(rows) - start - compression - 1))
+        checks.append([weight // divisor for weight in weights])
     return checks
+
+
+def _matrix(weights: list[list[int]], device: torch.device) -> Tensor:
+    """Return the checks, (n - k, n), of each of which the weights begin one row later."""
+    number, width = len(weights), len(weights[0])
+    matrix = torch.zeros(number, number + width - 1, dtype=torch.float64, device=device)
+    checks = torch.arange(number, device=device)[:, None]
+    places = checks + torch.arange(width, device=device)
+    matrix[checks, places] = torch.tensor(weights, dtype=torch.float64, device=device)
+    return matrix

@@ -86,7 +86,7 @@ class Memory:
     def __init__(self, generator: torch.Generator | None = None) -> None:
         seed = None if generator is None else int(torch.randint(2**62, (1,), generator=generator, device="cpu"))
         self.random = np.random.default_rng(seed)
-        self.first_block = 0  # of columns, to begin with
+        self.column = 0  # where to begin: blocks are larger or smaller when other shares are there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,11 +115,11 @@ class ExactDecoding:
         """See `Decoding.beyond_bound`: k + s + 1 shares must be there, so that s liars can't make anything up."""
         if len(self.rows) <= self.code.compression + max(self.byzantine, 1):
             return None
-        slots = sorted(self.rows)
+        slots = sorted(slot for slot, row in self.rows.items() if int(row.amax()) <= LARGEST)  # others are wrong
         supporting = only_supporting_rows(self.code, slots, [self.rows[slot] for slot in slots], self.memory.random)
-        if supporting is None:
+        if supporting is None or len(supporting) == len(self.rows):
             return None
-        return self._gradient_without({slot for slot in slots if slot not in supporting}, 0, DecodeStatus.BEYOND_BOUND)
+        return self._gradient_without(self.rows.keys() - supporting, 0, DecodeStatus.BEYOND_BOUND)
 
     def _gradient_without(
         self, lying: set[int], most: int, status: DecodeStatus = DecodeStatus.CORRECTED
@@ -134,14 +134,14 @@ class ExactDecoding:
         chunks = torch.split(result, block, dim=1)
         parts = {slot: torch.split(row, block) for slot, row in self.rows.items()}
         kept = _Kept(self.code, sorted(self.rows.keys() - lying), block, device)
-        fewest, first = len(kept.slots) - most, self.memory.first_block
+        fewest, first = len(kept.slots) - most, min(self.memory.column // block, len(chunks) - 1)
         for number in (*range(first, len(chunks)), *range(first)):
             while True:
                 columns = kept.columns_of([parts[slot][number] for slot in kept.slots])
                 wrong = kept.wrong_rows(columns, self.memory.random)
                 if not wrong:
                     break
-                self.memory.first_block = number
+                self.memory.column = number * block
                 right = [slot for row, slot in enumerate(kept.slots) if row not in wrong]
                 if len(right) < fewest:
                     return None
