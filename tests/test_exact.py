@@ -22,7 +22,17 @@ from solon_fl.simulations.attacks import Attack, BitFlip, Constant, Reverse, att
 from solon_fl.strategies import RoundReport, SolonStrategy, model_sha256
 from solon_fl.task import SolonTask
 from solon_fl.wire import to_array, trusted_tensor
-from tests.support import REMEMBERING, SGD, Regression, Remembering, initial_model, record_of, small_config, train
+from tests.support import (
+    REMEMBERING,
+    SGD,
+    Regression,
+    Remembering,
+    initial_model,
+    record_of,
+    share_array,
+    small_config,
+    train,
+)
 from tests.test_as_in_torch import TASKS, client_for, in_torch
 
 LIARS = {0, 1, 9, 13}  # numbers: two of each group of seven
@@ -182,11 +192,11 @@ def test_what_has_no_gradient_is_known_whoever_answers_first(seed: int, verifica
     config = SolonConfig(num_nodes=5, byzantine=2, compression=1, code="exact", verification=verification)  # type: ignore[arg-type]
     app = Remembering(TwoHeads).client_app([without_names({1, 2})])
     optimizer = partial(torch.optim.SGD, lr=0.1, weight_decay=0.1)
-    start = initial_model(TwoHeads)
+    start = dict(initial_model(TwoHeads).state_dict())
     grid = Shuffled(app, 5, seed, set())
-    arrays = SolonStrategy(config, optimizer).start(grid, record_of(start), 2, 5.0).arrays
-    assert torch.equal(trusted_tensor(arrays["unused.weight"]), start.unused.weight), "weight decay does not move it"
-    assert not torch.equal(trusted_tensor(arrays["used.weight"]), start.used.weight)
+    arrays = SolonStrategy(config, optimizer).start(grid, record_of(initial_model(TwoHeads)), 2, 5.0).arrays
+    assert torch.equal(trusted_tensor(arrays["unused.weight"]), start["unused.weight"]), "weight decay does not move it"
+    assert not torch.equal(trusted_tensor(arrays["used.weight"]), start["used.weight"])
 
 
 def without_names(liars: set[int]) -> Mod:
@@ -210,7 +220,7 @@ def of_another_make(nodes: set[int]) -> Mod:
     def mod(message: Message, context: Context, call_next: Any) -> Message:
         reply: Message = call_next(message, context)
         if context.node_id in nodes:
-            share = trusted_tensor(reply.content["share"]["share"]).clone()
+            share = trusted_tensor(share_array(reply.content)["share"]).clone()
             share.view(torch.int32)[1] ^= 1
             reply.content["share"] = ArrayRecord({"share": to_array(share)})
         return reply
@@ -258,8 +268,9 @@ class Diverging(Regression):
 
 @pytest.mark.parametrize("liars", [set(), LIARS])
 def test_a_diverged_round_is_nobodys_lie(liars: set[int]) -> None:
+    reports: list[RoundReport] = []
     app = Diverging().client_app([attack_mod(Reverse(), liars)])
-    strategy = SolonStrategy(exact_config(), SGD, on_round=(reports := []).append)
+    strategy = SolonStrategy(exact_config(), SGD, on_round=reports.append)
     strategy.start(InProcessGrid(app, 14), record_of(initial_model()), 3, 1.0)
     assert [report.stepped for report in reports] == [True, False, True]
     for group in reports[1].groups:
@@ -285,6 +296,7 @@ class Masked(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.last = nn.Linear(7, 1)
+        self.mask: Tensor
         self.register_buffer("mask", torch.zeros(3))
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -135,18 +135,18 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
 def assert_right(decoded: Decoded, case: Case) -> None:
     """The gradient is the honest one, and who lies is named, nobody else."""
     assert_same_bits(decoded.gradient, case.gradient)
-    assert decoded.corrupt_slots == different(case)
+    assert decoded.different_slots == different(case)
     assert decoded.suspect_slots == ()
     assert decoded.erased_slots == case.missing
-    assert decoded.status == ("corrected" if decoded.corrupt_slots else "clean")
-    assert decoded.num_agreeing == len(case.received) - len(decoded.corrupt_slots)
+    assert decoded.status == ("corrected" if decoded.different_slots else "clean")
+    assert decoded.num_agreeing == len(case.received) - len(decoded.different_slots)
     assert (decoded.residual, decoded.tolerance, decoded.error_bound) == (0.0, 0.0, 0.0)
 
 
 def assert_supported(decoded: Decoded, case: Case) -> None:
     """What is returned is, bit by bit, what all shares hold but those that are named."""
     assert decoded.gradient is not None
-    named = {*decoded.corrupt_slots, *decoded.suspect_slots}
+    named = {*decoded.different_slots, *decoded.suspect_slots}
     kept = sorted(case.received.keys() - named)
     assert decoded.num_agreeing == len(kept)
     chunks = decoded.gradient.view(case.code.compression, -1)

@@ -34,7 +34,7 @@ def accepting(**budget: Any) -> ExactDecoder:
 def assert_accepted(decoded: Decoded, gradient: Tensor, left_out: tuple[int, ...]) -> None:
     assert_same_bits(decoded.gradient, gradient)
     assert decoded.status is DecodeStatus.BEYOND_BOUND
-    assert (decoded.corrupt_slots, decoded.suspect_slots) == ((), left_out)
+    assert (decoded.different_slots, decoded.suspect_slots) == ((), left_out)
     assert (decoded.error_bound, decoded.residual) == (0.0, 0.0)
 
 
@@ -88,7 +88,7 @@ def test_another_name_of_a_number_supports_no_gradient(more_lies: int) -> None:
     shares |= {slot: noise(slot, 3) for slot in range(1, 1 + more_lies)}
     decoded = decoder.decode(shares)
     assert_same_bits(decoded.gradient, gradient)
-    assert {*decoded.corrupt_slots, *decoded.suspect_slots} == set(range(1 + more_lies))
+    assert {*decoded.different_slots, *decoded.suspect_slots} == set(range(1 + more_lies))
     all_such = shares | {slot: of_bits([2**31 - 5] * 3) for slot in range(6)}
     assert_accepted(decoder.decode(all_such), gradient, tuple(range(6)))
 

@@ -158,7 +158,7 @@ def test_one_bit_is_seen_wherever_it_is(slot: int, bit: int, place: int, monkeyp
     shares[slot] = flip(shares[slot].view(torch.int32), place, bit).view(torch.float32)
     decoded = decoder.decode(shares)
     assert_same_bits(decoded.gradient, gradient)
-    assert decoded.corrupt_slots == (slot,)
+    assert decoded.different_slots == (slot,)
 
 
 @pytest.mark.parametrize("liars", [(0,), (1, 6), (0, 5, 6)])
@@ -176,7 +176,7 @@ def test_bits_that_are_another_name_of_the_same_number_are_lies(offset: int, lia
         assert number + P == LARGEST + 1 + offset
     decoded = decoder.decode(shares)
     assert_same_bits(decoded.gradient, gradient)
-    assert decoded.corrupt_slots == liars
+    assert decoded.different_slots == liars
 
 
 def test_such_bits_beside_other_lies_beyond_the_budget_are_not_returned() -> None:
@@ -266,7 +266,7 @@ def test_shares_unlike_the_others_are_erasures(odd_share: Tensor, given_dim: boo
     shares = shares_of(decoder.code, gradient) | {0: odd_share, 4: odd_share}
     decoded = decoder.decode(shares, dim=6 if given_dim else None)
     assert decoded.erased_slots == (0, 4)
-    assert decoded.corrupt_slots == ()
+    assert decoded.different_slots == ()
     assert_same_bits(decoded.gradient, gradient)
 
 
@@ -352,7 +352,7 @@ def test_what_is_remembered_changes_no_result(
 
 def essence(decoded: Any) -> tuple[Any, ...]:
     gradient = None if decoded.gradient is None else decoded.gradient.view(torch.int32).tolist()
-    return gradient, decoded.status, decoded.corrupt_slots, decoded.erased_slots, decoded.num_agreeing
+    return gradient, decoded.status, decoded.different_slots, decoded.erased_slots, decoded.num_agreeing
 
 
 def test_where_shares_disagreed_is_looked_at_first() -> None:
@@ -370,7 +370,7 @@ def test_where_shares_disagreed_is_looked_at_first() -> None:
     with blocks_of(20):
         assert not decoder.decode({slot: shares[slot] for slot in range(3)}, memory=memory).ok
     with blocks_of(10), patch.object(module._Kept, "columns_of", noting):
-        assert decoder.decode({slot: shares[slot] for slot in range(4)}, memory=memory).corrupt_slots == (1,)
+        assert decoder.decode({slot: shares[slot] for slot in range(4)}, memory=memory).different_slots == (1,)
     assert looked_at[0].data_ptr() == shares[0][80:].data_ptr()
     assert len(looked_at) == 11  # ten blocks, and one again
 
@@ -415,7 +415,7 @@ def test_lies_that_foresee_the_combination_are_found_in_a_single_column(liars: t
     with patch.object(module, "lying_places", noting):
         decoded = decoder.decode(shares, generator=seeded(7))
     assert_same_bits(decoded.gradient, gradient)
-    assert decoded.corrupt_slots == liars
+    assert decoded.different_slots == liars
     assert found == [[], list(liars)]
 
 
@@ -431,7 +431,7 @@ def test_more_lying_columns_than_are_combined() -> None:
     for seed in range(5):
         decoded = decoder.decode(shares, generator=seeded(seed))
         assert_same_bits(decoded.gradient, gradient)
-        assert decoded.corrupt_slots == (0, 3, 6)
+        assert decoded.different_slots == (0, 3, 6)
 
 
 @given(kind=kinds, seed=seeds)
@@ -467,7 +467,7 @@ def test_whatever_is_returned_is_what_all_shares_hold_but_those_that_are_named(
         assert decoded.num_agreeing == 0
         return
     assert_supported(decoded, case)
-    named = {*decoded.corrupt_slots, *decoded.suspect_slots}
+    named = {*decoded.different_slots, *decoded.suspect_slots}
     honest = [slot for slot in case.received if slot not in case.liars]
     if len(set(honest) - named) >= k:
         assert_same_bits(decoded.gradient, case.gradient)
