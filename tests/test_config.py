@@ -37,7 +37,7 @@ def test_group_size_and_batches_default_to_the_theorems_minimum() -> None:
         ({"rtol": True}, "rtol must be a number; got rtol=True"),
         ({"early_error": None}, "early_error must be a number; got early_error=None"),
         ({"group_weights": ("1", 2)}, "group_weights must be a number; got group_weights='1'"),
-        ({"code": "hamming"}, "code must be one of fourier, vandermonde; got code='hamming'"),
+        ({"code": "hamming"}, "code must be one of exact, fourier, vandermonde; got code='hamming'"),
         ({"mode": "delta"}, "mode must be one of gradient, update; got mode='delta'"),
         ({"grouping": "random"}, "grouping='random'"),
         ({"regroup": "daily"}, "regroup must be one of never, round; got regroup='daily'"),

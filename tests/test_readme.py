@@ -80,7 +80,7 @@ def test_the_calibration_of_the_how_to_runs(capsys: Any) -> None:
     grid = InProcessGrid(names["app"], 20)
     exec(code, names)
     names["app"](grid, Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={}))
-    assert capsys.readouterr().out.splitlines()[-1].startswith("shares equal bit for bit; rtol=1e-06 suits")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("all nodes compute the same bits: code='exact' suits")
     config = SolonConfig(num_nodes=20, byzantine=2, compression=6)
     exec(option, {"SolonStrategy": SolonStrategy, "config": config, "optimizer": torch.optim.SGD})
 

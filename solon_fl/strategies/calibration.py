@@ -1,5 +1,6 @@
 """How far honest nodes are apart: the float noise that `SolonConfig.rtol` must be above, measured."""
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -49,7 +50,7 @@ class Calibration:
         Whether the shares of every group were equal bit for bit, outliers apart. One liar can make it False.
     exact : bool
         Whether code "exact" suits: in a further round, in which nodes take torch's deterministic kernels and send
-        shares of that code, all of a group were equal bit for bit, but for those of `liars` nodes at most. Only asked
+        shares of that code, at least k + s of each group were equal bit for bit, and at most `liars` others. Only asked
         where it may be so: if `identical`, or the config has that code, and the model is float32.
     different : tuple of int
         Ids of the nodes whose shares of that round were others than most of their group's.
@@ -100,8 +101,8 @@ class Calibration:
         if node_id not in self.distances:
             return "its group could not be compared"
         distance = self.distances[node_id]
-        others = ", other bits" if node_id in self.different else ""
-        return f"{distance:.1e}{', an outlier' if node_id in self.outliers else others}" if distance or others else "0"
+        kind = ", an outlier" if node_id in self.outliers else ", other bits" if node_id in self.different else ""
+        return (f"{distance:.1e}" if distance else "0") + kind
 
     def __str__(self) -> str:
         """Return a table of all nodes, the finding, and the warnings."""
@@ -263,6 +264,7 @@ class _Findings:
     groups: dict[int, dict[int, None]] = field(default_factory=dict)
     compared: bool = False
     asked_for_bits: bool = False
+    fewest_equal: int = sys.maxsize  # nodes of a group that sent the same bits
     different: set[int] = field(default_factory=set)  # ids of nodes whose exact shares were not those of most
     reasons: dict[int, str] = field(default_factory=dict)  # why a group could not be compared
 
@@ -295,12 +297,13 @@ class _Findings:
         self.silent |= dict.fromkeys(replies.silent)
         for shares in replies.shares.values():
             bits = {node_id: share.numpy().tobytes() for node_id, share in shares.items()}
-            (most, _), *_ = Counter(bits.values()).most_common(1) or [(b"", 0)]
+            (most, count), *_ = Counter(bits.values()).most_common(1) or [(b"", 0)]
+            self.fewest_equal = min(self.fewest_equal, count)
             self.different |= {node_id for node_id, of_node in bits.items() if of_node != most}
 
-    def _is_exact(self) -> bool:
+    def _is_exact(self, config: SolonConfig) -> bool:
         few = all(len(self.different & members.keys()) <= self.liars for members in self.groups.values())
-        return self.asked_for_bits and few
+        return self.asked_for_bits and few and self.fewest_equal >= config.compression + config.byzantine
 
     def conclude(self, config: SolonConfig, real: RealCode, dtype: torch.dtype) -> Calibration:
         """Return the result.
@@ -324,7 +327,7 @@ class _Findings:
             rtol=rtol,
             certificate=certificate,
             identical=not self.reasons and not self.unequal - set(outliers),
-            exact=self._is_exact(),
+            exact=self._is_exact(config),
             different=tuple(sorted(self.different)),
             distances=self.distances,
             outliers=outliers,
@@ -342,10 +345,12 @@ class _Findings:
                 f"the certificate is {certificate:.1e}, but should be below 1: lower byzantine or compression, raise "
                 "group_size, make the nodes alike (hardware, versions, threads), or compute in float64."
             )
-        if config.code == "exact" and not self._is_exact():
+        if config.code == "exact" and not self._is_exact(config):
+            names = _names(sorted(self.different), self.labels)
             found.append(
-                f"code='exact' needs nodes that compute the same bits; {_names(sorted(self.different), self.labels)} "
-                "differ from most of their group: give them the others' hardware and software, or use code='fourier'."
+                "code='exact' needs k + s nodes of each group that compute the same bits"
+                f"{f'; {names} differ from most of their group' if self.different else ''}: give all the same hardware "
+                "and software, or use code='fourier'."
             )
         near = [node_id for node_id in outliers if self.distances[node_id] <= LARGEST_NOISE]
         if near:

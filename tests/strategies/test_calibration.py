@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from solon_fl.clients import Batch
+from solon_fl.clients import Batch, SolonTask
 from solon_fl.coding import CertificateWarning, FourierCode, RealDecoder
 from solon_fl.coding.sections import Sections
+from solon_fl.config import CodeName
 from solon_fl.errors import ConfigurationError, GroupFailedError, NodesMissingError
 from solon_fl.simulations import InProcessGrid
 from solon_fl.simulations.attacks import Constant, NotFinite, RandomGaussian, Reverse
@@ -110,12 +111,9 @@ def test_float64_shares_have_a_floor_of_their_own() -> None:
     grid = InProcessGrid(Double(lambda: wide().double()).client_app([noisy(1e-9)]), 14)
     found = calibrate(grid, record_of(model), small_config(rtol=1e-12))
     assert 1e-9 < found.rtol < 1e-8
-    assert (
-        calibrate(
-            InProcessGrid(Double(lambda: wide().double()).client_app(), 14), record_of(model), small_config()
-        ).rtol
-        == 1e-12
-    )
+    grid = InProcessGrid(Double(lambda: wide().double()).client_app(), 14)
+    found = calibrate(grid, record_of(model), small_config())
+    assert (found.rtol, found.identical, found.exact) == (1e-12, True, False)
 
 
 @pytest.mark.parametrize("size", [1e-7, 1e-5, 1e-4])
@@ -123,7 +121,7 @@ def test_noise_is_measured_within_a_factor_of_two(size: float) -> None:
     found = calibrated(noisy(size))
     assert size / 2 < found.noise < 2 * size
     assert found.rtol == _rounded_up(max(4 * found.noise, 1e-6))
-    assert not found.identical
+    assert not (found.identical or found.exact)
     assert found.outliers == ()
 
 
@@ -254,6 +252,45 @@ def test_more_liars_than_the_code_bears_are_told() -> None:
     assert found.outliers == (1, 2, 3)
     told = "group 0 has 4 nodes that lie or fail, more than byzantine=1: it can't be decoded like that."
     assert found.warnings == (told,)
+
+
+# ---- bits ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", ["fourier", "exact"])
+def test_nodes_of_one_make_are_told_to_take_the_exact_code(code: CodeName) -> None:
+    found = calibrated(code=code)
+    assert found.exact
+    assert (found.different, found.warnings, found.rtol) == ((), (), 1e-6)
+    assert str(found).splitlines()[-1].startswith("all nodes compute the same bits: code='exact' suits (else: shares")
+
+
+@pytest.mark.parametrize("code", ["fourier", "exact"])
+def test_one_bit_is_seen_in_the_exact_round_alone(code: CodeName) -> None:
+    """Nodes that differ only with deterministic kernels, say: here, only in the last round."""
+    found = calibrated(in_exact_tasks(flip_a_bit, {2, 9}), code=code)
+    assert (found.exact, found.different) == (True, (2, 9)), "as many as may lie"
+    assert found.of_node(2) == "0, other bits"
+    found = calibrated(in_exact_tasks(flip_a_bit, {1, 2, 3}), code=code)
+    assert not found.exact
+    assert found.different == (1, 2, 3)
+    told = [warning for warning in found.warnings if "nodes 1, 2, 3 differ from most of their group" in warning]
+    assert len(told) == (code == "exact")
+
+
+def test_groups_that_are_not_there_are_not_said_to_suit() -> None:
+    assert not calibrated(in_exact_tasks(lambda reply: None, {1, 2, 3}), code="exact").exact
+
+
+def in_exact_tasks(change: Callable[[Message], Message | None], nodes: set[int]) -> Mod:
+    """Return a mod that lets nodes change their replies in rounds with the exact code."""
+
+    def mod(message: Message, context: Context, call_next: Any) -> Message:
+        reply: Message = call_next(message, context)
+        exact = SolonTask.from_message(message).code == "exact"
+        return change(reply) if exact and context.node_id in nodes else reply  # type: ignore[return-value]
+
+    return mod
 
 
 # ---- nothing to measure --------------------------------------------------------------------------------------

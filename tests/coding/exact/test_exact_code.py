@@ -136,9 +136,7 @@ def test_short_floats_come_back_bit_by_bit(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("slot", [0, 4])
 def test_float64_is_refused(slot: int) -> None:
     code = ExactCode(group_size=5, compression=3)
-    with pytest.raises(
-        ConfigurationError, match=r"got a float64 entry; make the whole model float32, or use code='four"
-    ):
+    with pytest.raises(ConfigurationError, match=r"make the whole model float32, or use code='four"):
         code.encode(torch.ones(4, dtype=torch.float64), slot)
 
 

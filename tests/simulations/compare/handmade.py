@@ -71,6 +71,7 @@ def cell(
         liars=frozenset(liars),
         software=Software(versions={"flwr": "1.0"}, python="3.11", threads=1),
         records=records,
+        model_sha256="0123456789abcdef",
         error=error,
     )
     return Cell(strategy, attack, outcome)

@@ -50,10 +50,10 @@ def test_tables_fit_a_terminal_and_cut_nothing(attacks: tuple[str | None, ...]) 
 def test_tables_show_what_the_cells_hold() -> None:
     results = handmade.results(*ALL)
     rows = [line.split() for line in rendered(comparison_table(results)).splitlines()]
-    assert ["none", "Solon", "80.1%", "-", "1", "250"] in rows
-    assert ["alie", "Solon", "79.9%", "survived", "1", "250", "all", "2"] in rows
-    assert ["alie", "FedAvg", "12.3%", "broken", "1", "250"] in rows
-    assert ["alie", "MultiKrum", "10.0%", "broken", "(aborted)", "0", "0"] in rows
+    assert ["none", "Solon", "80.1%", "-", "1", "250", "012345"] in rows
+    assert ["alie", "Solon", "79.9%", "survived", "1", "250", "all", "2", "012345"] in rows
+    assert ["alie", "FedAvg", "12.3%", "broken", "1", "250", "012345"] in rows
+    assert ["alie", "MultiKrum", "10.0%", "broken", "(aborted)", "0", "0", "012345"] in rows
     assert ["alie", "Bulyan", "-", "not", "possible"] in rows
     text = rendered(times_table(results))
     assert "Seconds to 76.0% accuracy" in text
