@@ -53,7 +53,8 @@ def test_tables_show_what_the_cells_hold() -> None:
     assert ["none", "Solon", "80.1%", "-", "1", "250", "012345"] in rows
     assert ["alie", "Solon", "79.9%", "survived", "1", "250", "all", "2", "012345"] in rows
     assert ["alie", "FedAvg", "12.3%", "broken", "1", "250", "012345"] in rows
-    assert ["alie", "MultiKrum", "10.0%", "broken", "(aborted)", "0", "0", "012345"] in rows
+    aborted = rows.index(["alie", "MultiKrum", "10.0%", "broken", "0", "0", "012345"])
+    assert rows[aborted + 1] == ["(aborted)"]
     assert ["alie", "Bulyan", "-", "not", "possible"] in rows
     text = rendered(times_table(results))
     assert "Seconds to 76.0% accuracy" in text
