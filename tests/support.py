@@ -52,7 +52,8 @@ class Remembering(Regression):
     def gradient(self, arrays: ArrayRecord, task: SolonTask, context: Context, config: dict[str, object]) -> Tensor:
         if torch.Tensor.backward is not BACKWARD:  # a test makes it fail
             return super().gradient(arrays, task, context, config)
-        key = (*((name, array.data) for name, array in arrays.items()), task.batches, task.buffers, task.compression)
+        multiple = task.make_code().multiple
+        key = (*((name, array.data) for name, array in arrays.items()), task.batches, task.buffers, multiple)
         if key not in self._gradients:
             with collected_losses() as losses:
                 self._gradients[key] = super().gradient(arrays, task, context, config), losses
