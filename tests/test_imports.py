@@ -24,7 +24,7 @@ ROOMS = [
     ["cli"],
 ]
 LEVELS = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
-ONLY_FOR_REPORTS = ["PIL", "jinja2", "matplotlib", "typer"]
+ONLY_FOR_REPORTS = ["PIL", "jinja2", "matplotlib", "threadpoolctl", "typer"]
 Graph = dict[str, set[str]]  # the modules that each module imports
 
 

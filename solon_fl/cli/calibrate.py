@@ -11,10 +11,10 @@ from solon_fl.cli.settings import Keys, SetOption
 from solon_fl.cli.terminal import console, set_log_level
 from solon_fl.config import SolonConfig
 from solon_fl.errors import ConfigurationError
-from solon_fl.simulations.plan.server_time import check_threads
 from solon_fl.simulations.run.float_noise import Kernels, NodeKind, calibrate_scenario
 from solon_fl.simulations.run.scenario import Scenario
 from solon_fl.simulations.settings import defaults_of
+from solon_fl.simulations.threads import check_threads
 
 __all__ = ["KEYS", "calibrate_command"]
 

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.markup import escape
 from rich.table import Table
@@ -21,6 +20,7 @@ from solon_fl.simulations.compare.results import Cell, Results, run_comparison
 from solon_fl.simulations.compare.tables import comparison_table, times_table
 from solon_fl.simulations.network import NETWORKS
 from solon_fl.simulations.run import STRATEGIES, RoundRecord, Scenario
+from solon_fl.simulations.threads import limited_threads
 
 __all__ = ["KEYS", "compare", "compare_command"]
 
@@ -98,11 +98,10 @@ def compare_command(
 def compare(comparison: Comparison, output: Path, threads: int) -> None:
     """Run a comparison with progress bars, and leave table, plot and report, of what is finished if interrupted."""
     set_log_level(verbose=False)
-    torch.set_num_threads(threads)
     check_output(output)
     results: Results | None = None
     try:
-        with progress_bar() as progress:
+        with limited_threads(threads), progress_bar() as progress:
 
             def on_cell(cell: Cell | Scenario) -> Callable[[RoundRecord], None] | None:
                 if isinstance(cell, Scenario):

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 __all__ = ["main"]
 
 # What the extra "simulation" brings, as it is imported.
-NEEDED = ("typer", "rich", "matplotlib", "jinja2", "PIL")
+NEEDED = ("typer", "rich", "matplotlib", "jinja2", "PIL", "threadpoolctl")
 
 
 def main() -> None:

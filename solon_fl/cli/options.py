@@ -8,9 +8,9 @@ import typer
 from solon_fl.cli.meanings import CONFIG
 from solon_fl.simulations.attacks import ATTACKS
 from solon_fl.simulations.datasets import DATASETS, MODELS
-from solon_fl.simulations.plan.server_time import check_threads
 from solon_fl.simulations.run import Scenario
 from solon_fl.simulations.settings import defaults_of
+from solon_fl.simulations.threads import check_threads
 
 __all__ = [
     "DEFAULT_CONFIG",

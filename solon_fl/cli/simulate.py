@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich.markup import escape
 
@@ -17,6 +16,7 @@ from solon_fl.cli.terminal import check_output, console, progress_bar, run_scena
 from solon_fl.coding import DecodeStatus
 from solon_fl.config import SolonConfig
 from solon_fl.simulations.run import STRATEGIES, Outcome, Scenario
+from solon_fl.simulations.threads import limited_threads
 from solon_fl.strategies import Checkpoints
 
 __all__ = ["KEYS", "simulate_command"]
@@ -101,8 +101,8 @@ def simulate_command(
     machine, saving = options.Machine(**values[options.Machine]), Saving(**values[Saving])
     config = SolonConfig(**(options.DEFAULT_CONFIG | values[SolonConfig]))
     scenario = Scenario(config=config, **values[Scenario])
-    torch.set_num_threads(machine.threads)
-    run(scenario, saving, output)
+    with limited_threads(machine.threads):
+        run(scenario, saving, output)
 
 
 def run(scenario: Scenario, saving: Saving, output: Path) -> None:

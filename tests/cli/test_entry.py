@@ -9,7 +9,7 @@ import pytest
 from tests.cli.command import solon_fl
 
 # What a plain `pip install solon-fl` lacks: flwr itself brings typer and rich, and torch brings jinja2.
-EXTRA = ("matplotlib", "jinja2", "PIL")
+EXTRA = ("matplotlib", "jinja2", "PIL", "threadpoolctl")
 START = "from solon_fl.cli import main; main()"
 
 
@@ -25,7 +25,7 @@ def test_without_the_extra_one_sentence_says_how_to_get_it() -> None:
     done = run(START, "plan", "--help", without=EXTRA)
     assert done.returncode == 2
     assert done.stderr == (
-        "error: the command line needs matplotlib, jinja2, PIL, not installed here; "
+        "error: the command line needs matplotlib, jinja2, PIL, threadpoolctl, not installed here; "
         "run: pip install 'solon-fl[simulation]'\n"
     )
     assert done.stdout == ""

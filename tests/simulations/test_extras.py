@@ -13,6 +13,7 @@ from solon_fl.simulations.compare.plots import plot_accuracy
 from solon_fl.simulations.compare.report import write_report
 from solon_fl.simulations.extras import simulation_extra
 from solon_fl.simulations.run.plots import plot_run
+from solon_fl.simulations.threads import limited_threads
 from tests.simulations.compare import handmade
 from tests.simulations.datasets.test_datasets import write_image_folder
 from tests.simulations.run.small import run
@@ -52,7 +53,13 @@ def test_running_and_comparing_need_no_extra() -> None:
 
 
 @pytest.mark.parametrize(
-    ("package", "what"), [("matplotlib", "plots"), ("jinja2", "reports"), ("PIL", "folders of images")]
+    ("package", "what"),
+    [
+        ("matplotlib", "plots"),
+        ("jinja2", "reports"),
+        ("PIL", "folders of images"),
+        ("threadpoolctl", "limits of threads"),
+    ],
 )
 def test_a_missing_package_is_a_sentence_that_names_the_extra(
     package: str, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -66,6 +73,7 @@ def test_a_missing_package_is_a_sentence_that_names_the_extra(
         "matplotlib": [lambda: plot_run(run(rounds=1), tmp_path / "run.png"), lambda: plot_accuracy(results)],
         "jinja2": [lambda: write_report(results, tmp_path / "report.html")],
         "PIL": [lambda: load_dataset("cifar10", tmp_path / "images")],
+        "threadpoolctl": [lambda: limited_threads(1).__enter__()],
     }
     message = rf"^{what} need {package}, which can't be imported \(.*\); pip install 'solon-fl\[simulation\]'\.$"
     for call in needing[package]:

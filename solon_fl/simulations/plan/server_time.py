@@ -1,11 +1,9 @@
 """How long the server decodes, measured here: what the planner reckons with."""
 
-import os
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -14,8 +12,8 @@ import torch
 from solon_fl.baselines import CyclicCode, RepetitionCode
 from solon_fl.coding import CertificateWarning
 from solon_fl.config import CodeName, make_code, make_decoder
-from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.plan.workload import Workload
+from solon_fl.simulations.threads import check_threads, limited_threads
 
 __all__ = ["Kind", "MeasuredServer", "ServerSeconds"]
 
@@ -42,7 +40,7 @@ class MeasuredServer:
     share_bytes : 4 or 8
         Of one entry of a share.
     threads : int
-        Of torch while it measures.
+        Of torch and numpy while it measures.
 
     Notes
     -----
@@ -112,7 +110,7 @@ class MeasuredServer:
                     total.add_(vector)
                 total.div_(len(vectors))
 
-            with _threads(self.threads):
+            with limited_threads(self.threads):
                 self._averaging = _median_seconds(average) / (MEASURED_VECTORS * MEASURED_COLUMNS[1])
         return self._averaging * numbers
 
@@ -146,28 +144,11 @@ class MeasuredServer:
     def _time(self, decode: Callable[[int], object], many: int) -> tuple[float, float]:
         """Return the seconds of a decode that do not depend on the number of columns, and those of one column."""
         few = MEASURED_COLUMNS[0]
-        with _threads(self.threads):
+        with limited_threads(self.threads):
             short = _median_seconds(lambda: decode(few))
             long = _median_seconds(lambda: decode(many))
         per_column = max(long - short, 0.0) / (many - few)
         return max(short - few * per_column, 0.0), per_column
-
-
-def check_threads(threads: int) -> None:
-    """Raise ConfigurationError if torch can't have so many threads."""
-    most = 4 * (os.cpu_count() or 1)
-    if not 1 <= threads <= most:
-        raise ConfigurationError(f"threads must be from 1 to {most} on this machine; got threads={threads}.")
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _median_seconds(work: Callable[[], object]) -> float:
