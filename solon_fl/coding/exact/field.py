@@ -123,6 +123,6 @@ def reduced(values: Tensor, quotients: Tensor | None = None) -> Tensor:
 def canonical(values: Tensor) -> Tensor:
     """Return whole numbers below 2^51 as the int32 that stand for them: from -2^31 to 2^31 - 6, -3 in the middle.
 
-    As p is odd, no quotient is nearer than 1 / (2 p) to the middle between two whole numbers; rounding is less than that.
+    As p is odd, no quotient is nearer than 1 / (2 p) to the middle between two whole numbers; rounding is less.
     """
     return values.sub_(torch.add(values, 3.0).mul_(1 / P).round_(), alpha=P).to(torch.int32)
