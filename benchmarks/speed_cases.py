@@ -171,7 +171,8 @@ class Case:
         )
         for slot, reply in enumerate(replies):
             group.receive({slot: reply})
-        return group.decode(last=True)
+        gradient = group.decode(last=True)
+        return None if gradient is None else gradient[: self.dim]  # less the padding
 
     @staticmethod
     def _aggregate(strategy: Strategy, replies: list[Message]) -> np.ndarray[Any, Any]:
