@@ -4,7 +4,7 @@ Times of one machine mean little on another, and on a busy one not even much the
 quickest run of each counts, and beside it stands its ratio to a plain copy of the same shares. What a timed operation
 returned is checked after it.
 
-    python -m benchmarks.speed                              all of it, about 15 minutes and 12 GB
+    python -m benchmarks.speed                              all of it, some 15 minutes and 12 GB
     python -m benchmarks.speed --dims 1e5,1e6 --codes 10,6,2 --kinds exact --seconds 1
     python -m benchmarks.speed --check benchmarks/baseline.json
 """
