@@ -5,7 +5,7 @@
 # And, on Linux:
 #   make deployment    the same on a real Flower deployment on this machine: TLS, keys, seven nodes and a liar
 #   make fuzz    a million hostile replies (with atheris; FUZZ_RUNS=1000 for a quick look)
-#   make bench   what encoding and decoding cost beside a copy and other aggregators (ten minutes, 12 GB)
+#   make bench   what encoding and decoding cost beside a copy and other aggregators (some 15 minutes, 12 GB)
 #   make bench-check   whether that became slower than benchmarks/baseline.json says
 PYTHON ?= python3
 VENV := .venv

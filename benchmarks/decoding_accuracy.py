@@ -15,9 +15,13 @@ columns of the table:
 A locator that is named is used alone; the default picks one for each decode. The rows with s + 1 liars show what
 happens beyond the guarantee.
 
+With --codes exact it is the exact code's turn, with the lies of benchmarks/exact_lies.py. There `misnamed` counts all
+decodes whose named slots are not just those of which a bit is wrong, and `wrong bits` all bits of all gradients.
+
 examples:
-  python benchmarks/decoding_accuracy.py --trials 200     a first look, in a minute or two
-  python benchmarks/decoding_accuracy.py --output accuracy.json
+  python -m benchmarks.decoding_accuracy --trials 200     a first look, in a minute or two
+  python -m benchmarks.decoding_accuracy --output accuracy.json
+  python -m benchmarks.decoding_accuracy --codes exact
 """
 
 import argparse
@@ -40,6 +44,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks.exact_lies import Scene, draw_scene, make_exact_decoder
 from solon_fl import (
     Decoded,
     FourierCode,
@@ -105,6 +110,7 @@ class Tally:
     outside: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)
     misnamed: Counter[str] = field(default_factory=Counter)
+    wrong_bits: Counter[str] = field(default_factory=Counter)
     imprecise: Counter[str] = field(default_factory=Counter)
     worst: float = 0.0
     seconds: float = 0.0
@@ -115,6 +121,7 @@ class Tally:
         self.outside += other.outside
         self.failed += other.failed
         self.misnamed += other.misnamed
+        self.wrong_bits += other.wrong_bits
         self.imprecise += other.imprecise
         self.worst = max(self.worst, other.worst)
         self.seconds += other.seconds
@@ -132,6 +139,11 @@ def all_cells(trials: int) -> Iterator[Cell]:
     for s, k in [(3, 10), (8, 8), (10, 10), (10, 20)]:
         for code, locator in (pairs[0], pairs[-1]):
             yield Cell(code, locator, s, k, s, few)
+
+
+def exact_cells(trials: int) -> Iterator[Cell]:
+    for s, k in [(1, 3), (2, 6), (5, 5), (5, 10), (10, 20), (20, 60)]:
+        yield Cell("exact", "default", s, k, s, trials)
 
 
 @lru_cache(maxsize=4)
@@ -224,11 +236,41 @@ def judge(
         tally.worst = max(tally.worst, relative)
 
 
+def run_exact_trial(cell: Cell, trial: int, seed: int, tally: Tally) -> None:
+    name, scene, received = draw_scene(cell.byzantine, cell.compression, trial, seed)
+    slot = trial % scene.code.group_size
+    encoded = scene.code.encode(scene.gradient.view(torch.float32), slot)
+    assert torch.equal(encoded.view(torch.int32), scene.honest[slot]), (cell, trial)
+    started = time.perf_counter()
+    decoded = scene.decoder.decode(received, dim=len(scene.gradient))
+    tally.seconds += time.perf_counter() - started
+    tally.trials += 1
+    judge_exact(decoded, name, scene, received, tally)
+
+
+def judge_exact(decoded: Decoded, name: str, scene: Scene, received: dict[int, Tensor], tally: Tally) -> None:
+    """Count what the decoder got wrong, if by one bit."""
+    if decoded.gradient is None:
+        tally.failed[name] += 1
+        return
+    changed = [slot for slot in scene.liars if not torch.equal(received[slot].view(torch.int32), scene.honest[slot])]
+    named = {*decoded.different_slots, *decoded.corrupt_slots, *decoded.suspect_slots}
+    absent = tuple(slot for slot in range(scene.code.group_size) if slot not in received)
+    if decoded.different_slots != tuple(changed) or named != set(changed) or decoded.erased_slots != absent:
+        tally.misnamed[name] += 1
+    true, found = scene.gradient.view(torch.float32), decoded.gradient
+    same = (found == true) | (found.isnan() & true.isnan())
+    if not bool(same.all()) or decoded.error_bound > 0:  # the bound is 0
+        tally.outside[name] += 1
+    wrong = (found.view(torch.int32) ^ scene.gradient).numpy().view(np.uint8)
+    tally.wrong_bits[name] += int(np.unpackbits(wrong).sum())
+
+
 def run_trials(cell: Cell, first: int, count: int, seed: int) -> Tally:
     torch.set_num_threads(1)
     tally = Tally()
     for trial in range(first, first + count):
-        run_trial(cell, trial, seed, tally)
+        (run_exact_trial if cell.code == "exact" else run_trial)(cell, trial, seed, tally)
     return tally
 
 
@@ -263,11 +305,24 @@ def table_rows(cells: list[Cell], tallies: list[Tally]) -> list[list[str]]:
     return rows
 
 
+EXACT_HEADER = ["code", "s", "k", "r", "trials", "outside", "failed", "misnamed", "wrong bits", "ms"]
+
+
+def exact_rows(cells: list[Cell], tallies: list[Tally]) -> list[list[str]]:
+    rows = []
+    for cell, tally in zip(cells, tallies, strict=True):
+        size = make_exact_decoder(cell.byzantine, cell.compression).code.group_size
+        numbers = [cell.byzantine, cell.compression, size, tally.trials]
+        counts = [tally.outside.total(), tally.failed.total(), tally.misnamed.total(), tally.wrong_bits.total()]
+        rows.append([cell.code, *map(str, numbers + counts), f"{1e3 * tally.seconds / tally.trials:.1f}"])
+    return rows
+
+
 def notes(cells: list[Cell], tallies: list[Tally]) -> Iterator[str]:
     """Say which attacks are behind the counts, where the locator is the default."""
     for cell, tally in zip(cells, tallies, strict=True):
         if cell.locator == "default":
-            for what in ("outside", "failed", "misnamed"):
+            for what in ("outside", "failed", "misnamed", "wrong_bits"):
                 counter: Counter[str] = getattr(tally, what)
                 by_attack = ", ".join(f"{name} {count}" for name, count in counter.most_common() if count)
                 if by_attack:
@@ -289,23 +344,25 @@ def about_this_run(seed: int, workers: int) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=10_000, help="per row (a tenth of it for s=3, 8, 10); 10000")
+    parser.add_argument("--codes", choices=("real", "exact"), default="real", help="which; default real")
     parser.add_argument("--seed", type=int, default=0, help="of gradients, lies and projections; default 0")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes; default: all cores")
     parser.add_argument("--output", type=Path, help="write the counts, by attack, to this JSON file")
     arguments = parser.parse_args()
     if arguments.trials < 1:
         parser.error(f"--trials must be at least 1; got {arguments.trials}")
-    cells = list(all_cells(arguments.trials))
+    exact = arguments.codes == "exact"
+    cells = list((exact_cells if exact else all_cells)(arguments.trials))
     about = about_this_run(arguments.seed, arguments.workers)
     tallies = run_all(cells, arguments.seed, arguments.workers)
-    rows = table_rows(cells, tallies)
+    header, rows = (EXACT_HEADER, exact_rows(cells, tallies)) if exact else (HEADER, table_rows(cells, tallies))
 
     console = Console(width=max(140, Console().width))
-    table = Table(*HEADER, title="Decoding accuracy")
+    table = Table(*header, title="Decoding accuracy")
     for row in rows:
         table.add_row(*row)
     console.print(table)
-    markdown = ["| " + " | ".join(row) + " |" for row in [HEADER, ["---"] * len(HEADER), *rows]]
+    markdown = ["| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows]]
     lines = ["", *markdown, "", *(f"* {note}" for note in notes(cells, tallies)), "", f"{about}"]
     print("\n".join(lines))
     if arguments.output:

@@ -4,8 +4,8 @@ Times of one machine mean little on another, and on a busy one not even much the
 quickest run of each counts, and beside it stands its ratio to a plain copy of the same shares. What a timed operation
 returned is checked after it.
 
-    python -m benchmarks.speed                              all of it, about ten minutes and 12 GB
-    python -m benchmarks.speed --dims 1e5,1e6 --codes 10,6,2 --seconds 1
+    python -m benchmarks.speed                              all of it, some 15 minutes and 12 GB
+    python -m benchmarks.speed --dims 1e5,1e6 --codes 10,6,2 --kinds exact --seconds 1
     python -m benchmarks.speed --check benchmarks/baseline.json
 """
 
@@ -30,7 +30,7 @@ from torch import Tensor
 
 from benchmarks.full_size import RandomGradients
 from benchmarks.server_memory import status
-from benchmarks.speed_cases import COPY, Case, Operation
+from benchmarks.speed_cases import CASES, COPY, Case, Operation, locating, training
 from solon_fl import SolonConfig
 from solon_fl.simulations import InProcessGrid, Scenario
 from solon_fl.simulations.run._compat import become_server
@@ -41,7 +41,9 @@ from solon_fl.wire import to_array
 
 CODES = "5,3,1 10,6,2 20,10,5"
 DIMS = "1e5,1e6,1.1e7,1e8"
-OURS = ("encode", "decode, nobody lies", "decode, s lie", "decode, s missing", "a group's replies")
+LIES = ("decode, s lie", "decode, s lie in one bit")
+OURS = ("encode", "decode, nobody lies", *LIES, "decode, s missing", "a group's replies")
+LOCATED = ((20, 40), (60, 20))  # k, s of groups of 100
 SLACK = 1.5  # times the baseline's ratio: what `--check` takes for noise
 LARGEST_CHECKED = 2e7  # d
 ATTEMPTS = 3  # of `--check`, for what seems too slow
@@ -58,6 +60,12 @@ class Row:
     operation: str
     seconds: float
     runs: int
+    code: str = "fourier"
+
+    @property
+    def group(self) -> tuple[str, int, int, int]:
+        """The code, r, k and s."""
+        return self.code, self.r, self.k, self.s
 
 
 def measure(operations: dict[str, Operation], seconds: float, device: str) -> dict[str, tuple[float, int]]:
@@ -82,17 +90,23 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def measure_case(case: Case, seconds: float) -> list[Row]:
+def measure_coding(kind: str, case: Case, seconds: float) -> list[Row]:
+    """Return a row for everything that Solon does, and for what it is measured against."""
+    return _rows(kind, case, case.coding(), seconds)
+
+
+def _rows(kind: str, case: Case, operations: dict[str, Operation], seconds: float) -> list[Row]:
+    found = measure(operations, seconds, case.gradient.device.type)
+    return [Row(case.r, case.k, case.s, case.dim, name, *best, kind) for name, best in found.items()]
+
+
+def measure_case(kind: str, case: Case, seconds: float) -> list[Row]:
     """Return a row for every operation that there is memory for."""
     device = case.gradient.device.type
-
-    def rows(found: dict[str, tuple[float, int]]) -> list[Row]:
-        return [Row(case.r, case.k, case.s, case.dim, name, best, runs) for name, (best, runs) in found.items()]
-
-    result = rows(measure(case.coding(), seconds, device))
+    result = measure_coding(kind, case, seconds)
     if device == "cpu" and 5 * 4 * case.r * case.dim < available_memory():  # Flower's aggregators hold several copies
         for name, operation in case.averaging():
-            result += rows(measure({name: operation}, seconds, device))
+            result += _rows(kind, case, {name: operation}, seconds)
             del operation
             gc.collect()
     return result
@@ -113,8 +127,9 @@ def peak_memory_of_a_decode(case: Case) -> float:
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to the present
     before = status("VmRSS")
     decoded = case.decoder.decode(received, dim=case.dim)
-    assert decoded.corrupt_slots == tuple(case.liars)
-    return (status("VmHWM") - before) / 1e6
+    after = status("VmHWM")
+    case.is_right(decoded, case.liars)
+    return (after - before) / 1e6
 
 
 def measure_rounds(rounds: int = 5) -> dict[str, dict[str, float]]:
@@ -132,13 +147,13 @@ def measure_rounds(rounds: int = 5) -> dict[str, dict[str, float]]:
         inside: list[float] = []
         compute = client.mean_gradient
 
-        def timed(*arguments: Any, compute: Any = compute, inside: list[float] = inside) -> Tensor:
+        def timed(*arguments: Any, compute: Any = compute, inside: list[float] = inside, **named: Any) -> Tensor:
             started = time.perf_counter()
-            gradient: Tensor = compute(*arguments)
+            gradient: Tensor = compute(*arguments, **named)
             inside.append(time.perf_counter() - started)
             return gradient
 
-        client.mean_gradient = timed  # type: ignore[method-assign, assignment]
+        client.mean_gradient = timed  # type: ignore[method-assign]
         made = STRATEGIES["solon"].make(scenario, buffers=(), on_round=lambda _: None)
         grid = InProcessGrid(make_client_app(client), 100)
         with cheap_garbage_collection():
@@ -151,12 +166,20 @@ def measure_rounds(rounds: int = 5) -> dict[str, dict[str, float]]:
     return found
 
 
+def measure_others(seconds: float) -> dict[str, float]:
+    """Return seconds to locate lies in large groups, and of training beside encoding."""
+    operations = {f"locate {s} lies, r = 100, k = {k}, exact code": locating(100, k, s) for k, s in LOCATED}
+    found = measure(operations, seconds, "cpu") | measure(training(), seconds, "cpu")
+    return {name: best for name, (best, _) in found.items()}
+
+
 def show(console: Console, rows: list[Row]) -> None:
     """Print milliseconds and, in units of the copy, a column for every length of the gradient."""
-    for r, k, s in dict.fromkeys((row.r, row.k, row.s) for row in rows):
-        group = [row for row in rows if (row.r, row.k, row.s) == (r, k, s)]
+    for code, r, k, s in dict.fromkeys(row.group for row in rows):
+        group = [row for row in rows if row.group == (code, r, k, s)]
         dims = sorted({row.dim for row in group})
-        table = Table(title=f"r = {r}, k = {k}, s = {s}: ms (and times a copy of the shares)", title_justify="left")
+        title = f"{code} code, r = {r}, k = {k}, s = {s}: ms (and times a copy of the shares)"
+        table = Table(title=title, title_justify="left")
         table.add_column("operation")
         for dim in dims:
             table.add_column(f"d = {dim:.2g}", justify="right", no_wrap=True)
@@ -178,6 +201,8 @@ def plot(rows: list[Row], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
+    if fourier := [row for row in rows if row.code == "fourier"]:
+        rows = fourier
     largest = max(row.r for row in rows)
     measured = [
         {row.dim for row in rows if (row.r, row.operation) == key} for key in {(o.r, o.operation) for o in rows}
@@ -204,9 +229,9 @@ def plot(rows: list[Row], path: Path) -> None:
 
 def ratios(rows: list[Row]) -> dict[str, float]:
     """Return what `--check` compares: our operations in units of the quickest copy."""
-    copies = {(row.r, row.dim): row.seconds for row in rows if row.operation == COPY}
+    copies = {(row.group, row.dim): row.seconds for row in rows if row.operation == COPY}
     return {
-        f"{row.operation}, r = {row.r}, d = {row.dim:.2g}": row.seconds / copies[row.r, row.dim]
+        f"{row.code}: {row.operation}, r = {row.r}, d = {row.dim:.2g}": row.seconds / copies[row.group, row.dim]
         for row in rows
         if row.operation in OURS
     }
@@ -216,12 +241,11 @@ def check(console: Console, baseline: Path, seconds: float) -> bool:
     """Measure the baseline's sizes again and say what became slower, in units of a copy."""
     before = [Row(**row) for row in json.loads(baseline.read_text())["rows"] if row["dim"] <= LARGEST_CHECKED]
     expected = ratios(before)
-    sizes = dict.fromkeys((row.r, row.k, row.s, row.dim) for row in before)
+    sizes = dict.fromkeys((*row.group, row.dim) for row in before)
     found: dict[str, float] = {}
     for attempt in range(ATTEMPTS):
-        for r, k, s, dim in sizes:
-            case = Case(r, k, s, dim, "cpu")
-            rows = [Row(r, k, s, dim, name, *best) for name, best in measure(case.coding(), seconds, "cpu").items()]
+        for kind, r, k, s, dim in sizes:
+            rows = measure_coding(kind, CASES[kind](r, k, s, dim, "cpu"), seconds)
             for name, ratio in ratios(rows).items():
                 found[name] = min(ratio, found.get(name, float("inf")))
         slow = [name for name, ratio in found.items() if ratio > SLACK * expected[name]]
@@ -241,6 +265,7 @@ def parse() -> argparse.Namespace:
     """Return the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--codes", default=CODES, help='groups, each as "r,k,s" (default: "%(default)s")')
+    parser.add_argument("--kinds", default=",".join(CASES), help="codes (default: %(default)s)")
     parser.add_argument("--dims", default=DIMS, help="lengths of the gradient, d (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=1.0, help="for every operation (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of torch (default: %(default)s)")
@@ -260,25 +285,27 @@ def main() -> int:
         return 0 if check(console, arguments.check, arguments.seconds) else 1
     device = arguments.device
     sizes = [
-        (*(int(number) for number in code.split(",")), int(float(dim)))
+        (*(int(number) for number in code.split(",")), int(float(dim)), kind)
         for code in arguments.codes.split()
         for dim in arguments.dims.split(",")
+        for kind in arguments.kinds.split(",")
     ]
     rows: list[Row] = []
     peaks: dict[str, float] = {}
     left_out = []
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        for r, k, s, dim in progress.track(sizes, description="measuring"):
+        for r, k, s, dim, kind in progress.track(sizes, description="measuring"):
             if 4 * 4 * dim * (1 + r / k) > available_memory():
-                left_out.append(f"r = {r}, d = {dim:.2g}")
+                left_out.append(f"{kind} code, r = {r}, d = {dim:.2g}")
                 continue
-            case = Case(r, k, s, dim, device)
+            case = CASES[kind](r, k, s, dim, device)
             if device == "cpu" and sys.platform == "linux" and dim >= 1e7:
-                peaks[f"r = {r}, d = {dim:.2g}"] = peak_memory_of_a_decode(case)
-            rows += measure_case(case, arguments.seconds)
+                peaks[f"{kind} code, r = {r}, d = {dim:.2g}"] = peak_memory_of_a_decode(case)
+            rows += measure_case(kind, case, arguments.seconds)
             del case
             gc.collect()
     rounds = measure_rounds() if device == "cpu" else {}
+    others = measure_others(arguments.seconds) if device == "cpu" else {}
     name = torch.cuda.get_device_name() if device != "cpu" else f"{cpu_name()}, {arguments.threads} thread(s)"
     console.print(f"{name}; torch {torch.__version__}, NumPy {np.__version__}, Python {platform.python_version()}\n")
     show(console, rows)
@@ -291,12 +318,15 @@ def main() -> int:
             f"a round of 100 simulated nodes, {what}: {seconds['seconds']:.3f} s, "
             f"{seconds['outside_gradients']:.3f} s ({share:.0%}) of it outside computing gradients"
         )
+    for what, best in others.items():
+        console.print(f"{what}: {1e3 * best:,.3g} ms")
     if left_out:
         console.print(f"[yellow]left out, for want of memory: {'; '.join(left_out)}[/]")
     arguments.output.mkdir(parents=True, exist_ok=True)
     machine = {"name": name, "threads": arguments.threads, "seed": 0, "torch": torch.__version__}
     machine |= {"numpy": np.__version__, "python": platform.python_version(), "platform": platform.platform()}
     result = {"machine": machine, "rows": [asdict(row) for row in rows], "peak_mb": peaks, "rounds": rounds}
+    result["others"] = others
     (arguments.output / "speed.json").write_text(json.dumps(result, indent=1) + "\n")
     plot(rows, arguments.output / "speed.png")
     console.print(f"\nwritten: {arguments.output / 'speed.json'}, {arguments.output / 'speed.png'}")

@@ -11,14 +11,18 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import Bulyan, FedAvg, MultiKrum, Strategy
 from torch import Tensor
 
-from solon_fl import Decoded, FourierCode, RealDecoder
+from solon_fl import Code, Decoded, Decoder, ExactCode, ExactDecoder, FourierCode, RealDecoder
 from solon_fl.baselines import CyclicCode, DracoDecoded, RepetitionCode
+from solon_fl.coding.exact.field import FieldArray, P, lagrange
+from solon_fl.coding.exact.locating import lying_places
 from solon_fl.coding.sections import Sections
+from solon_fl.simulations.datasets.models import build_model
 from solon_fl.strategies.group import GroupRound
 from solon_fl.task import SHARE
 from solon_fl.wire import to_array
 
 COPY = "copy of the shares"
+MEAN = "np.mean of r gradients"
 
 
 @dataclass(frozen=True)
@@ -35,13 +39,19 @@ class Case:
 
     def __init__(self, r: int, k: int, s: int, dim: int, device: str) -> None:
         self.r, self.k, self.s, self.dim = r, k, s, dim
-        self.code = FourierCode(group_size=r, compression=k)
-        self.decoder = RealDecoder(self.code, byzantine=s)
+        self.code, self.decoder = self._code_and_decoder()
         self.rng = torch.Generator().manual_seed(0)
         self.gradient = torch.randn(dim, generator=self.rng).to(device)
         # Each in memory of its own, as replies come.
-        self.shares = {slot: self.code.encode(self.gradient, slot) for slot in range(r)}
+        self.shares = {slot: self._share(slot) for slot in range(r)}
         self.liars = sorted(torch.randperm(r, generator=self.rng)[:s].tolist())
+
+    def _code_and_decoder(self) -> tuple[Code, Decoder]:
+        code = FourierCode(group_size=self.r, compression=self.k)
+        return code, RealDecoder(code, byzantine=self.s)
+
+    def _share(self, slot: int) -> Tensor:
+        return self.code.encode(self.gradient, slot)
 
     def lying(self) -> dict[int, Tensor]:
         """Return the shares, those of s nodes being random numbers of the right size."""
@@ -51,41 +61,53 @@ class Case:
 
     def coding(self) -> dict[str, Operation]:
         """Return what Solon does, and what it is measured against."""
-        code, shares, rows = self.code, self.shares, list(self.shares.values())
-        target = torch.empty(self.r, code.share_dim(self.dim), device=self.gradient.device).fill_(0)
-        lying = self.lying()
-        present = {slot: share for slot, share in shares.items() if slot not in self.liars}
+        rows = list(self.shares.values())
+        target = torch.empty(self.r, rows[0].numel(), device=self.gradient.device).fill_(0)
 
         def copy() -> None:
             for row, share in zip(target, rows, strict=True):
                 row.copy_(share)
 
-        def decode(received: dict[int, Tensor]) -> Decoded:
-            return self.decoder.decode(received, dim=self.dim)
-
-        def is_right(decoded: Decoded, corrupt: list[int]) -> None:
-            assert decoded.gradient is not None, decoded
-            assert decoded.corrupt_slots == tuple(corrupt), decoded
-            error = float((decoded.gradient - self.gradient).norm())
-            assert error <= min(decoded.error_bound, 1e-5 * float(self.gradient.norm())), (error, decoded)
-
         operations = {
             "read the gradient": Operation(self.gradient.sum),
             COPY: Operation(copy),
             "copy to new memory": Operation(lambda: [share.clone() for share in rows]),
-            "encode": Operation(lambda: code.encode(self.gradient, 1)),
-            "decode, nobody lies": Operation(lambda: decode(shares), lambda found: is_right(found, [])),
-            "decode, s lie": Operation(lambda: decode(lying), lambda found: is_right(found, self.liars)),
-            "decode, s missing": Operation(lambda: decode(present), lambda found: is_right(found, [])),
+            "encode": Operation(lambda: self.code.encode(self.gradient, self._slot)),
+            "decode, nobody lies": self._decode(self.shares, []),
+            "decode, s lie": self._decode(self.lying(), self.liars),
+            **self._more_lies(),
+            "decode, s missing": self._decode(
+                {slot: share for slot, share in self.shares.items() if slot not in self.liars}, []
+            ),
         }
         if self.gradient.device.type == "cpu":
             replies = [self._reply({SHARE: ArrayRecord({SHARE: to_array(share)})}) for share in rows]
             operations["a group's replies"] = Operation(lambda: self._collect(replies), self._is_average)
         return operations
 
+    @property
+    def _slot(self) -> int:
+        """Of the share that encoding is timed of."""
+        return 1
+
+    def _more_lies(self) -> dict[str, Operation]:
+        return {}
+
+    def _decode(self, received: dict[int, Tensor], liars: list[int]) -> Operation:
+        return Operation(
+            lambda: self.decoder.decode(received, dim=self.dim), lambda decoded: self.is_right(decoded, liars)
+        )
+
+    def is_right(self, decoded: Decoded, liars: list[int]) -> None:
+        """Raise unless the gradient is right and the liars, nobody else, are named."""
+        assert decoded.gradient is not None, decoded
+        assert decoded.corrupt_slots == tuple(liars), decoded
+        error = float((decoded.gradient - self.gradient).norm())
+        assert error <= min(decoded.error_bound, 1e-5 * float(self.gradient.norm())), (error, decoded)
+
     def averaging(self) -> Iterator[tuple[str, Operation]]:
         """Yield what is done with r whole gradients of the same length, one after the other for want of memory."""
-        yield "np.mean of r gradients", self._mean()
+        yield MEAN, self._mean()
         yield "Draco, repetition", self._repetition()
         yield "Draco, cyclic", self._cyclic()
         krum, bulyan = max(0, min(self.s, (self.r - 3) // 2)), max(0, min(self.s, (self.r - 3) // 4))  # what they allow
@@ -149,7 +171,8 @@ class Case:
         )
         for slot, reply in enumerate(replies):
             group.receive({slot: reply})
-        return group.decode(last=True)
+        gradient = group.decode(last=True)
+        return None if gradient is None else gradient[: self.dim]  # less the padding
 
     @staticmethod
     def _aggregate(strategy: Strategy, replies: list[Message]) -> np.ndarray[Any, Any]:
@@ -163,3 +186,79 @@ class Case:
         assert result is not None
         error = float((torch.as_tensor(result) - self.gradient).norm() / self.gradient.norm())
         assert error < 1e-5, error
+
+
+class ExactCase(Case):
+    """The same with the exact code."""
+
+    def _code_and_decoder(self) -> tuple[Code, Decoder]:
+        code = ExactCode(group_size=self.r, compression=self.k)
+        return code, ExactDecoder(code, byzantine=self.s)
+
+    def _share(self, slot: int) -> Tensor:
+        return super()._share(slot).clone()
+
+    @property
+    def _slot(self) -> int:
+        return self.r - 1  # shares below k are views
+
+    def _more_lies(self) -> dict[str, Operation]:
+        lies = {slot: self.shares[slot].clone() for slot in self.liars}
+        for lie in lies.values():
+            place = int(torch.randint(lie.numel(), (), generator=self.rng))
+            lie.view(torch.int32)[place] ^= 1
+        return {"decode, s lie in one bit": self._decode(self.shares | lies, self.liars)}
+
+    def is_right(self, decoded: Decoded, liars: list[int]) -> None:
+        """Raise unless no bit is wrong, and the liars, nobody else, are named."""
+        assert decoded.gradient is not None, decoded
+        assert decoded.different_slots == tuple(liars), decoded
+        assert torch.equal(decoded.gradient.view(torch.int32), self.gradient.view(torch.int32))
+
+    def averaging(self) -> Iterator[tuple[str, Operation]]:
+        """Yield the average only: the others don't depend on the code."""
+        yield MEAN, self._mean()
+
+
+CASES: dict[str, type[Case]] = {"fourier": Case, "exact": ExactCase}
+
+
+def locating(r: int, k: int, s: int) -> Operation:
+    """Return what finds s lies in one word of the exact code."""
+    random = np.random.default_rng(0)
+    points = np.arange(1, r + 1, dtype=np.uint64)
+    terms = lagrange(points[:k], points) * random.integers(P, size=k, dtype=np.uint64) % P
+    word: FieldArray = terms.sum(axis=1) % P
+    liars = sorted(random.permutation(r)[:s].tolist())
+    word[liars] = (word[liars] + random.integers(1, P, size=s, dtype=np.uint64)) % P
+
+    def is_right(found: list[int] | None) -> None:
+        assert found == liars, (found, liars)
+
+    return Operation(lambda: lying_places(word, points, k), is_right)
+
+
+def training() -> dict[str, Operation]:
+    """Return backward passes of ResNet-18, and the encoding of its gradient."""
+    model = build_model("resnet18", (3, 32, 32), 10, seed=0)
+    rng = torch.Generator().manual_seed(0)
+
+    def backward(batch: int) -> Operation:
+        images, labels = torch.randn(batch, 3, 32, 32, generator=rng), torch.randint(10, (batch,), generator=rng)
+        losses: list[Tensor] = []
+
+        def forward() -> None:
+            model.zero_grad()
+            losses[:] = [torch.nn.functional.cross_entropy(model(images), labels)]
+
+        return Operation(lambda: torch.autograd.backward(losses), prepare=forward)
+
+    def encode(code: Code, slot: int) -> Operation:
+        return Operation(lambda: code.encode(gradient, slot))
+
+    gradient = torch.randn(sum(parameter.numel() for parameter in model.parameters()), generator=rng)
+    return {
+        "encode a share of ResNet-18, fourier code": encode(FourierCode(group_size=20, compression=10), 1),
+        "encode a share of ResNet-18, exact code": encode(ExactCode(group_size=20, compression=10), 19),
+        **{f"backward pass of ResNet-18, batch of {batch}": backward(batch) for batch in (32, 128)},
+    }

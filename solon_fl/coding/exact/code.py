@@ -81,25 +81,25 @@ class ExactCode(Code):
         return lagrange(self.points[known], self.points[wanted])
 
     def _encode(self, gradient: Tensor, slot: int) -> Tensor:
-        bits = float_bits(gradient.to(torch.float32).contiguous())
-        length = self.share_dim(bits.numel())
+        values = gradient.to(torch.float32).contiguous()
+        length, device = self.share_dim(values.numel()), values.device
         if slot < self.compression:
-            share = bits[slot * length : (slot + 1) * length].view(torch.float32)
+            share = float_bits(values[slot * length : (slot + 1) * length]).view(torch.float32)
             return share if share.numel() == length else functional.pad(share, (0, length - share.numel()))
-        matrix = halves(self.interpolation(list(range(self.compression)), [slot]), bits.device)
-        share = torch.empty(length, dtype=torch.int32, device=bits.device)
-        block = min(block_size(self.compression, bits.device), length)
-        buffer = torch.empty(self.compression, block, dtype=torch.float64, device=bits.device)  # new memory is slow
-        whole, rest = divmod(bits.numel(), length)
-        chunks, last = bits[: whole * length].view(whole, length), bits[whole * length :]
+        matrix = halves(self.interpolation(list(range(self.compression)), [slot]), device)
+        share = torch.empty(length, dtype=torch.float32, device=device)
+        block = min(block_size(self.compression, device), length)
+        buffer = torch.empty(self.compression, block, dtype=torch.float64, device=device)  # new memory is slow
+        whole, rest = divmod(values.numel(), length)
+        chunks, last = values[: whole * length].view(whole, length), values[whole * length :]
         for start in range(0, length, block):
             columns = buffer[:, : length - start]
             columns[whole:].zero_()
-            columns[:whole] = chunks[:, start : start + block]
-            if rest:
-                columns[whole, : max(rest - start, 0)] = last[start : start + block]
-            share[start : start + block] = canonical(combined(matrix, columns))[0]
-        return share.view(torch.float32)
+            columns[:whole] = float_bits(chunks[:, start : start + block])  # which is in the cache from then on
+            if rest > start:
+                columns[whole, : rest - start] = float_bits(last[start : start + block])
+            share[start : start + block] = canonical(combined(matrix, columns))[0].view(torch.float32)
+        return share
 
 
 def block_size(num_rows: int, device: torch.device) -> int:

@@ -31,7 +31,7 @@ FieldArray: TypeAlias = npt.NDArray[np.uint64]  # of numbers from 0 to p - 1
 P = 2**32 - 5
 LARGEST = 2**31 - 6  # int32 that stands for a number of the field; the smallest is -2^31
 HALF = 2**16
-TERMS = 64  # products of a half and a number, below 2^46, that are added up before they are reduced
+TERMS = 24  # products of a half and a number, at most 2^46, that are added up before they are reduced
 NAN = torch.tensor(float("nan"), dtype=torch.float32, device="cpu").view(torch.int32).item()
 
 
@@ -94,7 +94,7 @@ def halves(matrix: FieldArray, device: torch.device) -> Tensor:
 
 
 def combined(matrix: Tensor, columns: Tensor) -> Tensor:
-    """Return matrix @ columns mod p, (a, n) float64, as whole numbers of about p / 2 at most, of either sign.
+    """Return matrix @ columns mod p, (a, n) float64, as whole numbers below 2^51, of either sign.
 
     Parameters
     ----------
@@ -106,8 +106,8 @@ def combined(matrix: Tensor, columns: Tensor) -> Tensor:
     total = None
     for start in range(0, len(columns), TERMS):
         high, low = (matrix[:, start : start + TERMS] @ columns[start : start + TERMS]).chunk(2)
-        part = reduced(low.add_(reduced(high), alpha=HALF))
-        total = part if total is None else reduced(total.add_(part))
+        low.add_(reduced(high), alpha=HALF)  # at most (24 + 2) 2^46, and a little
+        total = low if total is None else reduced(total).add_(low)
     assert total is not None
     return total
 
@@ -121,5 +121,8 @@ def reduced(values: Tensor, quotients: Tensor | None = None) -> Tensor:
 
 
 def canonical(values: Tensor) -> Tensor:
-    """Return reduced numbers as the int32 that stand for them: from -2^31 to 2^31 - 6, so that -3 is in the middle."""
+    """Return whole numbers below 2^51 as the int32 that stand for them: from -2^31 to 2^31 - 6, -3 in the middle.
+
+    As p is odd, no quotient is nearer than 1 / (2 p) to the middle between two whole numbers; rounding is less.
+    """
     return values.sub_(torch.add(values, 3.0).mul_(1 / P).round_(), alpha=P).to(torch.int32)
