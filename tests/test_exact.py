@@ -31,6 +31,7 @@ from tests.support import (
     record_of,
     share_array,
     small_config,
+    spoil,
     train,
 )
 from tests.test_as_in_torch import TASKS, client_for, in_torch
@@ -184,7 +185,7 @@ class TwoHeads(nn.Module):
 def test_what_has_no_gradient_is_known_whoever_answers_first(seed: int, verification: str) -> None:
     """With k <= s the first k + s answers can leave that open."""
     config = SolonConfig(num_nodes=5, byzantine=2, compression=1, code="exact", verification=verification)  # type: ignore[arg-type]
-    app = Remembering(TwoHeads).client_app([without_names({1, 2})])
+    app = Remembering(TwoHeads).client_app([with_names({1, 2}, [])])
     optimizer = partial(torch.optim.SGD, lr=0.1, weight_decay=0.1)
     start = dict(initial_model(TwoHeads).state_dict())
     grid = Shuffled(app, 5, seed)
@@ -193,16 +194,38 @@ def test_what_has_no_gradient_is_known_whoever_answers_first(seed: int, verifica
     assert not torch.equal(trusted_tensor(arrays["used.weight"]), start["used.weight"])
 
 
-def without_names(liars: set[int]) -> Mod:
-    """Return a mod that makes nodes hide which parameters have no gradient."""
+@pytest.mark.parametrize("verification", ["algebra", "digest"])
+@pytest.mark.parametrize("names", [["used.weight"], []], ids=str)
+def test_who_says_falsely_what_has_no_gradient_makes_others_be_asked_but_once(
+    names: list[str], verification: str
+) -> None:
+    config = SolonConfig(
+        num_nodes=6,
+        byzantine=2,
+        compression=1,
+        stragglers=1,
+        code="exact",
+        redundancy="reactive",
+        verification=verification,  # type: ignore[arg-type]
+    )
+    reports: list[RoundReport] = []
+    strategy = SolonStrategy(config, SGD, on_round=reports.append, projection_seed=0)
+    app = Remembering(TwoHeads).client_app([with_names({1, 2}, names)])
+    strategy.start(InProcessGrid(app, 6), record_of(initial_model(TwoHeads)), 12, 5.0)
+    escalated = [report.groups[0].escalated_by for report in reports if report.escalated_groups]
+    assert escalated == [(1, 2)], "neither can do so alone"
+    assert all(report.groups[0].unreached == ("unused.bias", "unused.weight") for report in reports)
+    assert [record.offences for record in strategy.ledger.values()] == [0] * 6
 
-    def mod(message: Message, context: Context, call_next: Any) -> Message:
-        reply: Message = call_next(message, context)
-        if context.node_id in liars:
-            del reply.content["unreached"]
+
+def with_names(liars: set[int], names: list[str]) -> Mod:
+    """Return a mod that makes nodes say of these parameters, and no others, that they have no gradient."""
+
+    def change(reply: Message) -> Message:
+        reply.content["unreached"] = ConfigRecord({"names": names})
         return reply
 
-    return mod
+    return spoil(change, liars)
 
 
 # Honest nodes of other makes

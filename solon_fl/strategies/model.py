@@ -184,6 +184,11 @@ class ServerModel:
         return {entry.name: (entry.shape, entry.dtype.to_real()) for entry in self._entries}
 
     @property
+    def parameter_names(self) -> frozenset[str]:
+        """Of the entries that gradients move."""
+        return frozenset(entry.name for entry in self._chosen(buffers=False))
+
+    @property
     def is_buffer(self) -> Tensor:
         """Where buffers stand in the vector, (dim,) bool."""
         mask = torch.zeros(self.dim, dtype=torch.bool, device="cpu")

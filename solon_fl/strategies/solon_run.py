@@ -127,6 +127,7 @@ class SolonRun(Run):
             decoder=config.make_decoder(),
             enough=config.num_precise,
             early_error=config.early_error,
+            parameters=self.model.parameter_names,
             noise_only=self._noise_only,
             sections=self._sections,
             is_usable=self.model.is_usable,
