@@ -333,6 +333,54 @@ def test_buffers_may_become_infinite() -> None:
     assert all(report.stepped for report in liars[1])
 
 
+class Signed(Remembering):
+    """Groups change one entry of the mask each in its own way."""
+
+    def __init__(self, changes: list[float]) -> None:
+        super().__init__(Masked)
+        self._changes = changes
+
+    def gradient(self, arrays: ArrayRecord, task: SolonTask, context: Context, config: dict[str, object]) -> Tensor:
+        vector = super().gradient(arrays, task, context, config)
+        vector[2] = self._changes[task.group] if task.round == 2 else 0
+        return vector
+
+
+@pytest.mark.parametrize(("changes", "steps"), [([torch.inf, -torch.inf], False), ([torch.inf, 1.0], True)], ids=str)
+def test_infinite_changes_that_cancel_make_no_nan(
+    changes: list[float], steps: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.ERROR, "flwr"):
+        result, reports = train(exact_config(), client=Signed(changes), model=initial_model(Masked), rounds=3)
+    assert [report.stepped for report in reports] == [True, steps, True]
+    assert not any(trusted_tensor(array).isnan().any() for array in result.arrays.values())
+    assert ("No step in round 2: the sum of the groups' gradients holds NaN or inf" in caplog.text) != steps
+
+
+class Unmasked(nn.Module):
+    """Its mask was infinite, and is no longer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(7, 1)
+        self.mask: Tensor
+        self.register_buffer("mask", torch.full((2,), -torch.inf))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.mask[0] = 0.0
+        found: Tensor = self.last(inputs)
+        return found
+
+
+def test_buffers_can_not_become_finite_again() -> None:
+    """No change says that: infinity less infinity is no number."""
+    model, config = initial_model(Unmasked), exact_config(mode="update")
+    strategy = SolonStrategy(config, partial(torch.optim.SGD, lr=1.0), buffers=("mask",))
+    grid = InProcessGrid(Regression(Unmasked).client_app(), 14)
+    with pytest.raises(GroupFailedError, match="the training has diverged"):
+        strategy.start(grid, record_of(model), 2, 5.0, ConfigRecord({"lr": 0.1}))
+
+
 def test_float64_is_refused_before_the_first_round() -> None:
     model = initial_model().double()
     with pytest.raises(ConfigurationError, match=r"code='exact' takes float32.*got a float64 entry; make .*fourier"):
