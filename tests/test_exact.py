@@ -31,6 +31,7 @@ from tests.support import (
     record_of,
     share_array,
     small_config,
+    spoil,
     train,
 )
 from tests.test_as_in_torch import TASKS, client_for, in_torch
@@ -184,7 +185,7 @@ class TwoHeads(nn.Module):
 def test_what_has_no_gradient_is_known_whoever_answers_first(seed: int, verification: str) -> None:
     """With k <= s the first k + s answers can leave that open."""
     config = SolonConfig(num_nodes=5, byzantine=2, compression=1, code="exact", verification=verification)  # type: ignore[arg-type]
-    app = Remembering(TwoHeads).client_app([without_names({1, 2})])
+    app = Remembering(TwoHeads).client_app([with_names({1, 2}, [])])
     optimizer = partial(torch.optim.SGD, lr=0.1, weight_decay=0.1)
     start = dict(initial_model(TwoHeads).state_dict())
     grid = Shuffled(app, 5, seed)
@@ -193,16 +194,38 @@ def test_what_has_no_gradient_is_known_whoever_answers_first(seed: int, verifica
     assert not torch.equal(trusted_tensor(arrays["used.weight"]), start["used.weight"])
 
 
-def without_names(liars: set[int]) -> Mod:
-    """Return a mod that makes nodes hide which parameters have no gradient."""
+@pytest.mark.parametrize("verification", ["algebra", "digest"])
+@pytest.mark.parametrize("names", [["used.weight"], []], ids=str)
+def test_who_says_falsely_what_has_no_gradient_makes_others_be_asked_but_once(
+    names: list[str], verification: str
+) -> None:
+    config = SolonConfig(
+        num_nodes=6,
+        byzantine=2,
+        compression=1,
+        stragglers=1,
+        code="exact",
+        redundancy="reactive",
+        verification=verification,  # type: ignore[arg-type]
+    )
+    reports: list[RoundReport] = []
+    strategy = SolonStrategy(config, SGD, on_round=reports.append, projection_seed=0)
+    app = Remembering(TwoHeads).client_app([with_names({1, 2}, names)])
+    strategy.start(InProcessGrid(app, 6), record_of(initial_model(TwoHeads)), 12, 5.0)
+    escalated = [report.groups[0].escalated_by for report in reports if report.escalated_groups]
+    assert escalated == [(1, 2)], "neither can do so alone"
+    assert all(report.groups[0].unreached == ("unused.bias", "unused.weight") for report in reports)
+    assert [record.offences for record in strategy.ledger.values()] == [0] * 6
 
-    def mod(message: Message, context: Context, call_next: Any) -> Message:
-        reply: Message = call_next(message, context)
-        if context.node_id in liars:
-            del reply.content["unreached"]
+
+def with_names(liars: set[int], names: list[str]) -> Mod:
+    """Return a mod that makes nodes say of these parameters, and no others, that they have no gradient."""
+
+    def change(reply: Message) -> Message:
+        reply.content["unreached"] = ConfigRecord({"names": names})
         return reply
 
-    return mod
+    return spoil(change, liars)
 
 
 # Honest nodes of other makes
@@ -308,6 +331,54 @@ def test_buffers_may_become_infinite() -> None:
     assert model_sha256(honest[0].arrays) == model_sha256(liars[0].arrays)
     assert trusted_tensor(honest[0].arrays["mask"]).tolist() == [0, -torch.inf, 0]
     assert all(report.stepped for report in liars[1])
+
+
+class Signed(Remembering):
+    """Groups change one entry of the mask each in its own way."""
+
+    def __init__(self, changes: list[float]) -> None:
+        super().__init__(Masked)
+        self._changes = changes
+
+    def gradient(self, arrays: ArrayRecord, task: SolonTask, context: Context, config: dict[str, object]) -> Tensor:
+        vector = super().gradient(arrays, task, context, config)
+        vector[2] = self._changes[task.group] if task.round == 2 else 0
+        return vector
+
+
+@pytest.mark.parametrize(("changes", "steps"), [([torch.inf, -torch.inf], False), ([torch.inf, 1.0], True)], ids=str)
+def test_infinite_changes_that_cancel_make_no_nan(
+    changes: list[float], steps: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.ERROR, "flwr"):
+        result, reports = train(exact_config(), client=Signed(changes), model=initial_model(Masked), rounds=3)
+    assert [report.stepped for report in reports] == [True, steps, True]
+    assert not any(trusted_tensor(array).isnan().any() for array in result.arrays.values())
+    assert ("No step in round 2: the sum of the groups' gradients holds NaN or inf" in caplog.text) != steps
+
+
+class Unmasked(nn.Module):
+    """Its mask was infinite, and is no longer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(7, 1)
+        self.mask: Tensor
+        self.register_buffer("mask", torch.full((2,), -torch.inf))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.mask[0] = 0.0
+        found: Tensor = self.last(inputs)
+        return found
+
+
+def test_buffers_can_not_become_finite_again() -> None:
+    """No change says that: infinity less infinity is no number."""
+    model, config = initial_model(Unmasked), exact_config(mode="update")
+    strategy = SolonStrategy(config, partial(torch.optim.SGD, lr=1.0), buffers=("mask",))
+    grid = InProcessGrid(Regression(Unmasked).client_app(), 14)
+    with pytest.raises(GroupFailedError, match="the training has diverged"):
+        strategy.start(grid, record_of(model), 2, 5.0, ConfigRecord({"lr": 0.1}))
 
 
 def test_float64_is_refused_before_the_first_round() -> None:

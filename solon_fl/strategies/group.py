@@ -48,6 +48,8 @@ class GroupRound:
         Shares that can make a result precise, if more than k + s: with fewer none is tried until it is late.
     early_error : float
         Largest error bound, by the norm in each class of tensors, of a result that is taken before it is late.
+    parameters : collection of str
+        Names that nodes may say have no gradient; what they say of others is not kept.
     noise_only : set of int
         Numbers of tensors that are known to be nothing but noise, of the run: where honest nodes disagree by as much as
         the tensor's size. Results that leave others unexplained are not taken before it is late.
@@ -71,6 +73,7 @@ class GroupRound:
     dtype: torch.dtype
     enough: int = 0
     early_error: float = math.inf
+    parameters: Collection[str] = frozenset()
     noise_only: set[int] = field(default_factory=set)
     projection: torch.Generator | None = None
     label: Callable[[int], str] = str
@@ -142,7 +145,8 @@ class GroupRound:
             del replies[slot]
         losses = {slot: read_loss(reply) for slot, reply in replies.items()}
         self._losses |= {slot: loss for slot, loss in losses.items() if loss is not None}
-        self._unreached |= {slot: read_unreached(reply) for slot, reply in replies.items() if not reply.has_error()}
+        told = {slot: read_unreached(reply) for slot, reply in replies.items() if not reply.has_error()}
+        self._unreached |= {slot: names.intersection(self.parameters) for slot, names in told.items()}
         self._take(replies)
 
     def _known_slots(self) -> set[int]:
@@ -236,6 +240,15 @@ class GroupRound:
         """How many nodes say of a parameter that no loss depends on it."""
         return Counter(name for names in self._unreached.values() for name in names)
 
+    @property
+    def _false_voters(self) -> set[int]:
+        """Slots of nodes that say of a parameter what more than s others deny."""
+        voters, counts = len(self._unreached), self._without_gradient
+        without = {name for name, count in counts.items() if count > self.byzantine}
+        having = {name for name, count in counts.items() if voters - count > self.byzantine}
+        has, lacks = having - without, without - having  # both: honest nodes disagree
+        return {slot for slot, names in self._unreached.items() if names & has or lacks - names}
+
     def _warn_of(self, decoded: Decoded) -> None:
         """Log whom a result beyond the bound accuses, and what it rests on."""
         compression = self.decoder.code.compression
@@ -265,7 +278,7 @@ class GroupRound:
         malformed = self._malformed | dict.fromkeys(self._ids(not_finite), NOT_FINITE)
         answered = {*self._ids(self._shares), *malformed}
         wrong = {*decoded.corrupt_slots, *decoded.different_slots, *not_finite}
-        to_blame = wrong | set(different if odd else ())
+        to_blame = wrong | self._false_voters | set(different if odd else ())
         trusted = self._shares.keys() - wrong - set(decoded.suspect_slots)
         losses = {slot: loss for slot, loss in sorted(self._losses.items()) if slot in trusted}
         self._report = GroupReport(

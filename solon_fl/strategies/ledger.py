@@ -46,8 +46,8 @@ class NodeRecord:
         Those of the silent ones in which it announced an answer and never sent it.
     different_bits : int
         Rounds in which its share was not, bit by bit, what its group computed, where that is no proof of a lie, or its
-        digests were others than those elected: its hardware or software may be another. With code "exact" an offence
-        all the same: such a node is of no use there.
+        digests were others than those elected: its hardware or software may be another. With code "exact" quarantine
+        counts them all the same: such a node is of no use there.
     escalations : int
         Rounds in which nodes at rest had to be asked because of it (redundancy "reactive").
     last_offence : str
@@ -111,7 +111,7 @@ class NodeRecord:
 
     @property
     def offences(self) -> int:
-        """What quarantine counts: lies, malformed replies, and stalls but for the first.
+        """What quarantine counts, other bits apart: lies, malformed replies, and stalls but for the first.
 
         Silence may be the network's fault, and a first stall that of a node which died while it sent.
         """

@@ -168,20 +168,27 @@ class ServerModel:
         return Sections.of(tensors, compression=1) if code is None else code.sections(tensors)
 
     def is_usable(self, direction: Tensor) -> bool:
-        """Return whether a direction is finite where parameters stand, and no NaN where buffers do.
+        """Return whether a direction is finite where parameters stand, and makes no buffer NaN.
 
-        A buffer may become infinite, as a causal mask's -inf is.
+        A buffer may become infinite, as a causal mask's -inf is; not finite again, as no change says that.
         """
         if bool(direction.sum().isfinite()):  # it is not if an entry is not
             return True
-        gradients, changes = self._parts(direction, buffers=False), self._parts(direction, buffers=True)
-        finite = all(bool(gradient.isfinite().all()) for gradient in gradients)
-        return finite and not any(bool(change.isnan().any()) for change in changes)
+        finite = all(bool(gradient.isfinite().all()) for gradient in self._parts(direction, buffers=False))
+        changes = zip(self._buffers, self._parts(direction, buffers=True), strict=True)
+        return finite and not any(
+            bool((change.isnan() | (change + buffer).isnan() & ~buffer.isnan()).any()) for buffer, change in changes
+        )
 
     @property
     def layout(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Shape and dtype of each entry of the vector, by name, in its order; a complex one is (..., 2) and real."""
         return {entry.name: (entry.shape, entry.dtype.to_real()) for entry in self._entries}
+
+    @property
+    def parameter_names(self) -> frozenset[str]:
+        """Of the entries that gradients move."""
+        return frozenset(entry.name for entry in self._chosen(buffers=False))
 
     @property
     def is_buffer(self) -> Tensor:

@@ -31,8 +31,9 @@ class GroupReport:
     escalated : bool
         Whether nodes that were to rest had to be asked after all (redundancy "reactive").
     escalated_by : tuple of int
-        Ids of the nodes asked at first because of which that was so: those that had sent no share by then, and those
-        whose share or digests turned out to differ.
+        Ids of the nodes asked at first because of which that was so: those that had sent no share by then, those whose
+        share or digests turned out to differ, and those that said of a parameter, whether it has a gradient, what more
+        than s others deny.
     corrupt_nodes : tuple of int
         Ids of the nodes whose shares are certainly lies.
     suspect_nodes : tuple of int

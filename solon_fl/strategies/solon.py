@@ -67,10 +67,10 @@ class SolonStrategy(RoundStrategy[SolonRun]):
     -----
     Guarantee: as long as each group has at most s liars and e silent nodes, the parameters after every round
     are those of a run without any, bit by bit with code "exact", else up to the rounding error that
-    `GroupReport.error_bound` bounds; a group
-    for which that can't be had is reported and left to `config.on_group_failure`. Nothing that a node
-    reports, but its share, has any influence. With ``config.beyond_bound="accept"``, groups with more faults may be
-    decoded too; such a result, of status "beyond-bound", is right if k + 1 of the shares that arrived are honest.
+    `GroupReport.error_bound` bounds; a group for which that can't be had is reported and left to
+    `config.on_group_failure`. Nothing that a node reports, but its share, has any influence. With
+    ``config.beyond_bound="accept"``, groups with more faults may be decoded too; such a result, of status
+    "beyond-bound", is right if k + 1 of the shares that arrived are honest.
     Memory of the server: the shares of the round, two models (its own, and the gradient), and the optimizer's
     state; flat over the rounds (`benchmarks/server_memory.py`).
     Differs from the paper: shares are real-Fourier coded, projections are drawn afresh, and a group is decoded as

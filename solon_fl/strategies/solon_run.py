@@ -127,6 +127,7 @@ class SolonRun(Run):
             decoder=config.make_decoder(),
             enough=config.num_precise,
             early_error=config.early_error,
+            parameters=self.model.parameter_names,
             noise_only=self._noise_only,
             sections=self._sections,
             is_usable=self.model.is_usable,
@@ -309,13 +310,23 @@ class SolonRound(Round[Place]):
         policy = self._run.config.on_group_failure
         for report in failed:
             self._log_failure(report)
-        usable = self._sum is not None and (not failed or policy == "exclude")
+        direction = None if failed and policy != "exclude" else self._average()
         return Aggregated(
-            direction=self._sum.div_(self._sum_of_weights) if usable and self._sum is not None else None,
+            direction=direction,
             groups=reports,
             bytes_in=sum(group.bytes_in for group in self._groups),
             unreached=_in_all(report.unreached for report in reports if report.decoded),
         )
+
+    def _average(self) -> torch.Tensor | None:
+        """Return the weighted mean of the groups' gradients, if there is one: infinite buffers may cancel in it."""
+        if self._sum is None:
+            return None
+        average = self._sum.div_(self._sum_of_weights)
+        if not self._run.model.is_usable(average):
+            logger.error("No step in round %d: the sum of the groups' gradients holds NaN or inf.", self._round)
+            return None
+        return average
 
     def _tasks(self, places: Collection[Place], arrays: ArrayRecord) -> dict[Place, Message]:
         run, messages = self._run, {}

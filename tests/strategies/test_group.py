@@ -546,8 +546,16 @@ def saying(slot: int, names: Any) -> Message:
 def test_more_than_s_nodes_must_say_that_a_parameter_has_no_gradient(
     said: list[Any], expected: tuple[str, ...]
 ) -> None:
-    group = new_round()
+    group = new_round(parameters="abc")
     for slot, names in enumerate(said):
         group.receive({slot: saying(slot, names)})
     group.decode(last=True)
     assert group.report.unreached == expected
+
+
+def test_what_nodes_say_of_parameters_that_do_not_exist_is_not_kept() -> None:
+    group = new_round(parameters="a")
+    for slot in range(5):
+        group.receive({slot: saying(slot, ["a", *map(str, range(slot * 1000))])})
+        group.decode(last=False)
+    assert group.report.unreached == ("a",)

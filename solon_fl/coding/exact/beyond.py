@@ -12,7 +12,8 @@ from .field import FieldArray, P, inverse
 
 __all__ = ["only_supporting_rows"]
 
-MAX_SETS = 3_000_000  # tried in some seconds
+MAX_SETS = 3_000_000
+MAX_PRODUCTS = 800_000_000  # in all sets: tried in some seconds
 SETS_AT_ONCE = 32_768
 BLOCK = 2**14  # columns that are combined at once
 NUM_WORDS = 2  # random combinations of the columns: a lie is 0 in both with probability 2^-63
@@ -40,7 +41,8 @@ def only_supporting_rows(
     Cost: 2 n m products, and (k + 1)^2 for each of the C(n, k + 1) sets.
     """
     size = code.compression + 1
-    if not 0 < comb(len(slots), size) <= MAX_SETS:
+    number = comb(len(slots), size)
+    if not 0 < number <= min(MAX_SETS, MAX_PRODUCTS // size**2):
         return None
     words, inverses = _combinations(rows, random), _inverse_differences(code.points[slots])
     supporting: set[int] = set()
