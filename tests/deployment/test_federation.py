@@ -79,8 +79,8 @@ def times_said(federation: Federation, name: str, words: str) -> int:
 def test_with_digests_and_resting_nodes_four_are_enough(
     federation: Federation, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = run(federation, capsys, "num-nodes=4", "verification=digest", "redundancy=reactive")
-    caught = re.findall(r"lying: (.*)", output)
+    output = run(federation, capsys, "num-nodes=4", "verification=digest", "redundancy=reactive", "code=exact")
+    caught = re.findall(r"other bits: (.*), lying: nobody", output)
     assert len(caught) == 2
     assert set(caught) <= {f"'{LIAR}'", "nobody"}
     assert caught.count(f"'{LIAR}'") <= 1, "who was caught gets no more tasks"

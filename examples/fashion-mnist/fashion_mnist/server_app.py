@@ -9,7 +9,7 @@ from flwr.serverapp import Grid, ServerApp
 from solon_fl import SolonConfig
 from solon_fl.simulations.datasets import load_dataset
 from solon_fl.simulations.datasets.models import build_model
-from solon_fl.strategies import Checkpoints, RoundReport, SolonStrategy
+from solon_fl.strategies import Checkpoints, RoundReport, SolonStrategy, model_sha256
 
 app = ServerApp()
 
@@ -22,11 +22,13 @@ def main(grid: Grid, context: Context) -> None:
     model = build_model(str(run["model"]), (1, 28, 28), num_classes=10, seed=0)
 
     def tell(report: RoundReport) -> None:
-        labels = [node.label for node in strategy.ledger.values() if node.node_id in report.corrupt_nodes]
-        sent, received = report.bytes_out / 1e6, report.bytes_in / 1e6
-        print(
-            f"round {report.round}: {sent:.2f} MB sent, {received:.2f} received, lying: {', '.join(labels) or 'nobody'}"
+        labels = {node.node_id: node.label for node in strategy.ledger.values()}
+        lying, different = (
+            ", ".join(labels[node] for node in nodes) or "nobody"
+            for nodes in (report.corrupt_nodes, report.different_nodes)
         )
+        sent, received = f"{report.bytes_out / 1e6:.2f} MB", f"{report.bytes_in / 1e6:.2f}"
+        print(f"round {report.round}: {sent} sent, {received} received, other bits: {different}, lying: {lying}")
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         model.load_state_dict(arrays.to_torch_state_dict())
@@ -41,21 +43,23 @@ def main(grid: Grid, context: Context) -> None:
             num_nodes=int(run["num-nodes"]),
             byzantine=int(run["byzantine"]),
             compression=int(run["compression"]),
-            verification=str(run["verification"]),  # type: ignore[arg-type]  # SolonConfig checks it, and the next
+            code=str(run["code"]),  # type: ignore[arg-type]  # SolonConfig checks it, and the next two
+            verification=str(run["verification"]),  # type: ignore[arg-type]
             redundancy=str(run["redundancy"]),  # type: ignore[arg-type]
         ),
         optimizer=partial(torch.optim.Adam, lr=float(run["learning-rate"])),
         on_round=tell,
         checkpoints=Checkpoints(str(run["checkpoints"])) if run["checkpoints"] else None,
     )
-    strategy.start(
+    result = strategy.start(
         grid,
         ArrayRecord(model.state_dict()),
         num_rounds=int(run["num-rounds"]),
         timeout=float(run["round-timeout"]),
         evaluate_fn=evaluate,
     )
-    print(f"{'node':<22}{'state':<13}{'rounds':>6}{'lies':>6}{'malformed':>11}{'not awaited':>13}")
+    print(f"SHA-256 of the model: {model_sha256(result.arrays)}")
+    print(f"{'node':<22}{'state':<13}{'rounds':>6}{'lies':>6}{'other bits':>12}{'malformed':>11}{'not awaited':>13}")
     for node in strategy.ledger.values():
-        counts = f"{node.rounds:>6}{node.lying:>6}{node.malformed:>11}{node.silent:>13}"
+        counts = f"{node.rounds:>6}{node.lying:>6}{node.different_bits:>12}{node.malformed:>11}{node.silent:>13}"
         print(f"{node.label:<22}{node.state:<13}{counts}")
