@@ -23,8 +23,11 @@ BeyondBound = Literal["reject", "accept"]
 class Decoding(Protocol):
     """One decode of a group's shares."""
 
-    def within_bound(self, needed: int) -> Decoded:
-        """Decode with which `needed` shares agree, with the fewest lies that explain the others."""
+    def within_bound(self, needed: int, last: bool) -> Decoded:
+        """Decode with which `needed` shares agree, with the fewest lies that explain the others.
+
+        last : False if more shares may come, so that what can't succeed yet need not be tried.
+        """
 
     def beyond_bound(self) -> Decoded | None:
         """Return the only gradient that k + 1 or more shares agree with; None if there is none, or more than one."""
@@ -153,7 +156,7 @@ class Decoder(ABC):
             )
         dim = share_dim * compression if dim is None else dim
         decoding = self._decoding(rows, dim, sections, memory or self.new_memory(generator))
-        decoded = decoding.within_bound(max(needed, compression))
+        decoded = decoding.within_bound(max(needed, compression), last)
         certain = decoded.num_agreeing >= compression + self.byzantine
         if self.beyond_bound == "reject" or certain or not last or len(rows) < compression:
             return decoded

@@ -86,7 +86,9 @@ class Memory:
     def __init__(self, generator: torch.Generator | None = None) -> None:
         seed = None if generator is None else int(torch.randint(2**62, (1,), generator=generator, device="cpu"))
         self.random = np.random.default_rng(seed)
-        self.column = 0  # where to begin: blocks are larger or smaller when other shares are there
+        self.columns: dict[int, None] = {}  # that disagreed: their blocks are looked at first
+        self.scanned = False  # whether an attempt in vain has gone as far as it could
+        self.wanted = 0  # shares without which another attempt is in vain, as so many are wrong
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,17 +101,19 @@ class ExactDecoding:
     dim: int
     memory: Memory
 
-    def within_bound(self, needed: int) -> Decoded:
+    def within_bound(self, needed: int, last: bool) -> Decoded:
         """See `Decoding.within_bound`."""
         spare = len(self.rows) - self.code.compression
         most = min(spare // 2, len(self.rows) - needed)
-        if most < 0:
+        if most < 0 or (len(self.rows) < self.memory.wanted and not last):
             return self._failed(DecodeStatus.TOO_FEW_SHARES)
-        gradient = self._gradient_without(set(), most)
-        if gradient is None:
+        found = self._gradient_without(set(), most)
+        if isinstance(found, int):
+            wrong = min(found, spare // 2 + 1)  # if more are, some that seem to be may be right
+            self.memory.wanted = max(needed + wrong, self.code.compression + 2 * wrong)
             more_would_do = most < min(spare // 2, self.byzantine)
             return self._failed(DecodeStatus.TOO_FEW_SHARES if more_would_do else DecodeStatus.UNDECODABLE)
-        return gradient
+        return found
 
     def beyond_bound(self) -> Decoded | None:
         """See `Decoding.beyond_bound`: k + s + 1 shares must be there, so that s liars can't make anything up."""
@@ -119,13 +123,17 @@ class ExactDecoding:
         supporting = only_supporting_rows(self.code, slots, [self.rows[slot] for slot in slots], self.memory.random)
         if supporting is None or len(supporting) == len(self.rows):
             return None
-        return self._gradient_without(self.rows.keys() - supporting, 0, DecodeStatus.BEYOND_BOUND)
+        found = self._gradient_without(self.rows.keys() - supporting, 0, DecodeStatus.BEYOND_BOUND)
+        return None if isinstance(found, int) else found
 
     def _gradient_without(
         self, lying: set[int], most: int, status: DecodeStatus = DecodeStatus.CORRECTED
-    ) -> Decoded | None:
+    ) -> Decoded | int:
         """Return the gradient that the other shares agree on, but for at most so many more of them.
 
+        If these are not enough, return how many more are wrong at least, if it is (n - k) // 2 or fewer. The first such
+        pass goes on to the end, and later ones begin where that found something: so not every share that comes costs a
+        pass.
         Block by block: what agreed in earlier blocks also agrees without the rows that a later block excludes.
         """
         length, device = self.code.share_dim(self.dim), next(iter(self.rows.values())).device
@@ -134,20 +142,26 @@ class ExactDecoding:
         chunks = torch.split(result, block, dim=1)
         parts = {slot: torch.split(row, block) for slot, row in self.rows.items()}
         kept = _Kept(self.code, sorted(self.rows.keys() - lying), block, device)
-        fewest, first = len(kept.slots) - most, min(self.memory.column // block, len(chunks) - 1)
-        for number in (*range(first, len(chunks)), *range(first)):
+        fewest = len(kept.slots) - most
+        known = [min(column // block, len(chunks) - 1) for column in self.memory.columns]
+        for number in dict.fromkeys((*known, *range(len(chunks)))):
             while True:
                 columns = kept.columns_of([parts[slot][number] for slot in kept.slots])
                 wrong = kept.wrong_rows(columns, self.memory.random)
                 if not wrong:
                     break
-                self.memory.column = number * block
+                self.memory.columns[number * block + kept.telling] = None
                 right = [slot for row, slot in enumerate(kept.slots) if row not in wrong]
-                if len(right) < fewest:
-                    return None
+                if len(right) < self.code.compression or (len(right) < fewest and self.memory.scanned):
+                    self.memory.scanned = True
+                    return len(self.rows) - len(right)
                 kept = _Kept(self.code, right, block, device)
-            kept.write_chunks(columns, chunks[number])
+            if len(kept.slots) >= fewest:
+                kept.write_chunks(columns, chunks[number])
         slots = kept.slots
+        if len(slots) < fewest:
+            self.memory.scanned = True
+            return len(self.rows) - len(slots)
         excluded = tuple(sorted(self.rows.keys() - set(slots)))
         beyond = status is DecodeStatus.BEYOND_BOUND
         return Decoded(
@@ -176,6 +190,7 @@ class _Kept:
 
     def __init__(self, code: ExactCode, slots: list[int], block: int, device: torch.device) -> None:
         self.slots = slots
+        self.telling = 0
         self._code = code
         self._checks = Checks(code, slots, block, device) if len(slots) > code.compression else None
         self._missing = [chunk for chunk in range(code.compression) if chunk not in slots]
@@ -193,12 +208,19 @@ class _Kept:
         return columns
 
     def wrong_rows(self, columns: Tensor, random: np.random.Generator) -> list[int]:
-        """Return rows of these columns that are wrong: none if all agree, all if too many are."""
+        """Return rows of these columns that are wrong: none if all agree, all if too many are.
+
+        If some are, `telling` is the place of a column that shows it.
+        """
         if int(columns.amax()) > LARGEST:  # no honest share has such numbers
-            return (columns.amax(dim=1) > LARGEST).nonzero().flatten().tolist()
+            beyond = columns > LARGEST
+            self.telling = int(beyond.any(dim=0).nonzero()[0])
+            return beyond.any(dim=1).nonzero().flatten().tolist()
         if self._checks is None or self._checks.passed_by(self._numbers[:, : columns.shape[1]]):
             return []
-        words = columns[:, self._checks.failing].cpu().numpy().astype(np.int64) % P
+        failing = self._checks.failing
+        self.telling = int(failing.nonzero()[0])
+        words = columns[:, failing].cpu().numpy().astype(np.int64) % P
         places = self._locate(_combination(words.astype(np.uint64), random))
         if not places:  # lies that cancel in it, as those may that foresaw it, are seen in a single column
             places = self._locate(words[:, 0].astype(np.uint64))

@@ -68,7 +68,7 @@ class RealDecoding:
     sections: Sections
     memory: Memory
 
-    def within_bound(self, needed: int) -> Decoded:
+    def within_bound(self, needed: int, last: bool) -> Decoded:
         """Decode with which `needed` shares agree, with the fewest lies that explain the others."""
         if len(self.rows) < needed:
             return self._failed(DecodeStatus.TOO_FEW_SHARES, sorted(self.rows))

@@ -485,3 +485,33 @@ def test_one_lie_too_many_is_reported(k: int, s: int, kind: str, seed: int) -> N
 def agree_by_chance(case: Case) -> bool:
     lies = {tuple(case.received[slot].view(torch.int32).tolist()) for slot in case.liars}
     return len(lies) < len(case.liars)
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    shape=st.sampled_from([(1, 1), (1, 2), (2, 1), (2, 3), (3, 2), (4, 1)]),
+    colluding=st.booleans(),
+)
+def test_arrivals_are_never_waited_for_in_vain(seed: int, shape: tuple[int, int], colluding: bool) -> None:
+    """Liars answer first; once k + s honest shares are there, the decode is right, whatever was tried before."""
+    byzantine, compression = shape
+    code = ExactCode(group_size=2 * byzantine + compression, compression=compression)
+    decoder, rng = ExactDecoder(code, byzantine=byzantine), torch.Generator().manual_seed(seed)
+    gradient, other = (torch.randn(compression * 3, generator=rng) for _ in range(2))
+    order = torch.randperm(code.group_size, generator=rng).tolist()
+    shares = {slot: code.encode(gradient, slot).clone() for slot in order}
+    for number, liar in enumerate(order[:byzantine]):
+        if colluding:
+            shares[liar] = code.encode(other, liar)
+        else:
+            shares[liar].view(torch.int32)[number % 3] ^= 1
+    memory, needed = decoder.new_memory(), byzantine + compression
+    for count in range(needed, code.group_size + 1):
+        arrived = {slot: shares[slot] for slot in order[:count]}
+        decoded = decoder.decode(arrived, last=False, needed=needed, memory=memory)
+        if count - byzantine >= needed:
+            assert decoded.gradient is not None
+            assert decoded.gradient.equal(gradient)
+            assert set(decoded.different_slots) == set(order[:byzantine])
+        else:
+            assert not decoded.ok
