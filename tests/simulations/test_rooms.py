@@ -16,7 +16,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "run": {"attacks", "datasets", "extras"},
     "settings": set(),
     "compare": {"attacks", "extras", "network", "run", "settings"},
-    "plan": {"network", "settings"},
+    "plan": {"network", "settings", "threads"},
+    "threads": {"extras"},
 }
 
 
