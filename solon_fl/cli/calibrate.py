@@ -47,7 +47,7 @@ def calibrate_command(
     verbose: options.Verbose = False,
     settings: SetOption = None,
 ) -> None:
-    """Measure the float noise between nodes, and print the rtol that it needs.
+    """Find out whether nodes compute the same bits (then code=exact suits), and else which rtol they need.
 
     Honest nodes with other processors, versions or numbers of threads add up the same numbers in another order, and so
     differ by rounding. rtol must be above that. For example, nodes of four kinds on this machine:
@@ -74,7 +74,11 @@ def calibrate_command(
     )
     console.print(str(found), highlight=False, markup=False, soft_wrap=True)
     default = " (the default)" if found.rtol == defaults_of(SolonConfig)["rtol"] else ""
-    console.print(f"To use it{default}: SolonConfig(..., rtol={found.rtol:g})", highlight=False, markup=False)
+    code = "code='fourier', " if config.code == "exact" else ""
+    use = "To use it: SolonConfig(..., code='exact')"
+    if not found.exact:
+        use = f"To use it{default}: SolonConfig(..., {code}rtol={found.rtol:g})"
+    console.print(use, highlight=False, markup=False)
 
 
 def _split(text: str) -> list[str]:

@@ -10,7 +10,7 @@ CONFIG: Final = {
     "compression": "k: a node sends 1/k of the gradient.",
     "stragglers": "e: nodes of each group that may stay silent.",
     "group_size": "r: nodes of a group; 0 takes the fewest that the other settings allow, 2s + e + k without digests.",
-    "code": "The code; vandermonde is the one of the paper.",
+    "code": "exact if all nodes compute the same bits (no bit is wrong then), else fourier; vandermonde: the paper's.",
     "rtol": "Float noise tolerated between honest nodes.",
     "early_error": "A group waits a while for more shares if its error may exceed this part of the gradient.",
     "seed": "Fixes weights, batches and liars: the same seed gives the same result.",

@@ -51,7 +51,7 @@ class Calibration:
     exact : bool
         Whether code "exact" suits: in a further round, in which nodes take torch's deterministic kernels and send
         shares of that code, at least k + s of each group were equal bit for bit, and at most `liars` others. Only asked
-        where it may be so: if `identical`, or the config has that code, and the model is float32.
+        where it may be so: if no more than that differed before, or the config has that code; and the model is float32.
     different : tuple of int
         Ids of the nodes whose shares of that round were others than most of their group's.
     distances : dict
@@ -90,7 +90,10 @@ class Calibration:
         """Noise, rtol and certificate in one line, and whether code "exact" suits."""
         alike = "shares equal bit for bit" if self.identical else f"float noise between nodes {self.noise:.1e}"
         real = f"{alike}; rtol={self.rtol:g} suits, with certificate {self.certificate:.1e}"
-        return f"all nodes compute the same bits: code='exact' suits (else: {real})" if self.exact else real
+        if not self.exact:
+            return real
+        nodes = f"all nodes but {_names(self.different, self.labels)}" if self.different else "all nodes"
+        return f"{nodes} compute the same bits: code='exact' suits (code='fourier': {real})"
 
     def of_node(self, node_id: int) -> str:
         """Return what was found of a node, in words."""
@@ -213,7 +216,7 @@ def measure(
 
     for number in range(1, rounds + 1):
         findings.take(ask(number, real, _mixing_slots(real), read_finite_share), model.sections_of(real))
-    if model.vector.dtype == torch.float32 and (config.code == "exact" or findings.identical):
+    if model.vector.dtype == torch.float32 and (config.code == "exact" or findings.are_nearly_identical):
         mixing = range(config.compression, config.group_size) or range(config.group_size)
         findings.take_bits(ask(rounds + 1, exact, mixing, read_share))
     return findings.conclude(config, real, model.vector.dtype)
@@ -286,9 +289,10 @@ class _Findings:
                     self.unequal.add(node_id)
 
     @property
-    def identical(self) -> bool:
-        """Whether all shares so far were equal, but for those of nodes that are certainly no other make."""
-        return self.compared and not self.reasons and all(self.distances[n] > LARGEST_NOISE for n in self.unequal)
+    def are_nearly_identical(self) -> bool:
+        """Whether all shares so far were equal, but for those of as many nodes of a group as may lie."""
+        few = all(len(self.unequal & members.keys()) <= self.liars for members in self.groups.values())
+        return self.compared and not self.reasons and few
 
     def take_bits(self, replies: _Replies) -> None:
         """Add the round in which only bits matter."""
@@ -345,12 +349,17 @@ class _Findings:
                 f"the certificate is {certificate:.1e}, but should be below 1: lower byzantine or compression, raise "
                 "group_size, make the nodes alike (hardware, versions, threads), or compute in float64."
             )
+        names = _names(sorted(self.different), self.labels)
         if config.code == "exact" and not self._is_exact(config):
-            names = _names(sorted(self.different), self.labels)
             found.append(
                 "code='exact' needs k + s nodes of each group that compute the same bits"
-                f"{f'; {names} differ from most of their group' if self.different else ''}: give all the same hardware "
-                "and software, or use code='fourier'."
+                f"{f' (others: {names})' if self.different else ''}: give all the same hardware and software, or use "
+                "code='fourier'."
+            )
+        elif config.code == "exact" and self.different:
+            found.append(
+                f"{names}, computing other bits, would be among the {config.byzantine} nodes of a group whose shares "
+                "may be wrong: leave such nodes out, or make them like the others."
             )
         near = [node_id for node_id in outliers if self.distances[node_id] <= LARGEST_NOISE]
         if near:

@@ -165,11 +165,12 @@ class SolonRun(Run):
         different = {node for group in report.groups for node in group.different_bits} - self._told
         if different:
             self._told |= different
+            harm = "As long as s + 1 nodes of each group agree, that does no harm."
+            if self.config.code == "exact":
+                harm = f"Each is one of the s = {self.config.byzantine} wrong shares that a group bears."
             logger.warning(
-                "Nodes %s compute other bits than their groups: other hardware or software, or they lie. As long as %s "
-                "nodes of each group agree, that does no harm.",
-                ", ".join(self.label(node) for node in sorted(different)),
-                "s + 1" if self.config.verification == "digest" else "k + s",
+                "Nodes that compute other bits than their groups: %s. They have other hardware or software, or lie. %s",
+                *(", ".join(self.label(node) for node in sorted(different)), harm),
             )
         if report.round == 1 and all(map(self._failed_for_good, report.groups)):
             raise GroupFailedError(

@@ -263,7 +263,11 @@ def test_nodes_of_one_make_are_told_to_take_the_exact_code(code: CodeName) -> No
     found = calibrated(code=code)
     assert found.exact
     assert (found.different, found.warnings, found.rtol) == ((), (), 1e-6)
-    assert str(found).splitlines()[-1].startswith("all nodes compute the same bits: code='exact' suits (else: shares")
+    assert (
+        str(found)
+        .splitlines()[-1]
+        .startswith("all nodes compute the same bits: code='exact' suits (code='fourier': shares")
+    )
 
 
 @pytest.mark.parametrize("code", ["fourier", "exact"])
@@ -275,7 +279,7 @@ def test_one_bit_is_seen_in_the_exact_round_alone(code: CodeName) -> None:
     found = calibrated(in_exact_tasks(flip_a_bit, {1, 2, 3}), code=code)
     assert not found.exact
     assert found.different == (1, 2, 3)
-    told = [warning for warning in found.warnings if "nodes 1, 2, 3 differ from most of their group" in warning]
+    told = [warning for warning in found.warnings if "(others: nodes 1, 2, 3)" in warning]
     assert len(told) == (code == "exact")
 
 

@@ -52,8 +52,8 @@ def _how_right(choice: Choice) -> str:
         return "bit for bit, as long as all honest nodes compute the same bits"
     return (
         f"to {choice.certificate:.1g} of its size, the certificate: a bound for the worst lie that passes for float "
-        "noise. The attacks that were tried come nowhere near it. Where nodes compute the same bits, --set code=exact "
-        "plans for no error at all"
+        "noise. The attacks that were tried come nowhere near it. Where nodes compute the same bits, no bit need be "
+        "wrong: --set code=exact"
     )
 
 
