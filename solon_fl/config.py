@@ -209,12 +209,16 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
 
     def _choose_group_size(self) -> None:
         """Check s, k, e, r and rtol, and take the smallest r if none is given."""
-        size = self.group_size or self._smallest_group
-        if self.verification == "digest" and size < self._smallest_group:
+        smallest = self._smallest_group
+        size = self.group_size or smallest
+        if size < smallest:
+            formula = "2*byzantine + stragglers + compression"
+            if self.verification == "digest":
+                formula = "max(2*byzantine + 1, byzantine + compression) + stragglers with verification='digest'"
             raise ConfigurationError(
-                "with verification='digest' group_size must be at least max(2*byzantine + 1, byzantine + compression) "
-                f"+ stragglers; got group_size={size}, byzantine={self.byzantine}, compression={self.compression}, "
-                f"stragglers={self.stragglers}; raise group_size to {self._smallest_group}, or lower one of the others."
+                f"group_size must be at least {formula}; got group_size={size}, byzantine={self.byzantine}, "
+                f"stragglers={self.stragglers}, compression={self.compression}; raise group_size to {smallest}, or "
+                "lower one of the others."
             )
         object.__setattr__(self, "group_size", size)
         self.make_decoder()  # checks the rest, and warns if its certificate is void

@@ -25,6 +25,8 @@ def test_group_size_and_batches_default_to_the_theorems_minimum() -> None:
         ({"num_nodes": 23}, "num_nodes=23, group_size=10; use 20 or 30 nodes"),
         ({"num_nodes": 7}, "num_nodes=7, group_size=10; use 10 nodes"),
         ({"group_size": 9}, "group_size=9, byzantine=2, stragglers=0, compression=6; raise group_size to 10"),
+        ({"group_size": 5}, "compression=6; raise group_size to 10"),
+        ({"group_size": 5, "verification": "digest"}, "raise group_size to 8, or lower one of the others"),
         ({"byzantine": -1}, "byzantine=-1"),
         ({"compression": 0}, "compression=0"),
         ({"compression": 2.0}, "compression=2.0"),
