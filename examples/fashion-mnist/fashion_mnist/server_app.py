@@ -23,12 +23,11 @@ def main(grid: Grid, context: Context) -> None:
 
     def tell(report: RoundReport) -> None:
         labels = {node.node_id: node.label for node in strategy.ledger.values()}
-        lying, different = (
-            ", ".join(labels[node] for node in nodes) or "nobody"
-            for nodes in (report.corrupt_nodes, report.different_nodes)
-        )
+        lying = ", ".join(labels[node] for node in report.corrupt_nodes) or "nobody"
+        different = ", ".join(labels[node] for node in report.different_nodes)
         sent, received = f"{report.bytes_out / 1e6:.2f} MB", f"{report.bytes_in / 1e6:.2f}"
-        print(f"round {report.round}: {sent} sent, {received} received, other bits: {different}, lying: {lying}")
+        others = f", other bits: {different}" if different else ""
+        print(f"round {report.round}: {sent} sent, {received} received, lying: {lying}{others}")
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         model.load_state_dict(arrays.to_torch_state_dict())
@@ -59,7 +58,7 @@ def main(grid: Grid, context: Context) -> None:
         evaluate_fn=evaluate,
     )
     print(f"SHA-256 of the model: {model_sha256(result.arrays)}")
-    print(f"{'node':<22}{'state':<13}{'rounds':>6}{'lies':>6}{'other bits':>12}{'malformed':>11}{'not awaited':>13}")
+    print(f"{'node':<22}{'state':<13}{'rounds':>6}{'lies':>6}{'malformed':>11}{'not awaited':>13}{'other bits':>12}")
     for node in strategy.ledger.values():
-        counts = f"{node.rounds:>6}{node.lying:>6}{node.different_bits:>12}{node.malformed:>11}{node.silent:>13}"
+        counts = f"{node.rounds:>6}{node.lying:>6}{node.malformed:>11}{node.silent:>13}{node.different_bits:>12}"
         print(f"{node.label:<22}{node.state:<13}{counts}")
