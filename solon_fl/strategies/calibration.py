@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from decimal import ROUND_CEILING, Context, Decimal
 from functools import partial
 
-import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
@@ -18,18 +17,17 @@ from solon_fl.coding.real.decoder import worst_relative_error
 from solon_fl.coding.sections import Sections
 from solon_fl.config import CodeName, SolonConfig, make_code
 from solon_fl.errors import ConfigurationError, GroupFailedError
+from solon_fl.strategies.comparing import LARGEST_NOISE, compare, mixing_slots, same_bits
 from solon_fl.strategies.exchange import exchange
 from solon_fl.strategies.model import ServerModel
 from solon_fl.strategies.replies import Unusable, read, read_finite_share, read_share
 from solon_fl.strategies.roster import Roster
 from solon_fl.task import SolonTask
 
-__all__ = ["LARGEST_NOISE", "MARGIN", "Calibration", "calibrate", "measure"]
+__all__ = ["MARGIN", "Calibration", "calibrate", "measure"]
 
 MARGIN = 4.0  # of rtol over the noise: in other rounds, and in slots whose shares are smaller
-LARGEST_NOISE = 1e-3  # what differs by more is no float noise
 FLOORS = {torch.float32: 1e-6, torch.float64: 1e-12}  # smallest rtol by the shares' dtype: encoding rounds, too
-BLOCK = 2**16  # columns that are compared at a time
 NodeKey = tuple[int, int]  # group, node id: the key of a node's messages
 
 
@@ -215,7 +213,7 @@ def measure(
         return _collect(grid, messages, timeout, partial(reader, length=length, dtype=model.vector.dtype))
 
     for number in range(1, rounds + 1):
-        findings.take(ask(number, real, _mixing_slots(real), read_finite_share), model.sections_of(real))
+        findings.take(ask(number, real, mixing_slots(real), read_finite_share), model.sections_of(real))
     if model.vector.dtype == torch.float32 and (config.code == "exact" or findings.are_nearly_identical):
         mixing = range(config.compression, config.group_size) or range(config.group_size)
         findings.take_bits(ask(rounds + 1, exact, mixing, read_share))
@@ -277,7 +275,7 @@ class _Findings:
         self.silent |= dict.fromkeys(replies.silent)
         for group, of_group in replies.shares.items():
             node_ids, rows = list(of_group), list(of_group.values())
-            result = _compare(rows, self.liars, sections)
+            result = compare(rows, self.liars, sections)
             if isinstance(result, str):
                 self.reasons[group] = result
                 continue
@@ -285,7 +283,7 @@ class _Findings:
             self.noise = max(self.noise, result.noise)
             for node_id, row, distance in zip(node_ids, rows, result.distances, strict=True):
                 self.distances[node_id] = max(distance, self.distances.get(node_id, 0.0))
-                if not _same_bits(row, rows[result.reference]):
+                if not same_bits(row, rows[result.reference]):
                     self.unequal.add(node_id)
 
     @property
@@ -375,68 +373,6 @@ class _Findings:
                     "can't be decoded like that."
                 )
         return found
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Comparison:
-    """One group's shares: which of them is the reference, how far each is from it, and the noise."""
-
-    reference: int
-    distances: list[float]
-    noise: float
-
-
-def _compare(shares: Sequence[Tensor], liars: int, sections: Sections) -> _Comparison | str:
-    """Return how far shares of the same slot are from each other, or why that can't be said."""
-    needed = max(2, 2 * liars + 1)
-    if len(shares) < needed:
-        return f"{len(shares)} of its nodes sent a share, and {needed} are needed while {liars} may lie"
-    honest = len(shares) - liars
-    pairs, norms = _pairwise_distances(shares, sections)
-    usual = np.median(norms, axis=1)
-    reference = int(np.sort(_relative(pairs, usual[:, None, None]), axis=1)[:, honest - 1].argmin())
-    if not 0 < norms[:, reference].max() < np.inf:
-        return "the gradient is zero or not finite; calibrate with another model"
-    distances = _relative(pairs[:, reference], norms[:, reference, None])
-    near = np.sort(distances)[:honest]
-    near = near[near <= LARGEST_NOISE]
-    if len(near) <= len(shares) / 2:
-        return (
-            f"its nodes do not compute the same: they differ by {np.median(distances[distances > 0]):.1e}, more than "
-            f"float noise could be ({LARGEST_NOISE:g}); batches must come from the task alone"
-        )
-    return _Comparison(reference=reference, distances=distances.tolist(), noise=float(near[-1]))
-
-
-def _relative(distances: np.ndarray, norms: np.ndarray) -> np.ndarray:
-    """Return the largest of the distances in all classes, (K, ...), relative to norms that fit; 0 / 0 is 0."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        relative = np.where(distances == 0, 0, distances / norms).max(axis=0)
-    return np.asarray(np.nan_to_num(relative, nan=np.inf, posinf=np.inf))
-
-
-def _pairwise_distances(shares: Sequence[Tensor], sections: Sections) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distances between n shares, (K, n, n), and their norms, (K, n), by class of tensors, in float64."""
-    squares = torch.zeros(len(sections.names), len(shares), len(shares), dtype=torch.float64, device="cpu")
-    norms = torch.zeros(len(sections.names), len(shares), dtype=torch.float64, device="cpu")
-    for number, cut in sections.blocks(BLOCK):
-        block = torch.stack([share[cut] for share in shares]).double()
-        norms[sections.classes[number]] += block.square().sum(1)
-        for row, values in zip(squares[sections.classes[number]], block, strict=True):
-            row += (block - values).square_().sum(1)
-    return squares.sqrt().numpy(), norms.sqrt().numpy()
-
-
-def _mixing_slots(code: RealCode) -> list[int]:
-    """Return the slots whose shares mix many chunks of the gradient, those that mix most first."""
-    squares = code.generator**2
-    mixed = squares.sum(axis=1) ** 2 / (squares**2).sum(axis=1)  # from 1, entries as they are, to k, all alike
-    return [int(slot) for slot in np.argsort(-mixed, kind="stable") if mixed[slot] >= mixed.max() * 2 / 3]
-
-
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    whole = torch.int64 if one.dtype == torch.float64 else torch.int32
-    return torch.equal(one.view(whole), other.view(whole))
 
 
 def _rounded_up(value: float) -> float:

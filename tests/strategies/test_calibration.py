@@ -24,7 +24,8 @@ from solon_fl.simulations import InProcessGrid
 from solon_fl.simulations.attacks import Constant, NotFinite, RandomGaussian, Reverse
 from solon_fl.simulations.attacks.mods import MALFORMATIONS, attack_mod, malformed_mod, silent_mod
 from solon_fl.strategies import Calibration, Checkpoints, RoundReport, SolonStrategy, buffer_names, calibrate
-from solon_fl.strategies.calibration import LARGEST_NOISE, MARGIN, _compare, _mixing_slots, _rounded_up
+from solon_fl.strategies.calibration import MARGIN, _rounded_up
+from solon_fl.strategies.comparing import LARGEST_NOISE, compare, mixing_slots
 from solon_fl.wire import to_array, trusted_tensor
 from tests.support import SGD, Regression, initial_model, record_of, share_array, small_config, spoil, train, vector_of
 
@@ -240,7 +241,7 @@ def test_no_s_liars_can_make_the_noise_larger_than_the_honest_nodes_distances(
         truth + scale * (lie if together else torch.randn(40, generator=rng, dtype=torch.float64)) for _ in range(liars)
     ]
     order = torch.randperm(2 * liars + more, generator=rng).tolist()
-    result = _compare([[*honest, *lies][i] for i in order], liars, Sections.whole(40))
+    result = compare([[*honest, *lies][i] for i in order], liars, Sections.whole(40))
     assert not isinstance(result, str)
     reference = [*honest, *lies][order[result.reference]]
     largest = max(float((one - other).norm()) for one in honest for other in honest)
@@ -371,7 +372,7 @@ def test_rtol_is_rounded_up_to_two_digits(value: float, rounded: float) -> None:
 def test_the_slots_asked_for_mix_the_chunks() -> None:
     codes = FourierCode(group_size=9, compression=3), FourierCode(group_size=10, compression=6)
     for code in codes:
-        slots = _mixing_slots(code)
+        slots = mixing_slots(code)
         assert len(slots) >= 4
         for slot in slots:
             assert (np.abs(code.generator[slot]) > 0.1).sum() >= 2

@@ -1,0 +1,79 @@
+"""How far shares of the same slot, sent by different nodes, are from each other."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from solon_fl.coding import RealCode
+from solon_fl.coding.sections import Sections
+
+__all__ = ["LARGEST_NOISE", "Comparison", "compare", "mixing_slots", "same_bits"]
+
+LARGEST_NOISE = 1e-3  # what differs by more is no float noise
+BLOCK = 2**16  # columns that are compared at a time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """One group's shares: which of them is the reference, how far each is from it, and the noise."""
+
+    reference: int
+    distances: list[float]
+    noise: float
+
+
+def compare(shares: Sequence[Tensor], liars: int, sections: Sections) -> Comparison | str:
+    """Return how far shares of the same slot are from each other, or why that can't be said."""
+    needed = max(2, 2 * liars + 1)
+    if len(shares) < needed:
+        return f"{len(shares)} of its nodes sent a share, and {needed} are needed while {liars} may lie"
+    honest = len(shares) - liars
+    pairs, norms = _pairwise_distances(shares, sections)
+    usual = np.median(norms, axis=1)
+    reference = int(np.sort(_relative(pairs, usual[:, None, None]), axis=1)[:, honest - 1].argmin())
+    if not 0 < norms[:, reference].max() < np.inf:
+        return "the gradient is zero or not finite; calibrate with another model"
+    distances = _relative(pairs[:, reference], norms[:, reference, None])
+    near = np.sort(distances)[:honest]
+    near = near[near <= LARGEST_NOISE]
+    if len(near) <= len(shares) / 2:
+        return (
+            f"its nodes do not compute the same: they differ by {np.median(distances[distances > 0]):.1e}, more than "
+            f"float noise could be ({LARGEST_NOISE:g}); batches must come from the task alone"
+        )
+    return Comparison(reference=reference, distances=distances.tolist(), noise=float(near[-1]))
+
+
+def _relative(distances: np.ndarray, norms: np.ndarray) -> np.ndarray:
+    """Return the largest of the distances in all classes, (K, ...), relative to norms that fit; 0 / 0 is 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = np.where(distances == 0, 0, distances / norms).max(axis=0)
+    return np.asarray(np.nan_to_num(relative, nan=np.inf, posinf=np.inf))
+
+
+def _pairwise_distances(shares: Sequence[Tensor], sections: Sections) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distances between n shares, (K, n, n), and their norms, (K, n), by class of tensors, in float64."""
+    squares = torch.zeros(len(sections.names), len(shares), len(shares), dtype=torch.float64, device="cpu")
+    norms = torch.zeros(len(sections.names), len(shares), dtype=torch.float64, device="cpu")
+    for number, cut in sections.blocks(BLOCK):
+        block = torch.stack([share[cut] for share in shares]).double()
+        norms[sections.classes[number]] += block.square().sum(1)
+        for row, values in zip(squares[sections.classes[number]], block, strict=True):
+            row += (block - values).square_().sum(1)
+    return squares.sqrt().numpy(), norms.sqrt().numpy()
+
+
+def mixing_slots(code: RealCode) -> list[int]:
+    """Return the slots whose shares mix many chunks of the gradient, those that mix most first."""
+    squares = code.generator**2
+    mixed = squares.sum(axis=1) ** 2 / (squares**2).sum(axis=1)  # from 1, entries as they are, to k, all alike
+    return [int(slot) for slot in np.argsort(-mixed, kind="stable") if mixed[slot] >= mixed.max() * 2 / 3]
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Return whether two shares of one length are equal bit for bit."""
+    whole = torch.int64 if one.dtype == torch.float64 else torch.int32
+    return torch.equal(one.view(whole), other.view(whole))
