@@ -61,6 +61,10 @@ class Decoder(ABC):
     reports a failure, unless the liars agree on the shares of another gradient, which nothing can detect. If more than
     e honest shares may be missing, trust results with which k + s shares agree (`Decoded.num_agreeing`), as
     `SolonStrategy` does: s liars can't bring those about.
+
+    References
+    ----------
+    Chen et al., "Solon", arXiv:2110.01595, for the scheme.
     """
 
     def __init__(
@@ -143,7 +147,6 @@ class Decoder(ABC):
         ------
         ConfigurationError
             If `shares` names slots that do not exist, or dim < 1.
-
         """
         compression = self.code.compression
         rows = _alike(self._by_slot(shares), None if dim is None else self.code.share_dim(dim))

@@ -1,20 +1,19 @@
 """Beyond (n - k) / 2 wrong shares: which shares support a gradient that k + 1 of them agree with."""
 
-from collections.abc import Iterator, Sequence
-from itertools import combinations, islice
+from collections.abc import Sequence
 from math import comb
 
 import numpy as np
 from torch import Tensor
+
+from solon_fl.coding.subsets import MAX_SETS, blocks_of_sets
 
 from .code import ExactCode
 from .field import FieldArray, P, inverse
 
 __all__ = ["only_supporting_rows"]
 
-MAX_SETS = 3_000_000
 MAX_PRODUCTS = 800_000_000  # in all sets: tried in some seconds
-SETS_AT_ONCE = 32_768
 BLOCK = 2**14  # columns that are combined at once
 NUM_WORDS = 2  # random combinations of the columns: a lie is 0 in both with probability 2^-63
 
@@ -46,7 +45,7 @@ def only_supporting_rows(
         return None
     words, inverses = _combinations(rows, random), _inverse_differences(code.points[slots])
     supporting: set[int] = set()
-    for sets in _blocks_of_sets(len(slots), size):
+    for sets in blocks_of_sets(len(slots), size):
         weights = _check_weights(sets, inverses)
         agree = np.ones(len(sets), dtype=bool)
         for word in words:
@@ -65,12 +64,6 @@ def _combinations(rows: Sequence[Tensor], random: np.random.Generator) -> FieldA
             bits = row[start : start + width].cpu().numpy().astype(np.int64) % P
             words[:, number] += (factors * bits.astype(np.uint64) % P).sum(axis=1) % P
     return words % P
-
-
-def _blocks_of_sets(num_rows: int, size: int) -> Iterator[np.ndarray]:
-    sets = combinations(range(num_rows), size)
-    while block := list(islice(sets, SETS_AT_ONCE)):
-        yield np.array(block, dtype=np.int64)
 
 
 def _inverse_differences(points: FieldArray) -> FieldArray:

@@ -4,9 +4,7 @@ See docs/explanation/beyond-the-bound.md for what can be concluded if there is o
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
-from itertools import combinations, islice
 
 import numpy as np
 from torch import Tensor
@@ -14,6 +12,7 @@ from torch import Tensor
 from solon_fl.coding._types import ComplexArray, FloatArray, IntArray
 from solon_fl.coding.decoded import ClassOutcome, Decoded, DecodeStatus
 from solon_fl.coding.sections import Sections
+from solon_fl.coding.subsets import MAX_SETS, blocks_of_sets
 
 from .amplification import worst_amplification
 from .code import RealCode
@@ -21,9 +20,6 @@ from .projection import NOISE_MARGIN
 from .solving import least_squares
 
 __all__ = ["can_try_all_sets", "only_supported_gradient", "supporting_rows"]
-
-MAX_SETS = 3_000_000  # tried in some 5 s
-SETS_AT_ONCE = 32_768  # of 20 rows, 5 MB a matrix
 
 
 def only_supported_gradient(
@@ -110,7 +106,7 @@ def supporting_rows(
     however large a lie is, the sets without it are judged as if it was not there.
     """
     supporting = np.zeros(len(points), dtype=bool)
-    for sets in _blocks_of_sets(len(points), compression + 1):
+    for sets in blocks_of_sets(len(points), compression + 1):
         checks = _checks(points, multipliers, sets)
         agree = np.ones(len(sets), dtype=bool)
         for of_class, tolerance in zip(projected, tolerances, strict=True):
@@ -118,12 +114,6 @@ def supporting_rows(
             agree &= np.linalg.norm(checks @ of_class, axis=1) <= limit
         supporting[sets[agree]] = True
     return [int(row) for row in np.flatnonzero(supporting)]
-
-
-def _blocks_of_sets(num_rows: int, size: int) -> Iterator[IntArray]:
-    sets = combinations(range(num_rows), size)
-    while block := list(islice(sets, SETS_AT_ONCE)):
-        yield np.array(block, dtype=np.int64)
 
 
 def _checks(points: ComplexArray, multipliers: ComplexArray, sets: IntArray) -> FloatArray:
