@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from solon_fl import Decoded, DecodeStatus, ExactDecoder
+from solon_fl.coding import subsets
 from solon_fl.coding.exact import beyond as module
 from solon_fl.coding.exact.beyond import only_supporting_rows
 from tests.coding.exact.problems import (
@@ -126,7 +127,7 @@ def test_too_many_sets_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = accepting(byzantine=2, compression=2)
     gradient = any_gradient(3, 6)
     shares = shares_of(decoder.code, gradient) | {slot: noise(slot, 3) for slot in range(3)}
-    monkeypatch.setattr("solon_fl.coding.subsets.SETS_AT_ONCE", 7)
+    monkeypatch.setattr(subsets, "SETS_AT_ONCE", 7)
     monkeypatch.setattr(module, "MAX_SETS", 20)
     assert_accepted(decoder.decode(shares), gradient, (0, 1, 2))
     monkeypatch.setattr(module, "MAX_SETS", 19)

@@ -357,7 +357,7 @@ def test_supporting_rows_are_those_of_the_oracle(code: RealCode, seed: int, lyin
 def test_where_the_worst_rows_can_not_be_found_the_code_knows_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     gradient, received, liars = attacked(SMALL, "random", 1.0, 0, 3)
     exact = SMALL.decode(received, generator=seeded(0))
-    monkeypatch.setattr("solon_fl.coding.real.beyond.worst_amplification", lambda *_: math.inf)
+    monkeypatch.setattr(beyond, "worst_amplification", lambda *_: math.inf)
     bounded = SMALL.decode(received, generator=seeded(0))
     assert_right(bounded, gradient, liars)
     assert exact.error_bound <= bounded.error_bound
