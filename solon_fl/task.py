@@ -14,6 +14,7 @@ from solon_fl.coding import Code
 from solon_fl.config import CodeName, Mode, SolonConfig, Verification, make_code
 from solon_fl.epochs import examples_at
 from solon_fl.errors import ConfigurationError
+from solon_fl.wire import BufferNames
 
 __all__ = [
     "ARRAYS",
@@ -160,10 +161,10 @@ class SolonTask:
     groups_sharing_data : int
         Groups that compute batches of the same data: all of the run, or 1 if each silo has its own.
     dim : int
-        d, length of the vector to encode: all floating-point entries of the model, in its order, and complex ones, each
-        number as two.
+        d, length of the vector to encode: all floating-point entries of the model but the frozen ones, in its order,
+        and complex ones, each number as two.
     buffers : tuple of str
-        Entries of the model that no gradient moves (statistics, frozen weights): their change is encoded.
+        Entries of the model that no gradient moves: the change of those that are not `frozen` is encoded.
     verification
         See `solon_fl.SolonConfig`.
     mode, code, group_size, compression
@@ -183,6 +184,11 @@ class SolonTask:
     compression: int
     buffers: tuple[str, ...] = ()
     verification: Verification = "algebra"
+
+    @property
+    def frozen(self) -> frozenset[str]:
+        """Those of the buffers that nothing moves, if they came as `BufferNames`."""
+        return BufferNames.of(self.buffers).frozen
 
     @property
     def digest_key(self) -> bytes:
@@ -272,11 +278,12 @@ def digest_key(seed: int, server_round: int, group: int) -> bytes:
 def task_record(values: dict[str, Any]) -> ConfigRecord:
     """Return a task's entries as a record that `task_values` reads.
 
-    No buffers are no entry: Flower's message_size_mod can't tell the size of a record with an empty list.
+    No names are no entry: Flower's message_size_mod can't tell the size of a record with an empty list.
     """
-    buffers = list(values["buffers"])
+    names = BufferNames.of(values["buffers"])
+    lists = {"buffers": list(names), "frozen": [name for name in names if name in names.frozen]}
     others = {name: value for name, value in values.items() if name != "buffers"}
-    return ConfigRecord({**others, **({"buffers": buffers} if buffers else {})})
+    return ConfigRecord({**others, **{name: entries for name, entries in lists.items() if entries}})
 
 
 def task_values(
@@ -308,12 +315,12 @@ def task_values(
             f"the message has no record {record_name!r}: it was not sent by {strategy}; check the ServerApp's strategy."
         )
     values: dict[str, Any] = {"buffers": (), **record}
+    values["buffers"] = BufferNames(values["buffers"], values.pop("frozen", ()))
     if set(values) != set(names):
         odd = sorted(set(values) ^ set(names))
         raise ConfigurationError(
             f"the task has missing or unknown entries {odd}; install the same solon_fl on server and nodes."
         )
-    values["buffers"] = tuple(values["buffers"])
     for name, value in values.items():
         fits = value in texts[name] if name in texts else name == "buffers" or type(value) is int
         if not fits:

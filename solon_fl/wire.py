@@ -3,7 +3,7 @@
 import hashlib
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -18,6 +18,8 @@ from solon_fl.errors import ConfigurationError
 __all__ = [
     "COUNTER",
     "STYPE",
+    "WHOLE_NUMBERS",
+    "BufferNames",
     "check_dtype",
     "check_storage",
     "coded_sizes",
@@ -31,7 +33,36 @@ __all__ = [
 ]
 
 STYPE = "numpy.ndarray"  # Flower's name for np.save's format
+WHOLE_NUMBERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 COUNTER = "num_batches_tracked"  # torch's name, in normalisation layers, for how many batches they have seen
+
+
+class BufferNames(tuple[str, ...]):
+    """Names of a model's floating-point and complex entries that no gradient moves, in its order.
+
+    Attributes
+    ----------
+    frozen : frozenset of str
+        Those among them that nothing moves at all.
+    """
+
+    frozen: frozenset[str]
+
+    def __new__(cls, names: Iterable[str] = (), frozen: Iterable[str] = ()) -> "BufferNames":
+        """Return names, of which some are frozen."""
+        made = super().__new__(cls, names)
+        made.frozen = frozenset(frozen)
+        if unknown := sorted(made.frozen - set(made)):
+            raise ConfigurationError(f"frozen entries must be among the names; got {unknown}, not in {list(made)}.")
+        return made
+
+    def __getnewargs__(self) -> tuple[tuple[str, ...], frozenset[str]]:
+        return tuple(self), self.frozen
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> "BufferNames":
+        """Return names as such an object; none is frozen unless they are one already."""
+        return names if isinstance(names, cls) else cls(names)
 
 
 def to_array(tensor: Tensor) -> Array:
@@ -106,12 +137,12 @@ def check_storage(state: Mapping[str, Tensor]) -> None:
             )
 
 
-def coded_sizes(arrays: ArrayRecord) -> list[int]:
+def coded_sizes(arrays: ArrayRecord, frozen: Collection[str] = frozenset()) -> list[int]:
     """Return the entries of each array of a model that is coded, in order; a complex number is two."""
     return [
         math.prod(array.shape) * (2 if array.dtype.startswith("complex") else 1)
-        for array in arrays.values()
-        if array.dtype.startswith(("float", "complex"))
+        for name, array in arrays.items()
+        if array.dtype.startswith(("float", "complex")) and name not in frozen
     ]
 
 

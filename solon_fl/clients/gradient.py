@@ -1,6 +1,6 @@
 """Between a torch model and the flat vector that is encoded."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -8,9 +8,10 @@ from flwr.app import Array, ArrayRecord
 from torch import Tensor, nn
 
 from solon_fl.clients.replicas import hand_over
+from solon_fl.clients.static import check_untrained
 from solon_fl.coding.sections import padded
 from solon_fl.errors import ConfigurationError
-from solon_fl.wire import check_storage, is_continuous, real_view, trusted_tensor
+from solon_fl.wire import WHOLE_NUMBERS, check_storage, is_continuous, real_view, trusted_tensor
 
 __all__ = ["GradientVector", "change_of", "flatten", "load_model"]
 
@@ -56,6 +57,8 @@ class GradientVector:
         Each tensor is padded with zeros to a multiple of that many entries: of k, if the vector is encoded.
     sent : ArrayRecord, optional
         The server's model, which parameters are compared with on leaving.
+    frozen : collection of str
+        Entries that have no place in the vector, as nothing moves them.
 
     Raises
     ------
@@ -76,13 +79,19 @@ class GradientVector:
     Memory: the vector, and on every device but the first the gradient of one batch.
     """
 
-    def __init__(self, replicas: Sequence[nn.Module], multiple: int = 1, sent: ArrayRecord | None = None) -> None:
+    def __init__(
+        self,
+        replicas: Sequence[nn.Module],
+        multiple: int = 1,
+        sent: ArrayRecord | None = None,
+        frozen: Collection[str] = frozenset(),
+    ) -> None:
         # Tied parameters have several names; each place gets the whole gradient, so that the copies on the
         # server move together.
         self._replicas = replicas
         self._multiple = multiple
         state = replicas[0].state_dict(keep_vars=True)
-        self._entries = {n: v for n, v in state.items() if is_continuous(v)}
+        self._entries = {n: v for n, v in state.items() if is_continuous(v) and n not in frozen}
         values = [real_view(value.detach()) for value in self._entries.values()]
         double = any(value.dtype == torch.float64 for value in values)
         self.vector = torch.zeros(
@@ -223,9 +232,6 @@ def _trained_entries(model: nn.Module) -> dict[str, Tensor]:
     return {name: value for value, name in found.items()}
 
 
-WHOLE_NUMBERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
 def _differ(value: Tensor, other: Tensor) -> Tensor:
     """Return whether two tensors of one shape have different bits, where the first is."""
     one, two = (real_view(tensor.detach().to(value.device, value.dtype)).contiguous() for tensor in (value, other))
@@ -235,11 +241,7 @@ def _differ(value: Tensor, other: Tensor) -> Tensor:
 
 def _check_buffer(name: str, now: Tensor, before: Tensor) -> None:
     """Check that a buffer's change says what it is now."""
-    if now.requires_grad:
-        raise ConfigurationError(
-            f"the server takes {name!r} for an entry that no gradient moves, and batch_loss lets it require one; train "
-            "it from the start, or start a new run with the model as it is to be trained now."
-        )
+    check_untrained(name, now)
     _check_shape(name, now, before)
     after, start = real_view(now.detach()), real_view(before)
     if after.numel() == 0 or not bool(after.isfinite().all()):
@@ -261,9 +263,13 @@ def _check_shape(name: str, now: Tensor, before: Tensor) -> None:
         )
 
 
-def flatten(tensors: Mapping[str, Tensor]) -> Tensor:
-    """Return the floating-point and complex tensors of a mapping, in its order, as one float32 (or float64) vector."""
-    parts = [real_view(value.detach()).reshape(-1) for value in tensors.values() if is_continuous(value)]
+def flatten(tensors: Mapping[str, Tensor], frozen: Collection[str] = frozenset()) -> Tensor:
+    """Return the floating-point and complex tensors of a mapping but the frozen ones, in its order, as one vector.
+
+    float32, or float64 if one of them is.
+    """
+    chosen = [value for name, value in tensors.items() if is_continuous(value) and name not in frozen]
+    parts = [real_view(value.detach()).reshape(-1) for value in chosen]
     if not parts:
         raise ConfigurationError("expected at least one floating-point or complex array; got none.")
     double = any(part.dtype == torch.float64 for part in parts)

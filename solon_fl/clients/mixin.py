@@ -19,13 +19,13 @@ from solon_fl.clients.app import MixinApp
 from solon_fl.clients.determinism import deterministic, seeded, strictly_deterministic
 from solon_fl.clients.failures import explained
 from solon_fl.clients.gradient import GradientVector, change_of, flatten, load_model
-from solon_fl.clients.integers import FollowedIntegers
 from solon_fl.clients.losses import collected_losses, note_loss, note_unreached
 from solon_fl.clients.replicas import replicas_of
 from solon_fl.clients.share import answer_silo_queries, share_reply, without_state
+from solon_fl.clients.static import StaticEntries
 from solon_fl.errors import ConfigurationError
 from solon_fl.task import ARRAYS, CONFIG, RUN_SEED, UNREACHED, Batch, SolonTask
-from solon_fl.wire import trusted_tensor
+from solon_fl.wire import BufferNames, trusted_tensor
 
 __all__ = ["SolonClientMixin"]
 
@@ -59,8 +59,9 @@ class SolonClientMixin:
     device before each batch, so that they follow all batches; what else a model keeps in attributes is not.
     A parameter that no batch's loss depends on has no gradient on the server, as in plain torch (s + 1 nodes of each
     group must say so), so that nothing moves it; the node's log names such parameters once.
-    Integer and boolean entries are not sent: a loss that changes one is an error which names it. num_batches_tracked is
-    counted by the server, so that a BatchNorm with momentum=None, used once a batch, averages as in plain torch.
+    Frozen, integer and boolean entries are not sent: a loss that changes one is an error which names it.
+    num_batches_tracked is counted by the server, so that a BatchNorm with momentum=None, used once a batch, averages
+    as in plain torch.
     The mean loss of the task's batches is sent beside the share, for `RoundReport.training_loss`; nothing protects it.
     A `gradient` or `update` of your own sends one only where it calls `mean_gradient`, or the `update` of this class.
 
@@ -125,13 +126,16 @@ class SolonClientMixin:
     ) -> Tensor:
         """Return the mean gradient of these batches, (d,), and the buffers' change where those stand.
 
-        Each tensor is padded with zeros to a `multiple` of entries.
+        Frozen entries have no place in it, if `buffers` says which they are. Each tensor is padded with zeros to a
+        `multiple` of entries.
         """
+        frozen = BufferNames.of(buffers).frozen
         devices = self._devices()[: len(batches)]
         load = partial(self._load, arrays, buffers, context, batches[0].seed)
         replicas = replicas_of(load(), devices, load)
-        gradient, last = GradientVector(replicas, multiple, arrays), replicas[(len(batches) - 1) % len(replicas)]
-        with FollowedIntegers(last, len(batches)), gradient:
+        last = replicas[(len(batches) - 1) % len(replicas)]
+        gradient = GradientVector(replicas, multiple, arrays, frozen)
+        with StaticEntries(last, len(batches), frozen), gradient:
             for batch, model, device in zip(batches, cycle(replicas), cycle(devices), strict=False):
                 with deterministic(batch.torch_seed, device), _computing_on(device):
                     loss = _checked(self.batch_loss(model, batch, context))
@@ -155,9 +159,10 @@ class SolonClientMixin:
     def update(self, arrays: ArrayRecord, task: SolonTask, context: Context, config: dict[str, object]) -> Tensor:
         """Return the model's change, (d,), after one local step per batch of the task (mode "update")."""
         model, device = self._load(arrays, task.buffers, context, task.seed), self._devices()[0]
-        before = flatten({name: value.clone() for name, value in model.state_dict().items()})
+        frozen = task.frozen
+        before = flatten(model.state_dict(), frozen).clone()
         optimizer = self.local_optimizer(model, config)
-        with FollowedIntegers(model, len(task.batches)):
+        with StaticEntries(model, len(task.batches), frozen):
             for batch in task.batches:
                 with deterministic(batch.torch_seed, device):
                     optimizer.zero_grad()
@@ -165,7 +170,7 @@ class SolonClientMixin:
                     loss.backward()  # type: ignore[no-untyped-call]  # torch's
                     optimizer.step()
                     note_loss(loss)
-        return change_of(flatten(model.state_dict()), before)
+        return change_of(flatten(model.state_dict(), frozen), before)
 
     def evaluate(self, model: nn.Module, context: Context) -> dict[str, float]:
         """Return metrics of the model on this node's data: numbers, by name.

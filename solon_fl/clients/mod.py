@@ -1,16 +1,18 @@
 """The mod: turns an ordinary Flower train function into a Solon node."""
 
+from collections.abc import Collection
 from typing import Literal
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord
 from flwr.clientapp.typing import ClientAppCallable, Mod
+from torch import Tensor
 
 from solon_fl.clients.determinism import deterministic, strictly_deterministic
 from solon_fl.clients.failures import explained
 from solon_fl.clients.gradient import change_of, flatten
-from solon_fl.clients.integers import check_returned_integers
 from solon_fl.clients.share import share_reply, without_state
+from solon_fl.clients.static import check_returned_static
 from solon_fl.errors import ConfigurationError
 from solon_fl.task import ARRAYS, SolonTask
 from solon_fl.wire import trusted_tensor
@@ -32,7 +34,8 @@ def solon_mod(returns: Literal["vector", "model"] = "vector", *, keeps_state: bo
     MetricRecords and ConfigRecords that the function returns beside the arrays are sent as they are, unprotected: no
     training depends on them. Of a metric "loss" the server reports the median (`RoundReport.training_loss`).
 
-    Integer and boolean entries of the model can't change: where the function returns one that did, an error names it.
+    Frozen, integer and boolean entries of the model can't change: where the function returns one that did, an error
+    names it.
     num_batches_tracked is counted by the server; a BatchNorm with momentum=None must be used once a batch.
 
     Parameters
@@ -40,8 +43,8 @@ def solon_mod(returns: Literal["vector", "model"] = "vector", *, keeps_state: bo
     returns : "vector" or "model"
         What the train function returns in its one ArrayRecord. "vector": the gradient (the mean over the
         task's batches) or, in mode "update", the model's change, one array per floating-point or complex entry of the
-        model, same names and order; where a buffer stands, its change. "model": the trained model, as in any Flower app
-        (mode "update" only); the mod takes the difference.
+        model (frozen ones may be left out), same names and order; where a buffer stands, its change. "model": the
+        trained model, as in any Flower app (mode "update" only); the mod takes the difference.
     keeps_state : bool
         Whether the train function is given the node's own ``context.state``, which lasts from round to round. By
         default its state is empty in every round, the same on all nodes: one that depends on earlier rounds makes an
@@ -72,10 +75,10 @@ def solon_mod(returns: Literal["vector", "model"] = "vector", *, keeps_state: bo
         if reply.has_error():
             return reply
         returned = _only_record(reply)
-        _check_names(returned, arrays)
-        check_returned_integers(returned, arrays, is_change=returns == "vector")
-        vector = flatten({name: trusted_tensor(array) for name, array in returned.items()})
-        model = flatten({name: trusted_tensor(array) for name, array in arrays.items()})
+        frozen = task.frozen
+        _check_names(returned, arrays, frozen)
+        check_returned_static(returned, arrays, frozen, is_change=returns == "vector")
+        vector, model = _moving(returned, frozen), _moving(arrays, frozen)
         if returns == "model":
             vector = change_of(vector, model)
         elif bool((vector - model).norm() < NEARLY * model.norm()):
@@ -102,17 +105,22 @@ def _beside(reply: Message) -> dict[str, MetricRecord | ConfigRecord]:
     return {name: record for name, record in records if isinstance(record, (MetricRecord, ConfigRecord))}
 
 
-def _check_names(returned: ArrayRecord, arrays: ArrayRecord) -> None:
-    """Check that `returned` holds the model's floating-point and complex entries (others may be there), in order."""
+def _moving(record: ArrayRecord, frozen: Collection[str]) -> Tensor:
+    """Return the entries of a record that are coded as one vector."""
+    return flatten({name: trusted_tensor(array) for name, array in record.items() if name not in frozen})
+
+
+def _check_names(returned: ArrayRecord, arrays: ArrayRecord, frozen: Collection[str]) -> None:
+    """Check that `returned` holds the model's entries that are coded (others may be there), in order."""
 
     def continuous(record: ArrayRecord) -> dict[str, tuple[int, ...]]:
-        coded = "float", "complex"
-        return {name: tuple(array.shape) for name, array in record.items() if array.dtype.startswith(coded)}
+        floating = {name: array for name, array in record.items() if array.dtype.startswith(("float", "complex"))}
+        return {name: tuple(array.shape) for name, array in floating.items() if name not in frozen}
 
     got, wanted = continuous(returned), continuous(arrays)
     if list(got.items()) != list(wanted.items()):
         odd = sorted(set(got.items()) ^ set(wanted.items())) or "their order"
         raise ConfigurationError(
-            "the train function must return one array per floating-point or complex entry of the model; they differ in "
-            f"{odd}."
+            "the train function must return one array per floating-point or complex entry of the model that is not "
+            f"frozen; they differ in {odd}."
         )

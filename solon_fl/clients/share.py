@@ -46,12 +46,12 @@ def share_reply(
         raise ConfigurationError(
             f"records beside the share must not be named {SHARE!r} or {DIGESTS!r}; got {taken}; choose other names."
         )
-    sizes = coded_sizes(message.content.array_records[ARRAYS])
+    sizes = coded_sizes(message.content.array_records[ARRAYS], task.frozen)
     code = task.make_code()
     if vector.numel() not in (task.dim, sum(padded(size, code.multiple) for size in sizes)):
         raise ConfigurationError(
-            f"the server's model has dim={task.dim} floating-point entries; got a vector of {vector.numel()}; "
-            "server and nodes must build the same model."
+            f"the server's model has dim={task.dim} floating-point entries that are not frozen; got a vector of "
+            f"{vector.numel()}; server and nodes must build the same model."
         )
     vector = spread(vector.reshape(-1), sizes, code.multiple)
     content = RecordDict({SHARE: ArrayRecord({SHARE: to_array(code.encode(vector, task.slot))}), **beside})

@@ -32,6 +32,7 @@ from solon_fl.strategies.replies import median_metrics
 from solon_fl.strategies.reports import RoundReport
 from solon_fl.strategies.rounds import Aggregated, Round, Run
 from solon_fl.task import ARRAYS, CONFIG, time_to_live
+from solon_fl.wire import BufferNames
 
 __all__ = ["RoundStrategy"]
 
@@ -124,7 +125,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         check_factories(optimizer, scheduler)
         self._optimizer = optimizer
         self._scheduler = scheduler
-        self._buffers = tuple(buffers)
+        self._buffers = BufferNames.of(buffers)
         self._on_round = on_round
         self._client_evaluation = client_evaluation
         self._checkpoints = checkpoints
@@ -387,6 +388,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
             **self.settings(),
             "model": {name: [list(shape), str(dtype)] for name, (shape, dtype) in model.layout.items()},
             "buffers": list(model.buffers),
+            **({"frozen": model.frozen_sha256} if model.frozen else {}),
             **{f"optimizer.{name}": value for name, value in model.optimizer_settings.items()},
         }
 

@@ -23,16 +23,26 @@ from solon_fl.strategies.factories import (
     name_of,
     share_of_an_update,
 )
-from solon_fl.wire import check_dtype, check_storage, is_continuous, is_counter, real_view, to_array, trusted_tensor
+from solon_fl.wire import (
+    BufferNames,
+    check_dtype,
+    check_storage,
+    is_continuous,
+    is_counter,
+    model_sha256,
+    real_view,
+    to_array,
+    trusted_tensor,
+)
 
 __all__ = ["ServerModel", "buffer_names"]
 
 
-def buffer_names(model: torch.nn.Module) -> tuple[str, ...]:
+def buffer_names(model: torch.nn.Module) -> BufferNames:
     """Return the floating-point and complex entries of a model's state_dict that no gradient moves.
 
-    Those are BatchNorm's running statistics and the like, and frozen parameters: what `SolonStrategy` takes
-    as `buffers`.
+    Those are BatchNorm's running statistics and the like, and frozen parameters, which it knows to be `frozen`: what
+    `SolonStrategy` takes as `buffers`.
 
     Raises
     ------
@@ -53,7 +63,8 @@ def buffer_names(model: torch.nn.Module) -> tuple[str, ...]:
             )
         check_dtype(f"the model's {name}", value)
     check_storage(state)
-    return tuple(name for name, value in state.items() if is_continuous(value) and not value.requires_grad)
+    names = [name for name, value in state.items() if is_continuous(value) and not value.requires_grad]
+    return BufferNames(names, [name for name in names if isinstance(state[name], torch.nn.Parameter)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +98,17 @@ class _Entry:
 
 
 class ServerModel:
-    """The model as one vector of all floating-point and complex entries, in the record's order.
+    """The model as one vector of all floating-point and complex entries but the frozen ones, in the record's order.
 
     Parameters
     ----------
     arrays : ArrayRecord
-        The initial model. Integer and boolean entries stay as they are, as no node is asked about them; a node
+        The initial model. Integer, boolean and frozen entries stay as they are, as no node is asked about them; a node
         that changes one says so, and fails. To a normalisation layer's num_batches_tracked each step adds the
         batches of a group, as if the layer were used once a batch.
     buffers : collection of str
-        Names of floating-point or complex entries that no gradient moves. Nodes send their change, which is added.
+        Names of floating-point or complex entries that no gradient moves. Nodes send the change of those that are not
+        frozen, which is added.
     optimizer : callable
         Makes a torch optimizer of a list of tensors, such as functools.partial(torch.optim.SGD, lr=0.1). It
         gets one tensor per parameter; for a complex one pairs of real numbers, (..., 2), as torch's own optimizers
@@ -116,7 +128,8 @@ class ServerModel:
         *,
         code: Code | None = None,
     ) -> None:
-        unknown = sorted(set(buffers) - set(arrays))
+        self.buffers = BufferNames.of(buffers)
+        unknown = sorted(set(self.buffers) - set(arrays))
         if unknown:
             raise ConfigurationError(f"buffers must name entries of the model; got {unknown}, not in it.")
         self._entries: list[_Entry] = []
@@ -126,6 +139,9 @@ class ServerModel:
         tensors: list[Tensor] = []
         coded = 0
         for name, array in arrays.items():
+            if name in self.frozen:
+                self._static[name] = array
+                continue
             tensor = trusted_tensor(array)
             if not is_continuous(tensor):
                 self._static[name] = array
@@ -137,19 +153,30 @@ class ServerModel:
             coded += padded(values.numel(), 1 if code is None else code.multiple)
             tensors.append(values.reshape(-1))
         if not tensors:
-            raise ConfigurationError("the model must have floating-point entries; got none in initial_arrays.")
+            raise ConfigurationError(
+                "the model must have floating-point entries that are not frozen; got none in initial_arrays."
+            )
         double = any(tensor.dtype == torch.float64 for tensor in tensors)
         self.vector = torch.cat(tensors).to(torch.float64 if double else torch.float32)
         if code is not None:
             code.check_dtype(self.vector.dtype)
-        self.buffers = tuple(entry.name for entry in self._entries if entry.name in set(buffers))
         self._code = code
-        self._parameters = [self.vector[e.start : e.stop].view(e.shape) for e in self._chosen(buffers=False)]
-        self._buffers = [self.vector[e.start : e.stop].view(e.shape) for e in self._chosen(buffers=True)]
+        self._parameters = [self._place_of(entry) for entry in self._chosen(buffers=False)]
+        self._buffers = [self._place_of(entry) for entry in self._chosen(buffers=True)]
         self._optimizer = make_optimizer(optimizer, self._parameters) if self._parameters else None
         self._scheduler: LRScheduler | None = None
         if scheduler is not None and self._optimizer is not None:
             self._scheduler = make_scheduler(scheduler, self._optimizer)
+
+    @property
+    def frozen(self) -> frozenset[str]:
+        """Names of the entries that nothing moves."""
+        return self.buffers.frozen
+
+    @property
+    def frozen_sha256(self) -> str:
+        """What `model_sha256` says of these entries."""
+        return model_sha256(ArrayRecord({name: self._static[name] for name in self._order if name in self.frozen}))
 
     @property
     def dim(self) -> int:
@@ -206,10 +233,10 @@ class ServerModel:
         return ArrayRecord({name: arrays[name] for name in self._order})
 
     def state(self) -> dict[str, Any]:
-        """Return all that changes in training, and the static entries: what `restore` takes. Nothing is copied."""
+        """Return all but the frozen entries: what `restore` takes. Nothing is copied."""
         return {
             "vector": self.vector,
-            "static": {name: trusted_tensor(array) for name, array in self._static.items()},
+            "static": self._state_of_static(),
             "optimizer": None if self._optimizer is None else self._optimizer.state_dict(),
             **({} if self._scheduler is None else {"scheduler": self._scheduler.state_dict()}),
         }
@@ -222,7 +249,7 @@ class ServerModel:
         ValueError
             If its arrays have other names, shapes or dtypes; other errors if it is something else altogether.
         """
-        static = {name: trusted_tensor(array) for name, array in self._static.items()}
+        static = self._state_of_static()
         if state["static"].keys() != static.keys():
             raise ValueError(f"the static entries should be {sorted(static)[:5]}; got {sorted(state['static'])[:5]}")
         for name, value, ours in (
@@ -232,11 +259,14 @@ class ServerModel:
             if (value.shape, value.dtype) != (ours.shape, ours.dtype):  # copy_ would broadcast
                 raise ValueError(f"{name} should be {ours.dtype} of shape {list(ours.shape)}")
         self.vector.copy_(state["vector"])
-        self._static = {name: to_array(value) for name, value in state["static"].items()}
+        self._static |= {name: to_array(value) for name, value in state["static"].items()}
         if self._optimizer is not None:
             self._optimizer.load_state_dict(state["optimizer"])
         if self._scheduler is not None:
             self._scheduler.load_state_dict(state["scheduler"])
+
+    def _state_of_static(self) -> dict[str, Tensor]:
+        return {name: trusted_tensor(array) for name, array in self._static.items() if name not in self.frozen}
 
     @property
     def share_of_an_update(self) -> float:
@@ -290,8 +320,9 @@ class ServerModel:
         for name in changed:
             value = real_view(trusted_tensor(arrays[name]))
             entry = entries.get(name)
-            shape = tuple(self._static[name].shape) if entry is None else entry.shape
-            if tuple(value.shape) != shape or value.is_floating_point() != (entry is not None):
+            before = real_view(trusted_tensor(self._static[name])) if entry is None else self._place_of(entry)
+            shape = tuple(before.shape)
+            if tuple(value.shape) != shape or value.is_floating_point() != before.is_floating_point():
                 raise ConfigurationError(
                     f"the model given must have the shapes of the one before; got {name} of {value.dtype} with "
                     f"shape={tuple(value.shape)}, which was {shape}."
@@ -299,7 +330,7 @@ class ServerModel:
             if entry is None:
                 self._static[name] = arrays[name]
             else:
-                self.vector[entry.start : entry.stop].view(shape).copy_(value)
+                before.copy_(value)
         return changed
 
     def step(
@@ -337,6 +368,10 @@ class ServerModel:
     def _parts(self, direction: Tensor, buffers: bool) -> Iterator[Tensor]:
         for entry in self._chosen(buffers):
             yield direction[entry.coded : entry.coded + entry.size].view(entry.shape)
+
+    def _place_of(self, entry: _Entry) -> Tensor:
+        """Return where an entry stands in the vector, on its memory."""
+        return self.vector[entry.start : entry.stop].view(entry.shape)
 
     def _chosen(self, buffers: bool) -> list[_Entry]:
         return [entry for entry in self._entries if (entry.name in self.buffers) == buffers]

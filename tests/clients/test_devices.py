@@ -60,7 +60,8 @@ def task_for(model: nn.Module, num_batches: int = 7) -> SolonTask:
     """Return a task with a number of batches that no number of devices here divides."""
     config = SolonConfig(num_nodes=7, byzantine=2, compression=3, batches_per_group=num_batches)
     dim = len(flatten(model.state_dict()))
-    return SolonTask.of_run(config, 1, group=0, slot=0, dim=dim, buffers=buffer_names(model))
+    names = tuple(buffer_names(model))  # none is frozen, as some models here move what requires no gradient
+    return SolonTask.of_run(config, 1, group=0, slot=0, dim=dim, buffers=names)
 
 
 def vector_on(make_model: Callable[[], nn.Module], loss: Loss, number: int | None, num_batches: int = 7) -> Tensor:

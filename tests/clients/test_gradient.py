@@ -1,6 +1,7 @@
 """What a node computes of models that keep unusual state."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -96,7 +97,7 @@ def test_a_buffer_that_forward_binds_anew_follows_the_batches() -> None:
     torch.testing.assert_close(found, alone(client, model, 0.01, rounds=3), rtol=1e-4, atol=1e-5)
 
 
-def test_a_frozen_weight_that_forward_replaces_follows_too() -> None:
+def codebook() -> nn.Module:
     class Codebook(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -108,9 +109,19 @@ def test_a_frozen_weight_that_forward_replaces_follows_too() -> None:
             result: Tensor = self.layer(inputs)
             return result
 
-    client, model = Client(Codebook, squared), initial_model(Codebook)
-    vector = client.gradient(record_of(model), task_for(model), CONTEXT, {})
-    batches = task_for(model).batches
+    return Codebook()
+
+
+def test_a_frozen_weight_that_forward_replaces_is_named() -> None:
+    with pytest.raises(ConfigurationError, match=r"must not change frozen weights.*'codes'.*buffers=tuple"):
+        gradient_of(codebook, squared)
+
+
+def test_a_weight_without_gradient_follows_if_the_server_takes_none_for_frozen() -> None:
+    client, model = Client(codebook, squared), initial_model(codebook)
+    task = replace(task_for(model), buffers=tuple(buffer_names(model)))
+    vector = client.gradient(record_of(model), task, CONTEXT, {})
+    batches = task.batches
     expected = sum(torch.randn(8, 7, generator=batch.generator()).mean(0) for batch in batches)
     assert isinstance(expected, Tensor)
     torch.testing.assert_close(vector[:7].cpu(), expected, rtol=1e-5, atol=1e-6)

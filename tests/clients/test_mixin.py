@@ -89,7 +89,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 def reference(model: nn.Module, client: Regression, task: SolonTask) -> Tensor:
     """The vector computed the plain way, on the client's device: autograd.grad, and the buffers' change."""
     model = copy.deepcopy(model).to(client.devices()[0]).train()
-    before = flatten({name: value.clone() for name, value in model.state_dict().items()})
+    before = flatten(model.state_dict(), task.frozen).clone()
     state = model.state_dict(keep_vars=True)
     names = [name for name, value in state.items() if value.requires_grad]
     sums = {name: torch.zeros_like(state[name]) for name in names}
@@ -98,8 +98,9 @@ def reference(model: nn.Module, client: Regression, task: SolonTask) -> Tensor:
         loss = client.batch_loss(model, batch, CONTEXT)
         for name, gradient in zip(names, torch.autograd.grad(loss, [state[n] for n in names]), strict=True):
             sums[name] += gradient
-    change = flatten(model.state_dict()) - before
-    gradients = flatten({n: sums.get(n, torch.zeros_like(v)) for n, v in state.items() if v.is_floating_point()})
+    change = flatten(model.state_dict(), task.frozen) - before
+    every = {n: sums.get(n, torch.zeros_like(v)) for n, v in state.items() if v.is_floating_point()}
+    gradients = flatten(every, task.frozen)
     return gradients / task.num_batches + change
 
 
@@ -181,7 +182,7 @@ def test_a_vector_of_another_length_is_refused() -> None:
     become_server()
     model = initial_model()
     content = RecordDict({"arrays": record_of(model), "solon": task_for(model).to_record()})
-    with pytest.raises(ConfigurationError, match="dim=8 floating-point entries; got a vector of 5"):
+    with pytest.raises(ConfigurationError, match="dim=8 floating-point entries that are not frozen; got a vector of 5"):
         Short().train(Message(content, 1, MessageType.TRAIN), CONTEXT)
 
 

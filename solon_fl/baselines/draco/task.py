@@ -29,7 +29,7 @@ class DracoTask:
     seed : int
         Of the run.
     buffers : tuple of str
-        Entries of the model that no gradient moves: their change is encoded.
+        Entries of the model that no gradient moves: the change of those that are not frozen is encoded.
     code, num_nodes, byzantine
         See `DracoStrategy`.
     """

@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -100,10 +100,11 @@ class ImageClient(SolonClientMixin):
         server_round = int(str(message.content.config_records[CONFIG]["server-round"]))
         config, number = self.scenario.config, partition_id(context)
         batch = Batch(config.seed, server_round, number, (server_round - 1) * config.num_nodes + number)
-        gradient = self.mean_gradient(arrays, [batch], buffer_names(self.build_model(context)), context)
+        buffers = buffer_names(self.build_model(context))
+        gradient = self.mean_gradient(arrays, [batch], buffers, context)
         content = RecordDict(
             {
-                ARRAYS: _split(gradient, arrays),
+                ARRAYS: _split(gradient, arrays, buffers.frozen),
                 "metrics": MetricRecord({"num-examples": self.scenario.batch_size}),
             }
         )
@@ -164,12 +165,12 @@ def _nobody() -> Context:
     return Context(run_id=0, node_id=0, node_config={}, state=RecordDict(), run_config={})
 
 
-def _split(vector: Tensor, arrays: ArrayRecord) -> ArrayRecord:
-    """Return a vector as an ArrayRecord that has the names and shapes of another's floating-point entries."""
+def _split(vector: Tensor, arrays: ArrayRecord, frozen: Collection[str]) -> ArrayRecord:
+    """Return a vector as an ArrayRecord that has the names and shapes of a model's entries that are coded."""
     parts: dict[str, Array] = {}
     start = 0
     for name, array in arrays.items():
-        if array.dtype.startswith("float"):
+        if array.dtype.startswith("float") and name not in frozen:
             size = math.prod(array.shape)
             parts[name] = to_array(vector[start : start + size].view(tuple(array.shape)))
             start += size

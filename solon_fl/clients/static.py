@@ -1,0 +1,176 @@
+"""Entries of a model that no share carries, so that a node checks whether the server knows what they are.
+
+Those are frozen weights, integers and booleans. The server leaves them as they are, but for `num_batches_tracked`, to
+which it adds the number of the round's batches.
+"""
+
+from collections.abc import Collection
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from solon_fl.errors import ConfigurationError
+from solon_fl.wire import COUNTER, WHOLE_NUMBERS, is_continuous, is_counter, real_view
+
+__all__ = ["StaticEntries", "check_returned_static", "check_untrained"]
+
+REMEDY = (  # short, as the server's log shows 300 characters
+    "keep it in a float buffer, compute it from batch.round, set it on the server's model before the run, or register "
+    "it with persistent=False."
+)
+
+
+REMEDY_FROZEN = (
+    "make it a buffer (register_buffer), or freeze nothing: SolonStrategy(..., buffers=tuple(buffer_names(model)))."
+)
+
+
+class StaticEntries:
+    """Within the `with` block a node computes; on leaving, such entries must be what the server takes them to be.
+
+    The num_batches_tracked of a BatchNorm that has a momentum, and of an InstanceNorm, is not looked at: torch doesn't
+    read it.
+
+    Parameters
+    ----------
+    model : Module
+        With the server's state.
+    num_batches : int
+        That will be computed.
+    frozen : collection of str
+        Floating-point and complex entries that the server takes for frozen. Of these only a sum over all bits is kept.
+
+    Raises
+    ------
+    ConfigurationError
+        On leaving, if one is not; it is named.
+    """
+
+    def __init__(self, model: nn.Module, num_batches: int, frozen: Collection[str] = frozenset()) -> None:
+        self._model = model
+        self._num_batches = num_batches
+        self._frozen = frozen
+        self._expected: dict[str, Tensor] = {}
+        self._sums: dict[str, Tensor] = {}
+
+    def __enter__(self) -> "StaticEntries":
+        unread = _unread_counters(self._model)
+        for name, value in self._model.state_dict().items():
+            if isinstance(value, Tensor) and not is_continuous(value) and name not in unread:
+                self._expected[name] = value + self._num_batches if is_counter(name, value.dtype) else value.clone()
+        self._sums = self._sums_of_frozen()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._check_frozen()
+            self._check()
+
+    def _sums_of_frozen(self) -> dict[str, Tensor]:
+        state = self._model.state_dict(keep_vars=True)
+        return {name: _sum_of_bits(state[name]) for name in self._frozen if name in state}
+
+    def _check_frozen(self) -> None:
+        if not self._frozen:
+            return
+        for name, value in self._model.state_dict(keep_vars=True).items():
+            if name in self._frozen:
+                check_untrained(name, value)
+        now = self._sums_of_frozen()
+        names = [name for name in self._sums if name in now]
+        flags = torch.stack([(self._sums[n] != now[n]).any() for n in names]).tolist() if names else []
+        changed = {name for name, flag in zip(names, flags, strict=True) if flag} | (self._sums.keys() - now.keys())
+        if changed:
+            raise ConfigurationError(
+                f"batch_loss must not change frozen weights, as no share carries that; it changed {min(changed)!r}; "
+                f"{REMEDY_FROZEN}"
+            )
+
+    def _check(self) -> None:
+        now = self._model.state_dict()
+        same_kind = {
+            name: value
+            for name, value in self._expected.items()
+            if name in now and (now[name].shape, now[name].dtype) == (value.shape, value.dtype)
+        }
+        differ = [(now[name] != value).any() for name, value in same_kind.items()]
+        flags = torch.stack(differ).tolist() if differ else []  # waits for the GPU once
+        changed = self._expected.keys() - {n for n, flag in zip(same_kind, flags, strict=True) if not flag}
+        for name in self._expected:
+            if name not in changed:
+                continue
+            if is_counter(name, self._expected[name].dtype):
+                raise ConfigurationError(
+                    "a normalisation with momentum=None must be used once a batch, for the server counts batches; "
+                    f"{name!r} did not grow by num_batches={self._num_batches}; give the layer a momentum."
+                )
+            raise ConfigurationError(
+                "batch_loss must not change integer or boolean entries of the model, as no share carries that; it "
+                f"changed {name!r}; {REMEDY}"
+            )
+
+
+def check_returned_static(
+    returned: ArrayRecord, arrays: ArrayRecord, frozen: Collection[str] = frozenset(), *, is_change: bool
+) -> None:
+    """Check that such entries among what a train function returns are as the server sent them.
+
+    Parameters
+    ----------
+    returned, arrays : ArrayRecord
+        What it returned, and the server's model. A num_batches_tracked is not looked at.
+    frozen : collection of str
+        Floating-point and complex entries that the server takes for frozen.
+    is_change : bool
+        Whether changes were returned: then an entry may be 0, too.
+
+    Raises
+    ------
+    ConfigurationError
+        If one is not; it is named.
+    """
+    for name, array in returned.items():
+        values = array.numpy()
+        is_static = name in frozen or (values.dtype.kind in "biu" and name.rpartition(".")[2] != COUNTER)
+        if name not in arrays or not is_static:
+            continue
+        unchanged = np.array_equal(values, arrays[name].numpy(), equal_nan=True) or (is_change and not values.any())
+        if not unchanged and name in frozen:
+            raise ConfigurationError(
+                "the train function must not change frozen weights, as no share carries that; it changed "
+                f"{name!r}; {REMEDY_FROZEN}"
+            )
+        if not unchanged:
+            raise ConfigurationError(
+                "the train function must not change integer or boolean entries of the model, as no share carries that; "
+                f"it changed {name!r}; {REMEDY}"
+            )
+
+
+def check_untrained(name: str, value: Tensor) -> None:
+    """Raise ConfigurationError if an entry that the server takes for a buffer is to be trained."""
+    if value.requires_grad:
+        raise ConfigurationError(
+            f"the server takes {name!r} for an entry that no gradient moves, and batch_loss lets it require one; train "
+            "it from the start, or start a new run with the model as it is to be trained now."
+        )
+
+
+def _sum_of_bits(value: Tensor) -> Tensor:
+    """Return the sum of a tensor's entries, each read as a whole number, where the tensor is: nothing is copied."""
+    bits = real_view(value.detach()).contiguous()
+    return bits.view(WHOLE_NUMBERS[bits.element_size()]).sum(dtype=torch.int64)
+
+
+def _unread_counters(model: nn.Module) -> set[str]:
+    """Return the names of those counters of batches that torch itself never reads."""
+    modules = model.named_modules(remove_duplicate=False)
+    return {
+        f"{prefix}.{COUNTER}".removeprefix(".")
+        for prefix, module in modules
+        if isinstance(module, _NormBase) and (module.momentum is not None or isinstance(module, _InstanceNorm))
+    }
