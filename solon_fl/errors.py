@@ -12,6 +12,7 @@ __all__ = [
     "InvalidReplyError",
     "NodeFailedError",
     "NodesMissingError",
+    "PatchError",
     "SolonError",
 ]
 
@@ -34,6 +35,10 @@ class NodeFailedError(SolonError, RuntimeError):
 
 class NodesMissingError(SolonError, TimeoutError):
     """Fewer nodes connected in time than the run needs."""
+
+
+class PatchError(SolonError, ValueError):
+    """Bytes are no patch for the tensors that they should be applied to, or damaged; nothing was changed."""
 
 
 class CheckpointError(SolonError, OSError):

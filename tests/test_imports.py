@@ -14,7 +14,7 @@ PACKAGE = "solon_fl"
 # Each room may import from those above it, and from itself; rooms in one line know nothing of each other.
 ROOMS = [
     ["errors"],
-    ["checks", "epochs"],
+    ["checks", "downlink", "epochs"],
     ["coding"],
     ["config"],
     ["task", "wire"],
