@@ -23,6 +23,7 @@ from solon_fl.errors import ConfigurationError
 
 __all__ = [
     "CodeName",
+    "DownlinkName",
     "FailurePolicy",
     "Grouping",
     "Mode",
@@ -45,6 +46,7 @@ Strangers = Literal["spare", "refuse"]
 Redundancy = Literal["full", "reactive"]
 Verification = Literal["algebra", "digest"]
 Regroup = Literal["never", "round"]
+DownlinkName = Literal["full", "delta"]
 EARLY_ERROR = 1e-3
 
 
@@ -118,6 +120,11 @@ class SolonConfig:
         without, more where `early_error` needs more), drawn anew in each round, and the others only in rounds in which
         those do not agree. See
         docs/explanation/reactive-redundancy.md.
+    downlink : "full" or "delta"
+        Whether every message holds the whole model, or only what has changed since the node was last asked, rounded to
+        about a tenth of its bytes; what is rounded away is in the next message. Nodes then keep a copy, and compute
+        gradients there: in the same round on the same copy, so that all guarantees hold. See
+        docs/explanation/downlink.md.
     group_weights : tuple of float, optional
         Weight of each group in the average, for groups that hold different amounts of data. Default: equal.
 
@@ -157,6 +164,7 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
     quarantine_after: int | None = None
     verification: Verification = "algebra"
     redundancy: Redundancy = "full"
+    downlink: DownlinkName = "full"
     group_weights: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -170,6 +178,7 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
             ("redundancy", Redundancy),
             ("verification", Verification),
             ("regroup", Regroup),
+            ("downlink", DownlinkName),
         ):
             check_one_of(name, getattr(self, name), get_args(allowed))
         for name, least in (("num_nodes", 1), ("group_size", 0), ("seed", 0), ("batches_per_group", 0)):

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from torch import Tensor
 
 from solon_fl.checks import check_whole
@@ -237,11 +237,20 @@ class SolonTask:
         """Return the task as a Flower record, a new one for every node."""
         return task_record({name: getattr(self, name) for name in self.__slots__})
 
-    def to_message(self, arrays: ArrayRecord, config: ConfigRecord, node_id: int, timeout: float | None) -> Message:
-        """Return the message that asks a node for this: the shared model, and a config and a task of its own."""
+    def to_message(
+        self,
+        model: Mapping[str, ArrayRecord | MetricRecord | ConfigRecord],
+        config: ConfigRecord,
+        node_id: int,
+        timeout: float | None,
+    ) -> Message:
+        """Return the message that asks a node for this: the shared model, and a config and a task of its own.
+
+        `model` are the records that the model comes in: ``{"arrays": arrays}``, or what a `ModelSender` returns.
+        """
         content = RecordDict(
             {
-                ARRAYS: arrays,
+                **model,
                 CONFIG: ConfigRecord({**config, "server-round": self.round}),
                 TASK: self.to_record(),
             }

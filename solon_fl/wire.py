@@ -28,6 +28,7 @@ __all__ = [
     "model_sha256",
     "npy_header",
     "real_view",
+    "tensors_sha256",
     "to_array",
     "trusted_tensor",
 ]
@@ -89,6 +90,19 @@ def model_sha256(arrays: ArrayRecord) -> str:
     for name, array in arrays.items():
         digest.update(repr((name, array.dtype, tuple(array.shape), len(array.data))).encode())
         digest.update(array.data)
+    return digest.hexdigest()
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Return the `model_sha256` of the arrays that these tensors (CPU, contiguous) would be, without making them."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        values = tensor.detach().contiguous().numpy()
+        header = npy_header(values.shape, values.dtype)
+        length = len(header) + values.nbytes
+        digest.update(repr((name, str(values.dtype), tuple(values.shape), length)).encode())
+        digest.update(header)
+        digest.update(values.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

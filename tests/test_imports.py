@@ -14,10 +14,10 @@ PACKAGE = "solon_fl"
 # Each room may import from those above it, and from itself; rooms in one line know nothing of each other.
 ROOMS = [
     ["errors"],
-    ["checks", "downlink", "epochs"],
+    ["checks", "downlink", "epochs", "parts", "wire"],
     ["coding"],
     ["config"],
-    ["task", "wire"],
+    ["task"],
     ["clients", "strategies"],
     ["baselines"],
     ["simulations"],

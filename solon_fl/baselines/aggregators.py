@@ -5,12 +5,14 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, Metadata, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from solon_fl.baselines.vectors import Layout, VectorStrategy, Verdict
+from solon_fl.config import DownlinkName
+from solon_fl.strategies.downlink import Records
 from solon_fl.strategies.factories import OptimizerFactory
 from solon_fl.strategies.loop import RoundStrategy
 from solon_fl.strategies.model import ServerModel
@@ -36,6 +38,8 @@ class AggregatorStrategy(VectorStrategy):
         a (d,) tensor: a function of yours, or an object of byzfl, such as ``byzfl.GeometricMedian()``.
     optimizer, buffers, on_round
         See `SolonStrategy`.
+    downlink
+        See `SolonConfig`.
 
     Notes
     -----
@@ -55,9 +59,10 @@ class AggregatorStrategy(VectorStrategy):
         *,
         buffers: Collection[str] = (),
         on_round: Callable[[RoundReport], object] | None = None,
+        downlink: DownlinkName = "full",
     ) -> None:
         self.aggregate = aggregate
-        super().__init__(num_nodes, optimizer, buffers=buffers, on_round=on_round)
+        super().__init__(num_nodes, optimizer, buffers=buffers, on_round=on_round, downlink=downlink)
 
     def summary(self) -> None:
         """Log what aggregates."""
@@ -98,6 +103,8 @@ class GradientStrategy(RoundStrategy["InnerRun"]):
         For example ``flwr.serverapp.strategy.MultiKrum(...)``; does everything but the step.
     optimizer, buffers, on_round
         See `SolonStrategy`.
+    downlink
+        See `SolonConfig`.
 
     Notes
     -----
@@ -112,9 +119,10 @@ class GradientStrategy(RoundStrategy["InnerRun"]):
         *,
         buffers: Collection[str] = (),
         on_round: Callable[[RoundReport], object] | None = None,
+        downlink: DownlinkName = "full",
     ) -> None:
         self.inner = inner
-        super().__init__(optimizer, buffers=buffers, on_round=on_round)
+        super().__init__(optimizer, buffers=buffers, on_round=on_round, downlink=downlink)
 
     def summary(self) -> None:
         """Log the inner strategy's settings."""
@@ -132,14 +140,14 @@ class GradientStrategy(RoundStrategy["InnerRun"]):
 
     def begin(self, model: ServerModel, timeout: float | None, *, follows_up: bool) -> "InnerRun":
         """See `RoundStrategy.begin`."""
-        return InnerRun(self.inner, model, timeout)
+        return InnerRun(self.inner, model, timeout, self._downlink)
 
 
 class InnerRun(Run):
     """A run whose nodes the inner strategy chooses, in every round."""
 
-    def __init__(self, inner: Strategy, model: ServerModel, timeout: float | None) -> None:
-        super().__init__(model, timeout)
+    def __init__(self, inner: Strategy, model: ServerModel, timeout: float | None, downlink: DownlinkName) -> None:
+        super().__init__(model, timeout, downlink)
         self.inner = inner
 
     def open_round(self, server_round: int, config: ConfigRecord, grid: Grid) -> "InnerRound":
@@ -155,14 +163,39 @@ class InnerRound(Round[int]):
         self._round = server_round
         self._config = config
         self._grid = grid
-        self._nodes: dict[int, int] = {}  # ids, by message
+        self._sent: dict[int, tuple[Metadata, Records]] = {}  # but for the model
         self._replies: dict[int, Message] = {}
 
     def messages(self, arrays: ArrayRecord) -> dict[int, Message]:
         """See `Round.messages`; they are the inner strategy's."""
-        messages = dict(enumerate(self._run.inner.configure_train(self._round, arrays, self._config, self._grid)))
-        self._nodes = {key: message.metadata.dst_node_id for key, message in messages.items()}
-        return messages
+        messages = list(self._run.inner.configure_train(self._round, arrays, self._config, self._grid))
+        models = self._run.sender.records([message.metadata.dst_node_id for message in messages], arrays)
+        for key, message in enumerate(messages):
+            others = {name: record for name, record in message.content.items() if name != ARRAYS}
+            self._sent[key] = (message.metadata, others)
+            message.content.update(models[message.metadata.dst_node_id])
+        return dict(enumerate(messages))
+
+    def again(self, keys: Collection[int]) -> dict[int, Message]:
+        """See `Round.again`."""
+        ids = self._nodes
+        models = self._run.sender.records([ids[key] for key in keys])
+        return {key: self._again(key, models[ids[key]]) for key in keys}
+
+    def _again(self, key: int, model: Records) -> Message:
+        metadata, others = self._sent[key]
+        return Message(
+            RecordDict({**others, **model}),
+            metadata.dst_node_id,
+            metadata.message_type,
+            ttl=metadata.ttl,
+            group_id=metadata.group_id,
+        )
+
+    @property
+    def _nodes(self) -> dict[int, int]:
+        """Ids, by message."""
+        return {key: metadata.dst_node_id for key, (metadata, _) in self._sent.items()}
 
     def receive(self, batch: list[tuple[int, Message]]) -> bool:
         """See `Round.receive`."""

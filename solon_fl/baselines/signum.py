@@ -12,6 +12,7 @@ from torch import Tensor
 
 from solon_fl.baselines.vectors import Layout, VectorStrategy, Verdict
 from solon_fl.clients.gradient import flatten
+from solon_fl.clients.keeping import downlink_mod
 from solon_fl.errors import ConfigurationError
 from solon_fl.strategies.model import ServerModel
 from solon_fl.task import ARRAYS, CONFIG
@@ -122,6 +123,9 @@ def signum_mod(momentum: float = 0.9, buffers: tuple[str, ...] = ()) -> Mod:
         raise ConfigurationError(f"momentum must be in [0, 1); got momentum={momentum}.")
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        return downlink_mod(message, context, lambda whole, own: answer(whole, own, call_next))
+
+    def answer(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         if message.metadata.message_type.partition(".")[0] != MessageType.TRAIN:
             return call_next(message, context)
         reply = call_next(message, context)

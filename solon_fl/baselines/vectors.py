@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from solon_fl.checks import check_whole
+from solon_fl.config import DownlinkName
 from solon_fl.strategies.factories import OptimizerFactory
 from solon_fl.strategies.loop import RoundStrategy
 from solon_fl.strategies.model import ServerModel
@@ -18,7 +19,7 @@ from solon_fl.strategies.presence import wait_for_nodes
 from solon_fl.strategies.replies import Layout, Unusable, read, read_arrays
 from solon_fl.strategies.reports import GroupReport, RoundReport
 from solon_fl.strategies.rounds import Aggregated, Round, Run
-from solon_fl.task import ARRAYS, CONFIG, time_to_live
+from solon_fl.task import CONFIG, time_to_live
 
 __all__ = ["Layout", "VectorStrategy", "Verdict"]
 
@@ -39,6 +40,8 @@ class VectorStrategy(RoundStrategy["VectorRun"]):
         P, nodes in the run.
     optimizer, buffers, on_round
         See `SolonStrategy`.
+    downlink
+        See `SolonConfig`.
 
     Attributes
     ----------
@@ -55,10 +58,11 @@ class VectorStrategy(RoundStrategy["VectorRun"]):
         *,
         buffers: Collection[str] = (),
         on_round: Callable[[RoundReport], object] | None = None,
+        downlink: DownlinkName = "full",
     ) -> None:
         check_whole("num_nodes", num_nodes, 1)
         self.num_nodes = num_nodes
-        super().__init__(optimizer, buffers=buffers, on_round=on_round)
+        super().__init__(optimizer, buffers=buffers, on_round=on_round, downlink=downlink)
 
     @abstractmethod
     def layout(self, model: ServerModel) -> tuple[str, Layout]:
@@ -74,14 +78,16 @@ class VectorStrategy(RoundStrategy["VectorRun"]):
 
     def begin(self, model: ServerModel, timeout: float | None, *, follows_up: bool) -> "VectorRun":
         """See `RoundStrategy.begin`."""
-        return VectorRun(self, model, timeout)
+        return VectorRun(self, model, timeout, self._downlink)
 
 
 class VectorRun(Run):
     """A run whose nodes are those that were there when it began."""
 
-    def __init__(self, strategy: VectorStrategy, model: ServerModel, timeout: float | None) -> None:
-        super().__init__(model, timeout)
+    def __init__(
+        self, strategy: VectorStrategy, model: ServerModel, timeout: float | None, downlink: DownlinkName
+    ) -> None:
+        super().__init__(model, timeout, downlink)
         self.num_batches = strategy.num_batches
         self.strategy = strategy
         self._nodes: list[int] = []  # ids, by number
@@ -110,11 +116,20 @@ class VectorRound(Round[int]):
 
     def messages(self, arrays: ArrayRecord) -> dict[int, Message]:
         """See `Round.messages`."""
+        return self._messages(range(len(self._nodes)), arrays)
+
+    def again(self, keys: Collection[int]) -> dict[int, Message]:
+        """See `Round.again`."""
+        return self._messages(keys)
+
+    def _messages(self, numbers: Collection[int], arrays: ArrayRecord | None = None) -> dict[int, Message]:
         run, messages = self._run, {}
-        for number, node_id in enumerate(self._nodes):
+        models = run.sender.records([self._nodes[number] for number in numbers], arrays)
+        for number in numbers:
+            node_id = self._nodes[number]
             settings = ConfigRecord({**self._config, "server-round": self._round})
             task = run.strategy.task(self._round, number, run.model)
-            content = RecordDict({ARRAYS: arrays, CONFIG: settings, **task})
+            content = RecordDict({**models[node_id], CONFIG: settings, **task})
             messages[number] = Message(
                 content, node_id, MessageType.TRAIN, ttl=time_to_live(run.timeout), group_id=str(self._round)
             )

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
+from solon_fl.clients.keeping import downlink_mod
 from solon_fl.errors import ConfigurationError
 
 __all__ = ["MixinApp"]
@@ -18,8 +19,8 @@ class MixinApp(ClientApp):
 
     def serve(self, train: ClientAppCallable, evaluate: ClientAppCallable, mods: list[Mod] | None) -> None:
         """Take the functions of the mixin; mods are put around training."""
-        super().train(mods=mods)(train)
-        super().evaluate()(evaluate)
+        super().train(mods=[downlink_mod, *(mods or [])])(train)
+        super().evaluate(mods=[downlink_mod])(evaluate)
 
     def train(self, action: str = DEFAULT, *, mods: list[Mod] | None = None) -> Decorator:
         """See `ClientApp.train`."""

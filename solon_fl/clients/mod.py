@@ -11,6 +11,7 @@ from torch import Tensor
 from solon_fl.clients.determinism import deterministic, strictly_deterministic
 from solon_fl.clients.failures import explained
 from solon_fl.clients.gradient import change_of, flatten
+from solon_fl.clients.keeping import downlink_mod
 from solon_fl.clients.share import share_reply, without_state
 from solon_fl.clients.static import check_returned_static
 from solon_fl.errors import ConfigurationError
@@ -59,6 +60,9 @@ def solon_mod(returns: Literal["vector", "model"] = "vector", *, keeps_state: bo
         raise ConfigurationError(f"returns must be 'vector' or 'model'; got returns={returns!r}.")
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        return downlink_mod(message, context, lambda whole, own: answer(whole, own, call_next))
+
+    def answer(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         if message.metadata.message_type.partition(".")[0] != MessageType.TRAIN:
             return call_next(message, context)
         task = SolonTask.from_message(message)

@@ -22,7 +22,7 @@ from solon_fl.strategies.exchange import exchange
 from solon_fl.strategies.model import ServerModel
 from solon_fl.strategies.replies import Unusable, read, read_finite_share, read_share
 from solon_fl.strategies.roster import Roster
-from solon_fl.task import SolonTask
+from solon_fl.task import ARRAYS, SolonTask
 
 __all__ = ["MARGIN", "Calibration", "calibrate", "measure"]
 
@@ -206,7 +206,7 @@ def measure(
             task = replace(task, code="exact" if code is exact else name_of_real)
             for node_id in nodes:
                 if node_id is not None:
-                    messages[group, node_id] = task.to_message(arrays, train_config, node_id, timeout)
+                    messages[group, node_id] = task.to_message({ARRAYS: arrays}, train_config, node_id, timeout)
                     findings.labels[node_id] = roster.label(node_id)
                     findings.groups.setdefault(group, {})[node_id] = None
         length = model.sections_of(code).num_columns

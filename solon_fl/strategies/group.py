@@ -136,6 +136,11 @@ class GroupRound:
         self.resting = set()
         return woken
 
+    def let_rest(self, slot: int) -> None:
+        """Do without a node that was asked and lacks the model, unless the others turn out not to be enough."""
+        if not self.closed:
+            self.resting.add(slot)
+
     def receive(self, replies: dict[int, Message]) -> None:
         """Take replies by slot, out of the dict; whatever is in them, nothing is raised.
 

@@ -10,7 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from contextlib import nullcontext
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_args
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, Metadata, MetricRecord, RecordDict
@@ -18,11 +18,12 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
-from solon_fl.checks import check_timeout, check_whole
+from solon_fl.checks import check_one_of, check_timeout, check_whole
 from solon_fl.coding import Code
-from solon_fl.config import Mode
+from solon_fl.config import DownlinkName, Mode
 from solon_fl.errors import CheckpointError, GroupFailedError
 from solon_fl.strategies.checkpoint import Checkpoint, Checkpoints
+from solon_fl.strategies.downlink import ModelSender
 from solon_fl.strategies.evaluating import Evaluate, evaluate_centrally, warn_of_failed_evaluations
 from solon_fl.strategies.exchange import exchange, reply_keys
 from solon_fl.strategies.factories import OptimizerFactory, SchedulerFactory, check_factories
@@ -31,7 +32,7 @@ from solon_fl.strategies.model import ServerModel
 from solon_fl.strategies.replies import median_metrics
 from solon_fl.strategies.reports import RoundReport
 from solon_fl.strategies.rounds import Aggregated, Round, Run
-from solon_fl.task import ARRAYS, CONFIG, time_to_live
+from solon_fl.task import CONFIG, time_to_live
 from solon_fl.wire import BufferNames
 
 __all__ = ["RoundStrategy"]
@@ -46,10 +47,15 @@ RunType = TypeVar("RunType", bound=Run)
 
 
 class _OpenRound(Generic[Key]):
-    """A round under way: who was sent what, and the server's seconds and bytes so far."""
+    """A round under way: who was sent what, and the server's seconds and bytes so far.
 
-    def __init__(self, number: int, played: Round[Key], arrays: ArrayRecord) -> None:
+    Nodes that lack the model are the round's own affair only once they were sent all of it.
+    """
+
+    def __init__(self, number: int, played: Round[Key], arrays: ArrayRecord, sender: ModelSender) -> None:
         self.number = number
+        self._sender = sender
+        self._lacking: list[Key] = []  # of nodes that are to be sent all of the model
         self.addressed: dict[Key, Metadata] = {}
         self.bytes_out = 0
         self.seconds_receiving = 0.0
@@ -57,15 +63,21 @@ class _OpenRound(Generic[Key]):
         self.first_messages = self._addressed(played.messages(arrays))
 
     def receive(self, batch: list[tuple[Key, Message]]) -> bool:
-        """Hand replies over."""
+        """Hand replies over, but those that say that the node lacks the model."""
         started = time.monotonic()
-        enough = self._round.receive(batch)
+        lacking = [key for key, reply in batch if self._sender.learn(self.addressed[key].dst_node_id, reply)]
+        self._lacking += lacking
+        usable = [(key, reply) for key, reply in batch if key not in set(lacking)]
+        batch.clear()  # so that nobody holds what the round drops
+        enough = self._round.receive(usable) if usable or not lacking else False
         self.seconds_receiving += time.monotonic() - started
         return enough
 
     def follow_up(self, late: bool) -> dict[Key, Message]:
         """Return further messages."""
-        return self._addressed(self._round.follow_up(late))
+        lacking, self._lacking = self._lacking, []
+        again = self._addressed(self._round.again(lacking)) if lacking else {}
+        return again | self._addressed(self._round.follow_up(late))
 
     def patience(self) -> float:
         """Return after how many seconds without enough replies it is late."""
@@ -107,6 +119,8 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
     ----------
     optimizer, scheduler, buffers, on_round, client_evaluation, checkpoints
         See `SolonStrategy`.
+    downlink
+        See `SolonConfig`.
     """
 
     mode: Mode = "gradient"
@@ -121,7 +135,9 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         on_round: Callable[[RoundReport], object] | None = None,
         client_evaluation: bool = False,
         checkpoints: Checkpoints | None = None,
+        downlink: DownlinkName = "full",
     ) -> None:
+        check_one_of("downlink", downlink, get_args(DownlinkName))
         check_factories(optimizer, scheduler)
         self._optimizer = optimizer
         self._scheduler = scheduler
@@ -129,6 +145,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         self._on_round = on_round
         self._client_evaluation = client_evaluation
         self._checkpoints = checkpoints
+        self._downlink: DownlinkName = downlink
         self._latest: RunType | None = None
         self._open: _OpenRound[Any] | None = None  # between configure_train and aggregate_train
         self._stop = False  # whether on_round has said so
@@ -235,7 +252,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         unanswered: dict[str, tuple[int, int]],
     ) -> bool:
         """Play one round, put model and metrics into the result, and return whether a step was made."""
-        opened = _OpenRound(server_round, run.open_round(server_round, config, grid), result.arrays)
+        opened = self._opened(run, server_round, config, grid, result.arrays)
         result.arrays = ArrayRecord()  # while the nodes work, the model is in memory once
         waited, open_messages = exchange(
             grid, opened.first_messages, run.timeout, opened.receive, opened.follow_up, opened.patience
@@ -247,6 +264,12 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         result.train_metrics_clientapp[server_round] = report.to_metrics()
         return report.stepped
 
+    def _opened(
+        self, run: RunType, server_round: int, config: ConfigRecord, grid: Grid, arrays: ArrayRecord
+    ) -> _OpenRound[Any]:
+        run.sender.begin(server_round)
+        return _OpenRound(server_round, run.open_round(server_round, config, grid), arrays, run.sender)
+
     def _finish(
         self, run: RunType, opened: _OpenRound[Any], seconds_waiting: float
     ) -> tuple[RoundReport, ArrayRecord | None]:
@@ -257,6 +280,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         arrays = None
         if aggregated.direction is not None:
             run.model.step(aggregated.direction, self.mode, run.num_batches, aggregated.unreached)
+            run.sender.publish()
             arrays = run.model.to_record()
         report = RoundReport(
             round=opened.number,
@@ -264,6 +288,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
             stepped=arrays is not None,
             bytes_out=opened.bytes_out,
             bytes_in=aggregated.bytes_in,
+            lacking_nodes=run.sender.lacking,
             seconds_waiting=seconds_waiting,
             seconds_aggregating=opened.seconds_receiving + aggregated_at - started,
             seconds_stepping=time.monotonic() - aggregated_at,
@@ -292,7 +317,8 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         started = time.monotonic()
 
         def receive(batch: list[tuple[int, Message]]) -> bool:
-            for node_id, _ in batch:
+            for node_id, reply in batch:
+                run.sender.learn(node_id, reply)
                 run.evaluation_patience.record(node_id, time.monotonic() - started)
             replies.update(batch)
             late = not batch and 2 * len(replies) > len(asked)
@@ -329,8 +355,9 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
             self._latest = self.begin(self._new_model(arrays), None, follows_up=False)
         elif changed := self._latest.model.take_over(arrays, self._handed_out):
             logger.info("\tround %d: the model was changed since the round before: %s", server_round, changed[:5])
+            self._latest.sender.publish()
         self._handed_out = {name: array.data for name, array in arrays.items()}
-        self._open = _OpenRound(server_round, self._latest.open_round(server_round, config, grid), arrays)
+        self._open = self._opened(self._latest, server_round, config, grid, arrays)
         return list(self._open.first_messages.values())
 
     def aggregate_train(
@@ -356,13 +383,13 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         settings = {**config, "server-round": server_round}
         return [
             Message(
-                RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord(dict(settings))}),
+                RecordDict({**records, CONFIG: ConfigRecord(dict(settings))}),
                 node_id,
                 MessageType.EVALUATE,
                 ttl=time_to_live(run.timeout),
                 group_id=str(server_round),
             )
-            for node_id in run.evaluating_nodes()
+            for node_id, records in run.sender.records(run.evaluating_nodes(), arrays).items()
         ]
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -398,7 +425,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
             round=server_round,
             run=self._describe(run.model),
             notes={"metrics": metrics, **run.notes()},
-            tensors=run.model.state(),
+            tensors={**run.model.state(), **run.sender.state()},
         )
 
     def _resume(self, run: RunType, result: Result, num_rounds: int) -> int:
@@ -410,6 +437,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
             noted = checkpoint.notes["metrics"]
             metrics = {name: {int(n): MetricRecord(record) for n, record in noted[name].items()} for name in METRICS}
             run.model.restore(checkpoint.tensors)
+            run.sender.restore(checkpoint.tensors)
             run.restore(checkpoint.notes)
             for name, records in metrics.items():
                 getattr(result, name).update(records)
@@ -441,6 +469,7 @@ def _collect_late(
         if message_id in late:
             if not late[message_id].has_error():
                 run.record_late(node_id)
+                run.sender.learn_late(node_id, late[message_id])
         elif fetcher.was_never_sent(message_id, math.inf if run.timeout is None else run.timeout):
             run.record_stall(node_id)
         elif fetcher.is_stuck(message_id) or server_round - asked_round <= LATE_ROUNDS:

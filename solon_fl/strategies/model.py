@@ -135,6 +135,7 @@ class ServerModel:
         self._entries: list[_Entry] = []
         self._static: dict[str, Array] = {}
         self._counters: list[str] = []
+        self._fixed_sha256: str | None = None
         self._order = list(arrays)
         tensors: list[Tensor] = []
         coded = 0
@@ -176,7 +177,7 @@ class ServerModel:
     @property
     def frozen_sha256(self) -> str:
         """What `model_sha256` says of these entries."""
-        return model_sha256(ArrayRecord({name: self._static[name] for name in self._order if name in self.frozen}))
+        return model_sha256(self.to_record(self.frozen))
 
     @property
     def dim(self) -> int:
@@ -225,12 +226,41 @@ class ServerModel:
             mask[entry.start : entry.stop] = True
         return mask
 
-    def to_record(self) -> ArrayRecord:
-        """Return the model as a new ArrayRecord, in the dtypes and the order in which it came."""
-        arrays = dict(self._static)
-        for entry in self._entries:
-            arrays[entry.name] = to_array(entry.taken_from(self.vector))
-        return ArrayRecord({name: arrays[name] for name in self._order})
+    def to_record(self, names: Collection[str] | None = None) -> ArrayRecord:
+        """Return the model, or its entries of these names, as a new ArrayRecord, in the dtypes in which it came."""
+        entries = {entry.name: entry for entry in self._entries}
+        chosen = self._order if names is None else [name for name in self._order if name in set(names)]
+        return ArrayRecord(
+            {
+                name: to_array(entries[name].taken_from(self.vector)) if name in entries else self._static[name]
+                for name in chosen
+            }
+        )
+
+    def trained(self) -> dict[str, Tensor]:
+        """Return the entries that gradients move, in their own dtypes, by name: new tensors, or the model's memory."""
+        return {entry.name: entry.taken_from(self.vector) for entry in self._chosen(buffers=False)}
+
+    def trained_values(self) -> dict[str, Tensor]:
+        """Return the same as they stand in the vector: in its dtype, a complex one as (..., 2), on its memory."""
+        return {entry.name: self._place_of(entry) for entry in self._chosen(buffers=False)}
+
+    @property
+    def names(self) -> list[str]:
+        """Of all entries, in their order."""
+        return list(self._order)
+
+    @property
+    def fixed(self) -> frozenset[str]:
+        """Names of the entries that never change: frozen ones, and integers that are no counters."""
+        return frozenset(self._static) - set(self._counters)
+
+    @property
+    def fixed_sha256(self) -> str:
+        """What `model_sha256` says of these entries."""
+        if self._fixed_sha256 is None:
+            self._fixed_sha256 = model_sha256(self.to_record(self.fixed))
+        return self._fixed_sha256
 
     def state(self) -> dict[str, Any]:
         """Return all but the frozen entries: what `restore` takes. Nothing is copied."""
@@ -260,6 +290,7 @@ class ServerModel:
                 raise ValueError(f"{name} should be {ours.dtype} of shape {list(ours.shape)}")
         self.vector.copy_(state["vector"])
         self._static |= {name: to_array(value) for name, value in state["static"].items()}
+        self._fixed_sha256 = None
         if self._optimizer is not None:
             self._optimizer.load_state_dict(state["optimizer"])
         if self._scheduler is not None:
@@ -329,6 +360,7 @@ class ServerModel:
                 )
             if entry is None:
                 self._static[name] = arrays[name]
+                self._fixed_sha256 = None
             else:
                 before.copy_(value)
         return changed

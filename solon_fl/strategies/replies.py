@@ -16,6 +16,7 @@ from torch import Tensor
 
 from solon_fl.coding.digests import DIGEST_SIZE
 from solon_fl.errors import InvalidReplyError
+from solon_fl.parts import MODEL, Kept
 from solon_fl.task import DIGESTS, SHARE, UNREACHED, WHERE
 from solon_fl.wire import STYPE, npy_header
 
@@ -30,6 +31,7 @@ __all__ = [
     "read_arrays",
     "read_digests",
     "read_finite_share",
+    "read_kept",
     "read_loss",
     "read_share",
     "read_share_and_digests",
@@ -41,6 +43,7 @@ Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]  # of each array that a 
 Content = TypeVar("Content")
 Key = TypeVar("Key", bound=Hashable)
 MOST_NAMES = 100_000  # of parameters, that a node may say no loss depends on
+SHA256_DIGITS = 64
 MOST_METRICS = 100  # of one node
 MOST_OF_AN_ERROR = 4000  # characters
 MOST_LINES = 12
@@ -156,6 +159,19 @@ def read_arrays(reply: Message, name: str, layout: Layout) -> dict[str, Tensor]:
         if tensor.is_floating_point() and not tensor.sum().isfinite():  # a sum is not finite if an entry is not
             raise InvalidReplyError(f"the array {key!r} holds NaN or inf, or numbers too large to add up")
     return arrays
+
+
+def read_kept(reply: Message) -> Kept:
+    """Take out of a reply what its node says that it keeps of the model; nothing if it says nothing of the kind."""
+    try:
+        record = reply.content.pop(MODEL, None) if reply.has_content() else None
+        if isinstance(record, ConfigRecord):
+            version, fixed, lacks = record.get("version"), record.get("fixed"), record.get("lacks")
+            if isinstance(version, str) and isinstance(fixed, str) and isinstance(lacks, bool):
+                return Kept(version=version[:SHA256_DIGITS], fixed=fixed[:SHA256_DIGITS], lacks=lacks)
+    except Exception as error:  # anything may come from a node
+        logger.warning("Node %d: what it keeps is ignored: %s", reply.metadata.src_node_id, one_line(str(error)))
+    return Kept()
 
 
 def read_silo(reply: Message) -> str:

@@ -95,6 +95,9 @@ class RoundReport:
         Whether the optimizer made a step.
     bytes_out, bytes_in : int
         Bytes of model sent to all nodes asked, and of shares (or whatever else the strategy asks for) received.
+    lacking_nodes : tuple of int
+        Ids of the nodes that did not have the model that the server took them to have, or did not say so, ascending: to
+        these all of it has to be sent again.
     seconds_waiting, seconds_aggregating, seconds_stepping : float
         Server's time for: sending and waiting for replies (0 under Flower's own `start`, which waits
         itself); checking, decoding and averaging them; the step, and writing the new model for the nodes.
@@ -108,6 +111,7 @@ class RoundReport:
     seconds_waiting: float
     seconds_aggregating: float
     seconds_stepping: float
+    lacking_nodes: tuple[int, ...] = ()
 
     @property
     def corrupt_nodes(self) -> tuple[int, ...]:
@@ -172,6 +176,7 @@ class RoundReport:
                 "failed-groups": list(self.failed_groups),
                 "largest-residual": max((group.residual for group in decoded), default=0.0),
                 "largest-error-bound": max((group.error_bound for group in decoded), default=0.0),
+                "lacking-nodes": list(self.lacking_nodes),
                 "escalated-groups": list(self.escalated_groups),
                 "nodes-asked": self.nodes_asked,
                 "stepped": int(self.stepped),

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -10,6 +10,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from torch import Tensor
 
+from solon_fl.config import DownlinkName
+from solon_fl.strategies.downlink import ModelSender
 from solon_fl.strategies.model import ServerModel
 from solon_fl.strategies.patience import Patience
 from solon_fl.strategies.reports import GroupReport, RoundReport
@@ -49,6 +51,10 @@ class Round(ABC, Generic[Key]):
         """Return the messages that begin the round; `arrays` is the model."""
 
     @abstractmethod
+    def again(self, keys: Collection[Key]) -> dict[Key, Message]:
+        """Return the messages of these keys once more, for nodes that said that they lack the model."""
+
+    @abstractmethod
     def receive(self, batch: list[tuple[Key, Message]]) -> bool:
         """Take replies that came together, out of the list if it likes; return whether no more are needed."""
 
@@ -74,6 +80,8 @@ class Run:
         The server's.
     timeout : float or None
         Of a round, seconds; None under Flower's own `start`.
+    sender : ModelSender
+        Brings the model to the nodes.
     num_batches : int
         That each node computes in a round one after the other, which the model's normalisation layers count; 0 if the
         server doesn't know.
@@ -81,8 +89,9 @@ class Run:
 
     num_batches: int = 0
 
-    def __init__(self, model: ServerModel, timeout: float | None) -> None:
+    def __init__(self, model: ServerModel, timeout: float | None, downlink: DownlinkName = "full") -> None:
         self.model = model
+        self.sender = ModelSender(model, downlink)
         self.timeout = timeout
         self.not_evaluating: set[int] = set()  # ids of the nodes that once sent no evaluation, or not in time
         self.evaluation_patience = Patience()

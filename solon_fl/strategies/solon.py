@@ -107,6 +107,7 @@ class SolonStrategy(RoundStrategy[SolonRun]):
             on_round=on_round,
             client_evaluation=client_evaluation,
             checkpoints=checkpoints,
+            downlink=config.downlink,
         )
         self._warn_of_slow_updates(share_of_an_update(*made_by(optimizer)))
 

@@ -73,7 +73,7 @@ class SolonRun(Run):
         seed: int | None,
         calibrate: bool,
     ) -> None:
-        super().__init__(model, timeout)
+        super().__init__(model, timeout, config.downlink)
         self.num_batches = config.batches_per_group
         self.config = config
         self.roster = Roster(config, seed)
@@ -122,7 +122,7 @@ class SolonRun(Run):
         return make(
             group=group,
             nodes=nodes,
-            resting=self._resting(nodes),
+            resting=self._resting(nodes) | self._denied(nodes),
             byzantine=config.byzantine,
             decoder=config.make_decoder(),
             enough=config.num_precise,
@@ -158,6 +158,11 @@ class SolonRun(Run):
         trouble = {slot: (node_id in away, self.roster.troubles(node_id)) for slot, node_id in present.items()}
         drawn = sorted((slots[i] for i in order), key=trouble.__getitem__)
         return set(drawn[self.config.num_precise + self.config.stragglers :])
+
+    def _denied(self, nodes: tuple[int | None, ...]) -> set[int]:
+        """Return the slots of nodes that would have to be sent all of the model again, and can rest instead."""
+        denied = self.sender.denied([node_id for node_id in nodes if node_id is not None])
+        return {slot for slot, node_id in enumerate(nodes) if node_id in denied} if self._follows_up else set()
 
     def record(self, report: RoundReport) -> None:
         """Enter the report into the ledger; see `Run.record`."""
@@ -270,6 +275,16 @@ class SolonRound(Round[Place]):
         """Return one message per node: the shared model, and a config and a task of its own."""
         return self._tasks([(group.group, slot) for group in self._groups for slot in group.asked], arrays)
 
+    def again(self, keys: Collection[Place]) -> dict[Place, Message]:
+        """See `Round.again`. Nodes that were sent all of it too often already rest until their group needs them."""
+        ids = {key: self._groups[key[0]].nodes[key[1]] for key in keys}
+        denied = self._run.sender.denied([node_id for node_id in ids.values() if node_id is not None])
+        for group, slot in keys:
+            if ids[group, slot] in denied:
+                self._groups[group].let_rest(slot)
+        self._decode(last=False)
+        return self._tasks([key for key in keys if ids[key] not in denied and not self._groups[key[0]].closed])
+
     def follow_up(self, late: bool) -> dict[Place, Message]:
         """Wake the nodes at rest of groups that need them. Each group has a patience of its own."""
         patience = self.patience() if any(group.resting for group in self._groups) else math.inf
@@ -278,7 +293,7 @@ class SolonRound(Round[Place]):
             for group in self._groups
             for slot in group.wake(late or self._looked - self._asked_at.get(group.group, math.inf) >= patience)
         ]
-        return self._tasks(places, self._run.model.to_record()) if places else {}
+        return self._tasks(places) if places else {}
 
     def patience(self) -> float:
         """See `Patience`."""
@@ -329,10 +344,12 @@ class SolonRound(Round[Place]):
             return None
         return average
 
-    def _tasks(self, places: Collection[Place], arrays: ArrayRecord) -> dict[Place, Message]:
+    def _tasks(self, places: Collection[Place], arrays: ArrayRecord | None = None) -> dict[Place, Message]:
         run, messages = self._run, {}
+        ids = {place: self._groups[place[0]].nodes[place[1]] for place in places}
+        models = run.sender.records([node_id for node_id in ids.values() if node_id is not None], arrays)
         for group, slot in sorted(places):
-            node_id = self._groups[group].nodes[slot]
+            node_id = ids[group, slot]
             if node_id is not None:
                 task = SolonTask.of_run(
                     *(run.config, self._round),
@@ -342,7 +359,7 @@ class SolonRound(Round[Place]):
                     buffers=run.model.buffers,
                 )
                 self._sent[group, slot] = self._asked_at[group] = time.monotonic()
-                messages[group, slot] = task.to_message(arrays, self._train_config, node_id, run.timeout)
+                messages[group, slot] = task.to_message(models[node_id], self._train_config, node_id, run.timeout)
         return messages
 
     def _decode(self, *, last: bool) -> None:

@@ -7,6 +7,7 @@ from flwr.clientapp.typing import Mod
 from torch import Tensor
 
 from solon_fl.baselines.draco.task import DracoTask
+from solon_fl.clients.keeping import downlink_mod
 from solon_fl.clients.mixin import SolonClientMixin
 from solon_fl.task import ARRAYS, SHARE, Batch
 from solon_fl.wire import to_array
@@ -31,7 +32,7 @@ def draco_client_app(client: SolonClientMixin, mods: list[Mod] | None = None) ->
     """
     app = ClientApp()
 
-    @app.train(mods=mods)
+    @app.train(mods=[downlink_mod, *(mods or [])])
     def train(message: Message, context: Context) -> Message:
         task = DracoTask.from_message(message)
         vector = _encoded(client, task, message.content.array_records[ARRAYS], context)

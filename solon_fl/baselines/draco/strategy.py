@@ -9,6 +9,7 @@ from torch import Tensor
 
 from solon_fl.baselines.draco.task import DRACO_TASK, DracoCodeName, DracoTask, make_draco_code
 from solon_fl.baselines.vectors import Layout, VectorStrategy, Verdict
+from solon_fl.config import DownlinkName
 from solon_fl.strategies.factories import OptimizerFactory
 from solon_fl.strategies.model import ServerModel
 from solon_fl.strategies.reports import RoundReport
@@ -38,6 +39,8 @@ class DracoStrategy(VectorStrategy):
         Of the run: with round and number it fixes the batches. 0 <= seed < 2**63.
     projection_seed : int, optional
         See `SolonStrategy`.
+    downlink
+        See `SolonConfig`.
 
     Notes
     -----
@@ -63,13 +66,14 @@ class DracoStrategy(VectorStrategy):
         buffers: Collection[str] = (),
         on_round: Callable[[RoundReport], object] | None = None,
         projection_seed: int | None = None,
+        downlink: DownlinkName = "full",
     ) -> None:
         self.code = make_draco_code(code, num_nodes, byzantine)
         self.num_batches = 1 if self.code.is_complex else len(self.code.batches(0))
         self._code_name = code
         self._seed = seed
         self._projection = None if projection_seed is None else torch.Generator().manual_seed(projection_seed)
-        super().__init__(num_nodes, optimizer, buffers=buffers, on_round=on_round)
+        super().__init__(num_nodes, optimizer, buffers=buffers, on_round=on_round, downlink=downlink)
 
     def summary(self) -> None:
         """Log the settings."""

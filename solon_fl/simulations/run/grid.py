@@ -8,6 +8,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
+from solon_fl.clients.keeping import keep_in_memory
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.attacks import Liars
 from solon_fl.simulations.run._compat import assign_message_id, become_server
@@ -47,6 +48,7 @@ class InProcessGrid(Grid):
         if num_nodes < 1:
             raise ConfigurationError(f"num_nodes must be at least 1; got num_nodes={num_nodes}.")
         become_server()
+        keep_in_memory()
         self._client_app = client_app
         self._run = Run.create_empty(run_id=1)
         self._contexts = {

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from solon_fl.baselines import draco_client_app, signum_mod
-from solon_fl.clients import Batch, SolonClientMixin, SolonTask
+from solon_fl.clients import Batch, SolonClientMixin, SolonTask, downlink_mod
 from solon_fl.clients.losses import Losses, collected_losses, note_loss
 from solon_fl.simulations.attacks import ATTACKS, Liars, flips_labels, partition_id, seen_labels
 from solon_fl.simulations.datasets import Dataset, build_model, load_dataset
@@ -142,7 +142,7 @@ def make_client_app(client: ImageClient, liars: Liars | None = None) -> ClientAp
         # Liars lie about the gradient and send its signs, but a mod that spoils replies spoils the signs.
         spoils_replies = scenario.attack is not None and ATTACKS[scenario.attack].spoils_replies
         attack = [*attack, signs] if spoils_replies else [signs, *attack]
-    app.train(mods=attack)(client.train_alone)
+    app.train(mods=[downlink_mod, *attack])(client.train_alone)
     return app
 
 

@@ -1,0 +1,244 @@
+"""The model's way down: what each node has of it, as far as the server knows, and what brings it to the newest."""
+
+from collections import deque
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from torch import Tensor
+
+from solon_fl.config import DownlinkName
+from solon_fl.downlink.codec import make_patch
+from solon_fl.parts import FIXED, MODEL, PATCHES, TRAINED, Parts
+from solon_fl.strategies.model import ServerModel
+from solon_fl.strategies.replies import read_kept
+from solon_fl.task import ARRAYS
+from solon_fl.wire import real_view, tensors_sha256, to_array
+
+__all__ = ["ModelSender", "Records"]
+
+Records = Mapping[str, ArrayRecord | MetricRecord | ConfigRecord]
+MOST_PATCHES = 16
+
+
+@dataclass(slots=True)
+class _Node:
+    """What is known of a node.
+
+    Attributes
+    ----------
+    version, fixed : str
+        SHA-256 of what it has; "" if that is not known.
+    expected : str
+        Of the version that it was sent last.
+    whole_in : int
+        The last round in which all trained or all fixed entries were sent to it; 0 for never.
+    asked : int
+        How often it had to be sent all of it although it had it, or was sent it, before.
+    free_in : int
+        The first round in which it is sent all of it again without delay.
+    """
+
+    version: str = ""
+    fixed: str = ""
+    expected: str = ""
+    whole_in: int = 0
+    asked: int = 0
+    free_in: int = 0
+
+
+class ModelSender:
+    """Sends nodes what they lack of the model.
+
+    With `downlink` "full" and no frozen weights that is always all of it, and nodes keep nothing. With "delta" the
+    server holds a copy of the trained entries that all nodes in step hold too, bit by bit. After each step a patch
+    brings the copy near the model, and nodes compute their gradients at the copy. What the patch leaves out is in the
+    next one.
+
+    Parameters
+    ----------
+    model : ServerModel
+        The run's.
+    downlink : "full" or "delta"
+        See `SolonConfig`.
+
+    Notes
+    -----
+    What a node has it says itself, and nobody is believed to have what he was not sent. Who lacks the model says so and
+    is sent all of it in the same round, once. Doing so again and again gets a node less and less: after the n-th time
+    it is `denied` for 2^(n-1) - 1 rounds. A round then does without it, or if it can't, sends it all the same.
+    Memory: "delta" holds the copy, and patches of at most 16 rounds and at most as large as the copy. For nodes that
+    were not asked for longer, all is sent.
+    """
+
+    def __init__(self, model: ServerModel, downlink: DownlinkName) -> None:
+        self._model = model
+        self._keeps_state = downlink == "delta" or bool(model.frozen)
+        self._copy: dict[str, Tensor] | None = None
+        self._patches: deque[tuple[str, Array]] = deque()  # each with the version that it begins with
+        self._version = ""
+        self._nodes: dict[int, _Node] = {}
+        self._round = 0
+        self._lacking: set[int] = set()  # ids of nodes that said so in this round
+        if downlink == "delta":
+            self._copy = {name: value.clone() for name, value in model.trained().items()}
+            self._version = self._sha256()
+
+    def begin(self, server_round: int) -> None:
+        """Begin a round."""
+        self._round = server_round
+        self._lacking = set()
+
+    @property
+    def lacking(self) -> tuple[int, ...]:
+        """Ids of the nodes that in this round lacked the model, or did not say that they have it, ascending."""
+        return tuple(sorted(self._lacking))
+
+    def publish(self) -> None:
+        """Let nodes have the model as it is now: makes a patch."""
+        if self._copy is None:
+            return
+        target = self._model.trained_values()
+        patch = make_patch(list(target.values()), [real_view(value) for value in self._copy.values()])
+        before = self._version
+        if patch is None:
+            self._copy = {name: value.clone() for name, value in self._model.trained().items()}
+            self._patches.clear()
+        else:
+            self._patches.append((before, to_array(torch.frombuffer(bytearray(patch), dtype=torch.uint8))))
+            most = sum(value.numel() * value.element_size() for value in self._copy.values())
+            while len(self._patches) > 1 and (self._size_of_patches > most or len(self._patches) > MOST_PATCHES):
+                self._patches.popleft()
+        self._version = self._sha256()
+
+    @property
+    def _size_of_patches(self) -> int:
+        return sum(len(patch.data) for _, patch in self._patches)
+
+    def _sha256(self) -> str:
+        assert self._copy is not None
+        return tensors_sha256(self._copy)
+
+    def records(self, node_ids: Collection[int], arrays: ArrayRecord | None = None) -> dict[int, Records]:
+        """Return what a message to each of these nodes must hold for the model's sake; equal records are one object.
+
+        Parameters
+        ----------
+        arrays : ArrayRecord, optional
+            The model, if somebody has it as a record already.
+        """
+        if not self._keeps_state:
+            whole: Records = {ARRAYS: self._model.to_record() if arrays is None else arrays}
+            return dict.fromkeys(node_ids, whole)
+        model, names = self._model, tuple(self._model.names)
+        sha256 = model.fixed_sha256 if model.fixed else ""
+        kept = {*model.fixed, *(self._copy or ())}
+        others = model.to_record([name for name in names if name not in kept])
+
+        @cache
+        def fixed() -> Records:
+            return {FIXED: model.to_record(model.fixed)}
+
+        @cache
+        def trained(start: str) -> Records:
+            versions, records = self._trained(start)
+            parts = Parts(names=names, fixed=sha256, versions=versions)
+            return {ARRAYS: others, MODEL: parts.to_record(), **records}
+
+        found: dict[int, Records] = {}
+        for node_id in node_ids:
+            node = self._nodes.setdefault(node_id, _Node())
+            start, lacks_fixed = node.version if node.version in self._versions else "", node.fixed != sha256
+            if lacks_fixed or (self._copy is not None and not start):
+                self._note_whole(node)
+            node.expected = self._version
+            found[node_id] = {**trained(start), **(fixed() if lacks_fixed else {})}
+        return found
+
+    def _trained(self, start: str) -> tuple[tuple[str, ...], Records]:
+        """Return the versions from `start` to the newest, and what brings a node there; all of it if it has none."""
+        if self._copy is None:
+            return (), {}
+        if not start:
+            return (self._version,), {TRAINED: ArrayRecord({name: to_array(v) for name, v in self._copy.items()})}
+        versions = self._versions[self._versions.index(start) :]
+        patches = list(self._patches)[len(self._patches) + 1 - len(versions) :]
+        record = ArrayRecord({str(number): patch for number, (_, patch) in enumerate(patches)})
+        return tuple(versions), {PATCHES: record} if patches else {}
+
+    @property
+    def _versions(self) -> list[str]:
+        return [*(before for before, _ in self._patches), self._version]
+
+    def _note_whole(self, node: _Node) -> None:
+        """Note that a node is sent all trained or all fixed entries; count it if it was sent, or had, them before."""
+        if node.whole_in and node.whole_in != self._round and not self._is_known(node):
+            node.asked += 1
+            node.free_in = self._round + 2 ** min(node.asked - 1, 30)
+        node.whole_in = max(self._round, 1)
+        node.version = node.fixed = ""  # until it says that it has them
+
+    def learn(self, node_id: int, reply: Message) -> bool:
+        """Take what a reply says of the model out of it; return whether the node must be sent all of it.
+
+        A node that was sent all of it in this round and says so is not believed.
+        """
+        if not self._keeps_state or reply.has_error():
+            return False
+        node, kept = self._nodes.setdefault(node_id, _Node()), read_kept(reply)
+        sha256 = self._model.fixed_sha256 if self._model.fixed else ""
+        in_step = kept.version == node.expected if self._copy is not None else True
+        node.version = kept.version if in_step and not kept.lacks else ""
+        node.fixed = kept.fixed if kept.fixed == sha256 else ""
+        if kept.lacks or not in_step or node.fixed != sha256:
+            self._lacking.add(node_id)
+        return kept.lacks and node.whole_in != self._round
+
+    def learn_late(self, node_id: int, reply: Message) -> None:
+        """Take what a late reply says: the node may have a version that is still of use."""
+        if self._copy is None or reply.has_error():
+            return
+        node, kept = self._nodes.setdefault(node_id, _Node()), read_kept(reply)
+        if not kept.lacks and kept.version in self._versions:
+            node.version = kept.version
+
+    def denied(self, node_ids: Collection[int]) -> set[int]:
+        """Return those of these nodes that would have to be sent all of the model, and were so too often already."""
+        if not self._keeps_state:
+            return set()
+        nodes = {node_id: self._nodes[node_id] for node_id in node_ids if node_id in self._nodes}
+        return {
+            node_id
+            for node_id, node in nodes.items()
+            if node.whole_in and not self._is_known(node) and self._round < node.free_in
+        }
+
+    def _is_known(self, node: _Node) -> bool:
+        has_trained = self._copy is None or bool(node.version)
+        return has_trained and (not self._model.fixed or bool(node.fixed))
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold; what `restore` takes. Nothing is copied."""
+        return {} if self._copy is None else {"copy": dict(self._copy)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` returned. Nodes are sent all of the model when they are next asked.
+
+        Raises
+        ------
+        ValueError
+            If it is of another model; other errors if it is something else altogether.
+        """
+        if self._copy is None:
+            return
+        copy: dict[str, Tensor] = state["copy"]
+        ours = {name: (value.shape, value.dtype) for name, value in self._copy.items()}
+        if {name: (value.shape, value.dtype) for name, value in copy.items()} != ours:
+            raise ValueError("the copy that nodes hold is of another model")
+        self._copy = {name: copy[name].clone() for name in self._copy}
+        self._patches.clear()
+        self._version = self._sha256()
+        self._nodes.clear()
