@@ -168,29 +168,26 @@ class InnerRound(Round[int]):
 
     def messages(self, arrays: ArrayRecord) -> dict[int, Message]:
         """See `Round.messages`; they are the inner strategy's."""
-        messages = list(self._run.inner.configure_train(self._round, arrays, self._config, self._grid))
-        models = self._run.sender.records([message.metadata.dst_node_id for message in messages], arrays)
+        messages = self._run.inner.configure_train(self._round, arrays, self._config, self._grid)
         for key, message in enumerate(messages):
             others = {name: record for name, record in message.content.items() if name != ARRAYS}
             self._sent[key] = (message.metadata, others)
-            message.content.update(models[message.metadata.dst_node_id])
-        return dict(enumerate(messages))
+        return self._messages(list(self._sent), arrays)
 
     def again(self, keys: Collection[int]) -> dict[int, Message]:
         """See `Round.again`."""
-        ids = self._nodes
-        models = self._run.sender.records([ids[key] for key in keys])
-        return {key: self._again(key, models[ids[key]]) for key in keys}
+        return self._messages(keys)
 
-    def _again(self, key: int, model: Records) -> Message:
-        metadata, others = self._sent[key]
-        return Message(
-            RecordDict({**others, **model}),
-            metadata.dst_node_id,
-            metadata.message_type,
-            ttl=metadata.ttl,
-            group_id=metadata.group_id,
-        )
+    def _messages(self, keys: Collection[int], arrays: ArrayRecord | None = None) -> dict[int, Message]:
+        models = self._run.sender.records([self._nodes[key] for key in keys], arrays)
+        messages = {}
+        for key in keys:
+            metadata, others = self._sent[key]
+            content = RecordDict({**others, **models[metadata.dst_node_id]})
+            messages[key] = Message(
+                *(content, metadata.dst_node_id, metadata.message_type), ttl=metadata.ttl, group_id=metadata.group_id
+            )
+        return messages
 
     @property
     def _nodes(self) -> dict[int, int]:

@@ -28,7 +28,10 @@ def load_model(model: nn.Module, arrays: ArrayRecord, buffers: Sequence[str], de
     state = model.state_dict(keep_vars=True)
     if list(state) != list(arrays):
         odd = sorted(set(state) ^ set(arrays)) or "their order"
-        raise ConfigurationError(f"the node's model is not the server's: they differ in {odd}.")
+        raise ConfigurationError(
+            f"the node's model is not the server's: they differ in {odd}; build the same on both, or if the server's "
+            "has no trained or no frozen entries, put solon_fl.clients.downlink_mod on your function."
+        )
     own = [name for name, value in state.items() if is_continuous(value) and not value.requires_grad]
     if own != list(buffers):
         raise ConfigurationError(

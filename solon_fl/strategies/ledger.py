@@ -50,6 +50,9 @@ class NodeRecord:
         counts them all the same: such a node is of no use there.
     escalations : int
         Rounds in which nodes at rest had to be asked because of it (redundancy "reactive").
+    lacking : int
+        Rounds in which it did not have the model that it had said it keeps, or did not say what it keeps: all of the
+        model had to be sent again.
     last_offence : str
         The latest lie or malformed reply, in words.
     """
@@ -69,6 +72,7 @@ class NodeRecord:
     suspected: int = 0
     different_bits: int = 0
     escalations: int = 0
+    lacking: int = 0
     last_offence: str = ""
 
     @classmethod

@@ -145,6 +145,9 @@ class Roster:
                     record.malformed += node_id in group.malformed_nodes
                     record.last_offence = f"round {report.round}: {offending[node_id]}"
                     offenders.append(record)
+        for node_id in report.lacking_nodes:
+            if (lacking := self._of(node_id)) is not None:
+                lacking.lacking += 1
         for record in offenders:
             self._consider_quarantine(record)
 

@@ -138,7 +138,9 @@ class _Flower(NamedStrategy):
             )
 
     def make(self, setting: Setting, **arguments: Any) -> RoundStrategy[Any]:
-        return GradientStrategy(self._inner(setting), setting.make_optimizer, **arguments)
+        return GradientStrategy(
+            self._inner(setting), setting.make_optimizer, downlink=setting.config.downlink, **arguments
+        )
 
     def aggregate(self, setting: Setting) -> Aggregate:
         inner = self._inner(setting)
@@ -205,6 +207,7 @@ class _Draco(NamedStrategy):
             code=self._code,
             seed=config.seed,
             projection_seed=config.seed,
+            downlink=config.downlink,
             **arguments,
         )
 
@@ -229,7 +232,9 @@ class _Signum(NamedStrategy):
     title, colour, client = "Signum", "#CC79A7", "signum"
 
     def make(self, setting: Setting, **arguments: Any) -> RoundStrategy[Any]:
-        return SignumStrategy(setting.config.num_nodes, setting.make_sign_optimizer, **arguments)
+        return SignumStrategy(
+            setting.config.num_nodes, setting.make_sign_optimizer, downlink=setting.config.downlink, **arguments
+        )
 
     def aggregate(self, setting: Setting) -> Aggregate:
         return lambda vectors: vectors.sign().sum(0).sign()
@@ -247,7 +252,9 @@ class _ByzFL(NamedStrategy):
 
     def make(self, setting: Setting, **arguments: Any) -> RoundStrategy[Any]:
         rule = self.aggregate(setting)
-        return AggregatorStrategy(setting.config.num_nodes, rule, setting.make_optimizer, **arguments)
+        return AggregatorStrategy(
+            setting.config.num_nodes, rule, setting.make_optimizer, downlink=setting.config.downlink, **arguments
+        )
 
     def aggregate(self, setting: Setting) -> Aggregate:
         try:
