@@ -14,6 +14,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Sequence
+from itertools import product
 
 import torch
 from flwr.app import ArrayRecord, Context
@@ -23,7 +24,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from solon_fl.clients import Batch
-from solon_fl.config import SolonConfig
+from solon_fl.config import DownlinkName, SolonConfig
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations import InProcessGrid, Scenario
 from solon_fl.simulations.network import NETWORKS, round_seconds
@@ -71,11 +72,11 @@ class RandomGradients(ImageClient):
         return total.add_(self._noise[: self._dim])
 
 
-def run_one(strategy: str, attack: str, dim: int, rounds: int) -> None:
+def run_one(strategy: str, attack: str, dim: int, rounds: int, downlink: DownlinkName) -> None:
     """Run a strategy and print what its last round reported, and this process's peak memory, as JSON."""
     logging.disable(logging.CRITICAL)
     torch.set_num_threads(1)
-    config = SolonConfig(num_nodes=100, byzantine=5, compression=10, group_size=20)
+    config = SolonConfig(num_nodes=100, byzantine=5, compression=10, group_size=20, downlink=downlink)
     scenario = Scenario(config=config, strategy=strategy, attack=None if attack == "none" else attack, num_liars=5)
     client = RandomGradients(scenario, dim)
     reports: list[RoundReport] = []
@@ -84,12 +85,12 @@ def run_one(strategy: str, attack: str, dim: int, rounds: int) -> None:
     arrays = ArrayRecord({"weight": to_array(torch.zeros(dim))})
     grid = InProcessGrid(make_client_app(client), 100)
     with cheap_garbage_collection():
-        result = made.start(grid, arrays, num_rounds=rounds, timeout=0.01)
+        result = made.start(grid, arrays, num_rounds=1 + rounds, timeout=0.01)
     if (strategy, attack) != ("fedavg", "reverse"):
         step = torch.from_numpy(result.arrays["weight"].numpy()).double()
         honest = client._mean([Batch(0, 1, number) for number in range(100)]).double()
         assert float(torch.corrcoef(torch.stack([-step, honest]))[0, 1]) > 0.5, "the step is not along the gradient"
-    seconds = [report.seconds_aggregating + report.seconds_stepping for report in reports]
+    seconds = [report.seconds_aggregating + report.seconds_stepping for report in reports[1:]]  # the first sends all
     print(
         json.dumps(
             {
@@ -109,13 +110,18 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=1_000_000, help="d, numbers of a gradient (default: %(default)s)")
     parser.add_argument("--strategies", default=",".join(names), help="comma-separated (default: all but byzfl's)")
     parser.add_argument("--attack", default="reverse", help="or none, or another (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="the quickest counts (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="after the first; the quickest counts (default: %(default)s)"
+    )
     parser.add_argument("--batch-seconds", type=float, default=0.4, help="of one batch (default: %(default)s)")
+    parser.add_argument(
+        "--downlink", default="full,delta", help="the model's ways down, comma-separated (default: %(default)s)"
+    )
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     strategies = arguments.strategies.split(",")
     if arguments.one:
-        run_one(strategies[0], arguments.attack, arguments.dim, arguments.rounds)
+        run_one(strategies[0], arguments.attack, arguments.dim, arguments.rounds, arguments.downlink)
         return
     console = Console(width=110)
     console.print(
@@ -126,11 +132,20 @@ def main() -> None:
         highlight=False,
     )
     table = Table(box=box.SIMPLE_HEAD)
-    for heading in ("strategy", "batches", "MB sent", "server s", "GiB", *(f"s on\n{name}" for name in NETWORKS)):
-        table.add_column(heading, justify="left" if heading == "strategy" else "right", no_wrap=True)
-    for strategy in strategies:
+    for heading in (
+        "strategy",
+        "model",
+        "batches",
+        "MB down",
+        "MB up",
+        "server s",
+        "GiB",
+        *(f"s on\n{name}" for name in NETWORKS),
+    ):
+        table.add_column(heading, justify="left" if heading in ("strategy", "model") else "right", no_wrap=True)
+    for strategy, downlink in product(strategies, arguments.downlink.split(",")):
         command = [sys.executable, __file__, "--one", "--strategies", strategy, "--dim", str(arguments.dim)]
-        command += ["--attack", arguments.attack, "--rounds", str(arguments.rounds)]
+        command += ["--attack", arguments.attack, "--rounds", str(arguments.rounds), "--downlink", downlink]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             table.add_row(strategy, f"[red]failed: {done.stderr.strip().splitlines()[-1][:60]}[/]")
@@ -151,7 +166,9 @@ def main() -> None:
         ]
         table.add_row(
             STRATEGIES[strategy].title,
+            downlink,
             str(found["batches"]),
+            f"{found['bytes_out'] / 1e6:,.0f}",
             f"{found['bytes_in'] / 1e6:,.0f}",
             f"{found['seconds']:.3g}",
             f"{found['gib']:.2f}",

@@ -72,7 +72,7 @@ def test_what_is_damaged_on_disk_is_not_used(tmp_path: Path, damage: str, caplog
     elif damage == "another model":
         torch.save({"a": torch.zeros(3)}, path)
         data = bytearray(path.read_bytes())
-    path.write_bytes({"cut": data[: len(data) // 2], "empty": b""}.get(damage, data))
+    path.write_bytes(bytes(data[: {"cut": len(data) // 2, "empty": 0}.get(damage, len(data))]))
     assert ModelStore(folder).get("trained", sha256) is None
     assert "is not used" in caplog.text
 
@@ -180,7 +180,7 @@ def whole() -> RecordDict:
     return content_of(parts, **{"model_trained": ArrayRecord(dict(START)), "model_fixed": FROZEN})
 
 
-def both_patches(**changes: str) -> RecordDict:
+def both_patches() -> RecordDict:
     parts = Parts(names=NAMES, fixed=model_sha256(FROZEN), versions=VERSIONS)
     return content_of(parts, **{"model_patches": ArrayRecord({"0": ONE, "1": TWO})})
 
