@@ -123,7 +123,7 @@ def main() -> None:
     if arguments.one:
         run_one(strategies[0], arguments.attack, arguments.dim, arguments.rounds, arguments.downlink)
         return
-    console = Console(width=110)
+    console = Console(width=130)
     console.print(
         f"P = 100, d = {arguments.dim:,}, attack {arguments.attack}, 5 liars; Solon with r = 20, s = 5, k = 10; "
         f"{arguments.batch_seconds} s a batch; one thread, best of {arguments.rounds} rounds. "
@@ -132,16 +132,8 @@ def main() -> None:
         highlight=False,
     )
     table = Table(box=box.SIMPLE_HEAD)
-    for heading in (
-        "strategy",
-        "model",
-        "batches",
-        "MB down",
-        "MB up",
-        "server s",
-        "GiB",
-        *(f"s on\n{name}" for name in NETWORKS),
-    ):
+    times = (f"s on\n{name}" for name in NETWORKS)
+    for heading in ("strategy", "model", "batches", "MB down", "MB up", "server s", "GiB", *times):
         table.add_column(heading, justify="left" if heading in ("strategy", "model") else "right", no_wrap=True)
     for strategy, downlink in product(strategies, arguments.downlink.split(",")):
         command = [sys.executable, __file__, "--one", "--strategies", strategy, "--dim", str(arguments.dim)]

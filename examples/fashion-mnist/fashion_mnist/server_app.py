@@ -42,9 +42,10 @@ def main(grid: Grid, context: Context) -> None:
             num_nodes=int(run["num-nodes"]),
             byzantine=int(run["byzantine"]),
             compression=int(run["compression"]),
-            code=str(run["code"]),  # type: ignore[arg-type]  # SolonConfig checks it, and the next two
+            code=str(run["code"]),  # type: ignore[arg-type]  # SolonConfig checks it, and the next three
             verification=str(run["verification"]),  # type: ignore[arg-type]
             redundancy=str(run["redundancy"]),  # type: ignore[arg-type]
+            downlink=str(run["downlink"]),  # type: ignore[arg-type]
         ),
         optimizer=partial(torch.optim.Adam, lr=float(run["learning-rate"])),
         on_round=tell,

@@ -72,7 +72,7 @@ def attack_mod(attack: Attack, liars: Liars | Collection[int] | None = None, see
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         node = Addressee.of(message, context)
         reply = call_next(message, context)
-        if not told.include(node) or reply.has_error():
+        if not told.include(node) or reply.has_error() or not reply.content.array_records:  # it lacks the model
             return reply
         lie = lie_of(node, _vector(reply), call_next)
         return _with_digest(_with_vector(reply, lie), message, lie)
