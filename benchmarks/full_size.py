@@ -28,7 +28,6 @@ from solon_fl.config import DownlinkName, SolonConfig
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations import InProcessGrid, Scenario
 from solon_fl.simulations.network import NETWORKS, round_seconds
-from solon_fl.simulations.run.engines import cheap_garbage_collection
 from solon_fl.simulations.run.nodes import ImageClient, make_client_app
 from solon_fl.simulations.run.strategies import STRATEGIES
 from solon_fl.strategies import RoundReport
@@ -84,8 +83,7 @@ def run_one(strategy: str, attack: str, dim: int, rounds: int, downlink: Downlin
     made = contender.make(scenario, buffers=(), on_round=reports.append)
     arrays = ArrayRecord({"weight": to_array(torch.zeros(dim))})
     grid = InProcessGrid(make_client_app(client), 100)
-    with cheap_garbage_collection():
-        result = made.start(grid, arrays, num_rounds=1 + rounds, timeout=0.01)
+    result = made.start(grid, arrays, num_rounds=1 + rounds, timeout=0.01)
     if (strategy, attack) != ("fedavg", "reverse"):
         step = torch.from_numpy(result.arrays["weight"].numpy()).double()
         honest = client._mean([Batch(0, 1, number) for number in range(100)]).double()

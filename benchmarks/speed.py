@@ -32,9 +32,9 @@ from benchmarks.full_size import RandomGradients
 from benchmarks.server_memory import status
 from benchmarks.speed_cases import CASES, COPY, Case, Operation, locating, training
 from solon_fl import SolonConfig
+from solon_fl.baselines.garbage import quick_collections
 from solon_fl.simulations import InProcessGrid, Scenario
 from solon_fl.simulations.run._compat import become_server
-from solon_fl.simulations.run.engines import cheap_garbage_collection
 from solon_fl.simulations.run.nodes import ImageClient, make_client_app
 from solon_fl.simulations.run.strategies import STRATEGIES
 from solon_fl.wire import to_array
@@ -156,7 +156,7 @@ def measure_rounds(rounds: int = 5) -> dict[str, dict[str, float]]:
         client.mean_gradient = timed  # type: ignore[method-assign]
         made = STRATEGIES["solon"].make(scenario, buffers=(), on_round=lambda _: None)
         grid = InProcessGrid(make_client_app(client), 100)
-        with cheap_garbage_collection():
+        with quick_collections():
             made.start(grid, arrays, num_rounds=1, timeout=60)  # fills caches
             inside.clear()
             started = time.perf_counter()

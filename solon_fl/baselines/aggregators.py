@@ -10,6 +10,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
+from solon_fl.baselines.garbage import quick_collections
 from solon_fl.baselines.vectors import Layout, VectorStrategy, Verdict
 from solon_fl.config import DownlinkName
 from solon_fl.strategies.downlink import Records
@@ -204,7 +205,8 @@ class InnerRound(Round[int]):
         replies, self._replies = self._replies, {}
         bytes_in = sum(_size(reply) for reply in replies.values())
         report = self._report(replies)
-        gradient, _ = self._run.inner.aggregate_train(self._round, list(replies.values()))
+        with quick_collections():
+            gradient, _ = self._run.inner.aggregate_train(self._round, list(replies.values()))
         direction = None if gradient is None else self._run.model.to_vector(gradient)
         return Aggregated(direction=direction, groups=(report,), bytes_in=bytes_in)
 

@@ -2,8 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Literal
 
 import typer
@@ -12,17 +11,17 @@ from solon_fl.checks import check_one_of
 from solon_fl.cli.meanings import CONFIG
 from solon_fl.cli.options import Machine
 from solon_fl.cli.settings import Keys, SetOption
-from solon_fl.cli.terminal import console
+from solon_fl.cli.terminal import console, set_log_level
 from solon_fl.config import Redundancy, Verification
 from solon_fl.errors import ConfigurationError
-from solon_fl.simulations.network import NETWORKS, Network
+from solon_fl.simulations.network import NETWORKS, Downlink, Network
 from solon_fl.simulations.plan.as_json import plan_as_json
 from solon_fl.simulations.plan.choices import Choice, Plan
 from solon_fl.simulations.plan.planner import plan
 from solon_fl.simulations.plan.regrouping import Regrouping
-from solon_fl.simulations.plan.sentences import lines_to_use, plan_sentences, variants_sentence
 from solon_fl.simulations.plan.server_time import MeasuredServer
-from solon_fl.simulations.plan.tables import baselines_table, choices_table, variants_table, worth_showing
+from solon_fl.simulations.plan.tables import candidates_tables, choices_table, worth_showing
+from solon_fl.simulations.plan.verdict import Verdict, verdict_of
 from solon_fl.simulations.plan.workload import Workload
 
 __all__ = ["KEYS", "parse_quantity", "plan_command"]
@@ -34,8 +33,9 @@ SUFFIXES = {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
 class Variant:
     """Which choices are ranked."""
 
-    verification: Verification | Literal["any"] = "algebra"
-    redundancy: Redundancy | Literal["any"] = "full"
+    verification: Verification | Literal["any"] = "any"
+    redundancy: Redundancy | Literal["any"] = "any"
+    downlink: Downlink | Literal["any"] = "any"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +63,8 @@ KEYS = Keys(
             "larger if all nodes compute the same bits.",
             "redundancy": "Who of a group computes; any ranks both. With reactive, only as many as suffice if they "
             "agree: fewer computations and bytes as long as nobody lies, and a longer round when somebody does.",
+            "downlink": "How nodes are sent the model, also those of the baselines; any ranks both. With delta, what "
+            "changed since their last round, if they keep it.",
         },
         Regrouping: {
             "rounds": "Rounds of the run, with --liars-in-all.",
@@ -94,14 +96,16 @@ def plan_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     settings: SetOption = None,
 ) -> None:
-    """Choose group size and compression for your nodes, model and network.
+    """Say whether to use Solon for your nodes, model and network, and with which settings.
 
-    The server's seconds are measured on this machine; those of nodes and links are computed. The end of the plan says
-    what digests and reactive redundancy would bring; --set verification=any --set redundancy=any ranks these choices
-    with the others. For example:
+    The first sentence is the verdict; what it presupposes follows, and then what it was compared with. The server's
+    seconds are measured on this machine; those of nodes and links are computed. --set leaves out what you can't use:
+    verification=algebra if nodes don't compute the same bits, redundancy=full if many rounds have faults,
+    downlink=full if nodes can't keep the model. For example:
 
         solon-fl plan --nodes 100 --byzantine 5 --model-size 11M --batch-seconds 0.5 --network home-20m
     """
+    set_log_level(verbose=False)
     values = KEYS.read(settings, {"num_nodes": nodes, "byzantine": byzantine, "batch_seconds": batch_seconds})
     regrouping = None if liars_in_all is None else Regrouping(liars=liars_in_all, **values[Regrouping])
     if regrouping is not None:
@@ -110,33 +114,28 @@ def plan_command(
         dim=_parse_size(model_size), network=_network(network, bandwidth, **values[Delay]), **values[Workload]
     )
     server = MeasuredServer.of(workload, **values[Machine])
-    make_plan = partial(plan, workload, server_seconds=server)
-    planned = make_plan(**values[Variant])
-    everything = make_plan(verification="any", redundancy="any")
-    shown = planned.choices if show_all else worth_showing(planned)
+    planned = plan(workload, server_seconds=server, **{**asdict(Variant()), **values[Variant]})
+    verdict = verdict_of(planned, regrouping)
+    shown = planned.choices if show_all else worth_showing(planned, verdict.use)
     if as_json:
-        print(json.dumps(plan_as_json(planned, everything, shown, regrouping), indent=2, allow_nan=False))
+        print(json.dumps(plan_as_json(planned, verdict, shown, regrouping), indent=2, allow_nan=False))
     else:
-        _print(planned, everything, shown, regrouping)
+        _print(planned, verdict, shown, regrouping)
 
 
-def _print(planned: Plan, everything: Plan, shown: tuple[Choice, ...], regrouping: Regrouping | None) -> None:
-    console.print(choices_table(planned, shown))
-    console.print(baselines_table(planned))
-    for sentence in plan_sentences(planned):
-        console.print(sentence, highlight=False)
-    chosen: Choice | None = planned.best
-    regrouped = False
+def _print(planned: Plan, verdict: Verdict, shown: tuple[Choice, ...], regrouping: Regrouping | None) -> None:
+    console.print(verdict.sentence, style="bold", highlight=False, markup=False)
+    for line in verdict.lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    for caveat in verdict.caveats:
+        console.print(f"- {caveat}", highlight=False, markup=False)
+    for table in candidates_tables(planned, verdict.use):
+        console.print(table)
+    console.print(choices_table(planned, shown, verdict.use))
     if regrouping is not None:
         console.print(regrouping.table(shown))
-        console.print(regrouping.sentence(planned), highlight=False)
-        chosen = regrouping.quickest(planned)
-        regrouped = regrouping.liars > planned.workload.byzantine
-    for line in [] if chosen is None else lines_to_use(chosen, regrouped=regrouped):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    console.print()
-    console.print(variants_table(everything))
-    console.print(variants_sentence(everything), highlight=False)
+        if verdict.use is not None:
+            console.print(regrouping.sentence(planned), highlight=False, markup=False)
 
 
 def parse_quantity(option: str, text: str) -> float:

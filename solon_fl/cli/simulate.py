@@ -124,6 +124,12 @@ def run(scenario: Scenario, saving: Saving, output: Path) -> None:
     console.print(
         f"SHA-256 of the model: {outcome.model_sha256[:16]} (equal if, and only if, every bit is).", highlight=False
     )
+    console.print(
+        f"A round: {outcome.bytes_out / 1e6:.3g} MB down to all nodes, {outcome.bytes_sent / 1e6:.3g} MB up from them, "
+        f"{1e3 * outcome.server_seconds:.3g} ms of the server (medians)"
+        f"{'; timings scatter: machine busy?' if outcome.timings_scatter else ''}.",
+        highlight=False,
+    )
     losses = [report.unprotected_training_loss for report in outcome.reports]
     if losses and losses[-1] is not None:
         console.print(f"Training loss of the last round, as the nodes report it (unprotected): {losses[-1]:.3g}.")

@@ -2,10 +2,14 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from solon_fl.errors import ConfigurationError
 
-__all__ = ["NETWORKS", "Network", "RoundSeconds", "round_seconds"]
+__all__ = ["DELTA_BYTES", "NETWORKS", "Downlink", "Network", "RoundSeconds", "bytes_to_node", "round_seconds"]
+
+Downlink = Literal["full", "delta"]
+DELTA_BYTES = 0.1  # of the model's bytes: assumed for the patch from one round's model to the next
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +118,34 @@ class RoundSeconds:
     def total(self) -> float:
         """Their sum."""
         return self.computation + self.transfer + self.server + self.waiting
+
+
+def bytes_to_node(downlink: Downlink, model_bytes: int, rounds: float = 1.0) -> int:
+    """Return the bytes that a node is sent in a round so that it has the model.
+
+    Parameters
+    ----------
+    downlink : "full" or "delta"
+        Whether it is sent the whole model, or what changed since it had one.
+    model_bytes : int
+        Of the whole model.
+    rounds : float
+        Since it had a model: 1 if it computes in every round. Without effect with "full".
+
+    Returns
+    -------
+    int
+        With "delta" the patches of so many rounds, but never more than the whole model, which every node is sent in its
+        first round.
+
+    Examples
+    --------
+    >>> bytes_to_node("full", 44_000_000), bytes_to_node("delta", 44_000_000), bytes_to_node("delta", 44_000_000, 30)
+    (44000000, 4400000, 44000000)
+    """
+    _check_not_negative("model_bytes", model_bytes)
+    _check_not_negative("rounds", rounds)
+    return model_bytes if downlink == "full" else min(model_bytes, math.ceil(DELTA_BYTES * rounds * model_bytes))
 
 
 def round_seconds(

@@ -1,19 +1,24 @@
+import itertools
 import json
 import re
 
 import pytest
 from click.testing import Result
+from typer.testing import CliRunner
 
+from solon_fl.cli.app import app
 from solon_fl.cli.plan import parse_quantity
-from solon_fl.config import SolonConfig
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.network import NETWORKS
 from solon_fl.simulations.plan.overflow import overflow_in_run, overflow_probability
 from solon_fl.simulations.plan.server_time import Kind, MeasuredServer
 from tests.cli.command import is_refused, solon_fl
 
-ADDED = ("variants", "thriftiest")
+ADDED = ("variants", "thriftiest", "verdict")
+PLAIN = ("--set", "verification=algebra", "--set", "redundancy=full", "--set", "downlink=full")
+DEFENCES = ("multikrum", "bulyan", "draco-repetition", "draco-cyclic")
 REQUIRED = ("--nodes", "20", "--byzantine", "2", "--model-size", "200k", "--batch-seconds", "0.01")
+COSTLY = ("--nodes", "15", *REQUIRED[2:-1], "0.1")  # batches, so that smaller groups pay
 
 
 def solon_fl_plan(*arguments: str) -> Result:
@@ -27,7 +32,7 @@ def _server_of_made_up_speed(monkeypatch: pytest.MonkeyPatch, request: pytest.Fi
     def seconds(
         server: MeasuredServer, kind: Kind, num_nodes: int, group_size: int, compression: int, dim: int
     ) -> float:
-        return num_nodes * dim * (1e-9 / compression if kind == "solon" else 2e-9)
+        return num_nodes * dim * (1e-9 / compression if kind == "solon" else 2e-9 if kind in DEFENCES else 1e-11)
 
     if "measures" not in request.node.name:
         monkeypatch.setattr(MeasuredServer, "__call__", seconds)
@@ -47,27 +52,59 @@ def test_what_is_no_quantity(text: str) -> None:
         parse_quantity("--bandwidth", text)
 
 
-def test_the_plan_fits_a_terminal_and_says_what_to_use() -> None:
-    done = solon_fl_plan(*REQUIRED, "--network", "home-20m")
+@pytest.mark.parametrize("columns", ["80", "100"])
+def test_the_plan_begins_with_one_verdict_and_fits_a_terminal(columns: str) -> None:
+    done = CliRunner().invoke(app, ["plan", *COSTLY, "--network", "home-20m"], env={"COLUMNS": columns})
     assert done.exit_code == 0, done.output
     assert "…" not in done.stdout
-    assert "home-20m" in done.stdout
-    assert "draco-repetition" in done.stdout
-    line = re.search(r"SolonConfig\((.*)\)", done.stdout)
+    to_use = ("SolonConfig", "solon-fl simulate")
+    assert all(len(line) <= int(columns) for line in done.stdout.splitlines() if not any(c in line for c in to_use))
+    told = " ".join(done.stdout.split())
+    verdict = re.match(
+        r"Use Solon with digests and downlink='delta' \(r = 5, k = 3\): a round takes about ([\d.]+) s, "
+        r"([\d.]+) times as fast as Draco \(([\d.]+) s\)",
+        told,
+    )
+    assert verdict is not None, told
+    seconds, times, other = map(float, verdict.groups())
+    assert times == pytest.approx(other / seconds, rel=0.05)
+    assert told.count("Use Solon") == told.count("SolonConfig(") == told.count("solon-fl simulate") == 1
+    line = re.search(r"SolonConfig\(num_nodes=15, (.*), downlink='delta'\)\n", done.stdout)
     assert line is not None
-    settings = {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", line[1])}
-    config = SolonConfig(**settings)  # type: ignore[arg-type]  # whole numbers only
-    assert f"Best: r = {config.group_size}, k = {config.compression}," in done.stdout
-    command = f"--nodes 20 --byzantine 2 --compression {config.compression} --set group_size={config.group_size}"
-    assert f"solon-fl simulate {command}\n" in done.stdout
+    assert line[1] == "byzantine=2, compression=3, group_size=5, verification='digest'"
+    given = "--nodes 15 --byzantine 2 --compression 3 --set group_size=5 --set verification=digest --set downlink=delta"
+    assert f"solon-fl simulate {given}\n" in done.stdout
     assert "regroup" not in done.stdout.lower()
+
+
+@pytest.mark.slow
+def test_the_tables_have_all_candidates_with_each_downlink() -> None:
+    done = CliRunner().invoke(app, ["plan", *COSTLY, "--network", "home-20m"], env={"COLUMNS": "100"})
+    _, whole, patches = re.split(r"Nodes are sent .*: seconds a round *\n", done.stdout)
+    names = ["no defence", "Signum", "MultiKrum", "Bulyan", "Draco (cyclic)", "Draco (repetition)"]
+    names += ["Solon", "Solon reactive", "Solon digests", "Solon digests reactive"]
+    down = {}
+    for title, table in (("full", whole), ("delta", patches)):
+        rows = [line for line in table.splitlines() if re.search(r"(none|unproven|in all|a group) ", line)]
+        found = [re.split("  +", row.removeprefix("* "))[0] for row in rows]
+        assert [name.removesuffix(" 2 in all").removesuffix(" 2 a group") for name in found] == names
+        down[title] = rows[0].split()[4]
+    assert down == {"full": "0.80", "delta": "0.080"}
+    marked = [line for line in done.stdout.splitlines() if line.startswith("* ")]
+    assert [line[2:15] for line in marked[:1]] == ["Solon digests"]
+    assert "Solon digests, downlink='delta': other r and k" in done.stdout
+    assert "reactive" not in marked[0]
+    assert marked[0] in patches
+    only = solon_fl_plan(*REQUIRED, "--set", "downlink=full", "--set", "redundancy=full").stdout
+    assert "sent patches" not in only
+    assert "reactive" not in only
 
 
 @pytest.mark.slow
 def test_json_has_every_number_and_the_server_measures() -> None:
     done = solon_fl_plan(
         *(*REQUIRED, "--bandwidth", "100M", "--set", "latency=0.02", "--set", "stragglers=1", "--set", "rtol=2e-6"),
-        *("--all", "--json"),
+        *("--set", "verification=algebra", "--set", "redundancy=full", "--all", "--json"),
     )
     assert done.exit_code == 0, done.output
     result = json.loads(done.stdout)
@@ -83,7 +120,9 @@ def test_json_has_every_number_and_the_server_measures() -> None:
     assert best["seconds"]["total"] == pytest.approx(
         sum(best["seconds"][part] for part in ("computation", "transfer", "server", "waiting"))
     )
-    assert [row["name"] for row in result["baselines"]] == ["no defence", "draco-repetition", "draco-cyclic"]
+    names = ["no defence", "signum", "multikrum", "bulyan", "draco-cyclic", "draco-repetition"]
+    assert [row["name"] for row in result["baselines"]] == names * 2
+    assert [row["downlink"] for row in result["baselines"]] == ["full"] * 6 + ["delta"] * 6
     assert set(result) == {"network", "num_nodes", "dim", "batch_seconds", "best", "choices", "baselines", *ADDED}
     assert not any(key.startswith("overflow") for key in best)
 
@@ -116,9 +155,10 @@ def test_bad_settings_are_one_plain_message(arguments: list[str], message: str) 
 
 
 def test_regrouping_is_shown_for_every_group_size_and_fits_a_terminal() -> None:
-    done = solon_fl_plan(*REQUIRED, "--liars-in-all", "3", "--set", "rounds=10", "--set", "risk=0.5")
+    done = solon_fl_plan(*REQUIRED, *PLAIN, "--liars-in-all", "3", "--set", "rounds=10", "--set", "risk=0.5")
     assert done.exit_code == 0, done.output
     assert "…" not in done.stdout
+    assert done.stdout.startswith("Use Solon (r = 5, k = 1): a round")
     _, _, told = done.stdout.partition("3 liars in all, regrouped every round")
     rows = [line.split() for line in told.splitlines() if re.match(r" +\d+ +\d", line)]
     once, in_run = overflow_probability(20, 5, 2, 3), overflow_in_run(overflow_probability(20, 5, 2, 3), 10)
@@ -140,10 +180,12 @@ def test_no_settings_are_recommended_that_exceed_the_risk() -> None:
     told = " ".join(done.stdout.split())
     assert "s = 3 is the smallest" in told
     assert "plan again with --byzantine 3. So regrouping gains nothing here" in told
-    assert "Use it" not in told
+    assert told.startswith("Regrouped every round, s = 3")
+    assert "SolonConfig" not in told
     hopeless = " ".join(solon_fl_plan(*REQUIRED, "--liars-in-all", "12").stdout.split())
     assert "No s that groups of up to 128 nodes bear keeps the probability over 1,000 rounds within 1e-06" in hopeless
-    assert "Use it" not in hopeless
+    assert hopeless.startswith("No s that")
+    assert "SolonConfig" not in hopeless
 
 
 def test_json_has_the_probabilities_of_regrouping() -> None:
@@ -159,55 +201,51 @@ def test_json_has_the_probabilities_of_regrouping() -> None:
     assert result["regrouping"] == wanted
 
 
-def test_the_plan_says_what_digests_and_reactive_redundancy_would_bring() -> None:
-    done = solon_fl_plan(*REQUIRED)
-    assert done.exit_code == 0, done.output
-    before, _, told = done.stdout.partition("What digests and reactive redundancy would bring")
-    assert "Use it" in before
-    assert "gests" not in before
-    assert "verification" not in before
-    assert all(len(line) <= 80 for line in told.splitlines())
-    rows = [line.split() for line in told.splitlines() if re.match(r" (algebra|digest) ", line)]
-    assert [row[:2] for row in rows] == [
-        ["algebra", "full"],
-        ["algebra", "reactive"],
-        ["digest", "full"],
-        ["digest", "reactive"],
-    ]
-    for verification, redundancy, *numbers in rows:
-        r, k, asked, _, _, _, times = map(float, numbers[:-1])
-        agreeing = max(3, k) if verification == "digest" else 2 + k
-        assert asked == times == (r if redundancy == "full" else agreeing)
-    sentence = " ".join(told.split())
-    assert "Cheapest in seconds" in sentence
-    assert "Digests presuppose nodes that compute the same bits" in sentence
-    assert "Reactive redundancy presupposes that faults are rare" in sentence
-
-
-def test_all_variants_can_be_ranked() -> None:
-    done = solon_fl_plan(*REQUIRED, "--set", "verification=digest", "--set", "redundancy=reactive")
+def test_every_choice_can_be_shown() -> None:
+    done = CliRunner().invoke(app, ["plan", *REQUIRED, "--all"], env={"COLUMNS": "100"})
     assert done.exit_code == 0, done.output
     assert "…" not in done.stdout
-    assert all(
-        len(line) <= 80 for line in done.stdout.splitlines() if "SolonConfig" not in line and "--nodes" not in line
+    _, _, table = done.stdout.partition("P = 20, s = 2, d = 200,000")
+    rows = [line for line in table.splitlines() if " Solon" in line]
+    # By algebra k <= r - 4, with digests k <= r - 2; r is 5, 10 or 20.
+    assert len(rows) == 2 * 2 * (1 + 6 + 16) + 2 * 2 * (3 + 8 + 18)
+    assert sum(row.startswith("*") for row in rows) == 1
+
+
+def test_one_variant_can_be_asked_for() -> None:
+    done = solon_fl_plan(
+        *(*REQUIRED, "--set", "verification=digest", "--set", "redundancy=reactive", "--set", "downlink=full")
     )
+    assert done.exit_code == 0, done.output
+    assert "…" not in done.stdout
     line = re.search(r"SolonConfig\((.*)\)", done.stdout)
     assert line is not None
     assert line[1].endswith("verification='digest', redundancy='reactive'")
     assert re.search(r"solon-fl simulate .* --set verification=digest --set redundancy=reactive\n", done.stdout)
     told = " ".join(done.stdout.split())
-    assert told.count("Digests presuppose") == told.count("Reactive redundancy presupposes") == 2
+    assert told.count("Digests need nodes") == told.count("Reactive redundancy asks 3 of the 10 nodes") == 1
+    assert "downlink='delta'" not in told
+    assert "If they don't" not in told, "there is nothing else in the plan"
 
 
 def test_json_has_every_variant() -> None:
-    done = solon_fl_plan(*REQUIRED, "--set", "verification=any", "--set", "redundancy=any", "--all", "--json")
+    done = solon_fl_plan(*REQUIRED, "--all", "--json")
     assert done.exit_code == 0, done.output
     result = json.loads(done.stdout)
     for row in result["choices"]:
         assert row["computations"] == 20 // row["group_size"] * row["asked_per_group"] * row["batches_per_node"]
-    pairs = [(row["verification"], row["redundancy"]) for row in result["variants"]]
-    assert pairs == [("algebra", "full"), ("algebra", "reactive"), ("digest", "full"), ("digest", "reactive")]
-    assert {(row["verification"], row["redundancy"]) for row in result["choices"]} == set(pairs)
+    variants = [(row["verification"], row["redundancy"], row["downlink"]) for row in result["variants"]]
+    assert variants == list(itertools.product(("algebra", "digest"), ("full", "reactive"), ("full", "delta")))
+    assert {(row["verification"], row["redundancy"], row["downlink"]) for row in result["choices"]} == set(variants)
+    verdict = result["verdict"]
+    assert verdict["use"]["strategy"] == "solon"
+    assert {name: value for name, value in verdict["use"].items() if name != "strategy"} in result["variants"]
+    assert verdict["sentence"].startswith("Use Solon with digests")
+    assert [line.partition("(")[0].partition(" --")[0] for line in verdict["lines"]] == [
+        "SolonConfig",
+        "solon-fl simulate",
+    ]
+    assert any(caveat.startswith("Digests need nodes that compute the same bits") for caveat in verdict["caveats"])
     assert result["best"] in result["variants"]
     assert all(row in result["choices"] for row in (*result["variants"], result["best"], result["thriftiest"]))
     sound = [row for row in result["choices"] if row["certificate"] is not None and row["certificate"] < 1]
@@ -217,5 +255,6 @@ def test_json_has_every_variant() -> None:
 
 def test_help_teaches_digests_and_reactive_redundancy() -> None:
     told = " ".join(re.sub("[│─]", " ", solon_fl_plan("--help").stdout).split())
-    for words in ("verification", "redundancy", "algebra, digest, any", "full, reactive, any", "same bits"):
+    choices = ("algebra, digest, any", "full, reactive, any", "full, delta, any")
+    for words in ("verification", "redundancy", "downlink", *choices, "same bits"):
         assert words in told

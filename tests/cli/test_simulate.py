@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ def test_simulate_names_the_liars_and_leaves_files(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "3 of 3 rounds" in done.stdout
     assert "Accuracy:" in done.stdout
+    told = " ".join(done.stdout.split())
+    assert re.search(r"A round: 0\.443 MB down to all nodes, 0\.147 MB up from them, [\d.]+ ms of the server", told)
     assert "Training loss of the last round, as the nodes report it (unprotected):" in done.stdout
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"rounds.jsonl", "plot.png"}
 

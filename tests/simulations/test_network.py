@@ -6,7 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from solon_fl.errors import ConfigurationError
-from solon_fl.simulations.network import NETWORKS, Network, RoundSeconds, round_seconds
+from solon_fl.simulations.network import (
+    DELTA_BYTES,
+    NETWORKS,
+    Downlink,
+    Network,
+    RoundSeconds,
+    bytes_to_node,
+    round_seconds,
+)
 
 RATES = ("server_download", "server_upload", "node_download", "node_upload")
 NETWORK = Network(
@@ -122,3 +130,19 @@ def test_impossible_rounds_are_refused() -> None:
 def test_presets_carry_their_names() -> None:
     assert list(NETWORKS) == ["cluster-1g", "cluster-10g", "wan-100m", "home-20m"]
     assert all(network.name == name for name, network in NETWORKS.items())
+
+
+@pytest.mark.parametrize(
+    ("downlink", "rounds", "sent"),
+    [("full", 1.0, 1000), ("full", 30.0, 1000), ("delta", 1.0, 100), ("delta", 2.505, 251), ("delta", 30.0, 1000)],
+)
+def test_what_a_node_is_sent(downlink: Downlink, rounds: float, sent: int) -> None:
+    assert DELTA_BYTES == 0.1, "of the model's bytes"
+    assert bytes_to_node(downlink, 1000, rounds) == sent
+
+
+def test_less_than_nothing_is_not_sent() -> None:
+    with pytest.raises(ConfigurationError, match="model_bytes=-1"):
+        bytes_to_node("full", -1)
+    with pytest.raises(ConfigurationError, match="rounds=-1"):
+        bytes_to_node("delta", 1000, -1)

@@ -16,7 +16,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "run": {"attacks", "datasets", "extras"},
     "settings": set(),
     "compare": {"attacks", "extras", "network", "run", "settings"},
-    "plan": {"network", "settings", "threads"},
+    "plan": {"network", "run", "settings", "threads"},
     "threads": {"extras"},
 }
 

@@ -7,13 +7,14 @@ from dataclasses import asdict
 from functools import partial
 from importlib import resources
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from solon_fl.simulations.attacks import ATTACKS
 from solon_fl.simulations.compare.comparison import Comparison
 from solon_fl.simulations.compare.plots import plot_accuracy
 from solon_fl.simulations.compare.results import Cell, Results
-from solon_fl.simulations.compare.tables import named_liars, show_seconds
+from solon_fl.simulations.compare.tables import SCATTER, named_liars, show_seconds
 from solon_fl.simulations.extras import simulation_extra
 from solon_fl.simulations.network import Network
 from solon_fl.simulations.run import STRATEGIES
@@ -90,6 +91,7 @@ def _figures(results: Results) -> dict[str, Any]:
         "cell": results.cell,
         "verdict": results.verdict,
         "named": named_liars,
+        "scatter": SCATTER,
         "seconds": show_seconds,
         "speed": results.speed,
         "round_time": partial(_round_time, results),
@@ -145,13 +147,12 @@ def _example(results: Results, strategy: str) -> Cell | None:
 
 
 def _round_time(results: Results, strategy: str, network: Network) -> dict[str, float] | None:
-    """Return the mean seconds of a round's parts in a strategy's attack-free run."""
+    """Return the median seconds of a round's parts, and of the total, in a strategy's attack-free run."""
     cell = _example(results, strategy)
     if cell is None:
         return None
-    times = [asdict(seconds) for seconds in cell.round_times(network, results.batch_seconds)]
-    means = {part: sum(t[part] for t in times) / len(times) for part in times[0]}
-    return {**means, "total": sum(means.values())}
+    times = [asdict(seconds) | {"total": seconds.total} for seconds in cell.round_times(network, results.batch_seconds)]
+    return {part: median(seconds[part] for seconds in times) for part in times[0]}
 
 
 def _svg(figure: "Figure") -> str:

@@ -76,9 +76,19 @@ class Cell:
         return 0.0 if self.outcome is None else self.outcome.bytes_sent
 
     @property
+    def bytes_out(self) -> float:
+        """See `Outcome.bytes_out`."""
+        return 0.0 if self.outcome is None else self.outcome.bytes_out
+
+    @property
     def server_seconds(self) -> float:
         """See `Outcome.server_seconds`."""
         return 0.0 if self.outcome is None else self.outcome.server_seconds
+
+    @property
+    def timings_scatter(self) -> bool:
+        """See `Outcome.timings_scatter`."""
+        return self.outcome is not None and self.outcome.timings_scatter
 
     @property
     def batches_per_node(self) -> int:

@@ -8,23 +8,29 @@ from solon_fl.simulations.compare.comparison import NO_ATTACK
 from solon_fl.simulations.compare.results import Cell, Results
 from solon_fl.simulations.run import STRATEGIES
 
-__all__ = ["comparison_table", "named_liars", "show_seconds", "times_table"]
+__all__ = ["SCATTER", "comparison_table", "named_liars", "show_seconds", "times_table"]
 
 SHOWN_DIGITS = 6  # of the model's SHA-256
+MEDIANS = "MB of all nodes and ms: medians over the rounds."
+SCATTER = "timings scatter: machine busy?"
+SCATTER_MARK = "~"
 VERDICT_STYLES = {"survived": "green", "harmed": "yellow", "broken": "bold red", None: "dim"}
 
 
 def comparison_table(results: Results) -> Table:
-    """Return a table with one row a run: its accuracy and verdict, and what a round cost."""
+    """Return a table with one row a run: its accuracy and verdict, and what a round cost (medians)."""
     table = _table(escape(results.comparison.title))
     table.add_column("accuracy", justify="right", overflow="fold")
     table.add_column("verdict", overflow="fold")
-    table.add_column("MB sent\na round", justify="right", overflow="fold")
-    table.add_column("ms of\nserver", justify="right", overflow="fold")
-    table.add_column("liars named", overflow="fold")
+    for heading in ("MB\ndown", "MB\nup", "ms of\nserver"):
+        table.add_column(heading, justify="right", overflow="fold")
+    table.add_column("liars\nnamed", overflow="fold")
     table.add_column("SHA-256", overflow="fold")
     for cell in results.cells:
         table.add_row(*_names(cell), *_outcome(results, cell), end_section=_ends_section(results, cell))
+    table.caption = MEDIANS
+    if any(cell.timings_scatter for cell in results.cells):
+        table.caption += f" {SCATTER_MARK} {SCATTER}"
     return table
 
 
@@ -51,6 +57,7 @@ def _table(title: str) -> Table:
     table = Table(
         title=title,
         title_justify="left",
+        caption_justify="left",
         box=box.SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
@@ -70,13 +77,14 @@ def _names(cell: Cell) -> tuple[str, str]:
 
 def _outcome(results: Results, cell: Cell) -> tuple[str, ...]:
     if cell.outcome is None:
-        return "-", "[dim]not possible[/]", "", "", "", ""
+        return "-", "[dim]not possible[/]", "", "", "", "", ""
     verdict = results.verdict(cell)
     return (
         f"{cell.outcome.accuracy:.1%}",
         f"[{VERDICT_STYLES[verdict]}]{verdict or '-'}{' (aborted)' if cell.error else ''}[/]",
+        f"{cell.bytes_out / 1e6:.3g}",
         f"{cell.bytes_sent / 1e6:.3g}",
-        f"{1e3 * cell.server_seconds:.3g}",
+        f"{1e3 * cell.server_seconds:.3g}{SCATTER_MARK if cell.timings_scatter else ''}",
         named_liars(cell),
         cell.outcome.model_sha256[:SHOWN_DIGITS],
     )

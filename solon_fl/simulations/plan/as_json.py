@@ -7,16 +7,23 @@ from typing import Any
 
 from solon_fl.simulations.plan.choices import Baseline, Choice, Plan
 from solon_fl.simulations.plan.regrouping import Regrouping
+from solon_fl.simulations.plan.verdict import Verdict
 
 __all__ = ["plan_as_json"]
 
 
 def plan_as_json(
-    planned: Plan, everything: Plan, shown: Collection[Choice], regrouping: Regrouping | None
+    planned: Plan, verdict: Verdict, shown: Collection[Choice], regrouping: Regrouping | None
 ) -> dict[str, Any]:
-    """Return a plan with the rows shown, the best of all variants, and the probabilities if regrouping is asked for."""
+    """Return verdict, rows shown, the best of each variant, and the probabilities if regrouping is asked for."""
     load = planned.workload
     result: dict[str, Any] = {
+        "verdict": {
+            "use": _used(verdict.use),
+            "sentence": verdict.sentence,
+            "lines": [line.strip() for line in verdict.lines],
+            "caveats": list(verdict.caveats),
+        },
         "network": asdict(load.network),
         "num_nodes": load.num_nodes,
         "dim": load.dim,
@@ -26,8 +33,8 @@ def plan_as_json(
         "baselines": [
             _row(baseline) | {"break_even": _finite(planned.break_even(baseline))} for baseline in planned.baselines
         ],
-        "variants": [_row(choice) for choice in everything.best_of_each_variant().values()],
-        "thriftiest": _row(everything.thriftiest),
+        "variants": [_row(choice) for choice in planned.best_of_each_variant().values()],
+        "thriftiest": _row(planned.thriftiest),
     }
     if regrouping is not None:
         enough = regrouping.enough(planned)
@@ -40,8 +47,16 @@ def plan_as_json(
     return result
 
 
+def _used(row: Choice | Baseline | None) -> dict[str, Any] | None:
+    return None if row is None else {"strategy": "solon" if isinstance(row, Choice) else row.name} | _row(row)
+
+
 def _row(row: Choice | Baseline) -> dict[str, Any]:
-    result = asdict(row) | {"batches_per_node": row.batches_per_node, "bytes_per_node": row.bytes_per_node}
+    result = asdict(row) | {
+        "batches_per_node": row.batches_per_node,
+        "bytes_per_node": row.bytes_per_node,
+        "bytes_to_node": row.bytes_to_node,
+    }
     result["seconds"]["total"] = row.seconds.total
     if isinstance(row, Choice):
         result |= {

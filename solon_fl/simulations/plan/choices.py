@@ -1,5 +1,6 @@
 """What can be chosen, and what it costs: the rows of a plan, and which of them are best."""
 
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -11,25 +12,29 @@ from solon_fl.coding.real.decoder import locates_every_lie, worst_relative_error
 from solon_fl.coding.real.projection import NOISE_MARGIN, UNDERESTIMATE
 from solon_fl.config import EARLY_ERROR, CodeName, Redundancy, SolonConfig, Verification, make_code, num_agreeing
 from solon_fl.errors import ConfigurationError
-from solon_fl.simulations.network import RoundSeconds
+from solon_fl.simulations.network import Downlink, RoundSeconds
 from solon_fl.simulations.plan.server_time import Kind
 from solon_fl.simulations.plan.workload import Workload
 
-__all__ = ["Baseline", "Choice", "Plan", "nodes_asked"]
+__all__ = ["Baseline", "Choice", "Plan", "Variant", "nodes_asked"]
+
+Variant = tuple[Verification, Redundancy, Downlink]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """One admissible pair of group_size and compression, with or without digests and reactive redundancy.
+    """One admissible pair of group_size and compression in one variant of Solon.
 
     Attributes
     ----------
-    num_nodes, byzantine, stragglers, group_size, compression, code, rtol, verification, redundancy
+    num_nodes, byzantine, stragglers, group_size, compression, code, rtol, verification, redundancy, downlink
         Of the `SolonConfig`.
     bytes_out, bytes_in : int
-        To and from all nodes that are asked in a round.
+        To and from all nodes that are asked in a round; with downlink "delta" not in the first.
     seconds : RoundSeconds
         Of a round in which every node that is asked answers; with redundancy "reactive" also none of them lies.
+    seconds_if_woken : float
+        Of a round in which all groups have to ask their nodes at rest, too; with redundancy "full" those of any round.
     """
 
     num_nodes: int
@@ -41,9 +46,16 @@ class Choice:
     rtol: float
     verification: Verification = "algebra"
     redundancy: Redundancy = "full"
+    downlink: Downlink = "full"
     bytes_out: int
     bytes_in: int
     seconds: RoundSeconds
+    seconds_if_woken: float
+
+    @property
+    def variant(self) -> Variant:
+        """Verification, redundancy and downlink."""
+        return self.verification, self.redundancy, self.downlink
 
     @property
     def num_groups(self) -> int:
@@ -76,6 +88,11 @@ class Choice:
     def bytes_per_node(self) -> int:
         """Bytes that a node that is asked sends in a round."""
         return self.bytes_in // self.num_asked
+
+    @property
+    def bytes_to_node(self) -> int:
+        """Bytes that a node that is asked is sent in a round."""
+        return self.bytes_out // self.num_asked
 
     @property
     def certificate(self) -> float:
@@ -112,6 +129,7 @@ class Choice:
             rtol=self.rtol,
             verification=self.verification,
             redundancy=self.redundancy,
+            downlink=self.downlink,
         )
 
 
@@ -122,9 +140,11 @@ class Baseline:
     Attributes
     ----------
     name : str
-        "no defence", "draco-repetition" or "draco-cyclic".
+        "no defence", "signum", "multikrum", "bulyan", "draco-cyclic" or "draco-repetition".
     tolerates : str
         How many liars, in words.
+    downlink : "full" or "delta"
+        How the nodes are sent the model.
     num_nodes : int
         P.
     group_size : int
@@ -142,9 +162,15 @@ class Baseline:
     num_nodes: int
     group_size: int
     batches_per_node: int
+    downlink: Downlink = "full"
     bytes_out: int
     bytes_in: int
     seconds: RoundSeconds
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether its gradient is that of the honest nodes' batches as long as no more lie than it tolerates."""
+        return self.name in ("draco-cyclic", "draco-repetition")
 
     @property
     def num_asked(self) -> int:
@@ -155,6 +181,11 @@ class Baseline:
     def bytes_per_node(self) -> int:
         """Bytes that a node sends in a round."""
         return self.bytes_in // self.num_nodes
+
+    @property
+    def bytes_to_node(self) -> int:
+        """Bytes that a node is sent in a round."""
+        return self.bytes_out // self.num_nodes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,18 +228,20 @@ class Plan:
         """
         return self._first(sorted(self.choices, key=lambda choice: (choice.computations, choice.seconds.total)))
 
-    def best_of_each_variant(self) -> dict[tuple[Verification, Redundancy], Choice]:
-        """Return the best choice by verification and redundancy, as far as they are in the plan and have one."""
-        pairs: list[tuple[Verification, Redundancy]] = [
-            (verification, redundancy) for verification in get_args(Verification) for redundancy in get_args(Redundancy)
-        ]
-        best: dict[tuple[Verification, Redundancy], Choice] = {}
-        for pair in pairs:
-            of_pair = (choice for choice in self.choices if (choice.verification, choice.redundancy) == pair)
-            first = next((choice for choice in of_pair if not choice.is_void), None)
-            if first is not None:
-                best[pair] = first
+    def best_of_each_variant(self) -> dict[Variant, Choice]:
+        """Return the best choice of every variant of Solon that is in the plan and has one."""
+        options = [get_args(kind) for kind in (Verification, Redundancy, Downlink)]
+        best = {}
+        for variant in itertools.product(*options):
+            of_variant = (choice for choice in self.choices if choice.variant == variant)
+            if (first := next((choice for choice in of_variant if not choice.is_void), None)) is not None:
+                best[first.variant] = first
         return best
+
+    def baseline(self, name: Kind) -> Baseline | None:
+        """Return the fastest way to run a baseline, if the nodes are enough for it."""
+        rows = (baseline for baseline in self.baselines if baseline.name == name)
+        return min(rows, key=lambda baseline: baseline.seconds.total, default=None)
 
     def _first(self, choices: Iterable[Choice]) -> Choice:
         for choice in choices:
@@ -229,13 +262,15 @@ class Plan:
                 best[choice.group_size] = choice
         return tuple(best[size] for size in sorted(best))
 
-    def break_even(self, baseline: Baseline) -> float:
-        """Return the factor on all rates of the network below which some choice is faster than the baseline.
+    def break_even(self, *baselines: Baseline) -> float:
+        """Return the factor on all rates of the network below which some choice is faster than all these baselines.
 
         The choice, which need not be `best`, has a certificate below 1. 0 if there is no such factor, inf if every
         factor is one. Latency, computation and the server's seconds stay as they are.
         """
-        factors = [(self._break_even(choice, baseline), choice) for choice in self.choices]
+        factors = [
+            (min(self._break_even(choice, baseline) for baseline in baselines), choice) for choice in self.choices
+        ]
         factors.sort(key=lambda pair: pair[0], reverse=True)
         return next((factor for factor, choice in factors if factor == 0 or not choice.is_void), 0.0)
 

@@ -6,8 +6,9 @@ from typing import Literal, TypeVar, get_args
 from solon_fl.checks import check_one_of
 from solon_fl.coding.digests import DIGEST_SIZE
 from solon_fl.config import Redundancy, Verification
-from solon_fl.simulations.network import RoundSeconds, round_seconds
-from solon_fl.simulations.plan.choices import Baseline, Choice, Plan, nodes_asked
+from solon_fl.simulations.network import DELTA_BYTES, Downlink, RoundSeconds, bytes_to_node, round_seconds
+from solon_fl.simulations.plan.aggregating import AGGREGATORS, least_nodes
+from solon_fl.simulations.plan.choices import Baseline, Choice, Plan, Variant, nodes_asked
 from solon_fl.simulations.plan.server_time import Kind, MeasuredServer, ServerSeconds
 from solon_fl.simulations.plan.workload import Workload
 
@@ -25,6 +26,7 @@ def plan(
     *,
     verification: Verification | Literal["any"] = "algebra",
     redundancy: Redundancy | Literal["any"] = "full",
+    downlink: Downlink | Literal["any"] = "full",
     server_seconds: ServerSeconds | None = None,
 ) -> Plan:
     """Return all admissible group sizes and compressions, and what a round of each takes.
@@ -37,9 +39,11 @@ def plan(
         Of the `SolonConfig`; "any" ranks the choices of both.
     redundancy : "full", "reactive" or "any"
         Likewise.
+    downlink : "full", "delta" or "any"
+        Likewise, and of the baselines.
     server_seconds : callable, optional
-        (kind, num_nodes, group_size, compression, dim) -> the server's seconds in one round; kind is "solon" or the
-        name of a baseline. Default: `MeasuredServer`.
+        (kind, num_nodes, group_size, compression, dim) -> the server's seconds in one round; kind is "solon", the
+        name of a baseline, or "patch made" or "patch applied" (which nodes do). Default: `MeasuredServer`.
 
     Raises
     ------
@@ -59,13 +63,19 @@ def plan(
     they don't takes the computation twice, and sends what full redundancy does. The server's seconds are those of full
     redundancy, and no less with digests, though it has fewer shares to decode and no liars to locate.
 
-    The baselines, per node:
+    Downlink "delta": a node is sent a patch for every round since it was last asked, never more than the whole model
+    (`bytes_to_node`): with redundancy "reactive" on average r over the nodes asked. The server makes one patch a round,
+    and a node applies those that it is sent. The first round, which sends the whole model, is left out.
+
+    The baselines, per node, with each downlink:
 
     - "no defence" is an average: one batch, the whole gradient.
     - "draco-repetition": groups of 2 s + e + 1 nodes or more, as many and as equal as possible, in which
       every node computes the batches of all and sends the whole gradient; tolerates s liars a group, like Solon.
     - "draco-cyclic": 2 s + e + 1 batches and twice the gradient's bytes (complex numbers); tolerates s liars among
       ALL nodes, which is less.
+    - "signum", "multikrum" and "bulyan": one batch, a bit for every entry or the whole gradient. They estimate the
+      gradient, and are told of s liars among all nodes. Left out if there are too few nodes for so many liars.
 
     Examples
     --------
@@ -84,18 +94,20 @@ def plan(
     sizes = workload.group_sizes()
     verifications: tuple[Verification, ...] = _wanted("verification", verification, get_args(Verification))
     redundancies: tuple[Redundancy, ...] = _wanted("redundancy", redundancy, get_args(Redundancy))
+    downlinks: tuple[Downlink, ...] = _wanted("downlink", downlink, get_args(Downlink))
     reckoning = _Reckoning(workload, server_seconds or MeasuredServer.of(workload))
     choices = [
-        reckoning.choice(verification, redundancy, size, compression)
+        reckoning.choice((verification, redundancy, downlink), size, compression)
         for verification in verifications
         for redundancy in redundancies
+        for downlink in downlinks
         for size in sizes
         for compression in range(1, _largest_compression(workload, verification, size) + 1)
     ]
     return Plan(
         workload=workload,
         choices=tuple(sorted(choices, key=lambda choice: (choice.seconds.total, choice.group_size))),
-        baselines=reckoning.baselines(),
+        baselines=tuple(row for downlink in downlinks for row in reckoning.baselines(downlink)),
     )
 
 
@@ -106,20 +118,30 @@ class _Reckoning:
     workload: Workload
     server_seconds: ServerSeconds
 
-    def choice(self, verification: Verification, redundancy: Redundancy, size: int, compression: int) -> Choice:
+    def choice(self, variant: Variant, size: int, compression: int) -> Choice:
         load = self.workload
-        asked = (
-            load.num_nodes
-            // size
-            * nodes_asked(verification, redundancy, load.byzantine, compression, load.stragglers, size)
-        )
+        verification, redundancy, downlink = variant
+        asked = nodes_asked(verification, redundancy, load.byzantine, compression, load.stragglers, size)
+        num_groups = load.num_nodes // size
         share = -(-load.dim // compression) * load.share_bytes
-        bytes_in = asked * share
-        node_seconds, server_seconds = 0.0, self.server_seconds("solon", load.num_nodes, size, compression, load.dim)
+        reply, node_seconds = share, 0.0
+        server_seconds = self.server_seconds("solon", load.num_nodes, size, compression, load.dim)
         if verification == "digest":
             node_seconds = size * (share / HASHED + load.dim * load.share_bytes / ENCODED)
-            server_seconds += bytes_in / HASHED
-            bytes_in += asked * DIGEST_SIZE * size
+            server_seconds += num_groups * asked * share / HASHED
+            reply += DIGEST_SIZE * size
+        rounds = size / asked  # since a node was last asked
+        if downlink == "delta":
+            made, applied = self._patching()
+            node_seconds += min(rounds, 1 / DELTA_BYTES) * applied
+            server_seconds += made
+        model = bytes_to_node(downlink, load.bytes_of_model, rounds)
+        num_asked = num_groups * asked
+        seconds = self._seconds(num_asked, size, num_asked * model, num_asked * reply, server_seconds, node_seconds)
+        woken = self._seconds(
+            *(load.num_nodes, 2 * size, load.num_nodes * model, load.num_nodes * reply),
+            *(server_seconds, 2 * node_seconds),
+        )
         return Choice(
             num_nodes=load.num_nodes,
             byzantine=load.byzantine,
@@ -130,47 +152,65 @@ class _Reckoning:
             rtol=load.rtol,
             verification=verification,
             redundancy=redundancy,
-            bytes_out=asked * load.bytes_of_model,
-            bytes_in=bytes_in,
-            seconds=self._seconds(asked, size, bytes_in, server_seconds, node_seconds),
+            downlink=downlink,
+            bytes_out=num_asked * model,
+            bytes_in=num_asked * reply,
+            seconds=seconds,
+            seconds_if_woken=seconds.total if redundancy == "full" else woken.total + 2 * load.network.latency,
         )
 
-    def baselines(self) -> tuple[Baseline, ...]:
+    def baselines(self, downlink: Downlink) -> tuple[Baseline, ...]:
         load = self.workload
-        smallest = load.smallest_group
+        smallest, liars = load.smallest_group, load.byzantine
         repeated = -(-load.num_nodes // (load.num_nodes // smallest))  # the largest group of Draco's repetition code
-        return (
-            self._baseline("no defence", "none", size=1, batches=1, vectors=1),
-            self._baseline("draco-repetition", f"{load.byzantine} a group", size=repeated, batches=repeated, vectors=1),
-            self._baseline(
-                "draco-cyclic", f"{load.byzantine} in all", size=load.num_nodes, batches=smallest, vectors=2
-            ),
-        )
+        vector = load.dim * load.share_bytes
+        rows: list[tuple[Kind, str, int, int, int]] = [("no defence", "none", 1, 1, vector)]
+        rows += [
+            (name, "unproven" if name == "signum" else f"{liars} in all", load.num_nodes, 1, sent)
+            for name, sent in zip(AGGREGATORS, (-(-load.dim // 8), vector, vector), strict=True)
+            if load.num_nodes >= least_nodes(name, liars)
+        ]
+        rows += [
+            ("draco-cyclic", f"{liars} in all", load.num_nodes, smallest, 2 * vector),
+            ("draco-repetition", f"{liars} a group", repeated, repeated, vector),
+        ]
+        return tuple(self._baseline(downlink, *row) for row in rows)
 
-    def _baseline(self, name: Kind, tolerates: str, *, size: int, batches: int, vectors: int) -> Baseline:
+    def _baseline(
+        self, downlink: Downlink, name: Kind, tolerates: str, size: int, batches: int, reply: int
+    ) -> Baseline:
         load = self.workload
-        bytes_in = vectors * load.num_nodes * load.dim * load.share_bytes
-        server_seconds = self.server_seconds(name, load.num_nodes, size, 1, load.dim)
+        nodes = load.num_nodes
+        model = bytes_to_node(downlink, load.bytes_of_model)
+        made, applied = self._patching() if downlink == "delta" else (0.0, 0.0)
+        server_seconds = self.server_seconds(name, nodes, size, 1, load.dim) + made
         return Baseline(
             name=name,
             tolerates=tolerates,
-            num_nodes=load.num_nodes,
+            num_nodes=nodes,
             group_size=size,
             batches_per_node=batches,
-            bytes_out=load.num_nodes * load.bytes_of_model,
-            bytes_in=bytes_in,
-            seconds=self._seconds(load.num_nodes, batches, bytes_in, server_seconds),
+            downlink=downlink,
+            bytes_out=nodes * model,
+            bytes_in=nodes * reply,
+            seconds=self._seconds(nodes, batches, nodes * model, nodes * reply, server_seconds, applied),
         )
 
+    def _patching(self) -> tuple[float, float]:
+        """Return the seconds of making a round's patch, and of applying it."""
+        load = self.workload
+        made = self.server_seconds("patch made", load.num_nodes, 1, 1, load.dim)
+        return made, self.server_seconds("patch applied", load.num_nodes, 1, 1, load.dim)
+
     def _seconds(
-        self, asked: int, batches: int, bytes_in: int, server_seconds: float, node_seconds: float = 0.0
+        self, asked: int, batches: int, bytes_out: int, bytes_in: int, server_seconds: float, node_seconds: float
     ) -> RoundSeconds:
         seconds = round_seconds(
             self.workload.network,
             num_nodes=asked,
             batches_per_node=batches,
             batch_seconds=self.workload.batch_seconds,
-            bytes_out=asked * self.workload.bytes_of_model,
+            bytes_out=bytes_out,
             bytes_in=bytes_in,
             server_seconds=server_seconds,
             waited=False,

@@ -56,11 +56,6 @@ class Regrouping:
         """Return the smallest s that is within the risk, whether or not groups of that size bear it."""
         return least_byzantine(num_nodes, group_size, self.liars, self.rounds, self.risk)
 
-    def quickest(self, planned: Plan) -> Choice | None:
-        """Return the choice with the shortest round among those within the risk that are not void, if there is one."""
-        within = (choice for choice in planned.choices if self.overflow(choice)[1] <= self.risk)
-        return next((choice for choice in within if not choice.is_void), None)
-
     def enough(self, planned: Plan) -> tuple[int, list[int]] | None:
         """Return the smallest s within the risk over all group sizes that bear it, and those sizes; None if none."""
         sizes: dict[int, list[int]] = {}
@@ -103,8 +98,8 @@ class Regrouping:
         enough = self.enough(planned)
         if enough is None:
             return (
-                f"[bold]No s that groups of up to {LARGEST_GROUP} nodes bear keeps the probability over "
-                f"{self.rounds:,} rounds within {self.risk:g}[/] (--set risk=...): use more nodes, or trust fewer."
+                f"No s that groups of up to {LARGEST_GROUP} nodes bear keeps the probability over "
+                f"{self.rounds:,} rounds within {self.risk:g} (--set risk=...): use more nodes, or trust fewer."
             )
         least, sizes = enough
         byzantine = planned.workload.byzantine
@@ -114,17 +109,10 @@ class Regrouping:
             if least == self.liars
             else f"Fixed groups need s = {self.liars} against an attacker who picks which nodes to corrupt."
         )
-        chosen = self.quickest(planned)
-        quickest = ""
-        if chosen is not None:
-            quickest = (
-                f" With s = {byzantine}, the shortest round within the risk takes {chosen.seconds.total:.3g} s: "
-                f"r = {chosen.group_size}, k = {chosen.compression}."
-            )
         return (
-            f"[bold]Regrouped every round, s = {least} is the smallest[/] that some group exceeds in {self.rounds:,} "
+            f"Regrouped every round, s = {least} is the smallest that some group exceeds in {self.rounds:,} "
             f"rounds with a probability of at most {self.risk:g} (--set risk=...), in groups of r = "
-            f"{', '.join(map(str, sizes))}: {then}. {fixed}{quickest}"
+            f"{', '.join(map(str, sizes))}: {then}. {fixed}"
         )
 
 

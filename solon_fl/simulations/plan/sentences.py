@@ -1,134 +1,138 @@
-"""What a plan says in sentences, with rich's markup, and the lines to use it."""
+"""What a plan says in sentences."""
 
+import itertools
 import math
-from typing import Any
+from collections.abc import Iterator
 
-from solon_fl.config import SolonConfig
-from solon_fl.simulations.plan.choices import Choice, Plan
+from solon_fl.simulations.network import DELTA_BYTES
+from solon_fl.simulations.plan.aggregating import AGGREGATORS
+from solon_fl.simulations.plan.choices import Baseline, Choice, Plan
 from solon_fl.simulations.plan.rounding import short
-from solon_fl.simulations.plan.tables import is_plain
-from solon_fl.simulations.settings import defaults_of
+from solon_fl.simulations.plan.server_time import Kind
 
-__all__ = ["lines_to_use", "plan_sentences", "variants_sentence"]
+__all__ = ["caveats_of", "name_of", "num_options", "options_of"]
 
-SAME_BITS = (
-    "Digests presuppose nodes that compute the same bits: the same hardware, software and number of threads (where "
-    "they don't, a group fails unless r >= 2 s + e + k)."
-)
-RARE_FAULTS = (
-    "Reactive redundancy presupposes that faults are rare: a round with one takes its computation twice, and sends "
-    "what full redundancy sends. Its rows hold for rounds without."
-)
-
-
-def plan_sentences(planned: Plan) -> list[str]:
-    """Return which choice is best, what it costs and presupposes, and how it compares with each baseline."""
-    best = planned.best
-    total = best.seconds.total
-    model = planned.workload.network.transfer_seconds(num_nodes=best.num_asked, bytes_out=best.bytes_out, bytes_in=0)
-    lines = [
-        f"[bold]Best: r = {best.group_size}, k = {best.compression}[/], {short(total)} s a round. "
-        f"Whatever the liars do (s = {best.byzantine} in each of {best.num_groups} groups), the gradient is proved to "
-        f"be right {_how_right(best)}.",
-        f"A node pays {best.batches_per_node} times the computation of no defence and sends "
-        f"1/{best.compression} of the gradient. Sending out the model takes {short(model)} s"
-        f"{' in every row' if is_plain(planned.choices) else ''}.",
-    ]
-    lines += _presupposed(best)
-    for baseline in planned.baselines:
-        other = baseline.seconds.total
-        least = "" if baseline.name == "no defence" else "at least "
-        longer, shorter = f"{short(other / total)} times as long", f"Solon {short(total / other)} times as long"
-        ratio = longer if other >= total else shorter
-        lines.append(
-            f"{baseline.name.capitalize()} (tolerates {baseline.tolerates}) takes {least}{short(other)} s, {ratio}; "
-            f"Solon {_break_even(planned.break_even(baseline))}."
-        )
-    return lines
+NAMES: dict[Kind, str] = {
+    "no defence": "no defence",
+    "signum": "Signum",
+    "multikrum": "MultiKrum",
+    "bulyan": "Bulyan",
+    "draco-cyclic": "Draco (cyclic)",
+    "draco-repetition": "Draco (repetition)",
+}
 
 
-def _how_right(choice: Choice) -> str:
+def name_of(row: Choice | Baseline) -> str:
+    """Return the name of a candidate, without its downlink."""
+    if isinstance(row, Baseline):
+        return NAMES[row.name]
+    digests = " digests" if row.verification == "digest" else ""
+    reactive = " reactive" if row.redundancy == "reactive" else ""
+    return f"Solon{digests}{reactive}"
+
+
+def options_of(choice: Choice) -> str:
+    """Return the options of Solon that a choice takes, in words; "" if they are the defaults."""
+    options = _options(choice)
+    return ", ".join([*options[:-2], " and ".join(options[-2:])])
+
+
+def num_options(choice: Choice) -> int:
+    """Return how many options of Solon a choice takes."""
+    return len(_options(choice))
+
+
+def caveats_of(planned: Plan, use: Choice | Baseline) -> Iterator[str]:
+    """Yield what a recommendation presupposes, and what else one may want to know of it."""
+    if isinstance(use, Choice):
+        yield _guarantee(use)
+        if use.verification == "digest":
+            yield (
+                "Digests need nodes that compute the same bits: the same hardware, software and number of threads "
+                "(solon_fl.strategies.calibrate says whether yours do)"
+                + _otherwise(planned, use, "If they don't", "verification", "algebra")
+            )
+        if use.redundancy == "reactive":
+            yield from _rare_faults(planned, use)
+    if use.downlink == "delta":
+        yield _state(planned, use)
+    yield from _break_evens(planned)
+    yield from _estimates(planned, use)
+
+
+def _options(choice: Choice) -> list[str]:
+    taken = (choice.verification == "digest", choice.redundancy == "reactive", choice.downlink == "delta")
+    return list(itertools.compress(("digests", "reactive redundancy", "downlink='delta'"), taken))
+
+
+def _guarantee(choice: Choice) -> str:
+    borne = f"Whatever the liars do (s = {choice.byzantine} in each of {choice.num_groups} groups), the gradient is "
     if choice.code == "exact":
-        return "bit for bit, as long as all honest nodes compute the same bits"
+        return borne + "proved to be right bit for bit, as long as all honest nodes compute the same bits."
     return (
-        f"to {choice.certificate:.1g} of its size, the certificate: a bound for the worst lie that passes for float "
-        "noise. The attacks that were tried come nowhere near it. Where nodes compute the same bits, no bit need be "
-        "wrong: --set code=exact"
+        f"{borne}proved to be right to {choice.certificate:.1g} of its size, the certificate: a bound for the worst "
+        "lie that passes for float noise. The attacks that were tried come nowhere near it. Where nodes compute "
+        "the same bits, --set code=exact makes every bit right."
     )
 
 
-def variants_sentence(everything: Plan) -> str:
-    """Return which of all choices is cheapest in seconds, which in computation, and what they presuppose."""
-    best, thriftiest = everything.best, everything.thriftiest
-    seconds = f"{short(best.seconds.total)} s a round"
-    if thriftiest == best:
-        cheapest = f"[bold]Cheapest in seconds and in computation: {_name(best)}[/], {seconds}"
+def _rare_faults(planned: Plan, choice: Choice) -> Iterator[str]:
+    times = short(choice.computations / choice.num_nodes)
+    yield (
+        f"Reactive redundancy asks {choice.asked_per_group} of the {choice.group_size} nodes of a group, so that all "
+        f"nodes together compute {times} times what no defence does. A fault wakes the others of its group: a round "
+        f"that wakes all takes about {short(choice.seconds_if_woken)} s"
+        + _otherwise(planned, choice, "If there are faults in most rounds", "redundancy", "full")
+    )
+
+
+def _state(planned: Plan, use: Choice | Baseline) -> str:
+    load = planned.workload
+    whole, patches = (
+        load.network.transfer_seconds(num_nodes=use.num_asked, bytes_out=bytes_out, bytes_in=0)
+        for bytes_out in (use.num_asked * load.bytes_of_model, use.bytes_out)
+    )
+    return (
+        f"downlink='delta' needs nodes that keep the model from round to round, and computes on a rounded copy of it. "
+        f"A patch is assumed to take {DELTA_BYTES:g} of the model's bytes; the first round sends the whole model, "
+        f"which takes {short(whole - patches)} s more"
+        + _otherwise(planned, use, "If nodes can't keep it", "downlink", "full")
+    )
+
+
+def _otherwise(planned: Plan, use: Choice | Baseline, condition: str, name: str, value: str) -> str:
+    """Return how long a round takes without an option, as far as that is in the plan."""
+    if isinstance(use, Baseline):
+        rows: list[Choice | Baseline] = [row for row in planned.baselines if row.name == use.name]
     else:
-        cheapest = (
-            f"[bold]Cheapest in seconds: {_name(best)}[/], {seconds}; "
-            f"[bold]in computation: {_name(thriftiest)}[/], {short(thriftiest.seconds.total)} s"
-        )
-    times = short(thriftiest.computations / thriftiest.num_nodes)
-    return f"{cheapest} and {times} times the computations of no defence. {SAME_BITS} {RARE_FAULTS}"
+        rows = list(planned.best_of_each_variant().values())
+    without = (row for row in rows if getattr(row, name) == value)
+    other = min(without, key=lambda row: row.seconds.total, default=None)
+    if other is None:
+        return "."
+    return f". {condition}: --set {name}={value}, {short(other.seconds.total)} s a round."
 
 
-def _presupposed(choice: Choice) -> list[str]:
-    """Return a sentence for everything that a choice presupposes."""
-    sentences = []
-    if choice.verification == "digest":
-        sentences.append(SAME_BITS)
-    if choice.redundancy == "reactive":
-        times = short(choice.computations / choice.num_nodes)
-        sentences.append(
-            f"{choice.asked_per_group} of the {choice.group_size} nodes of a group are asked, so that all nodes "
-            f"together compute {times} times what no defence does. {RARE_FAULTS}"
-        )
-    return sentences
+def _break_evens(planned: Plan) -> Iterator[str]:
+    for name in ("no defence", "draco-repetition"):
+        rows = [baseline for baseline in planned.baselines if baseline.name == name]
+        factor = planned.break_even(*rows)
+        if factor == 0:
+            yield f"Solon is never faster than {NAMES[name]}, whatever the links."
+        elif factor == math.inf:
+            yield f"Solon is faster than {NAMES[name]}, whatever the links."
+        else:
+            yield f"Solon is faster than {NAMES[name]} on links below {short(factor)} times these rates."
 
 
-def lines_to_use(best: Choice, *, regrouped: bool) -> list[str]:
-    """Return a choice as a `SolonConfig` and as a command.
-
-    Parameters
-    ----------
-    best : Choice
-        To be used.
-    regrouped : bool
-        Whether nodes are to be put into new groups in every round.
-    """
-    settings: dict[str, Any] = {
-        "byzantine": best.byzantine,
-        "compression": best.compression,
-        "group_size": best.group_size,
-    }
-    defaults = defaults_of(SolonConfig)
-    for name in ("stragglers", "code", "rtol", "verification", "redundancy"):
-        if (value := getattr(best, name)) != defaults[name]:
-            settings[name] = value
-    if regrouped:
-        settings["regroup"] = "round"
-    arguments = "".join(f", {name}={value!r}" for name, value in settings.items())
-    options = "".join(
-        f" --{name} {value}" if name in ("byzantine", "compression") else f" --set {name}={value}"
-        for name, value in settings.items()
-    )
-    return [
-        "Use it:",
-        f"  SolonConfig(num_nodes={best.num_nodes}{arguments})",
-        f"  solon-fl simulate --nodes {best.num_nodes}{options}",
+def _estimates(planned: Plan, use: Choice | Baseline) -> Iterator[str]:
+    faster = [
+        f"{name_of(row)} {short(row.seconds.total)} s"
+        for name in AGGREGATORS
+        if (row := planned.baseline(name)) is not None and row.seconds.total < use.seconds.total
     ]
-
-
-def _break_even(factor: float) -> str:
-    if factor == 0:
-        return "is never faster, whatever the links"
-    if factor == math.inf:
-        return "is faster, whatever the links"
-    return f"is faster on links below {short(factor)} times these rates"
-
-
-def _name(choice: Choice) -> str:
-    """Return a choice in words."""
-    redundancy = f"{choice.redundancy} redundancy"
-    digests = " with digests" if choice.verification == "digest" else ""
-    return f"{redundancy}{digests} (r = {choice.group_size}, k = {choice.compression})"
+    if faster:
+        yield (
+            f"Faster, if an estimate of the gradient is enough, which attacks can move: {', '.join(faster)} "
+            "(docs/explanation/when-to-use.md has what they lose)."
+        )

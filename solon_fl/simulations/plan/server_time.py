@@ -10,22 +10,27 @@ import numpy as np
 import torch
 
 from solon_fl.baselines import CyclicCode, RepetitionCode
+from solon_fl.baselines.garbage import quick_collections
 from solon_fl.coding import CertificateWarning
 from solon_fl.config import CodeName, make_code, make_decoder
+from solon_fl.downlink.codec import apply_patch, make_patch
+from solon_fl.simulations.plan.aggregating import AGGREGATORS, Aggregator, aggregation
 from solon_fl.simulations.plan.workload import Workload
 from solon_fl.simulations.threads import check_threads, limited_threads
 
 __all__ = ["Kind", "MeasuredServer", "ServerSeconds"]
 
-Kind = Literal["solon", "no defence", "draco-repetition", "draco-cyclic"]
+Patching = Literal["patch made", "patch applied"]
+Kind = Literal["solon", "no defence", "draco-repetition", "draco-cyclic", Aggregator, Patching]
 # (kind, num_nodes, group_size, compression, dim) -> seconds of the server in one round
 ServerSeconds = Callable[[Kind, int, int, int, int], float]
 
 MEASURED_GROUP = 64  # nodes of the largest group that is decoded to be timed
-MEASURED_NODES = 128  # of Draco's codes, likewise
+MEASURED_NODES = 128  # of the baselines, likewise
 MEASURED_COLUMNS = (1_000, 250_000)
 MEASURED_COMPRESSION = 10
 MEASURED_VECTORS = 16
+MEASURED_PATCH = 4_000_000
 
 
 class MeasuredServer:
@@ -52,7 +57,10 @@ class MeasuredServer:
     Draco: the same with one group of its repetition code, or all nodes of its cyclic code (more than 128 are
     extrapolated by their number). Honest vectors of a group are identical, as on equal machines: the repetition
     code's votes take several times as long where they differ by float noise.
+    Signum, MultiKrum, Bulyan: the same with all nodes (more than 128 are extrapolated by their number, which is too
+    little for MultiKrum's distances); the last two are Flower's.
     No defence: averaging is timed on 16 vectors, and taken to be linear in their length and number.
+    Patches: one of 4,000,000 numbers is timed, and taken to be linear in their number.
     """
 
     def __init__(
@@ -72,6 +80,7 @@ class MeasuredServer:
         self.threads = threads
         self._decoding: dict[tuple[Kind, int], tuple[float, float]] = {}  # by group size: seconds, and seconds a column
         self._averaging: float | None = None  # seconds a number
+        self._patching: dict[Kind, float] = {}  # likewise
 
     @classmethod
     def of(cls, workload: Workload, threads: int = 1) -> "MeasuredServer":
@@ -88,10 +97,11 @@ class MeasuredServer:
         """Return the server's seconds in one round."""
         if kind == "no defence":
             return self._average(num_nodes * dim)
+        if kind in ("patch made", "patch applied"):
+            return self._patch(kind) * dim
         measured = min(group_size, MEASURED_GROUP if kind == "solon" else MEASURED_NODES)
         if (kind, measured) not in self._decoding:
-            measure = self._measure_decoding if kind == "solon" else self._measure_draco
-            self._decoding[kind, measured] = measure(kind, measured)
+            self._decoding[kind, measured] = self._measure(kind, measured)
         fixed, per_column = self._decoding[kind, measured]
         if kind != "solon":
             return num_nodes / measured * (fixed + per_column * dim)
@@ -114,6 +124,33 @@ class MeasuredServer:
                 self._averaging = _median_seconds(average) / (MEASURED_VECTORS * MEASURED_COLUMNS[1])
         return self._averaging * numbers
 
+    def _patch(self, kind: Kind) -> float:
+        if not self._patching:
+            rng = torch.Generator().manual_seed(0)
+            model, held = torch.randn(2, MEASURED_PATCH, dtype=self.dtype, generator=rng)
+            patch = make_patch([model], [held]) or b""
+            with limited_threads(self.threads):
+                made = _median_seconds(lambda: make_patch([model], [held.clone()]))
+                applied = _median_seconds(lambda: apply_patch(patch, [held]))
+            self._patching = {"patch made": made / MEASURED_PATCH, "patch applied": applied / MEASURED_PATCH}
+        return self._patching[kind]
+
+    def _measure(self, kind: Kind, size: int) -> tuple[float, float]:
+        if kind == "solon":
+            return self._measure_decoding(size)
+        if kind in AGGREGATORS:
+            return self._measure_aggregator(kind, size)
+        return self._measure_draco(kind, size)
+
+    def _measure_aggregator(self, name: Aggregator, size: int) -> tuple[float, float]:
+        rng = torch.Generator().manual_seed(0)
+        many = min(MEASURED_COLUMNS[1], MEASURED_COLUMNS[1] * 8 // size)
+        vectors = torch.randn(size, many, dtype=self.dtype, generator=rng)
+        works = {
+            columns: aggregation(name, vectors[:, :columns], self.byzantine) for columns in (MEASURED_COLUMNS[0], many)
+        }
+        return self._time(lambda columns: works[columns](), many)
+
     def _measure_draco(self, kind: Kind, size: int) -> tuple[float, float]:
         lies = min(self.byzantine, (size - 1) // 2)
         code = CyclicCode(size, lies) if kind == "draco-cyclic" else RepetitionCode(size, lies)
@@ -128,7 +165,7 @@ class MeasuredServer:
         vectors[:lies] = torch.randn(vectors[:lies].shape, dtype=self.dtype, generator=rng)
         return self._time(lambda columns: code.decode(dict(enumerate(vectors[..., :columns])), generator=rng), many)
 
-    def _measure_decoding(self, kind: Kind, size: int) -> tuple[float, float]:
+    def _measure_decoding(self, size: int) -> tuple[float, float]:
         lies = min(self.byzantine, (size - 1) // 2)
         compression = min(MEASURED_COMPRESSION, size - 2 * lies)
         with warnings.catch_warnings():
@@ -144,7 +181,7 @@ class MeasuredServer:
     def _time(self, decode: Callable[[int], object], many: int) -> tuple[float, float]:
         """Return the seconds of a decode that do not depend on the number of columns, and those of one column."""
         few = MEASURED_COLUMNS[0]
-        with limited_threads(self.threads):
+        with limited_threads(self.threads), quick_collections():
             short = _median_seconds(lambda: decode(few))
             long = _median_seconds(lambda: decode(many))
         per_column = max(long - short, 0.0) / (many - few)

@@ -3,7 +3,7 @@
 Import `tables` and `plots` where you need them: they use packages that a node does without.
 """
 
-from solon_fl.simulations.run.engines import cheap_garbage_collection, run_apps
+from solon_fl.simulations.run.engines import run_apps
 from solon_fl.simulations.run.float_noise import Kernels, NodeKind, calibrate_scenario
 from solon_fl.simulations.run.grid import InProcessGrid
 from solon_fl.simulations.run.nodes import ImageClient, make_client_app, measure_batch_seconds
@@ -28,7 +28,6 @@ __all__ = [
     "RoundRecord",
     "Scenario",
     "calibrate_scenario",
-    "cheap_garbage_collection",
     "jsonable",
     "make_client_app",
     "measure_batch_seconds",

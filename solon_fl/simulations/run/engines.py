@@ -1,10 +1,7 @@
 """Where Flower apps run: in this process, or on Flower's own simulation engine."""
 
-import gc
 import importlib.util
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
@@ -15,7 +12,7 @@ from solon_fl.simulations.attacks import Liars
 from solon_fl.simulations.run.grid import ColludersGrid, InProcessGrid
 from solon_fl.simulations.run.scenario import Scenario
 
-__all__ = ["cheap_garbage_collection", "run_apps"]
+__all__ = ["run_apps"]
 
 
 def run_apps(server_app: ServerApp, client_app: ClientApp, scenario: Scenario, liars: Liars | None = None) -> None:
@@ -41,23 +38,7 @@ def run_apps(server_app: ServerApp, client_app: ClientApp, scenario: Scenario, l
         return
     grid = InProcessGrid(client_app, num_nodes) if liars is None else ColludersGrid(client_app, num_nodes, liars)
     context = Context(run_id=grid.run.run_id, node_id=0, node_config={}, state=RecordDict(), run_config={})
-    with cheap_garbage_collection():
-        server_app(grid, context)
-
-
-@contextmanager
-def cheap_garbage_collection() -> Iterator[None]:
-    """Exempt everything that exists already from garbage collection.
-
-    Flower's Krum and Bulyan collect garbage once per node. With torch loaded a full collection takes 0.1 s, so that
-    the seconds measured for these strategies would be mostly the collector's.
-    """
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
+    server_app(grid, context)
 
 
 def _run_on_ray(server_app: ServerApp, client_app: ClientApp, num_nodes: int) -> None:

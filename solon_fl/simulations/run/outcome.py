@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean, median, quantiles
 
 import torch
 from flwr.app import ArrayRecord
@@ -21,6 +21,7 @@ from solon_fl.strategies import NodeRecord
 
 __all__ = ["Outcome", "Software"]
 
+LEAST_QUARTILES = 4  # rounds: fewer have no quartiles to speak of
 PACKAGES = ("solon-fl", "flwr", "torch", "numpy")  # whose versions are kept
 
 
@@ -128,9 +129,23 @@ class Outcome:
         return float(median([report.bytes_in for report in self.reports] or [0]))
 
     @property
+    def bytes_out(self) -> float:
+        """Bytes that the nodes were sent in a round, all of them together (median over the rounds)."""
+        return float(median([report.bytes_out for report in self.reports] or [0]))
+
+    @property
     def server_seconds(self) -> float:
         """See `NumberedReport.server_seconds` (median over the rounds)."""
         return median([report.server_seconds for report in self.reports] or [0.0])
+
+    @property
+    def timings_scatter(self) -> bool:
+        """Whether half of the rounds' server seconds differ by more than half of their median: the machine was busy."""
+        seconds = [report.server_seconds for report in self.reports]
+        if len(seconds) < LEAST_QUARTILES:
+            return False
+        first, middle, third = quantiles(seconds, method="inclusive")
+        return third - first > middle / 2
 
     @property
     def batches_of_all(self) -> float:
@@ -153,6 +168,10 @@ class Outcome:
         rounds = [{**asdict(record), "regrouped": regrouped} for record in self.records]
         summary = {
             "final_accuracy": self.accuracy,
+            "bytes_out_median": self.bytes_out,
+            "bytes_in_median": self.bytes_sent,
+            "server_seconds_median": self.server_seconds,
+            "timings_scatter": self.timings_scatter,
             "model_sha256": self.model_sha256,
             "error": self.error,
             "offences": {number: dict(kinds) for number, kinds in self.offences.items()},

@@ -37,8 +37,12 @@ def cell(
     waited: Sequence[int] = (),
     escalated: Sequence[int] = (),
     bytes_in: int = 1_000_000,
+    aggregating: Sequence[float] = (),
 ) -> Cell:
-    """Return a run of 10 nodes that compute 3 batches each, are sent 2 MB and take 0.25 s of the server a round."""
+    """Return a run of 10 nodes that compute 3 batches each, are sent 2 MB and take 0.25 s of the server a round.
+
+    With `aggregating`, so many seconds and 0.05 more, by round.
+    """
 
     def report(number: int) -> NumberedReport:
         first = NumberedGroup(group=0, status="clean", nodes_asked=5, corrupt_nodes=tuple(named) if number == 1 else ())
@@ -50,7 +54,7 @@ def cell(
             bytes_out=2_000_000,
             bytes_in=bytes_in,
             seconds_waiting=0.0,
-            seconds_aggregating=0.2,
+            seconds_aggregating=aggregating[number - 1] if aggregating else 0.2,
             seconds_stepping=0.05,
         )
 

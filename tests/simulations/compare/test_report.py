@@ -55,6 +55,19 @@ def test_the_page_holds_all_and_loads_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_what_a_round_costs_is_a_median_and_has_both_directions(tmp_path: Path) -> None:
+    busy = cell("fedavg", None, [0.1] * 5, aggregating=(0.15, 0.2, 0.3, 9.95))
+    page = page_of(handmade.results(SOLON, busy), tmp_path)
+    _, _, table = page.partition("What a round costs")
+    headings, solon, fedavg = (re.findall(r"<t[hd]>([^<]*)", row) for row in table.split("<tr>")[1:4])
+    assert headings[3:5] == ["MB down to all nodes", "MB up from all nodes"]
+    assert (solon[3:6], fedavg[3:6]) == (["2", "1", "250"], ["2", "1", "300"])
+    # 1.5 s of computing and 4 s of the links (see test_results).
+    assert (solon[6], fedavg[6]) == ("5.75", "5.8")
+    assert page.count("<small>timings scatter: machine busy?</small>") == 1
+
+
+@pytest.mark.slow
 def test_the_page_takes_nothing_for_markup(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>"
     network = replace(SLOW, name=f"$x^ {evil}")

@@ -147,13 +147,14 @@ def test_nodes_that_are_asked_after_all_compute_after_the_others() -> None:
 def test_what_a_cell_tells() -> None:
     run = cell("solon", "alie", [0.1, 0.4], liars=[3, 4], named=[4, 5])
     assert (run.liars, run.named, run.error) == ({3, 4}, {4, 5}, None)
-    assert (run.bytes_sent, run.batches_per_node) == (1e6, 3)
+    assert (run.bytes_out, run.bytes_sent, run.batches_per_node) == (2e6, 1e6, 3)
     assert run.server_seconds == pytest.approx(0.25)
 
 
 def test_a_run_that_could_not_be_tells_nothing() -> None:
     refused = Cell("solon", "alie", refusal="no")
     assert (refused.records, refused.accuracies, refused.liars, refused.named) == ((), [], set(), set())
+    assert (refused.bytes_out, refused.timings_scatter) == (0, False)
     assert (refused.bytes_sent, refused.server_seconds, refused.batches_per_node, refused.error) == (0, 0, 0, None)
     assert refused.rounds_to(0.0) is None
 

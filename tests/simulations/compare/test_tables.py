@@ -50,11 +50,11 @@ def test_tables_fit_a_terminal_and_cut_nothing(attacks: tuple[str | None, ...]) 
 def test_tables_show_what_the_cells_hold() -> None:
     results = handmade.results(*ALL)
     rows = [line.split() for line in rendered(comparison_table(results)).splitlines()]
-    assert ["none", "Solon", "80.1%", "-", "1", "250", "012345"] in rows
-    assert ["alie", "Solon", "79.9%", "survived", "1", "250", "all", "2", "012345"] in rows
-    assert ["alie", "FedAvg", "12.3%", "broken", "1", "250", "012345"] in rows
-    aborted = rows.index(["alie", "MultiKrum", "10.0%", "broken", "0", "0", "012345"])
-    assert rows[aborted + 1] == ["(aborted)"]
+    assert ["none", "Solon", "80.1%", "-", "2", "1", "250", "012345"] in rows
+    assert ["alie", "Solon", "79.9%", "survived", "2", "1", "250", "all", "2", "012345"] in rows
+    assert ["alie", "FedAvg", "12.3%", "broken", "2", "1", "250", "012345"] in rows
+    assert ["alie", "MultiKrum", "10.0%", "broken", "(aborted)", "0", "0", "0", "012345"] in rows
+    assert rows[-1] == ["MB", "of", "all", "nodes", "and", "ms:", "medians", "over", "the", "rounds."]
     assert ["alie", "Bulyan", "-", "not", "possible"] in rows
     text = rendered(times_table(results))
     assert "Seconds to 76.0% accuracy" in text
@@ -63,6 +63,15 @@ def test_tables_show_what_the_cells_hold() -> None:
     assert ["none", "FedAvg", "11.5", "(1)"] in rows
     assert ["alie", "FedAvg", "-"] in rows
     assert ["alie", "Bulyan"] in rows
+
+
+def test_a_busy_machine_is_noticed() -> None:
+    busy = cell("fedavg", None, [0.1] * 5, aggregating=(0.05, 0.2, 0.3, 0.5))
+    text = rendered(comparison_table(handmade.results(handmade.SOLON, busy)))
+    rows = [line.split() for line in text.splitlines()]
+    assert ["none", "FedAvg", "10.0%", "-", "2", "1", "300~", "012345"] in rows
+    assert ["none", "Solon", "80.1%", "-", "2", "1", "250", "012345"] in rows
+    assert "~ timings scatter: machine busy?" in " ".join(text.split())
 
 
 def test_without_a_target_there_is_no_table_of_times() -> None:

@@ -7,15 +7,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from solon_fl.baselines import CyclicCode, RepetitionCode
 from solon_fl.coding import CertificateWarning
 from solon_fl.coding.sections import padded
 from solon_fl.config import Redundancy, SolonConfig, Verification
+from solon_fl.downlink.codec import make_patch
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations import Scenario, simulate
-from solon_fl.simulations.network import NETWORKS, round_seconds
+from solon_fl.simulations.network import NETWORKS, Downlink, round_seconds
 from solon_fl.simulations.plan import server_time
+from solon_fl.simulations.plan.aggregating import AGGREGATORS
 from solon_fl.simulations.plan.choices import Baseline, Choice, Plan
 from solon_fl.simulations.plan.planner import plan
 from solon_fl.simulations.plan.server_time import Kind, MeasuredServer
@@ -43,7 +46,7 @@ def small_plan(**changes: Any) -> Plan:
         "batch_seconds": 0.01,
         "network": HOME,
     }
-    how = {name: changes.pop(name) for name in ("verification", "redundancy") if name in changes}
+    how = {name: changes.pop(name) for name in ("verification", "redundancy", "downlink") if name in changes}
     server_seconds = changes.pop("server_seconds", no_seconds)
     return plan(Workload(**{**settings, **changes}), server_seconds=server_seconds, **how)
 
@@ -132,6 +135,9 @@ def test_a_plan_computed_by_hand() -> None:
     # 14 nodes make two groups of 7 rather than 5, 5 and 4.
     assert costs == {
         "no defence": (1, 1, 4000),
+        "signum": (14, 1, 125),
+        "multikrum": (14, 1, 4000),
+        "bulyan": (14, 1, 4000),
         "draco-repetition": (7, 7, 4000),
         "draco-cyclic": (14, 5, 8000),
     }
@@ -182,6 +188,90 @@ def test_variants_computed_by_hand(verification: Verification, redundancy: Redun
     assert choice.seconds.server == pytest.approx(0.125 + digests * hashed_by_server)
 
 
+def seconds_of_patches(kind: Kind, *_: object) -> float:
+    return {"patch made": 0.25, "patch applied": 0.125}.get(kind, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("verification", "redundancy", "asked", "rounds"),
+    [("algebra", "full", 20, 1), ("algebra", "reactive", 15, 4 / 3), ("digest", "reactive", 10, 2)],
+)
+def test_patches_computed_by_hand(
+    verification: Verification, redundancy: Redundancy, asked: int, rounds: float
+) -> None:
+    """As above; a node that computes in every second round is sent two patches when it does."""
+    network = replace(HOME, server_download=1e12, server_upload=1e9, node_download=1e12, node_upload=1e7, latency=0.25)
+    settings: dict[str, Any] = {
+        "num_nodes": 100,
+        "byzantine": 5,
+        "dim": 11_000_000,
+        "batch_seconds": 0.5,
+        "network": network,
+        "server_seconds": seconds_of_patches,
+        "verification": verification,
+        "redundancy": redundancy,
+    }
+    planned = small_plan(**settings, downlink="any")
+    (whole, patched) = (
+        next(c for c in planned.choices if (c.downlink, c.group_size, c.compression) == (downlink, 20, 10))
+        for downlink in ("full", "delta")
+    )
+    assert (whole.bytes_to_node, whole.bytes_in) == (44_000_000, patched.bytes_in)
+    assert patched.bytes_to_node == pytest.approx(rounds * 4_400_000, abs=1)
+    assert patched.bytes_out == 5 * asked * patched.bytes_to_node
+    saved = 8 * (whole.bytes_out - patched.bytes_out) / 1e9
+    assert patched.seconds.transfer == pytest.approx(whole.seconds.transfer - saved)
+    assert patched.seconds.server == pytest.approx(whole.seconds.server + 0.25)
+    assert patched.seconds.computation == pytest.approx(whole.seconds.computation + rounds * 0.125)
+    assert planned.choices[0].downlink == "delta"
+    assert {choice.downlink for choice in small_plan(**settings).choices} == {"full"}
+
+
+def test_patches_never_cost_more_than_the_model() -> None:
+    """With k = 1 and s = 1, 2 of 100 nodes compute in a round: each has missed 50 rounds when it does."""
+    planned = small_plan(
+        num_nodes=100, byzantine=1, redundancy="reactive", downlink="delta", server_seconds=seconds_of_patches
+    )
+    rested = next(choice for choice in planned.choices if (choice.group_size, choice.compression) == (100, 1))
+    assert (rested.asked_per_group, rested.bytes_to_node) == (2, 4_000_000)
+    assert rested.seconds.computation == pytest.approx(100 * 0.01 + 10 * 0.125)
+
+
+def test_baselines_are_sent_patches_too() -> None:
+    planned = small_plan(downlink="any", server_seconds=seconds_of_patches)
+    rows = {(row.name, row.downlink): row for row in planned.baselines}
+    names = {name for name, _ in rows}
+    assert names == {"no defence", "signum", "multikrum", "bulyan", "draco-cyclic", "draco-repetition"}
+    for name in names:
+        whole, patched = rows[name, "full"], rows[name, "delta"]
+        assert (whole.bytes_to_node, patched.bytes_to_node) == (4_000_000, 400_000)
+        assert patched.bytes_in == whole.bytes_in
+        assert patched.seconds.server == whole.seconds.server + 0.25
+        assert patched.seconds.computation == pytest.approx(whole.seconds.computation + 0.125)
+        assert planned.baseline(name) == min((whole, patched), key=lambda row: row.seconds.total)
+    assert planned.baseline("solon") is None
+
+
+@pytest.mark.parametrize("downlink", ["full", "delta"])
+def test_a_round_that_wakes_all_nodes_computed_by_hand(downlink: Downlink) -> None:
+    """14 nodes in two groups of 7, of which 5 are asked: twice the batches, all bytes, and four messages in a row."""
+    planned = small_plan(
+        num_nodes=14,
+        dim=1000,
+        batch_seconds=0.5,
+        network=replace(HOME, server_download=1e9, server_upload=1e9, node_download=1e7, node_upload=1e6, latency=0.25),
+        redundancy="reactive",
+        downlink=downlink,
+    )
+    seven = next(choice for choice in planned.choices if (choice.group_size, choice.compression) == (7, 3))
+    assert seven.asked_per_group == 5
+    model = 4000 if downlink == "full" else 560  # 7 / 5 patches of 400 bytes
+    assert seven.bytes_to_node == model
+    assert seven.seconds_if_woken == pytest.approx(7.0 + 4 * 0.25 + 8 * model / 1e7 + 8 * 1336 / 1e6)
+    full = small_plan(num_nodes=14, downlink=downlink).best
+    assert full.seconds_if_woken == full.seconds.total
+
+
 @pytest.mark.parametrize(
     ("byzantine", "stragglers", "compression", "with_algebra", "with_digests"),
     [(5, 0, 10, 20, 15), (5, 0, 3, 13, 11), (2, 1, 6, 11, 9), (3, 2, 4, 12, 9), (0, 0, 5, 5, 5)],
@@ -211,13 +301,15 @@ def test_any_ranks_all_variants() -> None:
     assert sorted(map(repr, everything.choices)) == sorted(repr(choice) for part in parts for choice in part.choices)
     totals = [choice.seconds.total for choice in everything.choices]
     assert totals == sorted(totals)
-    assert everything.best_of_each_variant() == dict(zip(VARIANTS, (part.best for part in parts), strict=True))
+    best_of_parts = {part.best.variant: part.best for part in parts}
+    assert everything.best_of_each_variant() == best_of_parts
+    assert list(best_of_parts) == [(*variant, "full") for variant in VARIANTS]
     assert everything.best.seconds.total == min(part.best.seconds.total for part in parts)
     # With digests s + 1 = 4 nodes of a group are enough for k <= 4, and k = 4 sends least.
     thriftiest = everything.thriftiest
     assert (thriftiest.verification, thriftiest.redundancy) == ("digest", "reactive")
     assert (thriftiest.compression, thriftiest.computations) == (4, 4 * 60)
-    assert parts[0].best_of_each_variant() == {VARIANTS[0]: parts[0].best}
+    assert parts[0].best_of_each_variant() == {("algebra", "full", "full"): parts[0].best}
 
 
 def test_the_server_is_measured_once_for_a_group_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,12 +319,14 @@ def test_the_server_is_measured_once_for_a_group_size(monkeypatch: pytest.Monkey
         measured.append((kind, size))
         return 0.001, 1e-9
 
-    monkeypatch.setattr(MeasuredServer, "_measure_decoding", measure)
-    monkeypatch.setattr(MeasuredServer, "_measure_draco", measure)
+    monkeypatch.setattr(MeasuredServer, "_measure", measure)
     small_plan(server_seconds=MeasuredServer(byzantine=2), verification="any", redundancy="any")
     assert sorted(measured) == [
+        ("bulyan", 20),
         ("draco-cyclic", 20),
         ("draco-repetition", 5),
+        ("multikrum", 20),
+        ("signum", 20),
         *(("solon", size) for size in (5, 10, 20)),
     ]
 
@@ -343,6 +437,14 @@ def test_below_the_break_even_solon_is_faster_and_above_it_is_not(name: Kind, ba
     assert advantage(0.9 * factor) > 0 > advantage(1.1 * factor)
 
 
+def test_faster_than_several_baselines_is_faster_than_each() -> None:
+    planned = small_plan(batch_seconds=0.1)
+    nothing, draco = named(planned, "no defence"), named(planned, "draco-repetition")
+    least = min(planned.break_even(nothing), planned.break_even(draco))
+    assert planned.break_even(nothing, draco) == least > 0
+    assert planned.break_even(nothing) != planned.break_even(draco)
+
+
 def test_break_even_at_the_ends() -> None:
     free = small_plan(batch_seconds=0.0)
     assert free.break_even(named(free, "no defence")) == float("inf")
@@ -363,8 +465,10 @@ def test_the_server_is_asked_for_every_row() -> None:
     assert asked == [
         *(("solon", 7, 7, compression, 100) for compression in (1, 2, 3)),
         ("no defence", 7, 1, 1, 100),
-        ("draco-repetition", 7, 7, 1, 100),
+        ("signum", 7, 7, 1, 100),
+        ("multikrum", 7, 7, 1, 100),  # Bulyan would need 11 nodes
         ("draco-cyclic", 7, 7, 1, 100),
+        ("draco-repetition", 7, 7, 1, 100),
     ]
 
 
@@ -372,6 +476,11 @@ def test_the_server_is_asked_for_every_row() -> None:
 def test_the_measured_server_follows_its_laws_and_leaves_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_time, "MEASURED_NODES", 32)  # in place of 128, which take seconds
     before = torch.get_num_threads()
+    of_all = MeasuredServer(byzantine=2)
+    for kind in AGGREGATORS:
+        seconds = of_all(kind, 20, 20, 1, 10**6)
+        assert seconds > 0
+        assert of_all(kind, 20, 20, 1, 10**7) > seconds
     assert MeasuredServer(byzantine=2, threads=2)("draco-repetition", 20, 5, 1, 10**6) > 0
     assert torch.get_num_threads() == before
     server = MeasuredServer(byzantine=2)
@@ -388,6 +497,23 @@ def test_the_measured_server_follows_its_laws_and_leaves_the_threads(monkeypatch
     # Groups of 128 are extrapolated from 64, and cost more a node.
     assert server("solon", 128, 128, 6, 10**6) > server("solon", 128, 64, 6, 10**6)
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.slow
+def test_patches_are_measured_once_and_in_both_directions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_time, "MEASURED_PATCH", 400_000)
+    made: list[int] = []
+
+    def make(target: list[Tensor], copy: list[Tensor]) -> bytes | None:
+        made.append(len(copy[0]))
+        return make_patch(target, copy)
+
+    monkeypatch.setattr(server_time, "make_patch", make)
+    server = MeasuredServer(byzantine=2)
+    seconds = server("patch made", 20, 1, 1, 10**6)
+    assert 0 < server("patch applied", 20, 1, 1, 10**6) < seconds
+    assert server("patch made", 200, 1, 1, 2 * 10**6) == pytest.approx(2 * seconds)
+    assert made == 5 * [400_000], "one to apply, and four to be timed"
 
 
 @pytest.mark.slow
@@ -440,6 +566,7 @@ def test_the_measured_server_predicts_a_decode_of_draco(kind: Kind, dim: int) ->
         ({"model_bytes": -1}, "model_bytes=-1"),
         ({"verification": "trust"}, "verification must be one of algebra, digest, any; got verification='trust'"),
         ({"redundancy": "none"}, "redundancy must be one of full, reactive, any; got redundancy='none'"),
+        ({"downlink": "half"}, "downlink must be one of full, delta, any; got downlink='half'"),
         ({"server_seconds": lambda *_: -1.0}, "server_seconds=-1.0"),
     ],
 )

@@ -2,6 +2,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from solon_fl.simulations import Outcome
 from solon_fl.simulations.run import NumberedGroup
 from solon_fl.simulations.run.outcome import Software
 from solon_fl.strategies import GroupReport
+from tests.simulations.compare import handmade
 from tests.simulations.run.small import CONFIG, REGROUPED, run, scenario
 
 
@@ -31,6 +33,10 @@ def test_the_jsonl_tells_everything(tmp_path: Path) -> None:
     assert rounds[1]["report"]["unprotected_training_loss"] == loss
     assert sorted(int(number) for group in groups for number in group["malformed_nodes"]) == head["liars"]
     assert summary["final_accuracy"] == outcome.accuracy
+    assert summary["bytes_out_median"] == outcome.bytes_out == outcome.reports[0].bytes_out > 0
+    assert summary["bytes_in_median"] == outcome.bytes_sent == outcome.reports[0].bytes_in > 0
+    assert summary["server_seconds_median"] == outcome.server_seconds > 0
+    assert summary["timings_scatter"] is False, "two rounds have no quartiles"
     assert summary["offences"] == {str(number): {"malformed": 2} for number in sorted(outcome.scenario.liars)}
 
 
@@ -109,9 +115,27 @@ def test_the_numbers_of_a_run_that_never_began() -> None:
     outcome = Outcome.of(scenario(attack="alie"))
     assert math.isnan(outcome.accuracy)
     assert (outcome.accuracies, outcome.offences, outcome.reports) == ([], {}, [])
-    assert (outcome.bytes_sent, outcome.server_seconds, outcome.batches_of_all) == (0, 0, 0)
+    assert (outcome.bytes_out, outcome.bytes_sent) == (0, 0)
+    assert (outcome.server_seconds, outcome.timings_scatter, outcome.batches_of_all) == (0, False, 0)
     assert (outcome.batches_per_node, outcome.liars) == (CONFIG.group_size, outcome.scenario.liars)
     assert outcome.software == Software.here()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "scatter"),
+    [
+        ([1.0, 1.0, 1.0, 1.0, 100.0], False),  # one round in five is no matter
+        ([0.8, 1.0, 1.2, 1.2, 0.8], False),  # quartiles 0.8 and 1.2
+        ([0.7, 1.0, 1.25, 1.25, 0.7], True),  # 0.7 and 1.25
+        ([0.1, 10.0, 10.0], False),  # too few to tell
+    ],
+)
+def test_timings_scatter_if_the_quartiles_are_half_the_median_apart(seconds: list[float], scatter: bool) -> None:
+    rounds = [0.0] * (len(seconds) + 1)
+    outcome = handmade.cell("fedavg", None, rounds, aggregating=[value - 0.05 for value in seconds]).outcome
+    assert outcome is not None
+    assert outcome.server_seconds == pytest.approx(median(seconds))
+    assert outcome.timings_scatter == scatter
 
 
 @pytest.mark.parametrize(

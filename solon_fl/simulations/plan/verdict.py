@@ -1,0 +1,150 @@
+"""The one thing that a plan says to do, and what speaks against it."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from solon_fl.config import SolonConfig
+from solon_fl.simulations.plan.choices import Baseline, Choice, Plan
+from solon_fl.simulations.plan.regrouping import Regrouping
+from solon_fl.simulations.plan.rounding import short
+from solon_fl.simulations.plan.sentences import caveats_of, name_of, num_options, options_of
+from solon_fl.simulations.plan.server_time import Kind
+from solon_fl.simulations.settings import defaults_of
+
+__all__ = ["Verdict", "verdict_of"]
+
+MARGIN = 1.05  # an option that makes a round no shorter than that is not worth what it presupposes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What to use.
+
+    Attributes
+    ----------
+    use : Choice, Baseline or None
+        What is recommended; None if nothing is safe enough.
+    sentence : str
+        That, in words.
+    lines : tuple of str
+        Code and command to use it.
+    caveats : tuple of str
+        What it presupposes, and what to do where that does not hold.
+    """
+
+    use: Choice | Baseline | None
+    sentence: str
+    lines: tuple[str, ...] = ()
+    caveats: tuple[str, ...] = ()
+
+
+def verdict_of(planned: Plan, regrouping: Regrouping | None = None) -> Verdict:
+    """Return the fastest of all that bear s liars in every group: a choice of Solon, or Draco's repetition code.
+
+    Of variants of Solon within 5 % of the fastest, the one with the fewest options is taken, as each presupposes
+    something. No defence is as good as these only if byzantine and stragglers are 0.
+
+    Parameters
+    ----------
+    planned : Plan
+        With all choices that you would accept.
+    regrouping : Regrouping, optional
+        Leaves only choices within its risk; with more than s liars in all, Draco, which keeps its groups, is none.
+
+    Raises
+    ------
+    ConfigurationError
+        If no choice of Solon can be recommended.
+    """
+    regrouped = regrouping is not None and regrouping.liars > planned.workload.byzantine
+    if regrouping is not None:
+        within = tuple(choice for choice in planned.choices if regrouping.overflow(choice)[1] <= regrouping.risk)
+        if all(choice.is_void for choice in within):
+            return Verdict(use=None, sentence=regrouping.sentence(planned))
+        planned = replace(planned, choices=within)
+    best = _simplest(planned)
+    candidates: list[Choice | Baseline] = [best]
+    candidates += [row for row in planned.baselines if not regrouped and _bears_as_many(planned, row)]
+    use = min(candidates, key=lambda row: row.seconds.total)
+    return Verdict(
+        use=use,
+        sentence=_use_solon(planned, use) if isinstance(use, Choice) else _use_another(planned, use),
+        lines=tuple(_lines(use, planned, regrouped=regrouped)),
+        caveats=tuple(caveats_of(planned, use)),
+    )
+
+
+def _simplest(planned: Plan) -> Choice:
+    """Return the choice with the fewest options that is hardly slower than the fastest."""
+    most = MARGIN * planned.best.seconds.total
+    fast = [choice for choice in planned.best_of_each_variant().values() if choice.seconds.total <= most]
+    return min(fast, key=lambda choice: (num_options(choice), choice.seconds.total))
+
+
+def _bears_as_many(planned: Plan, baseline: Baseline) -> bool:
+    load = planned.workload
+    nobody = load.byzantine == load.stragglers == 0
+    return baseline.name == "draco-repetition" or (baseline.name == "no defence" and nobody)
+
+
+def _use_solon(planned: Plan, best: Choice) -> str:
+    total = best.seconds.total
+    ratios, faster = [], ""
+    rivals: tuple[tuple[Kind, str], ...] = (("draco-repetition", "Draco"), ("no defence", "no defence"))
+    for name, title in rivals:
+        other = planned.baseline(name)
+        if other is None:
+            continue
+        seconds = other.seconds.total
+        if seconds >= total:
+            ratio = f"{short(seconds / total)} times" if seconds > MARGIN * total else "about"
+            ratios.append(f"{ratio} as fast as {title} ({short(seconds)} s)")
+        else:
+            faster += f"; {title}, which bears no liar, takes {short(seconds)} s"
+    options = options_of(best)
+    with_options = f" with {options}" if options else ""
+    compared = f", {' and '.join(ratios)}" if ratios else ""
+    return (
+        f"Use Solon{with_options} (r = {best.group_size}, k = {best.compression}): a round takes about "
+        f"{short(total)} s{compared}{faster}."
+    )
+
+
+def _use_another(planned: Plan, use: Baseline) -> str:
+    best, seconds = planned.best, use.seconds.total
+    why = "and there are no liars to bear" if use.name == "no defence" else "and bears as many liars"
+    sentence = (
+        f"Don't use Solon here: {name_of(use)} takes about {short(seconds)} s a round {why}; Solon takes "
+        f"{short(best.seconds.total)} s at best, {short(best.seconds.total / seconds)} times as long"
+    )
+    nothing = planned.baseline("no defence")
+    if use.name != "no defence" and nothing is not None and nothing.seconds.total < seconds:
+        sentence += f"; no defence, which bears no liar, takes {short(nothing.seconds.total)} s"
+    return sentence + "."
+
+
+def _lines(use: Choice | Baseline, planned: Plan, *, regrouped: bool) -> list[str]:
+    """Return code and command to use it."""
+    load = planned.workload
+    settings: dict[str, Any] = {"byzantine": load.byzantine}
+    start = f"  solon-fl simulate --nodes {load.num_nodes}"
+    if isinstance(use, Baseline):
+        strategy = {"no defence": "fedavg"}.get(use.name, use.name)
+        settings |= {} if use.downlink == "full" else {"downlink": use.downlink}
+        return [f"{start}{_options(settings)} --strategy {strategy}"]
+    settings |= {"compression": use.compression, "group_size": use.group_size}
+    defaults = defaults_of(SolonConfig)
+    for name in ("stragglers", "code", "rtol", "verification", "redundancy", "downlink"):
+        if (value := getattr(use, name)) != defaults[name]:
+            settings[name] = value
+    if regrouped:
+        settings["regroup"] = "round"
+    arguments = "".join(f", {name}={value!r}" for name, value in settings.items())
+    return [f"  SolonConfig(num_nodes={use.num_nodes}{arguments})", start + _options(settings)]
+
+
+def _options(settings: dict[str, Any]) -> str:
+    return "".join(
+        f" --{name} {value}" if name in ("byzantine", "compression") else f" --set {name}={value}"
+        for name, value in settings.items()
+    )
