@@ -12,9 +12,9 @@ from solon_fl.cli.meanings import CONFIG
 from solon_fl.cli.options import Machine
 from solon_fl.cli.settings import Keys, SetOption
 from solon_fl.cli.terminal import console, set_log_level
-from solon_fl.config import Redundancy, Verification
+from solon_fl.config import DownlinkName, Redundancy, Verification
 from solon_fl.errors import ConfigurationError
-from solon_fl.simulations.network import NETWORKS, Downlink, Network
+from solon_fl.simulations.network import NETWORKS, Network
 from solon_fl.simulations.plan.as_json import plan_as_json
 from solon_fl.simulations.plan.choices import Choice, Plan
 from solon_fl.simulations.plan.planner import plan
@@ -35,7 +35,7 @@ class Variant:
 
     verification: Verification | Literal["any"] = "any"
     redundancy: Redundancy | Literal["any"] = "any"
-    downlink: Downlink | Literal["any"] = "any"
+    downlink: DownlinkName | Literal["any"] = "any"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,14 +2,13 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
 
+from solon_fl.config import DownlinkName
 from solon_fl.errors import ConfigurationError
 
-__all__ = ["DELTA_BYTES", "NETWORKS", "Downlink", "Network", "RoundSeconds", "bytes_to_node", "round_seconds"]
+__all__ = ["DELTA_BYTES", "NETWORKS", "Network", "RoundSeconds", "bytes_to_node", "round_seconds"]
 
-Downlink = Literal["full", "delta"]
-DELTA_BYTES = 0.1  # of the model's bytes: assumed for the patch from one round's model to the next
+DELTA_BYTES = 0.09  # of the model's bytes: what the patch of one round takes at most (docs/explanation/downlink.md)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +119,7 @@ class RoundSeconds:
         return self.computation + self.transfer + self.server + self.waiting
 
 
-def bytes_to_node(downlink: Downlink, model_bytes: int, rounds: float = 1.0) -> int:
+def bytes_to_node(downlink: DownlinkName, model_bytes: int, rounds: float = 1.0) -> int:
     """Return the bytes that a node is sent in a round so that it has the model.
 
     Parameters

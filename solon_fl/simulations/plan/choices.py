@@ -10,15 +10,24 @@ from typing import get_args
 from solon_fl.coding import RealCode
 from solon_fl.coding.real.decoder import locates_every_lie, worst_relative_error
 from solon_fl.coding.real.projection import NOISE_MARGIN, UNDERESTIMATE
-from solon_fl.config import EARLY_ERROR, CodeName, Redundancy, SolonConfig, Verification, make_code, num_agreeing
+from solon_fl.config import (
+    EARLY_ERROR,
+    CodeName,
+    DownlinkName,
+    Redundancy,
+    SolonConfig,
+    Verification,
+    make_code,
+    num_agreeing,
+)
 from solon_fl.errors import ConfigurationError
-from solon_fl.simulations.network import Downlink, RoundSeconds
+from solon_fl.simulations.network import RoundSeconds
 from solon_fl.simulations.plan.server_time import Kind
 from solon_fl.simulations.plan.workload import Workload
 
 __all__ = ["Baseline", "Choice", "Plan", "Variant", "nodes_asked"]
 
-Variant = tuple[Verification, Redundancy, Downlink]
+Variant = tuple[Verification, Redundancy, DownlinkName]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +55,7 @@ class Choice:
     rtol: float
     verification: Verification = "algebra"
     redundancy: Redundancy = "full"
-    downlink: Downlink = "full"
+    downlink: DownlinkName = "full"
     bytes_out: int
     bytes_in: int
     seconds: RoundSeconds
@@ -162,7 +171,7 @@ class Baseline:
     num_nodes: int
     group_size: int
     batches_per_node: int
-    downlink: Downlink = "full"
+    downlink: DownlinkName = "full"
     bytes_out: int
     bytes_in: int
     seconds: RoundSeconds
@@ -230,7 +239,7 @@ class Plan:
 
     def best_of_each_variant(self) -> dict[Variant, Choice]:
         """Return the best choice of every variant of Solon that is in the plan and has one."""
-        options = [get_args(kind) for kind in (Verification, Redundancy, Downlink)]
+        options = [get_args(kind) for kind in (Verification, Redundancy, DownlinkName)]
         best = {}
         for variant in itertools.product(*options):
             of_variant = (choice for choice in self.choices if choice.variant == variant)

@@ -5,8 +5,8 @@ from typing import Literal, TypeVar, get_args
 
 from solon_fl.checks import check_one_of
 from solon_fl.coding.digests import DIGEST_SIZE
-from solon_fl.config import Redundancy, Verification
-from solon_fl.simulations.network import DELTA_BYTES, Downlink, RoundSeconds, bytes_to_node, round_seconds
+from solon_fl.config import DownlinkName, Redundancy, Verification
+from solon_fl.simulations.network import DELTA_BYTES, RoundSeconds, bytes_to_node, round_seconds
 from solon_fl.simulations.plan.aggregating import AGGREGATORS, least_nodes
 from solon_fl.simulations.plan.choices import Baseline, Choice, Plan, Variant, nodes_asked
 from solon_fl.simulations.plan.server_time import Kind, MeasuredServer, ServerSeconds
@@ -26,7 +26,7 @@ def plan(
     *,
     verification: Verification | Literal["any"] = "algebra",
     redundancy: Redundancy | Literal["any"] = "full",
-    downlink: Downlink | Literal["any"] = "full",
+    downlink: DownlinkName | Literal["any"] = "full",
     server_seconds: ServerSeconds | None = None,
 ) -> Plan:
     """Return all admissible group sizes and compressions, and what a round of each takes.
@@ -94,7 +94,7 @@ def plan(
     sizes = workload.group_sizes()
     verifications: tuple[Verification, ...] = _wanted("verification", verification, get_args(Verification))
     redundancies: tuple[Redundancy, ...] = _wanted("redundancy", redundancy, get_args(Redundancy))
-    downlinks: tuple[Downlink, ...] = _wanted("downlink", downlink, get_args(Downlink))
+    downlinks: tuple[DownlinkName, ...] = _wanted("downlink", downlink, get_args(DownlinkName))
     reckoning = _Reckoning(workload, server_seconds or MeasuredServer.of(workload))
     choices = [
         reckoning.choice((verification, redundancy, downlink), size, compression)
@@ -159,7 +159,7 @@ class _Reckoning:
             seconds_if_woken=seconds.total if redundancy == "full" else woken.total + 2 * load.network.latency,
         )
 
-    def baselines(self, downlink: Downlink) -> tuple[Baseline, ...]:
+    def baselines(self, downlink: DownlinkName) -> tuple[Baseline, ...]:
         load = self.workload
         smallest, liars = load.smallest_group, load.byzantine
         repeated = -(-load.num_nodes // (load.num_nodes // smallest))  # the largest group of Draco's repetition code
@@ -177,7 +177,7 @@ class _Reckoning:
         return tuple(self._baseline(downlink, *row) for row in rows)
 
     def _baseline(
-        self, downlink: Downlink, name: Kind, tolerates: str, size: int, batches: int, reply: int
+        self, downlink: DownlinkName, name: Kind, tolerates: str, size: int, batches: int, reply: int
     ) -> Baseline:
         load = self.workload
         nodes = load.num_nodes

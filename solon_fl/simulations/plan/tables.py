@@ -7,7 +7,7 @@ from typing import get_args
 from rich import box
 from rich.table import Table
 
-from solon_fl.simulations.network import Downlink
+from solon_fl.config import DownlinkName
 from solon_fl.simulations.plan.choices import Baseline, Choice, Plan
 from solon_fl.simulations.plan.rounding import short
 from solon_fl.simulations.plan.sentences import name_of
@@ -15,7 +15,7 @@ from solon_fl.simulations.plan.sentences import name_of
 __all__ = ["candidates_tables", "choices_table", "plain_table", "worth_showing"]
 
 FASTEST_SHOWN = 5
-HOW_SENT: dict[Downlink, str] = {
+HOW_SENT: dict[DownlinkName, str] = {
     "full": "Nodes are sent the whole model (downlink='full')",
     "delta": "Nodes are sent patches of the model (downlink='delta')",
 }
@@ -58,7 +58,7 @@ def candidates_tables(planned: Plan, use: Choice | Baseline | None) -> list[Tabl
         What is recommended: it is marked.
     """
     tables = []
-    for downlink in get_args(Downlink):
+    for downlink in get_args(DownlinkName):
         rows: list[Choice | Baseline] = [row for row in planned.baselines if row.downlink == downlink]
         rows += [row for row in planned.best_of_each_variant().values() if row.downlink == downlink]
         if not rows:
