@@ -3,6 +3,7 @@
 from click.testing import Result
 from typer.testing import CliRunner
 
+from solon_fl.cli import terminal  # noqa: F401  # its Console takes the width for good, if COLUMNS is set then
 from solon_fl.cli.app import app
 
 
