@@ -20,6 +20,7 @@ CONFIG: Final = {
     "on_group_failure": "What to do if a group fails: leave it out, skip the round, or stop the run.",
     "beyond_bound": "A group with more faults than Solon bears for certain: reject it, or accept what is likely.",
     "strangers": "Nodes that connect after the start: may fill in, or are refused.",
+    "downlink": "Whether messages hold the whole model, or only what changed, rounded: a twelfth of the bytes.",
     "regroup": "When nodes are put into new groups at random. With round, s nodes in all lie by default.",
     "quarantine_after": "Rounds with an offence after which a node gets no more tasks.",
     "verification": "How lies are told from the truth. With digest, r may be as small as max(2s + 1, s + k) + e if all "

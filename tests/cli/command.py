@@ -3,13 +3,17 @@
 from click.testing import Result
 from typer.testing import CliRunner
 
-from solon_fl.cli import terminal  # noqa: F401  # its Console takes the width for good, if COLUMNS is set then
 from solon_fl.cli.app import app
+from solon_fl.cli.terminal import console
 
 
-def solon_fl(*arguments: str) -> Result:
-    """Run the command line on a terminal of 80 columns."""
-    return CliRunner().invoke(app, arguments, env={"COLUMNS": "80"})
+def solon_fl(*arguments: str, columns: int = 80) -> Result:
+    """Run the command line on a terminal of so many columns."""
+    before, console.width = console.width, columns  # it takes COLUMNS only when it is made
+    try:
+        return CliRunner().invoke(app, arguments, env={"COLUMNS": str(columns)})
+    finally:
+        console.width = before
 
 
 def is_refused(done: Result) -> bool:

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from solon_fl.errors import ConfigurationError
 from solon_fl.config import DownlinkName
+from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.network import (
     DELTA_BYTES,
     NETWORKS,
