@@ -17,6 +17,7 @@ import typer
 from deployment.errors import FederationError
 from deployment.federation import Federation
 from deployment.namespaces import NamespacedFederation
+from deployment.processes import cpu_seconds_for_messages
 from solon_fl import SolonConfig
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.attacks.registry import ATTACKS
@@ -53,6 +54,9 @@ def main(
             "latency, one way, needs netem).",
         ),
     ] = "",
+    resident: Annotated[
+        bool, typer.Option("--resident", help="Let one process compute all messages of a node (fashion-mnist).")
+    ] = False,
     hurry: Annotated[
         bool, typer.Option("--hurry", help="Fork Flower's processes and shorten its waits: rounds of 1 to 2 s.")
     ] = False,
@@ -69,12 +73,14 @@ def main(
     its files; after Ctrl-C and errors too.
 
     A node takes some 300 MB of memory, and 5 s of CPU time for each message: most
-    of it to import torch in a new process. --hurry spares that.
+    of it to import torch in a new process. --resident spares that as you would on
+    machines of your own: another 300 MB a node, and 1.5 s for each message.
+    --hurry spares more, and is for one machine only.
 
     For instance:  python -m deployment.loopback own-model --attack alie --hurry
     """
     try:
-        settings = read_settings(app, rounds, setting or [])
+        settings = read_settings(app, rounds, [*(setting or []), *(["resident=true"] if resident else [])])
         names = node_names(app, settings, spares)
         check_config(settings, len(names) - spares)
         nodes = node_configs(names, attack, liar or names[:3][-1])
@@ -102,7 +108,9 @@ def read_settings(app: str, rounds: int, changes: list[str]) -> dict[str, Any]:
             raise FederationError(f"setting must be KEY=VALUE, KEY one of {', '.join(settings)}; got {change!r}.")
         kind = type(settings[key])
         try:
-            settings[key] = kind(value)
+            settings[key] = {"true": True, "false": False}[value] if kind is bool else kind(value)
+        except KeyError:
+            raise FederationError(f"{key} must be true or false; got {value!r}.") from None
         except ValueError:
             raise FederationError(f"{key} must be a number, as {settings[key]} is; got {value!r}.") from None
     return settings
@@ -188,6 +196,8 @@ def run_example(
             print(line, flush=True)
     if len(ends) > 1:
         print(f"{(ends[-1] - ends[0]) / (len(ends) - 1):.1f} s a round")
+    if used := cpu_seconds_for_messages(federation.tag):
+        print(f"{used / (num_nodes * settings['num-rounds']):.1f} s of CPU time a message, on the nodes")
     if isinstance(federation, NamespacedFederation):
         transfer = federation.network.transfer_seconds(
             num_nodes=num_nodes, bytes_out=round(sent), bytes_in=round(received)

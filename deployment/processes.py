@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["TAG", "free_ports", "kill_all", "listens", "processes_with"]
+__all__ = ["TAG", "cpu_seconds_for_messages", "free_ports", "kill_all", "listens", "processes_with"]
 
 TAG = "SOLON_FEDERATION"  # environment variable of every process of a federation, and of all that those start
 
@@ -34,6 +34,28 @@ def processes_with(tag: str, program: str = "") -> list[int]:
         if program in names and any(variable.startswith(wanted) for variable in variables.split(b"\0")):
             found.append(int(entry.name))
     return found
+
+
+def cpu_seconds_for_messages(tag: str) -> float:
+    """Return the CPU time of all processes that nodes have started to compute messages, in seconds.
+
+    They are the children of the SuperExecs, living or not, and the workers that stay. 0 where this user may not see
+    them: a SuperExec hides itself from everybody but root.
+    """
+    executors = set(processes_with(tag, "flower-superexe"))
+    workers = set(processes_with(tag, "solon_fl.resident"))
+    ticks = 0
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended
+            continue
+        own, of_children = sum(map(int, fields[11:13])), sum(map(int, fields[13:15]))
+        if int(entry.name) in workers or int(fields[1]) in executors:
+            ticks += own + of_children
+        elif int(entry.name) in executors:
+            ticks += of_children
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def kill_all(tag: str) -> None:
