@@ -15,7 +15,7 @@ PACKAGE = "solon_fl"
 ROOMS = [
     ["errors"],
     ["checks", "downlink", "epochs", "parts", "wire"],
-    ["coding"],
+    ["coding", "resident"],
     ["config"],
     ["task"],
     ["clients", "strategies"],
@@ -211,7 +211,7 @@ print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", ["solon_fl", "solon_fl.clients", "solon_fl.strategies", "solon_fl.baselines"])
+@pytest.mark.parametrize("module", ["solon_fl.coding", "solon_fl.clients", "solon_fl.strategies", "solon_fl.baselines"])
 def test_nodes_and_server_load_nothing_that_only_reports_need(module: str) -> None:
     command = [sys.executable, "-c", ADDED, module]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)

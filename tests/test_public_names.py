@@ -6,7 +6,7 @@ from types import ModuleType
 import pytest
 
 import solon_fl
-from solon_fl import baselines, clients, coding, simulations, strategies
+from solon_fl import baselines, clients, coding, resident, simulations, strategies
 
 WITHOUT_FLOWER = """
 import sys
@@ -77,6 +77,7 @@ PUBLIC_NAMES: dict[ModuleType, list[str]] = {
         "calibrate",
         "model_sha256",
     ],
+    resident: ["resident"],
     baselines: [
         "AggregatorStrategy",
         "CyclicCode",

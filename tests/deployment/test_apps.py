@@ -25,7 +25,7 @@ def run_app(folder: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatc
     project = tomllib.loads((EXAMPLES / folder / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
     assert project["components"] == {
         "serverapp": f"{package}.server_app:app",
-        "clientapp": f"{package}.client_app:app",
+        "clientapp": f"{package}.{'resident' if folder == 'fashion-mnist' else 'client_app'}:app",
     }
     settings: dict[str, Any] = {**project["config"], "num-rounds": 2, **changes}
     grid = InProcessGrid(client.app, settings.get("num-nodes", 8), run_config=settings)

@@ -94,6 +94,8 @@ def test_a_mistake_is_told_in_plain_words() -> None:
         (["--link", "5mbit", "--hurry"], "got --link 5mbit too; give one of them."),
         (["--setting", "num-nodes=6"], "num_nodes must be a multiple of group_size; got num_nodes=6"),
         (["--setting", "rate=3"], "KEY one of num-nodes, "),
+        (["--setting", "resident=maybe"], "resident must be true or false; got 'maybe'."),
+        (["own-model", "--resident"], "got 'resident=true'."),
         (["--setting", "learning-rate=fast"], "learning-rate must be a number, as 0.005 is; got 'fast'."),
     ):
         done = CliRunner().invoke(loopback.program, arguments)

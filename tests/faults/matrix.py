@@ -310,6 +310,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 DEPLOYMENT = "tests/deployment/test_federation.py"
+RESIDENT = "tests/resident/test_resident.py"
 STALLS = "test_stalled_replies_hold_up_nobody_and_who_restarts_has_its_place_again"
 PROCESS_FAULTS = (
     ProcessFault(
@@ -445,6 +446,54 @@ PROCESS_FAULTS = (
         "in a round, or while nodes start",
         "no process, port or file is left",
         "tests/deployment/test_loopback.py::test_an_interrupt_leaves_nothing",
+    ),
+    ProcessFault(
+        "worker killed",
+        "with [one process that stays](../how-to/deploy.md#let-one-process-stay): it dies in the middle of a message, or between two",
+        "another one computes the message; if that dies too, an error reply says how",
+        f"{RESIDENT}::test_a_worker_that_dies_with_a_message_is_replaced_once",
+    ),
+    ProcessFault(
+        "worker killed in a run",
+        "in a deployment, kill -9",
+        "another one computes the next round; the run goes on",
+        "tests/deployment/test_resident.py::test_a_worker_stays_is_replaced_when_killed_and_ends_with_its_supernode",
+    ),
+    ProcessFault(
+        "SuperNode killed under a worker",
+        "while the worker computes, or waits",
+        "it ends within 2 s; no process or file is left",
+        f"{RESIDENT}::test_a_worker_ends_with_its_supernode_whatever_it_does_and_leaves_nothing",
+    ),
+    ProcessFault(
+        "worker and SuperNode killed",
+        "the socket is left",
+        "who comes next deletes it",
+        f"{RESIDENT}::test_who_comes_next_deletes_what_was_left_when_everything_was_killed",
+    ),
+    ProcessFault(
+        "two runs, or an app updated between runs",
+        "one node has messages of both",
+        "a worker each",
+        f"{RESIDENT}::test_each_run_has_a_worker_of_its_own_and_so_has_an_updated_app",
+    ),
+    ProcessFault(
+        "worker's folder not private",
+        "another user's, open to others, a link, a file",
+        "the log says so; the message is computed without a worker",
+        f"{RESIDENT}::test_a_folder_that_is_not_this_users_alone_is_refused_in_plain_words",
+    ),
+    ProcessFault(
+        "stranger at the worker's socket",
+        "another user's process, or one without the key",
+        "gets no message, and no answer; the log says so",
+        f"{RESIDENT}::test_who_does_not_know_the_key_gets_no_message",
+    ),
+    ProcessFault(
+        "long message",
+        "it takes longer than a worker waits for the next one",
+        "it is not cut off",
+        f"{RESIDENT}::test_an_idle_worker_ends_but_not_in_the_middle_of_a_long_message",
     ),
 )
 
