@@ -48,6 +48,8 @@ class Federation:
         Address at which the SuperLink listens.
     hurried : bool
         Run Flower's programs as `deployment.hurry` does. A round then takes 1 to 2 s instead of 5 to 20.
+    forking : bool
+        Start SuperNodes whose processes for messages are forked: `solon_fl.resident.supernode`.
 
     Attributes
     ----------
@@ -67,12 +69,13 @@ class Federation:
     ...         print(line)
     """
 
-    def __init__(self, *, host: str = "127.0.0.1", hurried: bool = False) -> None:
+    def __init__(self, *, host: str = "127.0.0.1", hurried: bool = False, forking: bool = False) -> None:
         self.host = host
         self.tag = uuid4().hex
         self.folder = Path()
         self.port = 0
         self._hurried = hurried
+        self._forking = forking
         self._forker: Forker | None = None
         self._console: Console | None = None
         self._processes: dict[str, subprocess.Popen[bytes] | Forked] = {}  # by the name of what runs there
@@ -125,7 +128,8 @@ class Federation:
     def start_node(self, name: str, config: Mapping[str, str | int] | None = None) -> None:
         """Start the SuperNode that holds the key of that name; a node that died can be started again."""
         (port,) = free_ports(1)
-        command = ["flower-supernode", "--superlink", f"{self.host}:{self.port}", "--port", str(port)]
+        program = [sys.executable, "-m", "solon_fl.resident.supernode"] if self._forking else ["flower-supernode"]
+        command = [*program, "--superlink", f"{self.host}:{self.port}", "--port", str(port)]
         command += ["--root-certificates", str(self.folder / "ca.crt")]
         command += ["--auth-supernode-private-key", str(self._key_path(name))]
         if config:

@@ -84,7 +84,7 @@ def main(
         names = node_names(app, settings, spares)
         check_config(settings, len(names) - spares)
         nodes = node_configs(names, attack, liar or names[:3][-1])
-        with make_federation(link, hurry) as federation:
+        with make_federation(link, hurry, resident) as federation:
             start_nodes(federation, nodes)
             run_example(federation, app, settings, num_nodes=len(names) - spares, verbose=verbose)
     except (FederationError, ConfigurationError) as error:
@@ -155,10 +155,10 @@ def node_configs(names: list[str], attack: str, liar: str) -> dict[str, NodeConf
     return nodes
 
 
-def make_federation(link: str, hurry: bool) -> Federation:
+def make_federation(link: str, hurry: bool, resident: bool) -> Federation:
     """Return a federation on this machine's own network, or with such links."""
     if not link:
-        return Federation(hurried=hurry)
+        return Federation(hurried=hurry, forking=resident and not hurry)
     if hurry:
         raise FederationError(
             f"--hurry is for nodes without links of their own; got --link {link} too; give one of them."
@@ -196,6 +196,8 @@ def run_example(
             print(line, flush=True)
     if len(ends) > 1:
         print(f"{(ends[-1] - ends[0]) / (len(ends) - 1):.1f} s a round")
+    if len(ends) > 2:
+        print(f"{(ends[-1] - ends[1]) / (len(ends) - 2):.1f} s a round without the first")
     if used := cpu_seconds_for_messages(federation.tag):
         print(f"{used / (num_nodes * settings['num-rounds']):.1f} s of CPU time a message, on the nodes")
     if isinstance(federation, NamespacedFederation):

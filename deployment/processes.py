@@ -39,11 +39,12 @@ def processes_with(tag: str, program: str = "") -> list[int]:
 def cpu_seconds_for_messages(tag: str) -> float:
     """Return the CPU time of all processes that nodes have started to compute messages, in seconds.
 
-    They are the children of the SuperExecs, living or not, and the workers that stay. 0 where this user may not see
-    them: a SuperExec hides itself from everybody but root.
+    They are the children of the SuperExecs, living or not, and with `solon_fl.resident` the processes that fork, what
+    they have forked, and the workers. 0 where this user may not see them: a SuperExec hides itself from everybody but
+    root.
     """
     executors = set(processes_with(tag, "flower-superexe"))
-    workers = set(processes_with(tag, "solon_fl.resident"))
+    residents = set(processes_with(tag, "solon_fl.resident"))
     ticks = 0
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -51,7 +52,7 @@ def cpu_seconds_for_messages(tag: str) -> float:
         except OSError:  # it has ended
             continue
         own, of_children = sum(map(int, fields[11:13])), sum(map(int, fields[13:15]))
-        if int(entry.name) in workers or int(fields[1]) in executors:
+        if int(entry.name) in residents or int(fields[1]) in executors:
             ticks += own + of_children
         elif int(entry.name) in executors:
             ticks += of_children

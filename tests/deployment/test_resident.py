@@ -22,11 +22,11 @@ def test_a_worker_stays_is_replaced_when_killed_and_ends_with_its_supernode(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     seen: list[str] = []
-    with Federation(hurried=True) as federation:
+    with Federation(forking=True) as federation:
         federation.start_nodes({"node-1": {}})
 
         def workers() -> list[int]:
-            return federation.processes("node-1", "solon_fl.resident")
+            return federation.processes("node-1", "resident.worker")
 
         settings = read_settings("fashion-mnist", 5, SMALLEST)
         served: list[int] = []  # by whom each round was computed
@@ -45,5 +45,8 @@ def test_a_worker_stays_is_replaced_when_killed_and_ends_with_its_supernode(
         folder = federation.folder / "tmp" / f"solon-resident-{os.geteuid()}"
         assert len(list(folder.iterdir())) == 2  # a socket and a key
         send(federation.processes("node-1", "flower-supernod"), signal.SIGKILL)
+        wait_until(lambda: federation.exit_code("node-1") is not None, "the end of the SuperNode")
         wait_until(lambda: not workers(), "the end of the worker", seconds=10)
-        wait_until(lambda: not folder.exists(), "the end of its folder", seconds=1)
+        left = federation.folder / "tmp"
+        wait_until(lambda: not list(left.glob("solon-*")), "the end of all files", seconds=10)
+        wait_until(lambda: not federation.processes("node-1"), "the end of all processes", seconds=10)

@@ -449,7 +449,8 @@ PROCESS_FAULTS = (
     ),
     ProcessFault(
         "worker killed",
-        "with [one process that stays](../how-to/deploy.md#let-one-process-stay): it dies in the middle of a message, or between two",
+        "with [one process that stays](../how-to/deploy.md#let-one-process-stay): it dies in the middle of a message, "
+        "or between two",
         "another one computes the message; if that dies too, an error reply says how",
         f"{RESIDENT}::test_a_worker_that_dies_with_a_message_is_replaced_once",
     ),
