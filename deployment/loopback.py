@@ -55,7 +55,7 @@ def main(
         ),
     ] = "",
     resident: Annotated[
-        bool, typer.Option("--resident", help="Let one process compute all messages of a node (fashion-mnist).")
+        bool, typer.Option("--resident", help="One process computes all messages of a node (fashion-mnist only).")
     ] = False,
     hurry: Annotated[
         bool, typer.Option("--hurry", help="Fork Flower's processes and shorten its waits: rounds of 1 to 2 s.")
@@ -73,9 +73,9 @@ def main(
     its files; after Ctrl-C and errors too.
 
     A node takes some 300 MB of memory, and 5 s of CPU time for each message: most
-    of it to import torch in a new process. --resident spares that as you would on
-    machines of your own: another 300 MB a node, and 1.5 s for each message.
-    --hurry spares more, and is for one machine only.
+    of it to import Flower and torch in a new process. --resident spares that as on
+    machines of your own, for 300 MB a node more. --hurry is for one machine only:
+    it changes Flower, and shortens its waits.
 
     For instance:  python -m deployment.loopback own-model --attack alie --hurry
     """

@@ -144,9 +144,9 @@ def _take(connection: socket.socket) -> Request | None:
         text, output, _, _ = socket.recv_fds(connection, LARGEST, 2)
         while more := connection.recv(LARGEST):
             text += more
-        request = Request(*json.loads(text), output)
+        arguments, variables, folder = json.loads(text)
         connection.sendall(b"+")
-        return request
+        return Request(arguments, variables, folder, output)
     except (OSError, ResidentError, TypeError, ValueError) as error:
         print(f"solon_fl: a request for a process was dropped: {error!r}", file=sys.stderr)
         _close(output)

@@ -2,14 +2,17 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from solon_fl.resident import supernode
 from solon_fl.resident.processes import start_time
 from tests.deployment.support import wait_until
 
@@ -24,8 +27,8 @@ SUPERNODE = """
 import os, subprocess, sys
 print(os.getpid(), *sys.argv[1:], flush=True)
 for line in sys.stdin:
-    done = subprocess.run(["flwr-clientapp", *line.split()], env={**os.environ, "COLUMNS": "200"})
-    print("started", done.returncode, flush=True)
+    done = subprocess.run(["flwr-clientapp", *line.split()], stdout=subprocess.PIPE, text=True)
+    print("it said:", done.stdout, flush=True)
 """
 
 
@@ -92,18 +95,21 @@ def forker_of(supernode: int) -> int:
 def test_processes_for_messages_are_forked_and_nothing_is_left(
     start: Callable[[], subprocess.Popen[str]], temporary: Path
 ) -> None:
-    supernode = start()
-    assert says(supernode, "--port") == f"{supernode.pid} --port 1 two words\n"
+    process = start()
+    assert says(process, "--port") == f"{process.pid} --port 1 two words\n"
+    forker = forker_of(process.pid)
+    descriptors = []
     for _ in range(2):
-        ask(supernode, "--help")
-        says(supernode, "Run a Flower ClientApp")  # where the SuperNode says it
-    forker = forker_of(supernode.pid)
-    time.sleep(1)
-    assert Path(f"/proc/{forker}/task/{forker}/children").read_text() == ""  # it has noted their ends
-    assert len(os.listdir(f"/proc/{forker}/fd")) < 10
+        ask(process, "--help")
+        says(process, "it said: usage: flwr-clientapp")
+        says(process, "Run a Flower ClientApp")
+        time.sleep(1.5)
+        assert Path(f"/proc/{forker}/task/{forker}/children").read_text() == ""  # it has noted the end
+        descriptors.append(len(os.listdir(f"/proc/{forker}/fd")))
+    assert descriptors[0] == descriptors[1]
     (folder,) = temporary.iterdir()
     assert folder.stat().st_mode & 0o077 == 0
-    supernode.kill()
+    process.kill()
     wait_until(lambda: not start_time(forker), "the end of the process that forks", seconds=5)
     assert list(temporary.iterdir()) == []
 
@@ -111,19 +117,40 @@ def test_processes_for_messages_are_forked_and_nothing_is_left(
 def test_without_the_process_that_forks_flowers_own_program_is_started(
     start: Callable[[], subprocess.Popen[str]], temporary: Path
 ) -> None:
-    supernode = start()
-    says(supernode, "--port")
-    ask(supernode, "--help")
-    says(supernode, "Run a Flower ClientApp")
-    os.kill(forker_of(supernode.pid), signal.SIGKILL)
-    ask(supernode, "one two")
-    assert "Flower's own program: one two" in says(supernode, "own program")
-    supernode.kill()
-    supernode.wait()
+    process = start()
+    says(process, "--port")
+    ask(process, "--help")
+    says(process, "Run a Flower ClientApp")
+    os.kill(forker_of(process.pid), signal.SIGKILL)
+    ask(process, "one two")
+    says(process, "it said: Flower's own program: one two")
+    process.kill()
+    process.wait()
     (left,) = temporary.iterdir()
     says(start(), "--port")
     assert [path.name for path in temporary.iterdir()] != [left.name]  # who comes next deletes it
     assert not left.exists()
+
+
+def test_another_users_process_gets_none(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    user = os.geteuid()
+    for geteuid, answer in ((lambda: user, [b"+"]), (lambda: user + 1, [])):
+        answered = []
+        monkeypatch.setattr(os, "geteuid", geteuid)
+        ours, theirs = socket.socketpair(socket.AF_UNIX)
+        with ours, theirs:
+            socket.send_fds(theirs, [b'[["a"], {}, "/"]'], [1, 2])
+            theirs.shutdown(socket.SHUT_WR)
+            request = supernode._take(ours)
+            ours.close()
+            with suppress(ConnectionResetError):
+                answered.append(theirs.recv(1))
+        assert answered == answer
+        assert (request is None) == (not answer)
+        if request is not None:
+            assert (request.arguments, request.variables, request.folder) == (["a"], {}, "/")
+            supernode._close(request.output)
+    assert f"of user {user}" in capsys.readouterr().err
 
 
 def test_without_flower_it_says_so() -> None:
