@@ -496,6 +496,12 @@ PROCESS_FAULTS = (
         "it is not cut off",
         f"{RESIDENT}::test_an_idle_worker_ends_but_not_in_the_middle_of_a_long_message",
     ),
+    ProcessFault(
+        "process that forks killed",
+        "with `solon_fl.resident.supernode`, kill -9",
+        "Flower's own program is started for each message; who comes next deletes what is left",
+        "tests/resident/test_supernode.py::test_without_the_process_that_forks_flowers_own_program_is_started",
+    ),
 )
 
 
