@@ -6,6 +6,7 @@ import secrets
 import socket
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 from pkgutil import resolve_name
 from typing import NoReturn
@@ -19,6 +20,7 @@ from solon_fl.resident import flower
 from solon_fl.resident.errand import Errand
 from solon_fl.resident.errors import ResidentError
 from solon_fl.resident.outcome import Outcome
+from solon_fl.resident.processes import is_alive
 
 try:
     from solon_fl.resident import channel, folder
@@ -119,6 +121,8 @@ class ResidentApp(ClientApp):
                     outcome: Outcome = channel.receive(stream)
                     return outcome
             except (EOFError, OSError):
+                if not is_alive(errand.superexec, errand.started):
+                    raise NodeFailedError("the SuperNode ended while this message was computed.") from None
                 logger.warning("The worker ended while it had a message%s.", _how(process))
         raise NodeFailedError(
             f"the app must answer in the process that it is given; got {ATTEMPTS} processes that ended while they had "
@@ -170,6 +174,7 @@ def _start(errand: Errand, place: "folder.Folder") -> tuple[bytes, subprocess.Po
             pass_fds=[listener.fileno()],
             start_new_session=True,  # a Ctrl-C in the SuperNode's terminal ends that, and the worker after it
         )
+    threading.Thread(target=process.wait, daemon=True).start()  # so that it is no zombie, if this process lives longer
     return key, process
 
 
