@@ -62,6 +62,7 @@ PUBLIC_NAMES: dict[ModuleType, list[str]] = {
         "SolonClientMixin",
         "SolonTask",
         "answer_silo_queries",
+        "downlink_mod",
         "share_reply",
         "solon_mod",
     ],

@@ -154,9 +154,9 @@ def store_of(context: Context) -> ModelStore:
     """Return where a node keeps its model: in memory if the process stays, else in a folder of the run's, too.
 
     A SuperNode starts a process for every message. The folder is in that of the environment variable SOLON_FL_STATE,
-    or in one for temporary files.
+    or in one for temporary files; if the variable is empty, there is none.
     """
-    if _process_stays:
+    if _process_stays or os.environ.get(FOLDER) == "":
         return _in_memory
     if context.run_id not in _on_disk:
         user = os.getuid() if hasattr(os, "getuid") else "user"

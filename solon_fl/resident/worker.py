@@ -101,6 +101,7 @@ class Worker:
 def main() -> None:
     """Be a worker."""
     descriptor, errand = sys.argv[1:]
+    os.environ.setdefault("SOLON_FL_STATE", "")  # the model is kept in memory, by solon_fl.clients.keeping
     worker = Worker(Errand.from_json(errand), socket.socket(fileno=int(descriptor)))
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     threading.Thread(target=worker.end_with_superexec, daemon=True).start()

@@ -132,6 +132,16 @@ def test_a_process_for_each_message_keeps_models_where_the_variable_says(
     assert len(files_in(tmp_path / "here" / "77")) == 1
 
 
+def test_in_a_worker_that_stays_models_are_in_memory_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeping, "_process_stays", False)
+    monkeypatch.setattr(keeping, "_on_disk", {})
+    monkeypatch.setenv("SOLON_FL_STATE", "")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    sha256 = put(store_of(CONTEXT), 1.0)
+    assert files_in(tmp_path) == []
+    assert store_of(CONTEXT).get("trained", sha256) is not None
+
+
 # ---- the mod ---------------------------------------------------------------------------------------------------------
 
 

@@ -300,19 +300,52 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "reactive": {"redundancy": "reactive"},
     "reactive, with digests": {"num_nodes": 10, "verification": "digest", "redundancy": "reactive"},
     "regrouped": {"regroup": "round"},
+    "patches": {"downlink": "delta"},
     "all together": {
         "num_nodes": 10,
         "verification": "digest",
         "redundancy": "reactive",
         "regroup": "round",
         "beyond_bound": "accept",
+        "downlink": "delta",
     },
 }
 
 DEPLOYMENT = "tests/deployment/test_federation.py"
+DOWNLINK = "tests/strategies/test_downlink.py"
 RESIDENT = "tests/resident/test_resident.py"
 STALLS = "test_stalled_replies_hold_up_nobody_and_who_restarts_has_its_place_again"
 PROCESS_FAULTS = (
+    ProcessFault(
+        "lost the model",
+        "with patches or frozen weights: a node was restarted, or its folder is gone",
+        "it says so, and is sent all of it in the same round; counted as lacking in the ledger; no offence",
+        f"{DOWNLINK}::test_a_node_that_lost_the_model_is_sent_all_of_it_in_the_same_round",
+    ),
+    ProcessFault(
+        "always wants all of the model",
+        "it says in every round that it lacks it, or has another version, or nothing",
+        "sent all of it less and less often; between, its group does without it, and asks it only if it can't",
+        f"{DOWNLINK}::test_whoever_always_wants_all_of_the_model_gets_it_less_and_less",
+    ),
+    ProcessFault(
+        "applies no patch",
+        "it says that it has the new version, and computes with the old one",
+        "a wrong share, as any other",
+        f"{DOWNLINK}::test_who_applies_no_patch_and_says_it_did_is_found_by_its_share",
+    ),
+    ProcessFault(
+        "away for many rounds",
+        "with patches: it rested, was silent or away",
+        "sent the patches that it missed or, if those are too many, all of the model",
+        f"{DOWNLINK}::test_after_a_long_absence_all_is_sent_once",
+    ),
+    ProcessFault(
+        "model damaged on a node's disk",
+        "with patches or frozen weights: a bit flips in the file, or it is cut",
+        "the node does not use it, and says that it lacks the model",
+        "tests/clients/test_keeping.py::test_what_is_damaged_on_disk_is_not_used",
+    ),
     ProcessFault(
         "node disconnects",
         "it is no longer connected when a round begins",
