@@ -1,10 +1,12 @@
 import importlib.util
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from solon_fl.config import DownlinkName
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations import Outcome
 from tests.simulations.run.small import EXACT, curve, run
@@ -17,13 +19,14 @@ def test_ray_that_is_not_installed_is_a_plain_error(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.slow
-def test_flowers_own_engine_gives_the_same_model_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("downlink", ["full", "delta"])
+def test_flowers_own_engine_gives_the_same_model_bit_for_bit(downlink: DownlinkName, tmp_path: Path) -> None:
     """In a process of its own: Ray starts others, and warns about its future."""
     pytest.importorskip("ray")
-    outcome = run(config=EXACT, rounds=3)
+    outcome = run(config=replace(EXACT, downlink=downlink), rounds=3)
     command = [sys.executable, "-c", "from solon_fl.cli import main; main()", "simulate"]
     options = "--nodes 14 --compression 3 --model logistic --attack reverse --rounds 3"
-    settings = "--set batch_size=8 --set engine=ray --set code=exact"
+    settings = f"--set batch_size=8 --set engine=ray --set code=exact --set downlink={downlink}"
     done = subprocess.run(
         [*command, *options.split(), *settings.split(), "--output", str(tmp_path)],
         capture_output=True,
