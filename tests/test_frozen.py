@@ -177,18 +177,20 @@ def test_a_train_function_that_changes_a_frozen_weight_is_told_so() -> None:
         train(small_config(mode="update"), app=app, model=initial_model(Tuned), rounds=1, timeout=20)
 
 
-@pytest.mark.parametrize("way", ["data", "item"])
+@pytest.mark.parametrize("way", ["data", "item", "places"])
 def test_a_loss_that_changes_a_frozen_weight_is_told_so(way: str) -> None:
     class Thawing(Regression):
         def batch_loss(self, model: nn.Module, batch: Batch, context: Context) -> torch.Tensor:
             assert isinstance(model, Tuned)
             if way == "data":
                 model.more.data[3] += 1e-3
+            elif way == "places":
+                model.more.data.copy_(model.more.roll(1))
             else:
                 model.backbone.weight[1, 1] = 5.0
             return super().batch_loss(model, batch, context)
 
-    name = "more" if way == "data" else "backbone.weight"
+    name = "backbone.weight" if way == "item" else "more"
     with pytest.raises(Exception, match=rf"must not change frozen weights.*it changed '{name}'"):
         train(client=Thawing(Tuned), model=initial_model(Tuned), rounds=1, timeout=20)
 

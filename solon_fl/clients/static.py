@@ -18,6 +18,8 @@ from solon_fl.wire import COUNTER, WHOLE_NUMBERS, is_continuous, is_counter, rea
 
 __all__ = ["StaticEntries", "check_returned_static", "check_untrained"]
 
+PIECE = 1 << 18  # entries that are summed at a time, so that their weights take little memory
+
 REMEDY = (  # short, as the server's log shows 300 characters
     "keep it in a float buffer, compute it from batch.round, set it on the server's model before the run, or register "
     "it with persistent=False."
@@ -42,7 +44,7 @@ class StaticEntries:
     num_batches : int
         That will be computed.
     frozen : collection of str
-        Floating-point and complex entries that the server takes for frozen. Of these only a sum over all bits is kept.
+        Floating-point and complex entries that the server takes for frozen. Of these only a sum over all bits is kept, weighted by their place.
 
     Raises
     ------
@@ -161,9 +163,17 @@ def check_untrained(name: str, value: Tensor) -> None:
 
 
 def _sum_of_bits(value: Tensor) -> Tensor:
-    """Return the sum of a tensor's entries, each read as a whole number, where the tensor is: nothing is copied."""
-    bits = real_view(value.detach()).contiguous()
-    return bits.view(WHOLE_NUMBERS[bits.element_size()]).sum(dtype=torch.int64)
+    """Return a sum over a tensor's entries, each read as a whole number and weighted by its place, where the tensor is.
+
+    Weights are odd, so that no change of one entry is missed, and differ, so that entries which change places are not.
+    """
+    bits = real_view(value.detach()).contiguous().view(-1)
+    total = torch.zeros((), dtype=torch.int64, device=bits.device)
+    for start in range(0, bits.numel(), PIECE):
+        numbers = bits[start : start + PIECE].view(WHOLE_NUMBERS[bits.element_size()])
+        weights = torch.arange(2 * start + 1, 2 * (start + len(numbers)), 2, device=bits.device)
+        total += weights.mul_(numbers).sum()
+    return total
 
 
 def _unread_counters(model: nn.Module) -> set[str]:
