@@ -67,7 +67,7 @@ class ModelStore:
         if self._folder is not None:
             try:
                 self._write(self._folder, kind, sha256, arrays)
-            except OSError as error:  # a node can do without: it is sent the whole model
+            except (OSError, RuntimeError) as error:  # torch's own if a disk is full; a node can do without
                 logger.warning(
                     "The model can't be kept in %s (%s), so that the server must send all of it again; let %s name a "
                     "folder that can be written to.",
@@ -92,12 +92,18 @@ class ModelStore:
             arrays = {name: to_array(tensor) for name, tensor in tensors.items()}
         except FileNotFoundError:
             return None
-        except Exception as error:  # a disk that is damaged may make torch raise anything
+        except OSError as error:
             logger.warning("The model kept in %s can't be read, and is not used: %s", path, error)
             return None
-        if model_sha256(ArrayRecord(dict(arrays))) == sha256:
-            with suppress(OSError):
+        except Exception:  # a file that is damaged may make torch raise anything
+            arrays = {}
+        is_whole = model_sha256(ArrayRecord(dict(arrays))) == sha256
+        with suppress(OSError):
+            if is_whole:
                 os.utime(path)
+            else:
+                path.unlink()  # or nothing would be kept in its place
+        if is_whole:
             return arrays
         logger.warning("The model kept in %s is damaged, and is not used.", path)
         return None
@@ -110,9 +116,13 @@ class ModelStore:
         if path.exists():  # another node of this machine was first
             os.utime(path)
         else:
-            part = folder / f"{path.name}.{os.getpid()}.part"
-            torch.save({name: trusted_tensor(array) for name, array in arrays.items()}, part)
-            os.replace(part, path)
+            handle, part = tempfile.mkstemp(suffix=".part", dir=folder)  # machines that share it have equal process ids
+            os.close(handle)
+            try:
+                torch.save({name: trusted_tensor(array) for name, array in arrays.items()}, part)
+                os.replace(part, path)
+            finally:
+                Path(part).unlink(missing_ok=True)
         _remove_old(folder, kind)
 
 

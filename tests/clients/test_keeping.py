@@ -1,6 +1,8 @@
 """What a node keeps of the model: in memory and on disk, whole, private, and no more than it must be."""
 
 import os
+import resource
+import signal
 import stat
 import time
 from pathlib import Path
@@ -75,6 +77,22 @@ def test_what_is_damaged_on_disk_is_not_used(tmp_path: Path, damage: str, caplog
     path.write_bytes(bytes(data[: {"cut": len(data) // 2, "empty": 0}.get(damage, len(data))]))
     assert ModelStore(folder).get("trained", sha256) is None
     assert "is not used" in caplog.text
+    put(ModelStore(folder), 1.5)
+    assert ModelStore(folder).get("trained", sha256) is not None, "it was kept anew"
+
+
+def test_a_disk_that_is_full_is_a_warning_and_holds_no_scraps(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder, store, most = tmp_path / "root" / "7", ModelStore(tmp_path / "root" / "7"), resource.RLIMIT_FSIZE
+    limits, handler = resource.getrlimit(most), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(most, (64, limits[1]))
+    try:
+        sha256 = put(store, 1.0)
+    finally:
+        resource.setrlimit(most, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "can't be kept" in caplog.text
+    assert files_in(folder) == []
+    assert store.get("trained", sha256) is not None, "in memory it is"
 
 
 def test_the_folder_is_for_this_user_alone(tmp_path: Path) -> None:
