@@ -22,6 +22,7 @@ __all__ = ["ModelSender", "Records"]
 
 Records = Mapping[str, ArrayRecord | MetricRecord | ConfigRecord]
 MOST_PATCHES = 16
+MOST_BEHIND = 3  # versions that a node was sent and has not said that it has: late replies come a round or two later
 
 
 @dataclass(slots=True)
@@ -35,7 +36,7 @@ class _Node:
     expected : str
         Of the version that it was sent last.
     whole_in : int
-        The last round in which all trained or all fixed entries were sent to it; 0 for never.
+        The last round in which all of it was sent to it; 0 for never.
     asked : int
         How often it had to be sent all of it although it had it, or was sent it, before.
     free_in : int
@@ -68,8 +69,9 @@ class ModelSender:
     Notes
     -----
     What a node has it says itself, and nobody is believed to have what he was not sent. Who lacks the model says so and
-    is sent all of it in the same round, once. Doing so again and again gets a node less and less: after the n-th time
-    it is `denied` for 2^(n-1) - 1 rounds. A round then does without it, or if it can't, sends it all the same.
+    is sent all of it in the same round, once. So is who says nothing of the last 3 versions that it was sent, or is
+    late. Doing so again and again gets a node less and less: after the n-th time it is `denied` for 2^(n-1) - 1 rounds.
+    A round then does without it, or if it can't, sends it all the same.
     Memory: "delta" holds the copy, and patches of at most 16 rounds and at most as large as the copy. For nodes that
     were not asked for longer, all is sent.
     """
@@ -151,11 +153,12 @@ class ModelSender:
         found: dict[int, Records] = {}
         for node_id in node_ids:
             node = self._nodes.setdefault(node_id, _Node())
-            start, lacks_fixed = node.version if node.version in self._versions else "", node.fixed != sha256
-            if lacks_fixed or (self._copy is not None and not start):
+            start = self._start_of(node)
+            if not self._can_go_on(node):
                 self._note_whole(node)
+                start = ""
+            found[node_id] = {**trained(start), **(fixed() if node.fixed != sha256 else {})}
             node.expected = self._version
-            found[node_id] = {**trained(start), **(fixed() if lacks_fixed else {})}
         return found
 
     def _trained(self, start: str) -> tuple[tuple[str, ...], Records]:
@@ -173,9 +176,28 @@ class ModelSender:
     def _versions(self) -> list[str]:
         return [*(before for before, _ in self._patches), self._version]
 
+    def _start_of(self, node: _Node) -> str:
+        """Return the version that patches for a node begin with; "" if there are none for it."""
+        versions = self._versions
+        if node.version not in versions:
+            return ""
+        behind = versions.index(node.expected) - versions.index(node.version)
+        return node.version if behind <= MOST_BEHIND else ""
+
+    def _can_go_on(self, node: _Node) -> bool:
+        """Whether a node has something that patches, and fixed entries that have changed, can be added to."""
+        has_fixed = not self._model.fixed or bool(node.fixed)
+        return has_fixed and (self._copy is None or bool(self._start_of(node)))
+
+    def _has_lost(self, node: _Node) -> bool:
+        """Whether a node must be sent all of it, and that is neither the first time nor after a long absence."""
+        has_fixed = not self._model.fixed or bool(node.fixed)
+        was_absent = has_fixed and bool(node.version) and node.version == node.expected
+        return bool(node.whole_in) and not self._can_go_on(node) and not was_absent
+
     def _note_whole(self, node: _Node) -> None:
-        """Note that a node is sent all trained or all fixed entries; count it if it was sent, or had, them before."""
-        if node.whole_in and node.whole_in != self._round and not self._is_known(node):
+        """Note that a node is sent all of it, and count it if it has lost it."""
+        if self._has_lost(node):
             node.asked += 1
             node.free_in = self._round + 2 ** min(node.asked - 1, 30)
         node.whole_in = max(self._round, 1)
@@ -198,11 +220,17 @@ class ModelSender:
         return kept.lacks and node.whole_in != self._round
 
     def learn_late(self, node_id: int, reply: Message) -> None:
-        """Take what a late reply says: the node may have a version that is still of use."""
-        if self._copy is None or reply.has_error():
+        """Take what a late reply says: the node may have a newer version than is known."""
+        if not self._keeps_state or reply.has_error() or node_id not in self._nodes:
             return
-        node, kept = self._nodes.setdefault(node_id, _Node()), read_kept(reply)
-        if not kept.lacks and kept.version in self._versions:
+        node, kept, versions = self._nodes[node_id], read_kept(reply), self._versions
+        if kept.lacks:
+            return
+        if self._model.fixed and kept.fixed == self._model.fixed_sha256:
+            node.fixed = kept.fixed
+        sent = versions[: versions.index(node.expected) + 1] if node.expected in versions else []
+        newer = sent[sent.index(node.version) :] if node.version in sent else sent
+        if kept.version in newer:
             node.version = kept.version
 
     def denied(self, node_ids: Collection[int]) -> set[int]:
@@ -210,15 +238,7 @@ class ModelSender:
         if not self._keeps_state:
             return set()
         nodes = {node_id: self._nodes[node_id] for node_id in node_ids if node_id in self._nodes}
-        return {
-            node_id
-            for node_id, node in nodes.items()
-            if node.whole_in and not self._is_known(node) and self._round < node.free_in
-        }
-
-    def _is_known(self, node: _Node) -> bool:
-        has_trained = self._copy is None or bool(node.version)
-        return has_trained and (not self._model.fixed or bool(node.fixed))
+        return {node_id for node_id, node in nodes.items() if self._has_lost(node) and self._round < node.free_in}
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint must hold; what `restore` takes. Nothing is copied."""

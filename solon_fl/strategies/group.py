@@ -36,6 +36,8 @@ class GroupRound:
         Node ids by slot; None where there is none to ask.
     resting : set of int
         Slots of nodes that have no task unless the others turn out not to be enough.
+    denied : set of int
+        Those of them that have one only if, with the others at rest, there are still not enough.
     byzantine : int
         Liars that there may be among the nodes.
     decoder : Decoder
@@ -80,6 +82,7 @@ class GroupRound:
     explain: Callable[[int, Unusable], None] = lambda node_id, unusable: None
     is_usable: Callable[[Tensor], bool] = lambda gradient: True
     resting: set[int] = field(default_factory=set)
+    denied: set[int] = field(default_factory=set)
     bytes_in: int = 0
     _shares: dict[int, Tensor] = field(default_factory=dict)
     _losses: dict[int, float] = field(default_factory=dict)  # as reported: nothing protects them
@@ -126,20 +129,23 @@ class GroupRound:
             return []
         if not (self._exhausted or late):
             return []
+        woken = sorted(self.resting - self.denied) or sorted(self.resting)
         logger.warning(
-            "Group %d: what %d of %d nodes sent is not enough, or does not agree; its other %d nodes are asked too.",
-            *(self.group, len(self._shares), len(self.asked), len(self.resting)),
+            "Group %d: what %d of %d nodes sent is not enough, or does not agree; %d other nodes are asked too.",
+            *(self.group, len(self._shares), len(self.asked), len(woken)),
         )
-        self._first = self.asked
-        self._missing = set(self._first) - self._shares.keys()
-        woken = sorted(self.resting)
-        self.resting = set()
+        if not self._first:
+            self._first = self.asked
+            self._missing = set(self._first) - self._shares.keys()
+        self.resting -= set(woken)
+        self._exhausted = False
         return woken
 
     def let_rest(self, slot: int) -> None:
-        """Do without a node that was asked and lacks the model, unless the others turn out not to be enough."""
+        """Do without a node that was asked and lacks the model, unless all others turn out not to be enough."""
         if not self.closed:
             self.resting.add(slot)
+            self.denied.add(slot)
 
     def receive(self, replies: dict[int, Message]) -> None:
         """Take replies by slot, out of the dict; whatever is in them, nothing is raised.

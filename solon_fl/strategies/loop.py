@@ -77,7 +77,7 @@ class _OpenRound(Generic[Key]):
         """Return further messages."""
         lacking, self._lacking = self._lacking, []
         again = self._addressed(self._round.again(lacking)) if lacking else {}
-        return again | self._addressed(self._round.follow_up(late))
+        return again | self._addressed(self._round.follow_up(late and not again))  # they are no later than their model
 
     def patience(self) -> float:
         """Return after how many seconds without enough replies it is late."""
@@ -376,11 +376,13 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Return one message per node if `client_evaluation`, else none."""
+        """Return one message per node that may be sent the model, if `client_evaluation`, else none."""
         if not self._client_evaluation:
             return []
         run = self._run()
         settings = {**config, "server-round": server_round}
+        nodes = run.evaluating_nodes()
+        denied = run.sender.denied(nodes)
         return [
             Message(
                 RecordDict({**records, CONFIG: ConfigRecord(dict(settings))}),
@@ -389,7 +391,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
                 ttl=time_to_live(run.timeout),
                 group_id=str(server_round),
             )
-            for node_id, records in run.sender.records(run.evaluating_nodes(), arrays).items()
+            for node_id, records in run.sender.records([n for n in nodes if n not in denied], arrays).items()
         ]
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:

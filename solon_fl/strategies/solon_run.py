@@ -111,7 +111,7 @@ class SolonRun(Run):
         return SolonRound(self, server_round, config, groups)
 
     def _open_group(self, server_round: int, group: int, nodes: tuple[int | None, ...]) -> GroupRound:
-        config = self.config
+        config, denied = self.config, self._denied(nodes)
         make: Callable[..., GroupRound] = GroupRound
         if config.verification == "digest":
             make = partial(
@@ -122,7 +122,8 @@ class SolonRun(Run):
         return make(
             group=group,
             nodes=nodes,
-            resting=self._resting(nodes) | self._denied(nodes),
+            resting=self._resting(nodes, denied) | denied,
+            denied=denied,
             byzantine=config.byzantine,
             decoder=config.make_decoder(),
             enough=config.num_precise,
@@ -144,8 +145,8 @@ class SolonRun(Run):
             lines = "".join(f"\n\t{line}" for line in unusable.where)
             logger.warning("Where that was, as node %s says (innermost last):%s", self.label(node_id), lines)
 
-    def _resting(self, nodes: tuple[int | None, ...]) -> set[int]:
-        """Return the slots of nodes that rest at first: drawn, after those away and those that gave most trouble."""
+    def _resting(self, nodes: tuple[int | None, ...], denied: set[int]) -> set[int]:
+        """Return the slots of nodes that rest at first: drawn, after those denied, away, or that gave most trouble."""
         if self.config.redundancy == "full" or not self._follows_up:
             return set()
         present = {slot: node_id for slot, node_id in enumerate(nodes) if node_id is not None}
@@ -155,7 +156,9 @@ class SolonRun(Run):
             order = torch.randperm(len(present), generator=self.projection, device="cpu").tolist()
         slots = list(present)
         away = {record.node_id for record in self.roster.ledger.values() if record.state == "away"}
-        trouble = {slot: (node_id in away, self.roster.troubles(node_id)) for slot, node_id in present.items()}
+        trouble = {
+            slot: (slot in denied, node_id in away, self.roster.troubles(node_id)) for slot, node_id in present.items()
+        }
         drawn = sorted((slots[i] for i in order), key=trouble.__getitem__)
         return set(drawn[self.config.num_precise + self.config.stragglers :])
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MessageType, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 from flwr.serverapp.strategy import FedAvg, Strategy
@@ -29,6 +29,7 @@ from solon_fl.parts import MODEL
 from solon_fl.simulations import InProcessGrid
 from solon_fl.simulations.attacks import Reverse
 from solon_fl.simulations.attacks.mods import attack_mod, silent_mod
+from solon_fl.simulations.run._compat import become_server
 from solon_fl.strategies import Checkpoints, RoundReport, SolonStrategy, buffer_names, model_sha256
 from solon_fl.strategies.downlink import ModelSender
 from solon_fl.strategies.model import ServerModel
@@ -331,6 +332,59 @@ def test_whoever_always_wants_all_of_the_model_gets_it_less_and_less(name: str, 
     assert not {record.node_id for record in strategy.ledger.values() if record.lacking} - liars
 
 
+def fails(message: Message, context: Context, call_next: Any) -> Message:
+    return Message(Error(code=0, reason="of no use"), reply_to=message)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"redundancy": "reactive", "quarantine_after": None},
+        {"redundancy": "reactive", "verification": "digest"},
+    ],
+    ids=str,
+)
+def test_whoever_is_denied_rests_before_others_and_is_woken_after_them(options: Any, nodes: Nodes) -> None:
+    rounds, liars, config = 12, {2, 9}, config_of(**options)
+    sha256, clean, _ = run(config, rounds=rounds)
+    silent_about_it = at(set(range(1, rounds + 1)), liars, says(version="", fixed="", lacks=False))
+    other, reports, _ = run(config, outside=[silent_about_it], rounds=rounds)
+    assert other == sha256
+    assert bytes_of_wholes(reports, clean) < 5 * len(liars)
+    assert not any(group.escalated for report in reports for group in report.groups)
+
+
+def test_errors_do_not_let_a_node_be_sent_old_patches_again_and_again(nodes: Nodes) -> None:
+    rounds, liars, config = 24, {2, 9}, config_of(stragglers=1, compression=2)
+    sha256, clean, _ = run(config, rounds=rounds)
+    often = at(set(range(1, rounds + 1)) - {1, 13}, liars, fails)
+    other, reports, _ = run(config, outside=[often], rounds=rounds)
+    assert other == sha256
+    assert bytes_of_wholes(reports, clean) < 3 * len(liars)
+
+
+def test_evaluation_is_no_way_round_it(nodes: Nodes) -> None:
+    wholes: dict[int, int] = {}
+
+    def count(message: Message, context: Context, call_next: Any) -> Message:
+        wholes[context.node_id] = wholes.get(context.node_id, 0) + ("model.trained" in message.content)
+        reply: Message = lacks(message, context, call_next) if context.node_id == 3 else call_next(message, context)
+        return reply
+
+    run(outside=[count], rounds=12, client_evaluation=True)
+    assert wholes.pop(3) <= 6
+    assert set(wholes.values()) == {1}
+
+
+@pytest.mark.parametrize("verification", ["algebra", "digest"])
+def test_who_lost_the_model_is_not_why_nodes_at_rest_are_asked(verification: Any, nodes: Nodes) -> None:
+    everyone = set(range(1, 15))
+    config = config_of(redundancy="reactive", verification=verification)
+    _, reports, _ = run(config, outside=[at({3}, everyone, forgets(nodes))])
+    assert len(reports[2].lacking_nodes) >= 5
+    assert not any(group.escalated for report in reports for group in report.groups)
+
+
 def test_a_node_that_may_not_be_sent_more_is_asked_if_the_round_depends_on_it(nodes: Nodes) -> None:
     """Node 3 loses its model in every round. In round 7 its group can do without it, in the others it can't."""
     forgetful = at(set(range(1, 9)), {3}, forgets(nodes))
@@ -551,6 +605,51 @@ def test_patches_of_a_run_take_no_more_memory_than_the_model() -> None:
         sender.publish()
     assert sender._size_of_patches <= 4 * 4501
     assert 2 <= len(sender._patches) <= 16
+
+
+def late_reply(version: str, fixed: str) -> Message:
+    become_server()
+    record = ConfigRecord({"version": version, "fixed": fixed, "lacks": False})
+    return Message(RecordDict({MODEL: record}), reply_to=Message(RecordDict(), 1, MessageType.TRAIN))
+
+
+def wholes_sent(says: Any, rounds: int) -> int:
+    """Return how often all of the model is sent to a node that is always late, and says one of the versions."""
+    model = ServerModel(record_of(initial_model(Wide)), buffer_names(Wide()), SGD)
+    sender, wholes, patches = ModelSender(model, "delta"), 0, 0
+    for server_round in range(1, rounds + 1):
+        sender.begin(server_round)
+        if not sender.denied([1]):
+            record = sender.records([1])[1]
+            wholes += "model.trained" in record
+            patches += len(record.get("model.patches", ()))
+        model.vector += torch.randn(model.dim)
+        before = sender._versions
+        sender.publish()
+        sender.learn_late(1, late_reply(says(before), model.fixed_sha256))
+    assert patches <= 4 * rounds
+    return wholes
+
+
+def test_a_node_that_is_always_late_is_sent_patches_and_one_that_says_old_versions_no_more() -> None:
+    assert wholes_sent(lambda versions: versions[-1], 40) == 1
+    assert wholes_sent(lambda versions: versions[0], 40) <= 7
+    assert wholes_sent(lambda versions: "", 40) <= 7
+    assert wholes_sent(lambda versions: versions[len(versions) // 2], 40) <= 7
+
+
+@pytest.mark.parametrize("downlink", ["full", "delta"])
+def test_a_late_reply_says_that_a_node_has_the_frozen_weights(downlink: Any) -> None:
+    make = partial(Wide, frozen=True)
+    model = ServerModel(record_of(initial_model(make)), buffer_names(make()), SGD)
+    sender = ModelSender(model, downlink)
+    sender.begin(1)
+    assert "model.fixed" in sender.records([1])[1]
+    version = sender._version
+    sender.publish()
+    sender.learn_late(1, late_reply(version, model.fixed_sha256))
+    sender.begin(2)
+    assert not {"model.fixed", "model.trained"} & sender.records([1])[1].keys()
 
 
 def test_an_unknown_way_down_is_refused() -> None:
