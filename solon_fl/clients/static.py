@@ -18,7 +18,7 @@ from solon_fl.wire import COUNTER, WHOLE_NUMBERS, is_continuous, is_counter, rea
 
 __all__ = ["StaticEntries", "check_returned_static", "check_untrained"]
 
-PIECE = 1 << 18  # entries that are summed at a time, so that their weights take little memory
+PIECE = 1 << 20  # entries that are summed at a time, so that their weights take little memory
 
 REMEDY = (  # short, as the server's log shows 300 characters
     "keep it in a float buffer, compute it from batch.round, set it on the server's model before the run, or register "
@@ -44,7 +44,8 @@ class StaticEntries:
     num_batches : int
         That will be computed.
     frozen : collection of str
-        Floating-point and complex entries that the server takes for frozen. Of these only a sum over all bits is kept, weighted by their place.
+        Floating-point and complex entries that the server takes for frozen. Of these only a sum over all bits is kept,
+        weighted by their places.
 
     Raises
     ------
