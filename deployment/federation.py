@@ -20,7 +20,7 @@ from uuid import uuid4
 from deployment.certificates import make_certificates, make_node_key
 from deployment.console import Console
 from deployment.errors import FederationError
-from deployment.hurry import Forked, Forker
+from deployment.hurry import NAMESPACE, Forked, Forker
 from deployment.processes import TAG, free_ports, kill_all, listens, processes_with
 
 __all__ = ["Federation", "Run"]
@@ -257,15 +257,17 @@ class Federation:
                 raise FederationError(f"the SuperLink does not listen after {STARTUP_SECONDS:.0f} s.")
             time.sleep(0.1)
 
-    def _command_prefix(self, name: str) -> list[str]:
-        """Return what stands before the command of a node, or of "superlink": where it runs."""
-        return []
+    def _namespace(self, name: str) -> str:
+        """Return the network namespace in which a node, or "superlink", runs; "": the machine's own."""
+        return ""
 
     def _start(self, name: str, command: Sequence[str]) -> None:
-        prefix = self._command_prefix(name)
-        if self._forker is not None and not prefix:
-            self._processes[name] = self._forker.start(command, self._variables(name), self.log_path(name))
+        namespace = self._namespace(name)
+        if self._forker is not None:
+            variables = {**self._variables(name), NAMESPACE: namespace}
+            self._processes[name] = self._forker.start(command, variables, self.log_path(name))
             return
+        prefix = ["ip", "netns", "exec", namespace] if namespace else []
         with self.log_path(name).open("ab") as log:
             self._processes[name] = subprocess.Popen(
                 [*prefix, *command],
@@ -335,5 +337,8 @@ class Run:
 
 
 def _key_values(settings: Mapping[str, str | int | float]) -> str:
-    """Return settings as Flower's commands take them: TOML, texts in quotes."""
-    return " ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())
+    """Return settings as Flower's commands take them: TOML, texts in quotes of which they have none themselves."""
+    return " ".join(
+        f"{key}='{value}'" if isinstance(value, str) and '"' in value else f"{key}={json.dumps(value)}"
+        for key, value in settings.items()
+    )

@@ -9,6 +9,7 @@ it is forked from the process of this file, and so are the programs that it star
 inside Flower are private: if another version of Flower lacks one, the program ends at once and says so.
 """
 
+import ctypes
 import gc
 import json
 import os
@@ -25,7 +26,7 @@ from typing import Any, NoReturn
 
 from deployment.processes import TAG
 
-__all__ = ["Forked", "Forker"]
+__all__ = ["NAMESPACE", "Forked", "Forker"]
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = {script.name: script for script in distribution("flwr").entry_points.select(group="console_scripts")}
@@ -33,8 +34,12 @@ APPS = ("flwr-clientapp", "flwr-serverapp")
 MODULES = (  # that apps import
     *("torch", "solon_fl.clients", "solon_fl.strategies"),
     *("solon_fl.simulations.attacks.registry", "solon_fl.simulations.datasets.models"),
+    "solon_fl.simulations.run",
     "torch._inductor",  # imported by the first optimizer, and where kernels must be deterministic
 )
+NAMESPACE = "SOLON_NAMESPACE"  # environment variable: the network namespace that a process enters; "" for none
+NAMESPACES = Path("/var/run/netns")  # where `ip netns` keeps them
+CLONE_NEWNET = 0x40000000
 TAG_LENGTH = 120  # of a tag in the environment that /proc shows; filled up
 
 TASK_POLL_INTERVAL = 0.3  # seconds between two looks for tasks, of a SuperExec; each costs several ms of CPU time
@@ -186,6 +191,8 @@ def _note_exits(exit_files: dict[int, str]) -> None:
 def _become(program: str, variables: Mapping[str, str], output: str) -> None:
     """Make the new process what it would be if it had been started: its session, environment, output and name."""
     os.setsid()
+    if namespace := variables.get(NAMESPACE):
+        _enter(namespace)
     os.environ.clear()
     os.environ.update(variables, FLWR_SUPEREXEC_TASK_POLL_INTERVAL=str(TASK_POLL_INTERVAL))
     log = os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -200,6 +207,15 @@ def _become(program: str, variables: Mapping[str, str], output: str) -> None:
         place = memory.read(end - start).index(f"{TAG}=".encode()) + len(f"{TAG}=")
         memory.seek(start + place)
         memory.write(variables[TAG].ljust(TAG_LENGTH, "_").encode())
+
+
+def _enter(namespace: str) -> None:
+    """Enter a network namespace, with the one thread that a process has after it was forked."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with (NAMESPACES / namespace).open() as place:
+        if libc.setns(place.fileno(), CLONE_NEWNET):
+            number = ctypes.get_errno()
+            raise OSError(number, f"{os.strerror(number)}: network namespace {namespace}")
 
 
 if __name__ == "__main__":

@@ -159,12 +159,8 @@ def make_federation(link: str, hurry: bool, resident: bool) -> Federation:
     """Return a federation on this machine's own network, or with such links."""
     if not link:
         return Federation(hurried=hurry, forking=resident and not hurry)
-    if hurry:
-        raise FederationError(
-            f"--hurry is for nodes without links of their own; got --link {link} too; give one of them."
-        )
     bandwidth, _, latency = link.partition(",")
-    return NamespacedFederation(bandwidth=bandwidth, latency=latency or "0ms")
+    return NamespacedFederation(bandwidth=bandwidth, latency=latency or "0ms", hurried=hurry)
 
 
 # What is done

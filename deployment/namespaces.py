@@ -27,6 +27,8 @@ class NamespacedFederation(Federation):
         Of each node's link in each direction, as `tc` takes it: "20mbit".
     latency : str
         One way, as `tc` takes it: "10ms". Any but "0ms" needs a kernel with netem.
+    hurried : bool
+        See `Federation`.
 
     Attributes
     ----------
@@ -34,8 +36,8 @@ class NamespacedFederation(Federation):
         The same network for the simulations' model of a round.
     """
 
-    def __init__(self, *, bandwidth: str, latency: str) -> None:
-        super().__init__(host=f"{SUBNET}.1")
+    def __init__(self, *, bandwidth: str, latency: str, hurried: bool = False) -> None:
+        super().__init__(host=f"{SUBNET}.1", hurried=hurried)
         self._bandwidth, self._latency = bandwidth, latency
         rate = _number(bandwidth, "bandwidth", {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9})
         self.network = Network(
@@ -67,12 +69,12 @@ class NamespacedFederation(Federation):
         super().close()
         self._remove_network()
 
-    def _command_prefix(self, name: str) -> list[str]:
+    def _namespace(self, name: str) -> str:
         if name == SUPERLINK:
-            return []
+            return ""
         if name not in self._namespaces:
             self._add_namespace(name)
-        return ["ip", "netns", "exec", self._namespaces[name]]
+        return self._namespaces[name]
 
     def _add_namespace(self, name: str) -> None:
         number = len(self._namespaces) + 1

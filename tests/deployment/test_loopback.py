@@ -91,7 +91,6 @@ def test_a_mistake_is_told_in_plain_words() -> None:
         (["--attack", "nosuch"], "got attack='nosuch'."),
         (["--link", "5"], "bandwidth must be a number with one of kbit, mbit, gbit; got bandwidth='5'."),
         (["--link", "5mbit,1"], "latency must be a number with one of us, ms, s; got latency='1'."),
-        (["--link", "5mbit", "--hurry"], "got --link 5mbit too; give one of them."),
         (["--setting", "num-nodes=6"], "num_nodes must be a multiple of group_size; got num_nodes=6"),
         (["--setting", "rate=3"], "KEY one of num-nodes, "),
         (["--setting", "resident=maybe"], "resident must be true or false; got 'maybe'."),
