@@ -27,6 +27,12 @@ class Network:
         One way, seconds.
     deadline : float
         How long the server waits for a node that it needs and that does not answer, seconds.
+    round_overhead : float
+        Of a round, whatever it sends, seconds: Flower's waits between two looks for messages, and the starting of
+        processes. Default: none.
+    byte_overhead : float
+        For each byte sent, summed over all nodes, whatever the links, seconds: the programs at both ends store, check
+        and encrypt it. Default: none. `deployment.clock` measures both.
 
     Raises
     ------
@@ -57,13 +63,15 @@ class Network:
     node_upload: float
     latency: float
     deadline: float
+    round_overhead: float = 0.0
+    byte_overhead: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("server_download", "server_upload", "node_download", "node_upload"):
             rate = getattr(self, name)
             if not 0 < rate < math.inf:
                 raise ConfigurationError(f"{name} must be a positive number of bit/s; got {name}={rate!r}.")
-        for name in ("latency", "deadline"):
+        for name in ("latency", "deadline", "round_overhead", "byte_overhead"):
             _check_not_negative(name, getattr(self, name))
 
     def scaled(self, factor: float) -> "Network":
@@ -106,17 +114,20 @@ class RoundSeconds:
         Of decoding or aggregating.
     waiting : float
         For nodes that do not answer.
+    overhead : float
+        Of Flower.
     """
 
     computation: float
     transfer: float
     server: float
     waiting: float
+    overhead: float = 0.0
 
     @property
     def total(self) -> float:
         """Their sum."""
-        return self.computation + self.transfer + self.server + self.waiting
+        return self.computation + self.transfer + self.server + self.waiting + self.overhead
 
 
 def bytes_to_node(downlink: DownlinkName, model_bytes: int, rounds: float = 1.0) -> int:
@@ -180,11 +191,13 @@ def round_seconds(
     Returns
     -------
     RoundSeconds
-        computation is batches_per_node times batch_seconds, waiting the network's deadline if `waited`, else 0.
+        computation is batches_per_node times batch_seconds, waiting the network's deadline if `waited`, else 0, and
+        overhead round_overhead plus byte_overhead times all bytes.
 
     Notes
     -----
-    Differs from reality: nodes are equally fast, and nothing overlaps.
+    Differs from reality: nodes are equally fast, and nothing overlaps. What Flower takes is known only where it was
+    measured; without a network's overheads a round on a real deployment is longer than this, up to many times.
     """
     for name, value in (
         ("batches_per_node", batches_per_node),
@@ -197,6 +210,7 @@ def round_seconds(
         transfer=network.transfer_seconds(num_nodes=num_nodes, bytes_out=bytes_out, bytes_in=bytes_in),
         server=server_seconds,
         waiting=network.deadline if waited else 0.0,
+        overhead=network.round_overhead + network.byte_overhead * (bytes_out + bytes_in),
     )
 
 

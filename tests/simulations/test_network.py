@@ -72,6 +72,21 @@ def test_a_round_is_the_sum_of_its_parts(waited: bool, waiting: float) -> None:
     assert seconds.total == 15.25 + waiting
 
 
+def test_flowers_overheads_are_for_the_round_and_for_each_byte_of_it() -> None:
+    seconds = round_seconds(
+        replace(NETWORK, round_overhead=3.0, byte_overhead=2e-7),
+        num_nodes=4,
+        batches_per_node=0,
+        batch_seconds=0.0,
+        bytes_out=4_000_000,
+        bytes_in=1_000_000,
+        server_seconds=0.0,
+        waited=False,
+    )
+    assert seconds == RoundSeconds(computation=0.0, transfer=13.0, server=0.0, waiting=0.0, overhead=4.0)
+    assert seconds.total == 17.0
+
+
 @given(networks, st.integers(1, 1000), sizes, sizes, st.sampled_from(RATES), st.floats(1, 1e6))
 def test_more_bandwidth_is_never_slower(
     network: Network, num_nodes: int, bytes_out: int, bytes_in: int, rate: str, factor: float

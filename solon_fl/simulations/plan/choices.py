@@ -275,7 +275,7 @@ class Plan:
         """Return the factor on all rates of the network below which some choice is faster than all these baselines.
 
         The choice, which need not be `best`, has a certificate below 1. 0 if there is no such factor, inf if every
-        factor is one. Latency, computation and the server's seconds stay as they are.
+        factor is one. Latency, overheads, computation and the server's seconds stay as they are.
         """
         factors = [
             (min(self._break_even(choice, baseline) for baseline in baselines), choice) for choice in self.choices
@@ -286,7 +286,10 @@ class Plan:
     def _break_even(self, choice: Choice, baseline: Baseline) -> float:
         # A round takes a + b / factor seconds: a without the links, b on them at factor 1.
         saved = self._seconds_on_links(baseline) - self._seconds_on_links(choice)
-        paid = sum(sign * (row.seconds.computation + row.seconds.server) for sign, row in ((1, choice), (-1, baseline)))
+        paid = sum(
+            sign * (row.seconds.computation + row.seconds.server + row.seconds.overhead)
+            for sign, row in ((1, choice), (-1, baseline))
+        )
         if paid > 0:
             return max(saved / paid, 0.0)
         return math.inf if saved > 0 or (saved == 0 > paid) else 0.0

@@ -421,16 +421,19 @@ def test_the_longest_deadline_changes_nothing_where_everybody_answers() -> None:
 
 
 @pytest.mark.parametrize("name", ["no defence", "draco-repetition", "draco-cyclic"])
-@pytest.mark.parametrize("batch_seconds", [0.01, 0.1, 1.0])
-def test_below_the_break_even_solon_is_faster_and_above_it_is_not(name: Kind, batch_seconds: float) -> None:
+@pytest.mark.parametrize(("batch_seconds", "byte_overhead"), [(0.01, 0.0), (0.1, 0.0), (1.0, 0.0), (1.0, 1e-8)])
+def test_below_the_break_even_solon_is_faster_and_above_it_is_not(
+    name: Kind, batch_seconds: float, byte_overhead: float
+) -> None:
     # Three liars among 33 nodes: groups of 11 and 33, and Draco's groups of 8 and 9.
     settings: dict[str, Any] = {"num_nodes": 33, "byzantine": 3, "batch_seconds": batch_seconds}
-    planned = small_plan(**settings)
+    network = replace(HOME, byte_overhead=byte_overhead)
+    planned = small_plan(**settings, network=network)
     factor = planned.break_even(named(planned, name))
     assert 0 < factor < float("inf")
 
     def advantage(factor: float) -> float:
-        scaled = small_plan(**settings, network=HOME.scaled(factor))
+        scaled = small_plan(**settings, network=network.scaled(factor))
         return named(scaled, name).seconds.total - scaled.best.seconds.total
 
     assert advantage(factor) == pytest.approx(0, abs=1e-9)
