@@ -4,6 +4,7 @@
 #   make check   lint, types, and the tests that take less than a second each: for every day
 # And, on Linux:
 #   make deployment    the same on a real Flower deployment on this machine: TLS, keys, seven nodes and a liar
+#   make clock   strategies by the clock, on such a deployment with links of 20 and 100 Mbit/s (root, half an hour)
 #   make fuzz    a million hostile replies (with atheris; FUZZ_RUNS=1000 for a quick look)
 #   make bench   what encoding and decoding cost beside a copy and other aggregators (some 15 minutes, 12 GB)
 #   make bench-check   whether that became slower than benchmarks/baseline.json says
@@ -11,13 +12,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo deployment test check fuzz bench bench-check setup lint types clean
+.PHONY: demo deployment clock test check fuzz bench bench-check setup lint types clean
 
 demo: $(VENV)/.installed
 	$(BIN)/solon-fl demo
 
 deployment: $(VENV)/.installed
 	$(BIN)/python -m deployment.loopback
+
+clock: $(VENV)/.installed
+	$(BIN)/python -m deployment.clock
 
 test: $(VENV)/.installed-dev lint types
 	$(BIN)/python -m pytest -n auto

@@ -6,12 +6,12 @@ Import `tables` and `plots` where you need them: they use packages that a node d
 from solon_fl.simulations.run.engines import run_apps
 from solon_fl.simulations.run.float_noise import Kernels, NodeKind, calibrate_scenario
 from solon_fl.simulations.run.grid import InProcessGrid
-from solon_fl.simulations.run.nodes import ImageClient, make_client_app, measure_batch_seconds
+from solon_fl.simulations.run.nodes import ImageClient, load_data, make_client_app, measure_batch_seconds
 from solon_fl.simulations.run.outcome import Outcome
-from solon_fl.simulations.run.plain import jsonable
+from solon_fl.simulations.run.plain import jsonable, rebuilt
 from solon_fl.simulations.run.round_record import NumberedGroup, NumberedReport, RoundRecord
 from solon_fl.simulations.run.scenario import Engine, Scenario
-from solon_fl.simulations.run.simulation import simulate
+from solon_fl.simulations.run.simulation import ScenarioServer, simulate
 from solon_fl.simulations.run.strategies import STRATEGIES, NamedStrategy
 
 __all__ = [
@@ -27,10 +27,13 @@ __all__ = [
     "Outcome",
     "RoundRecord",
     "Scenario",
+    "ScenarioServer",
     "calibrate_scenario",
     "jsonable",
+    "load_data",
     "make_client_app",
     "measure_batch_seconds",
+    "rebuilt",
     "run_apps",
     "simulate",
 ]

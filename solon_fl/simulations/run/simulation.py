@@ -22,7 +22,7 @@ from solon_fl.simulations.run.strategies import STRATEGIES
 from solon_fl.strategies import Checkpoints, RoundReport, SolonStrategy, buffer_names
 from solon_fl.wire import model_sha256, to_array, trusted_tensor
 
-__all__ = ["simulate"]
+__all__ = ["ScenarioServer", "simulate"]
 
 
 def simulate(
@@ -61,20 +61,30 @@ def simulate(
     outcome = Outcome.of(scenario)
     liars = scenario.make_liars()
     client_app = make_client_app(ImageClient(scenario, dataset), liars)
-    server = _Server(outcome, dataset, on_round, checkpoints)
+    server = ScenarioServer(outcome, dataset, on_round, checkpoints)
     run_apps(server.app(), client_app, scenario, liars)
     return outcome
 
 
-class _Server:
-    """The server's side of a run: it trains, tests the model after every round, and fills in the outcome."""
+class ScenarioServer:
+    """The server's side of a run: it trains, tests the model after every round, and fills in the outcome.
+
+    Parameters
+    ----------
+    outcome : Outcome
+        Of a scenario that has not begun.
+    dataset : Dataset
+        The scenario's.
+    on_round, checkpoints
+        See `simulate`.
+    """
 
     def __init__(
         self,
         outcome: Outcome,
         dataset: Dataset,
-        on_round: Callable[[RoundRecord], None] | None,
-        checkpoints: Checkpoints | None,
+        on_round: Callable[[RoundRecord], None] | None = None,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         scenario = outcome.scenario
         self._outcome = outcome
@@ -91,11 +101,12 @@ class _Server:
 
         @app.main()
         def main(grid: Grid, context: Context) -> None:
-            self._train(grid)
+            self.train(grid, self._outcome.scenario.timeout)
 
         return app
 
-    def _train(self, grid: Grid) -> None:
+    def train(self, grid: Grid, timeout: float) -> None:
+        """Train on the grid's nodes, with so many seconds for a round. What goes wrong becomes the outcome's error."""
         outcome, scenario = self._outcome, self._outcome.scenario
         initial_arrays = ArrayRecord({name: to_array(value) for name, value in self._model.state_dict().items()})
         arguments = {} if self._checkpoints is None else {"checkpoints": self._checkpoints}
@@ -106,7 +117,7 @@ class _Server:
                 grid,
                 initial_arrays,
                 num_rounds=scenario.rounds,
-                timeout=scenario.timeout,
+                timeout=timeout,
                 train_config=ConfigRecord({"lr": scenario.local_learning_rate}),
                 evaluate_fn=self._evaluate,
             )

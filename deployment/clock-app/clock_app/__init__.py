@@ -1,0 +1,1 @@
+"""A Flower app: one scenario of the simulations, with any strategy."""
