@@ -8,12 +8,12 @@ import logging
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any, Generic, TypeVar, get_args
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, Metadata, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
@@ -23,15 +23,15 @@ from solon_fl.coding import Code
 from solon_fl.config import DownlinkName, Mode
 from solon_fl.errors import CheckpointError, GroupFailedError
 from solon_fl.strategies.checkpoint import Checkpoint, Checkpoints
-from solon_fl.strategies.downlink import ModelSender
 from solon_fl.strategies.evaluating import Evaluate, evaluate_centrally, warn_of_failed_evaluations
-from solon_fl.strategies.exchange import exchange, reply_keys
+from solon_fl.strategies.exchange import exchange
 from solon_fl.strategies.factories import OptimizerFactory, SchedulerFactory, check_factories
 from solon_fl.strategies.fetching import fetcher_of
 from solon_fl.strategies.model import ServerModel
+from solon_fl.strategies.open_round import OpenRound
 from solon_fl.strategies.replies import median_metrics
 from solon_fl.strategies.reports import RoundReport
-from solon_fl.strategies.rounds import Aggregated, Round, Run
+from solon_fl.strategies.rounds import Run
 from solon_fl.task import CONFIG, time_to_live
 from solon_fl.wire import BufferNames
 
@@ -39,74 +39,10 @@ __all__ = ["RoundStrategy"]
 
 METRICS = ("train_metrics_clientapp", "evaluate_metrics_clientapp", "evaluate_metrics_serverapp")  # of a Result
 LATE_ROUNDS = 3  # for which answers to earlier rounds are looked for
-Key = TypeVar("Key", bound=Hashable)
 logger = logging.getLogger("flwr")
 
 
 RunType = TypeVar("RunType", bound=Run)
-
-
-class _OpenRound(Generic[Key]):
-    """A round under way: who was sent what, and the server's seconds and bytes so far.
-
-    Nodes that lack the model are the round's own affair only once they were sent all of it.
-    """
-
-    def __init__(self, number: int, played: Round[Key], arrays: ArrayRecord, sender: ModelSender) -> None:
-        self.number = number
-        self._sender = sender
-        self._lacking: list[Key] = []  # of nodes that are to be sent all of the model
-        self.addressed: dict[Key, Metadata] = {}
-        self.bytes_out = 0
-        self.seconds_receiving = 0.0
-        self._round = played
-        self.first_messages = self._addressed(played.messages(arrays))
-
-    def receive(self, batch: list[tuple[Key, Message]]) -> bool:
-        """Hand replies over, but those that say that the node lacks the model."""
-        started = time.monotonic()
-        lacking = [key for key, reply in batch if self._sender.learn(self.addressed[key].dst_node_id, reply)]
-        self._lacking += lacking
-        usable = [(key, reply) for key, reply in batch if key not in set(lacking)]
-        batch.clear()  # so that nobody holds what the round drops
-        enough = self._round.receive(usable) if usable or not lacking else False
-        self.seconds_receiving += time.monotonic() - started
-        return enough
-
-    def follow_up(self, late: bool) -> dict[Key, Message]:
-        """Return further messages."""
-        lacking, self._lacking = self._lacking, []
-        again = self._addressed(self._round.again(lacking)) if lacking else {}
-        return again | self._addressed(self._round.follow_up(late and not again))  # they are no later than their model
-
-    def patience(self) -> float:
-        """Return after how many seconds without enough replies it is late."""
-        return self._round.patience()
-
-    def close(self) -> Aggregated:
-        """Return what the round amounts to."""
-        return self._round.close()
-
-    def keyed(self, replies: Iterable[Message]) -> list[tuple[Key, Message]]:
-        """Return the replies to messages of this round, each with its key."""
-        key_of = reply_keys(self.addressed)
-        by_node = {metadata.dst_node_id: key for key, metadata in self.addressed.items()}
-        batch = []
-        for reply in replies:
-            key = key_of.get(reply.metadata.reply_to_message_id)
-            if key is None and not key_of:  # a Grid that copies messages does not tell us their ids
-                key = by_node.get(reply.metadata.src_node_id)
-            if key is not None:
-                batch.append((key, reply))
-        return batch
-
-    def _addressed(self, messages: dict[Key, Message]) -> dict[Key, Message]:
-        """Note who gets what, and how many bytes of model that makes."""
-        self.addressed |= {key: message.metadata for key, message in messages.items()}
-        for message in messages.values():
-            models = [record for record in message.content.values() if isinstance(record, ArrayRecord)]
-            self.bytes_out += sum(len(array.data) for model in models for array in model.values())
-        return messages
 
 
 class RoundStrategy(Strategy, ABC, Generic[RunType]):
@@ -147,7 +83,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         self._checkpoints = checkpoints
         self._downlink: DownlinkName = downlink
         self._latest: RunType | None = None
-        self._open: _OpenRound[Any] | None = None  # between configure_train and aggregate_train
+        self._open: OpenRound[Any] | None = None  # between configure_train and aggregate_train
         self._stop = False  # whether on_round has said so
         self._handed_out: dict[str, bytes] = {}  # the model's data, as last given to or by Flower's loop
 
@@ -266,12 +202,12 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
 
     def _opened(
         self, run: RunType, server_round: int, config: ConfigRecord, grid: Grid, arrays: ArrayRecord
-    ) -> _OpenRound[Any]:
+    ) -> OpenRound[Any]:
         run.sender.begin(server_round)
-        return _OpenRound(server_round, run.open_round(server_round, config, grid), arrays, run.sender)
+        return OpenRound(server_round, run.open_round(server_round, config, grid), arrays, run.sender)
 
     def _finish(
-        self, run: RunType, opened: _OpenRound[Any], seconds_waiting: float
+        self, run: RunType, opened: OpenRound[Any], seconds_waiting: float
     ) -> tuple[RoundReport, ArrayRecord | None]:
         """Aggregate, step and report; the model is returned if a step was made."""
         started = time.monotonic()
