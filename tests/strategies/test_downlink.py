@@ -635,7 +635,19 @@ def test_a_node_that_is_always_late_is_sent_patches_and_one_that_says_old_versio
     assert wholes_sent(lambda versions: versions[-1], 40) == 1
     assert wholes_sent(lambda versions: versions[0], 40) <= 7
     assert wholes_sent(lambda versions: "", 40) <= 7
-    assert wholes_sent(lambda versions: versions[len(versions) // 2], 40) <= 7
+
+
+def test_a_late_reply_that_claims_a_version_which_the_node_was_not_sent_is_not_believed() -> None:
+    model = ServerModel(record_of(initial_model(Wide)), buffer_names(Wide()), SGD)
+    sender = ModelSender(model, "delta")
+    sender.begin(1)
+    sender.records([1])
+    for _ in range(20):
+        model.vector += torch.randn(model.dim)
+        sender.publish()
+    sender.learn_late(1, late_reply(sender._version, model.fixed_sha256))
+    sender.begin(21)
+    assert "model.trained" in sender.records([1])[1]
 
 
 @pytest.mark.parametrize("downlink", ["full", "delta"])

@@ -351,6 +351,25 @@ def test_who_rests_is_asked_late_if_somebody_is_silent_who_may_still_answer(dige
     assert group.report.nodes == NODES
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_nodes_that_are_denied_are_asked_when_the_others_at_rest_were_not_enough(late: bool) -> None:
+    group = new_round(resting={4, 5, 6}, denied={6})
+    for slot in range(3 if late else 4):
+        group.receive_one(slot, honest(slot))
+    group.decode(last=False)
+    assert group.wake(late) == [4, 5]
+    assert group.wake(False) == [], "they were just asked"
+    group.let_rest(5)
+    group.receive_one(4, reply(Error(0, "no")))
+    group.decode(last=False)
+    assert group.wake(late) == [5, 6]
+    for slot in (5, 6):
+        group.receive_one(slot, honest(slot))
+    group.decode(last=True)
+    assert group.report.decoded
+    assert group.report.escalated_by == ((73,) if late else ())
+
+
 def test_a_group_whose_time_is_up_before_its_resting_nodes_were_asked_fails_and_does_not_name_them() -> None:
     for digests in (False, True):
         group = resting_round(digests)
