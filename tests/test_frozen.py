@@ -116,6 +116,7 @@ def test_the_server_keeps_a_frozen_entry_once_and_as_it_came() -> None:
     assert "more" not in model.state()["static"]
 
 
+@pytest.mark.slow
 def test_in_mode_update_frozen_weights_stay_too() -> None:
     model, reports = initial_model(Tuned), list[RoundReport]()
     config = small_config(mode="update")
@@ -195,6 +196,7 @@ def test_a_loss_that_changes_a_frozen_weight_is_told_so(way: str) -> None:
         train(client=Thawing(Tuned), model=initial_model(Tuned), rounds=1, timeout=20)
 
 
+@pytest.mark.slow
 def test_checkpoints_hold_no_frozen_numbers_and_go_on_only_with_the_same(tmp_path: Path) -> None:
     model = initial_model(Tuned)
     whole, _ = train(client=Regression(Tuned), model=model, rounds=4, timeout=20)

@@ -151,7 +151,7 @@ def bytes_to_node(downlink: DownlinkName, model_bytes: int, rounds: float = 1.0)
     Examples
     --------
     >>> bytes_to_node("full", 44_000_000), bytes_to_node("delta", 44_000_000), bytes_to_node("delta", 44_000_000, 30)
-    (44000000, 4400000, 44000000)
+    (44000000, 3960000, 44000000)
     """
     _check_not_negative("model_bytes", model_bytes)
     _check_not_negative("rounds", rounds)

@@ -41,7 +41,7 @@ def test_aggregators_are_timed_without_visiting_the_objects_of_others(monkeypatc
         return aggregate(*arguments)
 
     monkeypatch.setattr(Bulyan, "aggregate_train", noting)
-    config = SolonConfig(num_nodes=7, byzantine=1, compression=1)
+    config = SolonConfig(num_nodes=7, byzantine=1, compression=1, group_size=7)
     simulate(Scenario(config=config, strategy="bulyan", model="logistic", rounds=2))
     assert len(visible) == 2
     MeasuredServer(byzantine=1)("bulyan", 7, 7, 1, 1000)

@@ -213,6 +213,7 @@ def test_nodes_compute_where_the_server_says_and_near_its_model(nodes: Nodes) ->
             assert (there - here).norm() < 0.2 * (here - start).norm()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["gradient", "update"])
 def test_in_both_modes_training_gets_as_far_as_with_whole_models(mode: Any) -> None:
     losses = {}
@@ -310,6 +311,7 @@ def bytes_of_wholes(reports: list[RoundReport], clean: list[RoundReport]) -> flo
     return sum(a.bytes_out - b.bytes_out for a, b in zip(reports, clean, strict=True)) / WHOLE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "action"),
     [
@@ -336,6 +338,7 @@ def fails(message: Message, context: Context, call_next: Any) -> Message:
     return Message(Error(code=0, reason="of no use"), reply_to=message)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -354,6 +357,7 @@ def test_whoever_is_denied_rests_before_others_and_is_woken_after_them(options: 
     assert not any(group.escalated for report in reports for group in report.groups)
 
 
+@pytest.mark.slow
 def test_errors_do_not_let_a_node_be_sent_old_patches_again_and_again(nodes: Nodes) -> None:
     rounds, liars, config = 24, {2, 9}, config_of(stragglers=1, compression=2)
     sha256, clean, _ = run(config, rounds=rounds)
@@ -385,6 +389,7 @@ def test_who_lost_the_model_is_not_why_nodes_at_rest_are_asked(verification: Any
     assert not any(group.escalated for report in reports for group in report.groups)
 
 
+@pytest.mark.slow
 def test_a_node_that_may_not_be_sent_more_is_asked_if_the_round_depends_on_it(nodes: Nodes) -> None:
     """Node 3 loses its model in every round. In round 7 its group can do without it, in the others it can't."""
     forgetful = at(set(range(1, 9)), {3}, forgets(nodes))
@@ -503,6 +508,7 @@ def test_a_step_that_no_patch_can_say_sends_the_whole_model(nodes: Nodes) -> Non
 # ---- frozen weights --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("downlink", ["full", "delta"])
 def test_frozen_weights_go_down_once(downlink: Any, nodes: Nodes) -> None:
     make = partial(Wide, frozen=True)
@@ -680,6 +686,7 @@ def test_a_function_of_ones_own_without_the_mod_fails_and_the_error_says_so() ->
         strategy.start(InProcessGrid(app, 10), record_of(initial_model(Wide)), num_rounds=2, timeout=30)
 
 
+@pytest.mark.slow
 def test_silent_nodes_cost_less_and_less(nodes: Nodes) -> None:
     config = config_of(stragglers=1, compression=2)
     silent = silent_mod({2})
