@@ -66,6 +66,11 @@ class ModelSender:
     downlink : "full" or "delta"
         See `SolonConfig`.
 
+    Attributes
+    ----------
+    keeps_state : bool
+        Whether nodes keep some of the model, so that it is sent in parts.
+
     Notes
     -----
     What a node has it says itself, and nobody is believed to have what he was not sent. Who lacks the model says so and
@@ -78,7 +83,7 @@ class ModelSender:
 
     def __init__(self, model: ServerModel, downlink: DownlinkName) -> None:
         self._model = model
-        self._keeps_state = downlink == "delta" or bool(model.frozen)
+        self.keeps_state = downlink == "delta" or bool(model.frozen)
         self._copy: dict[str, Tensor] | None = None
         self._patches: deque[tuple[str, Array]] = deque()  # each with the version that it begins with
         self._version = ""
@@ -132,7 +137,7 @@ class ModelSender:
         arrays : ArrayRecord, optional
             The model, if somebody has it as a record already.
         """
-        if not self._keeps_state:
+        if not self.keeps_state:
             whole: Records = {ARRAYS: self._model.to_record() if arrays is None else arrays}
             return dict.fromkeys(node_ids, whole)
         model, names = self._model, tuple(self._model.names)
@@ -208,7 +213,7 @@ class ModelSender:
 
         A node that was sent all of it in this round and says so is not believed.
         """
-        if not self._keeps_state or reply.has_error():
+        if not self.keeps_state or reply.has_error():
             return False
         node, kept = self._nodes.setdefault(node_id, _Node()), read_kept(reply)
         sha256 = self._model.fixed_sha256 if self._model.fixed else ""
@@ -221,7 +226,7 @@ class ModelSender:
 
     def learn_late(self, node_id: int, reply: Message) -> None:
         """Take what a late reply says: the node may have a newer version than is known."""
-        if not self._keeps_state or reply.has_error() or node_id not in self._nodes:
+        if not self.keeps_state or reply.has_error() or node_id not in self._nodes:
             return
         node, kept, versions = self._nodes[node_id], read_kept(reply), self._versions
         if kept.lacks:
@@ -235,7 +240,7 @@ class ModelSender:
 
     def denied(self, node_ids: Collection[int]) -> set[int]:
         """Return those of these nodes that would have to be sent all of the model, and were so too often already."""
-        if not self._keeps_state:
+        if not self.keeps_state:
             return set()
         nodes = {node_id: self._nodes[node_id] for node_id in node_ids if node_id in self._nodes}
         return {node_id for node_id, node in nodes.items() if self._has_lost(node) and self._round < node.free_in}

@@ -38,6 +38,10 @@ from solon_fl.wire import BufferNames
 __all__ = ["RoundStrategy"]
 
 METRICS = ("train_metrics_clientapp", "evaluate_metrics_clientapp", "evaluate_metrics_serverapp")  # of a Result
+IN_PARTS = (
+    "; the model is sent in parts (downlink='delta', or frozen weights): functions of your own need solon_mod(), or "
+    "solon_fl.clients.downlink_mod, as in @app.train(mods=[downlink_mod])"
+)
 LATE_ROUNDS = 3  # for which answers to earlier rounds are looked for
 logger = logging.getLogger("flwr")
 
@@ -229,7 +233,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
             seconds_aggregating=opened.seconds_receiving + aggregated_at - started,
             seconds_stepping=time.monotonic() - aggregated_at,
         )
-        _refuse_silence_at_the_start(report)
+        _refuse_silence_at_the_start(report, in_parts=run.sender.keeps_state)
         if report.corrupt_nodes:
             labels = ", ".join(map(run.label, report.corrupt_nodes))
             logger.info("\tround %d: nodes caught lying: %s", report.round, labels)
@@ -417,10 +421,11 @@ def _collect_late(
     return waiting
 
 
-def _refuse_silence_at_the_start(report: RoundReport) -> None:
+def _refuse_silence_at_the_start(report: RoundReport, *, in_parts: bool) -> None:
     if report.round == 1 and report.bytes_in == 0:
         reasons = [reason for group in report.groups for reason in group.malformed_nodes.values()]
+        first = reasons[0] + IN_PARTS * in_parts if reasons else "none answered within the timeout"
         raise GroupFailedError(
             "no node sent anything usable in the first round, so there is nothing to train with; "
-            f"the first node's reason: {reasons[0] if reasons else 'none answered within the timeout'}"
+            f"the first node's reason: {first}"
         )

@@ -95,6 +95,7 @@ class RoundReport:
         Whether the optimizer made a step.
     bytes_out, bytes_in : int
         Bytes of model sent to all nodes asked, and of shares (or whatever else the strategy asks for) received.
+        Evaluation is not counted: with ``client_evaluation`` and downlink "delta" a round's patch goes with it.
     lacking_nodes : tuple of int
         Ids of the nodes that did not have the model that the server took them to have, or did not say so, ascending: to
         these all of it has to be sent again.

@@ -258,3 +258,12 @@ def test_help_teaches_digests_and_reactive_redundancy() -> None:
     choices = ("algebra, digest, any", "full, reactive, any", "full, delta, any")
     for words in ("verification", "redundancy", "downlink", *choices, "same bits"):
         assert words in told
+
+
+@pytest.mark.parametrize("code", ["fourier", "exact"])
+def test_where_digests_are_advised_the_exact_code_is_named_or_what_replaces_both(code: str) -> None:
+    done = solon_fl_plan(*REQUIRED, "--set", "verification=digest", "--set", f"code={code}")
+    told = " ".join(done.stdout.split())
+    together = "If they don't: --set code=fourier --set verification=algebra, for the exact code needs that, too."
+    assert (together in told) == (code == "exact")
+    assert ("If they do, --set code=exact makes every bit right." in told) == (code == "fourier")

@@ -682,7 +682,10 @@ def test_a_function_of_ones_own_without_the_mod_fails_and_the_error_says_so() ->
     strategy = AggregatorStrategy(
         10, lambda rows: rows.mean(dim=0), SLOW_SGD, buffers=buffer_names(Wide()), downlink="delta"
     )
-    with pytest.raises(GroupFailedError, match=r"put solon_fl\.clients\.downlink_mod on your function"):
+    with pytest.raises(
+        GroupFailedError,
+        match=r"put solon_fl\.clients\.downlink_mod on your function.*the model is sent in parts.*solon_mod\(\)",
+    ):
         strategy.start(InProcessGrid(app, 10), record_of(initial_model(Wide)), num_rounds=2, timeout=30)
 
 

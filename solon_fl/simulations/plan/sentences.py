@@ -20,6 +20,7 @@ NAMES: dict[Kind, str] = {
     "draco-cyclic": "Draco (cyclic)",
     "draco-repetition": "Draco (repetition)",
 }
+EXACT = "--set code=exact makes every bit right."
 
 
 def name_of(row: Choice | Baseline) -> str:
@@ -49,8 +50,7 @@ def caveats_of(planned: Plan, use: Choice | Baseline) -> Iterator[str]:
         if use.verification == "digest":
             yield (
                 "Digests need nodes that compute the same bits: the same hardware, software and number of threads "
-                "(solon_fl.strategies.calibrate says whether yours do)"
-                + _otherwise(planned, use, "If they don't", "verification", "algebra")
+                "(solon_fl.strategies.calibrate says whether yours do)" + _without_digests(planned, use)
             )
         if use.redundancy == "reactive":
             yield from _rare_faults(planned, use)
@@ -71,9 +71,17 @@ def _guarantee(choice: Choice) -> str:
         return borne + "proved to be right bit for bit, as long as all honest nodes compute the same bits."
     return (
         f"{borne}proved to be right to {choice.certificate:.1g} of its size, the certificate: a bound for the worst "
-        "lie that passes for float noise. The attacks that were tried come nowhere near it. Where nodes compute "
-        "the same bits, --set code=exact makes every bit right."
+        "lie that passes for float noise. The attacks that were tried come nowhere near it."
+        + ("" if choice.verification == "digest" else " Where nodes compute the same bits, " + EXACT)
     )
+
+
+def _without_digests(planned: Plan, choice: Choice) -> str:
+    """Return what to do where bits differ: the exact code is of no use then either, and where not, better."""
+    if choice.code == "exact":
+        return ". If they don't: --set code=fourier --set verification=algebra, for the exact code needs that, too."
+    without = _otherwise(planned, choice, "If they don't", "verification", "algebra")
+    return f"{without} If they do, {EXACT}"
 
 
 def _rare_faults(planned: Plan, choice: Choice) -> Iterator[str]:
