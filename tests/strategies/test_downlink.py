@@ -334,6 +334,20 @@ def test_whoever_always_wants_all_of_the_model_gets_it_less_and_less(name: str, 
     assert not {record.node_id for record in strategy.ledger.values() if record.lacking} - liars
 
 
+def test_who_says_in_time_that_it_has_an_old_version_is_taken_to_have_none(nodes: Nodes) -> None:
+    first: dict[int, ConfigRecord] = {}
+
+    def stale(message: Message, context: Context, call_next: Any) -> Message:
+        reply: Message = call_next(message, context)
+        reply.content[MODEL] = first.setdefault(context.node_id, reply.content.config_records[MODEL])
+        return reply
+
+    sha256, reports, strategy = run(outside=[at(ALL, {3}, stale)])
+    assert sha256 == honest()
+    assert [report.lacking_nodes for report in reports[:2]] == [(), (3,)]
+    assert {record.node_id for record in strategy.ledger.values() if record.lacking} == {3}
+
+
 def fails(message: Message, context: Context, call_next: Any) -> Message:
     return Message(Error(code=0, reason="of no use"), reply_to=message)
 
