@@ -6,7 +6,6 @@ python -m deployment.clock --help says how.
 import json
 import logging
 import os
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -17,7 +16,7 @@ import typer
 
 from deployment.clocked import Clocked, measured_network, read_record, rounds_to, table
 from deployment.errors import FederationError
-from deployment.loopback import SIGNALS, Interrupted, interrupt
+from deployment.loopback import run_interruptibly
 from deployment.namespaces import NamespacedFederation
 from solon_fl import SolonConfig
 from solon_fl.config import DownlinkName
@@ -196,10 +195,4 @@ def run(federation: NamespacedFederation, scenario: Scenario, rounds: int) -> li
 
 
 if __name__ == "__main__":
-    for each in SIGNALS:
-        signal.signal(each, interrupt)
-    try:
-        program()
-    except Interrupted as interruption:
-        print("Interrupted; all processes are stopped.", file=sys.stderr)
-        sys.exit(128 + interruption.args[0])
+    run_interruptibly(program)

@@ -210,7 +210,8 @@ def interrupt(number: int, frame: FrameType | None) -> None:
     raise Interrupted(number)
 
 
-if __name__ == "__main__":
+def run_interruptibly(program: typer.Typer) -> None:
+    """Run a program that cleans up after itself, also when a signal ends it."""
     for each in SIGNALS:
         signal.signal(each, interrupt)
     try:
@@ -218,3 +219,7 @@ if __name__ == "__main__":
     except Interrupted as interruption:
         print("Interrupted; all processes are stopped.", file=sys.stderr)
         sys.exit(128 + interruption.args[0])
+
+
+if __name__ == "__main__":
+    run_interruptibly(program)

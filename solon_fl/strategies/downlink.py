@@ -73,7 +73,7 @@ class ModelSender:
 
     Notes
     -----
-    What a node has it says itself, and nobody is believed to have what he was not sent. Who lacks the model says so and
+    A node says itself what it has, and is never assumed to have what it was not sent. Who lacks the model says so and
     is sent all of it in the same round, once. So is who says nothing of the last 3 versions that it was sent, or is
     late. Doing so again and again gets a node less and less: after the n-th time it is `denied` for 2^(n-1) - 1 rounds.
     A round then does without it, or if it can't, sends it all the same.
@@ -91,7 +91,7 @@ class ModelSender:
         self._round = 0
         self._lacking: set[int] = set()  # ids of nodes that said so in this round
         if downlink == "delta":
-            self._copy = {name: value.clone() for name, value in model.trained().items()}
+            self._copy = self._new_copy()
             self._version = self._sha256()
 
     def begin(self, server_round: int) -> None:
@@ -112,7 +112,7 @@ class ModelSender:
         patch = make_patch(list(target.values()), [real_view(value) for value in self._copy.values()])
         before = self._version
         if patch is None:
-            self._copy = {name: value.clone() for name, value in self._model.trained().items()}
+            self._copy = self._new_copy()
             self._patches.clear()
         else:
             self._patches.append((before, to_array(torch.frombuffer(bytearray(patch), dtype=torch.uint8))))
@@ -120,6 +120,14 @@ class ModelSender:
             while len(self._patches) > 1 and (self._size_of_patches > most or len(self._patches) > MOST_PATCHES):
                 self._patches.popleft()
         self._version = self._sha256()
+
+    def _new_copy(self) -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in self._model.trained().items()}
+
+    @property
+    def _fixed_sha256(self) -> str:
+        """Of the fixed entries; "" if there are none."""
+        return self._model.fixed_sha256 if self._model.fixed else ""
 
     @property
     def _size_of_patches(self) -> int:
@@ -141,7 +149,7 @@ class ModelSender:
             whole: Records = {ARRAYS: self._model.to_record() if arrays is None else arrays}
             return dict.fromkeys(node_ids, whole)
         model, names = self._model, tuple(self._model.names)
-        sha256 = model.fixed_sha256 if model.fixed else ""
+        sha256 = self._fixed_sha256
         kept = {*model.fixed, *(self._copy or ())}
         others = model.to_record([name for name in names if name not in kept])
 
@@ -189,15 +197,16 @@ class ModelSender:
         behind = versions.index(node.expected) - versions.index(node.version)
         return node.version if behind <= MOST_BEHIND else ""
 
+    def _has_fixed(self, node: _Node) -> bool:
+        return not self._model.fixed or bool(node.fixed)
+
     def _can_go_on(self, node: _Node) -> bool:
         """Whether a node has something that patches, and fixed entries that have changed, can be added to."""
-        has_fixed = not self._model.fixed or bool(node.fixed)
-        return has_fixed and (self._copy is None or bool(self._start_of(node)))
+        return self._has_fixed(node) and (self._copy is None or bool(self._start_of(node)))
 
     def _has_lost(self, node: _Node) -> bool:
         """Whether a node must be sent all of it, and that is neither the first time nor after a long absence."""
-        has_fixed = not self._model.fixed or bool(node.fixed)
-        was_absent = has_fixed and bool(node.version) and node.version == node.expected
+        was_absent = self._has_fixed(node) and bool(node.version) and node.version == node.expected
         return bool(node.whole_in) and not self._can_go_on(node) and not was_absent
 
     def _note_whole(self, node: _Node) -> None:
@@ -216,7 +225,7 @@ class ModelSender:
         if not self.keeps_state or reply.has_error():
             return False
         node, kept = self._nodes.setdefault(node_id, _Node()), read_kept(reply)
-        sha256 = self._model.fixed_sha256 if self._model.fixed else ""
+        sha256 = self._fixed_sha256
         in_step = kept.version == node.expected if self._copy is not None else True
         node.version = kept.version if in_step and not kept.lacks else ""
         node.fixed = kept.fixed if kept.fixed == sha256 else ""

@@ -34,9 +34,9 @@ class OpenRound(Generic[Key]):
     def receive(self, batch: list[tuple[Key, Message]]) -> bool:
         """Hand replies over, but those that say that the node lacks the model."""
         started = time.monotonic()
-        lacking = [key for key, reply in batch if self._sender.learn(self.addressed[key].dst_node_id, reply)]
-        self._lacking += lacking
-        usable = [(key, reply) for key, reply in batch if key not in set(lacking)]
+        lacking = {key for key, reply in batch if self._sender.learn(self.addressed[key].dst_node_id, reply)}
+        self._lacking += [key for key, _ in batch if key in lacking]
+        usable = [(key, reply) for key, reply in batch if key not in lacking]
         batch.clear()  # so that nobody holds what the round drops
         enough = self._round.receive(usable) if usable or not lacking else False
         self.seconds_receiving += time.monotonic() - started
