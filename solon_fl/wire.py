@@ -86,23 +86,28 @@ def model_sha256(arrays: ArrayRecord) -> str:
 
     Two models have the same one only if they are equal bit for bit.
     """
-    digest = hashlib.sha256()
-    for name, array in arrays.items():
-        digest.update(repr((name, array.dtype, tuple(array.shape), len(array.data))).encode())
-        digest.update(array.data)
-    return digest.hexdigest()
+    return _sha256((name, array.dtype, tuple(array.shape), (array.data,)) for name, array in arrays.items())
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     """Return the `model_sha256` of the arrays that these tensors (CPU, contiguous) would be, without making them."""
+    all_values = {name: tensor.detach().contiguous().numpy() for name, tensor in tensors.items()}
+    return _sha256(
+        (
+            *(name, str(values.dtype), tuple(values.shape)),
+            (npy_header(values.shape, values.dtype), values.reshape(-1).view(np.uint8).data),
+        )
+        for name, values in all_values.items()
+    )
+
+
+def _sha256(entries: Iterable[tuple[str, str, tuple[int, ...], tuple[bytes | memoryview, ...]]]) -> str:
+    """Return the SHA-256 of entries: each has a name, a dtype, a shape, and its bytes in parts."""
     digest = hashlib.sha256()
-    for name, tensor in tensors.items():
-        values = tensor.detach().contiguous().numpy()
-        header = npy_header(values.shape, values.dtype)
-        length = len(header) + values.nbytes
-        digest.update(repr((name, str(values.dtype), tuple(values.shape), length)).encode())
-        digest.update(header)
-        digest.update(values.reshape(-1).view(np.uint8).data)
+    for name, dtype, shape, parts in entries:
+        digest.update(repr((name, dtype, shape, sum(map(len, parts)))).encode())
+        for part in parts:
+            digest.update(part)
     return digest.hexdigest()
 
 
