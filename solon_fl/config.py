@@ -1,14 +1,12 @@
 """The one configuration object that server, client and simulation share."""
 
-import math
 from bisect import bisect_left
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, get_args
 
-from solon_fl.checks import check_between, check_number, check_one_of, check_whole
+from solon_fl.checks import check_number, check_one_of, check_whole
 from solon_fl.coding import (
-    BeyondBound,
     Code,
     Decoder,
     ExactCode,
@@ -16,12 +14,12 @@ from solon_fl.coding import (
     FourierCode,
     RealCode,
     RealDecoder,
-    VandermondeCode,
     smallest_group,
 )
 from solon_fl.errors import ConfigurationError
 
 __all__ = [
+    "EARLY_ERROR",
     "CodeName",
     "DownlinkName",
     "FailurePolicy",
@@ -38,7 +36,7 @@ __all__ = [
     "smallest_group_with_digests",
 ]
 
-CodeName = Literal["exact", "fourier", "vandermonde"]
+CodeName = Literal["exact", "fourier"]
 Mode = Literal["gradient", "update"]
 Grouping = Literal["server", "silo"]
 FailurePolicy = Literal["exclude", "skip", "stop"]
@@ -48,6 +46,7 @@ Verification = Literal["algebra", "digest"]
 Regroup = Literal["never", "round"]
 DownlinkName = Literal["full", "delta"]
 EARLY_ERROR = 1e-3
+"""Largest error bound, by the gradient's norm, of a result that is taken before all nodes of a group have answered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,19 +66,13 @@ class SolonConfig:
     group_size : int
         r, nodes of a group, all computing the same gradient. Default 0: the smallest that the theorem
         allows, 2 s + e + k.
-    code : "exact", "fourier" or "vandermonde"
+    code : "exact" or "fourier"
         Take "exact" where all nodes compute the same bits, which `solon_fl.strategies.calibrate` can tell: machines of
         one make with the same software, and all simulations; liars then change no bit of the model. Take "fourier"
-        where they don't, or for float64. "vandermonde" is the paper's, for comparison. See `solon_fl.ExactCode`,
-        `solon_fl.FourierCode` and `solon_fl.VandermondeCode`.
+        where they don't, or for float64. See `solon_fl.ExactCode` and `solon_fl.FourierCode`.
     rtol : float
         Largest relative difference between two honest nodes' shares of the same slot; measure it with
         `solon_fl.strategies.calibrate`. Without effect with code "exact".
-    early_error : float
-        A group is decoded before all its nodes have answered only if that bounds the error by this part of the
-        gradient's norm; else it waits for more shares, as long as its patience lasts. k + s shares that agree can be
-        too badly conditioned for more. docs/reference/decoding-accuracy.md has what liars can make of it. Without
-        effect with code "exact".
     seed : int
         Of the run: with round and group it fixes the batches. 0 <= seed < 2**63.
     batches_per_group : int
@@ -92,11 +85,6 @@ class SolonConfig:
         registered under a name like "hospital-a/3" is in the silo before the "/"; others say which they are in.
     on_group_failure : "exclude", "skip" or "stop"
         If a group can't be decoded: average the other groups, skip the round, or stop the run.
-    beyond_bound : "reject" or "accept"
-        If more nodes of a group lie, or are missing, than the guarantee covers: fail the group, or take its gradient
-        if it is the only one that k + 1 or more of its nodes agree with. That is right for up to n - k - 1 lies among
-        n shares, but beyond s lies it is no worst-case guarantee: reported as status "beyond-bound". Without effect in
-        groups that are too small to be decoded without digests.
     strangers : "spare" or "refuse"
         What becomes of nodes that connect after the run began: they may fill in for one that is away or
         quarantined, or get nothing to do.
@@ -117,9 +105,8 @@ class SolonConfig:
         enough for that, and fails if not. See docs/explanation/digests.md.
     redundancy : "full" or "reactive"
         Whether all nodes of a group compute in every round, or only s + k + e of them (with digests max(s + 1, k) + e;
-        without, more where `early_error` needs more), drawn anew in each round, and the others only in rounds in which
-        those do not agree. See
-        docs/explanation/reactive-redundancy.md.
+        without, more where a result needs more to be precise), drawn anew in each round, and the others only in rounds
+        in which those do not agree. See docs/explanation/reactive-redundancy.md.
     downlink : "full" or "delta"
         Whether every message holds the whole model, or only what has changed since the node was last asked, rounded to
         about a tenth of its bytes; what is rounded away is in the next message. Nodes then keep a copy, and compute
@@ -152,13 +139,11 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
     group_size: int = 0
     code: CodeName = "fourier"
     rtol: float = 1e-6
-    early_error: float = EARLY_ERROR
     seed: int = 0
     batches_per_group: int = 0
     mode: Mode = "gradient"
     grouping: Grouping = "server"
     on_group_failure: FailurePolicy = "exclude"
-    beyond_bound: BeyondBound = "reject"
     strangers: Strangers = "spare"
     regroup: Regroup = "never"
     quarantine_after: int | None = None
@@ -173,7 +158,6 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
             ("mode", Mode),
             ("grouping", Grouping),
             ("on_group_failure", FailurePolicy),
-            ("beyond_bound", BeyondBound),
             ("strangers", Strangers),
             ("redundancy", Redundancy),
             ("verification", Verification),
@@ -185,9 +169,7 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
             object.__setattr__(self, name, check_whole(name, getattr(self, name), least, 2**63 - 1))
         for name, least in (("byzantine", 0), ("compression", 1), ("stragglers", 0)):
             object.__setattr__(self, name, check_whole(name, getattr(self, name), least))
-        for name in ("rtol", "early_error"):
-            object.__setattr__(self, name, check_number(name, getattr(self, name)))
-        check_between("early_error", self.early_error, 0, math.inf, "1e-3 is a thousandth of the gradient's norm")
+        object.__setattr__(self, "rtol", check_number("rtol", self.rtol))
         if self.regroup == "round" and self.grouping == "silo":
             raise ConfigurationError(
                 "regroup='round' needs grouping='server', as nodes of different silos hold different data; got "
@@ -244,14 +226,12 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
 
     @property
     def num_precise(self) -> int:
-        """Nodes of a group, k + s at least, whose shares bound the error by `early_error`, whatever liars do.
+        """Nodes of a group, k + s at least, whose shares bound the error by `EARLY_ERROR`, whatever liars do.
 
         With digests the shares are the true ones, bit by bit, and an exact code makes no errors: then as many as must
         agree.
         """
-        return (
-            self.num_agreeing if self.verification == "digest" else _num_precise(self.make_decoder(), self.early_error)
-        )
+        return self.num_agreeing if self.verification == "digest" else _num_precise(self.make_decoder())
 
     @property
     def can_decode_by_algebra(self) -> bool:
@@ -272,7 +252,7 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
         s, e = self.byzantine, self.stragglers
         if self.verification == "digest" and not self.can_decode_by_algebra:
             s, e = 0, s + e
-        return make_decoder(self.make_code(), s, e, self.rtol, self.beyond_bound)
+        return make_decoder(self.make_code(), s, e, self.rtol)
 
     @property
     def _smallest_group(self) -> int:
@@ -293,28 +273,26 @@ def num_agreeing(verification: Verification, byzantine: int, compression: int) -
 
 
 @lru_cache(maxsize=64)
-def _num_precise(decoder: Decoder, early_error: float) -> int:
+def _num_precise(decoder: Decoder) -> int:
     """Return how many shares that agree bound the error so; all r if fewer don't."""
     size, fewest = decoder.code.group_size, decoder.byzantine + decoder.code.compression
-    if decoder.expected_error(fewest) <= early_error:  # which is known already, while the others may take a second each
+    if decoder.expected_error(fewest) <= EARLY_ERROR:  # which is known already, while the others may take a second each
         return fewest
     numbers = range(fewest + 1, size)
-    return fewest + 1 + bisect_left(numbers, True, key=lambda number: decoder.expected_error(number) <= early_error)
+    return fewest + 1 + bisect_left(numbers, True, key=lambda number: decoder.expected_error(number) <= EARLY_ERROR)
 
 
 @lru_cache(maxsize=64)
 def make_code(name: CodeName, group_size: int, compression: int) -> Code:
     """Return the code of that name with r rows and k columns (one object per set of parameters and process)."""
-    kinds: dict[CodeName, type[Code]] = {"exact": ExactCode, "fourier": FourierCode, "vandermonde": VandermondeCode}
+    kinds: dict[CodeName, type[Code]] = {"exact": ExactCode, "fourier": FourierCode}
     return kinds[name](group_size=group_size, compression=compression)
 
 
 @lru_cache(maxsize=64)
-def make_decoder(
-    code: Code, byzantine: int, stragglers: int, rtol: float, beyond_bound: BeyondBound = "reject"
-) -> Decoder:
+def make_decoder(code: Code, byzantine: int, stragglers: int, rtol: float) -> Decoder:
     """Return the decoder of a code with these parameters (one object per set of parameters and process)."""
     if isinstance(code, ExactCode):
-        return ExactDecoder(code, byzantine=byzantine, stragglers=stragglers, beyond_bound=beyond_bound)
+        return ExactDecoder(code, byzantine=byzantine, stragglers=stragglers)
     assert isinstance(code, RealCode)
-    return RealDecoder(code, byzantine=byzantine, stragglers=stragglers, rtol=rtol, beyond_bound=beyond_bound)
+    return RealDecoder(code, byzantine=byzantine, stragglers=stragglers, rtol=rtol)

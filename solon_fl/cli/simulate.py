@@ -13,7 +13,6 @@ from solon_fl.cli.meanings import CONFIG, SCENARIO
 from solon_fl.cli.options import SCENARIO_DEFAULTS
 from solon_fl.cli.settings import Keys, SetOption
 from solon_fl.cli.terminal import check_output, console, progress_bar, run_scenario, set_log_level
-from solon_fl.coding import DecodeStatus
 from solon_fl.config import SolonConfig
 from solon_fl.simulations.run import STRATEGIES, Outcome, Scenario
 from solon_fl.simulations.threads import limited_threads
@@ -158,10 +157,4 @@ def _print_failures(outcome: Outcome) -> None:
     if failures:
         console.print(
             f"[yellow]{failures} times a group could not be decoded[/] (left out, and reported: never guessed)."
-        )
-    groups = [group for record in outcome.records if record.report for group in record.report.groups]
-    if beyond := sum(group.status == DecodeStatus.BEYOND_BOUND for group in groups):
-        console.print(
-            f"[yellow]{beyond} times a group had more faults than s and e[/] (beyond the guarantee: the only gradient "
-            "that k + 1 or more of its nodes agree on was taken)."
         )

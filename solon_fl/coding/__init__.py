@@ -2,7 +2,7 @@
 
 from .code import Code
 from .decoded import ClassOutcome, Decoded, DecodeStatus
-from .decoder import BeyondBound, Decoder, smallest_group
+from .decoder import Decoder, smallest_group
 from .exact.code import ExactCode
 from .exact.decoder import ExactDecoder
 from .real.code import RealCode
@@ -13,7 +13,6 @@ from .real.locators import ExhaustiveLocator, InformationSetLocator, RationalLoc
 from .real.vandermonde import VandermondeCode
 
 __all__ = [
-    "BeyondBound",
     "CertificateWarning",
     "ClassOutcome",
     "Code",

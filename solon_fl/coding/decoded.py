@@ -19,7 +19,6 @@ class DecodeStatus(enum.StrEnum):
 
     CLEAN = "clean"  # all shares that arrived agree
     CORRECTED = "corrected"  # some shares were wrong; without them the others agree
-    BEYOND_BOUND = "beyond-bound"  # more lies than that; one gradient only is left that k + 1 or more shares agree with
     UNDECODABLE = "undecodable"  # no set of shares small enough explains the disagreement
     TOO_FEW_SHARES = "too-few-shares"  # fewer than k usable shares
     DIVERGED = "diverged"  # the shares agree on a gradient that holds NaN or inf: nobody's lie
@@ -71,10 +70,10 @@ class Decoded:
     gradient : Tensor or None
         The group's gradient, (dim,), dtype and device of the shares; None if the decode failed.
     status : DecodeStatus
-        `ok` is true for CLEAN, CORRECTED and BEYOND_BOUND.
+        `ok` is true for CLEAN and CORRECTED.
     corrupt_slots : tuple of int
         Slots whose shares are certainly lies, ascending: there is no set of at most s lies without which the other
-        shares agree and that leaves this one out. () if the status is BEYOND_BOUND, or the code is exact.
+        shares agree and that leaves this one out. () if the code is exact.
     suspect_slots : tuple of int
         Slots that the gradient was made without, too, but that may be honest, ascending: other sets of lies explain
         the shares as well.
@@ -91,8 +90,7 @@ class Decoded:
     error_bound : float
         Bound on the norm of gradient - truth, whatever the liars know and do, as long as honest shares are within
         rtol of the truth and either 2 * lies + erasures <= r - k, or at most s shares are lies and
-        num_agreeing >= k + s (then however many are missing). If the status is BEYOND_BOUND: as long as k + 1 of the
-        shares that are not erased are honest. inf if the decode failed.
+        num_agreeing >= k + s (then however many are missing). inf if the decode failed.
     num_agreeing : int
         Shares that the gradient was solved from, and that agree with it; 0 if the decode failed.
     classes : tuple of ClassOutcome

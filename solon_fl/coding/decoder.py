@@ -3,34 +3,29 @@
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping
-from typing import Literal, Protocol, get_args
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from solon_fl.checks import check_one_of, check_whole
+from solon_fl.checks import check_whole
 from solon_fl.errors import ConfigurationError
 
 from .code import Code
 from .decoded import Decoded
 from .sections import Sections
 
-__all__ = ["BeyondBound", "Decoder", "Decoding", "smallest_group"]
-
-BeyondBound = Literal["reject", "accept"]
+__all__ = ["Decoder", "Decoding", "smallest_group"]
 
 
 class Decoding(Protocol):
     """One decode of a group's shares."""
 
-    def within_bound(self, needed: int, last: bool) -> Decoded:
+    def decode(self, needed: int, last: bool) -> Decoded:
         """Decode with which `needed` shares agree, with the fewest lies that explain the others.
 
         last : False if more shares may come, so that what can't succeed yet need not be tried.
         """
-
-    def beyond_bound(self) -> Decoded | None:
-        """Return the only gradient that k + 1 or more shares agree with; None if there is none, or more than one."""
 
 
 class Decoder(ABC):
@@ -44,11 +39,6 @@ class Decoder(ABC):
         s, nodes of the group that may lie, >= 0.
     stragglers : int
         e, nodes of the group that may not answer, >= 0.
-    beyond_bound : "reject" or "accept"
-        What becomes of more lies than the guarantee covers, where otherwise the decode would fail or fewer than k + s
-        shares agree with its result. "accept" takes a gradient if it is the only one that k + 1 or more shares agree
-        with: right if k + 1 of those that arrived are honest, that is, for up to n - k - 1 lies among n shares. The
-        status is then BEYOND_BOUND. Needs k + s + 1 shares, and at most 3 million sets of k + 1 of them.
 
     Raises
     ------
@@ -67,9 +57,7 @@ class Decoder(ABC):
     Chen et al., "Solon", arXiv:2110.01595, for the scheme.
     """
 
-    def __init__(
-        self, code: Code, *, byzantine: int, stragglers: int = 0, beyond_bound: BeyondBound = "reject"
-    ) -> None:
+    def __init__(self, code: Code, *, byzantine: int, stragglers: int = 0) -> None:
         smallest = smallest_group(byzantine=byzantine, compression=code.compression, stragglers=stragglers)
         if code.group_size < smallest:
             raise ConfigurationError(
@@ -77,11 +65,9 @@ class Decoder(ABC):
                 f"got group_size={code.group_size}, byzantine={byzantine}, stragglers={stragglers}, "
                 f"compression={code.compression}; raise group_size to {smallest}, or lower one of the others."
             )
-        check_one_of("beyond_bound", beyond_bound, get_args(BeyondBound))
         self.code = code
         self.byzantine = byzantine
         self.stragglers = stragglers
-        self.beyond_bound = beyond_bound
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.code!r}, byzantine={self.byzantine}, stragglers={self.stragglers})"
@@ -131,7 +117,7 @@ class Decoder(ABC):
             Draws the random numbers that help to find liars. Only for reproducible simulation: by default fresh entropy
             that no node can know is drawn after the shares have arrived.
         last : bool
-            False if more shares may come: `beyond_bound` then counts as "reject".
+            False if more shares may come, so that what can't succeed yet need not be tried.
         needed : int
             Shares that must agree with a result, or it is of no use, and is not looked for.
         memory : optional
@@ -159,11 +145,7 @@ class Decoder(ABC):
             )
         dim = share_dim * compression if dim is None else dim
         decoding = self._decoding(rows, dim, sections, memory or self.new_memory(generator))
-        decoded = decoding.within_bound(max(needed, compression), last)
-        certain = decoded.num_agreeing >= compression + self.byzantine
-        if self.beyond_bound == "reject" or certain or not last or len(rows) < compression:
-            return decoded
-        return decoding.beyond_bound() or decoded
+        return decoding.decode(max(needed, compression), last)
 
     def _by_slot(self, shares: Mapping[int, Tensor] | Tensor) -> Mapping[int, Tensor]:
         """Check the form in which the shares are given, and return them by slot."""

@@ -170,8 +170,7 @@ class GroupRound:
         """Decode if nothing that may still come can change the result, or if nothing will come (`last`).
 
         k of k + s shares that agree are honest, and fix the gradient. With fewer that agree, s liars could have made it
-        up if more than e honest nodes are missing: such a result is not taken, and the group fails, unless the decoder
-        accepts results beyond the bound: these are looked for when nothing more will come.
+        up if more than e honest nodes are missing: such a result is not taken, and the group fails.
 
         How precisely k + s shares fix it is another question: if the k are badly conditioned, liars who stay below the
         tolerance can move it, and in small tensors they can do as they like. So before it is late, only results within
@@ -223,8 +222,7 @@ class GroupRound:
         decoded = self.decoder.decode(
             self._shares, sections=self.sections, last=last, needed=needed, memory=self._memory
         )
-        beyond_bound = decoded.status is DecodeStatus.BEYOND_BOUND
-        trusted = beyond_bound or decoded.num_agreeing >= needed
+        trusted = decoded.num_agreeing >= needed
         if not (last or (trusted and (self._late or (self._is_precise(decoded) and self._votes_are_clear)))):
             return None
         if len(self._shares) >= needed + self.byzantine:  # enough to locate s liars, so that it is none
@@ -232,8 +230,6 @@ class GroupRound:
         if not trusted and decoded.ok:
             # Within the code's budget, but with this many nodes missing, s liars could have made it up.
             decoded = Decoded.failed(DecodeStatus.TOO_FEW_SHARES, decoded.erased_slots)
-        if beyond_bound:
-            self._warn_of(decoded)
         return self._close(decoded)
 
     def _is_precise(self, decoded: Decoded) -> bool:
@@ -259,23 +255,6 @@ class GroupRound:
         having = {name for name, count in counts.items() if voters - count > self.byzantine}
         has, lacks = having - without, without - having  # both: honest nodes disagree
         return {slot for slot, names in self._unreached.items() if names & has or lacks - names}
-
-    def _warn_of(self, decoded: Decoded) -> None:
-        """Log whom a result beyond the bound accuses, and what it rests on."""
-        compression = self.decoder.code.compression
-        logger.warning(
-            "Group %d: beyond the guarantee (byzantine=%d, stragglers=%d): %d nodes are held to lie: %s. The other %d "
-            "agree, and on the only gradient that %d or more agree on; it is taken for the true one, as "
-            "beyond_bound='accept' says. That is right if no more than %d of all these nodes lied.",
-            self.group,
-            self.decoder.byzantine,
-            self.decoder.stragglers,
-            len(decoded.suspect_slots),
-            ", ".join(self.label(node_id) for node_id in self._ids(decoded.suspect_slots)),
-            decoded.num_agreeing,
-            compression + 1,
-            decoded.num_agreeing + len(decoded.suspect_slots) - compression - 1,
-        )
 
     def _close(self, decoded: Decoded, different: Collection[int] = (), odd: bool = False) -> Tensor | None:
         """Fix the outcome; `different` are slots whose share is no lie, but whose bits or digests are others.

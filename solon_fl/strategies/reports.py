@@ -78,7 +78,7 @@ class GroupReport:
     @property
     def decoded(self) -> bool:
         """Whether there was a gradient."""
-        return self.status in (DecodeStatus.CLEAN, DecodeStatus.CORRECTED, DecodeStatus.BEYOND_BOUND)
+        return self.status in (DecodeStatus.CLEAN, DecodeStatus.CORRECTED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

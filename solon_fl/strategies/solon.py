@@ -22,7 +22,7 @@ __all__ = ["SolonStrategy"]
 
 SLOW_UPDATES = 0.95  # of a change, in mode "update"
 # Settings, when a run goes on from a checkpoint.
-MAY_CHANGE = ("beyond_bound", "on_group_failure", "strangers", "quarantine_after")
+MAY_CHANGE = ("on_group_failure", "strangers", "quarantine_after")
 logger = logging.getLogger("flwr")
 
 
@@ -68,9 +68,7 @@ class SolonStrategy(RoundStrategy[SolonRun]):
     Guarantee: as long as each group has at most s liars and e silent nodes, the parameters after every round
     are those of a run without any, bit by bit with code "exact", else up to the rounding error that
     `GroupReport.error_bound` bounds; a group for which that can't be had is reported and left to
-    `config.on_group_failure`. Nothing that a node reports, but its share, has any influence. With
-    ``config.beyond_bound="accept"``, groups with more faults may be decoded too; such a result, of status
-    "beyond-bound", is right if k + 1 of the shares that arrived are honest.
+    `config.on_group_failure`. Nothing that a node reports, but its share, has any influence.
     Memory of the server: the shares of the round, two models (its own, and the gradient), and the optimizer's
     state; flat over the rounds (`benchmarks/server_memory.py`).
     Differs from the paper: shares are real-Fourier coded, projections are drawn afresh, and a group is decoded as
@@ -164,7 +162,6 @@ class SolonStrategy(RoundStrategy[SolonRun]):
         logger.info("\t│\t├── Liars tolerated per group: %d", config.byzantine)
         logger.info("\t│\t├── Silent nodes tolerated per group: %d", config.stragglers)
         logger.info("\t│\t├── Verification: %s; redundancy: %s", config.verification, config.redundancy)
-        logger.info("\t│\t├── More faults than that: %s", config.beyond_bound)
         logger.info("\t│\t├── A share is 1/%d of the gradient", config.compression)
         logger.info("\t│\t├── Batches a node computes per round: %d", config.batches_per_group)
         certificate = config.make_decoder().certificate

@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
 from solon_fl.coding import DecodeStatus
-from solon_fl.config import SolonConfig
+from solon_fl.config import EARLY_ERROR, SolonConfig
 from solon_fl.errors import GroupFailedError
 from solon_fl.strategies.calibration import Calibration, measure
 from solon_fl.strategies.digest_group import DigestGroupRound
@@ -127,7 +127,7 @@ class SolonRun(Run):
             byzantine=config.byzantine,
             decoder=config.make_decoder(),
             enough=config.num_precise,
-            early_error=config.early_error,
+            early_error=EARLY_ERROR,
             parameters=self.model.parameter_names,
             noise_only=self._noise_only,
             sections=self._sections,

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from solon_fl.coding.decoded import Decoded, DecodeStatus
-from solon_fl.coding.decoder import BeyondBound, Decoder
+from solon_fl.coding.decoder import Decoder
 from solon_fl.coding.memory import new_memory
 from solon_fl.coding.sections import Sections
 
-from .beyond import only_supporting_rows
 from .checks import Checks
 from .code import ExactCode, block_size
 from .field import LARGEST, FieldArray, P, canonical, combined, halves
@@ -56,10 +55,8 @@ class ExactDecoder(Decoder):
 
     code: ExactCode
 
-    def __init__(
-        self, code: ExactCode, *, byzantine: int, stragglers: int = 0, beyond_bound: BeyondBound = "reject"
-    ) -> None:
-        super().__init__(code, byzantine=byzantine, stragglers=stragglers, beyond_bound=beyond_bound)
+    def __init__(self, code: ExactCode, *, byzantine: int, stragglers: int = 0) -> None:
+        super().__init__(code, byzantine=byzantine, stragglers=stragglers)
 
     @property
     def certificate(self) -> float:
@@ -101,13 +98,13 @@ class ExactDecoding:
     dim: int
     memory: Memory
 
-    def within_bound(self, needed: int, last: bool) -> Decoded:
-        """See `Decoding.within_bound`."""
+    def decode(self, needed: int, last: bool) -> Decoded:
+        """See `Decoding.decode`."""
         spare = len(self.rows) - self.code.compression
         most = min(spare // 2, len(self.rows) - needed)
         if most < 0 or (len(self.rows) < self.memory.wanted and not last):
             return self._failed(DecodeStatus.TOO_FEW_SHARES)
-        found = self._gradient_without(set(), most)
+        found = self._gradient(most)
         if isinstance(found, int):
             wrong = min(found, spare // 2 + 1)  # if more are, some that seem to be may be right
             self.memory.wanted = max(needed + wrong, self.code.compression + 2 * wrong)
@@ -115,23 +112,10 @@ class ExactDecoding:
             return self._failed(DecodeStatus.TOO_FEW_SHARES if more_would_do else DecodeStatus.UNDECODABLE)
         return found
 
-    def beyond_bound(self) -> Decoded | None:
-        """See `Decoding.beyond_bound`: k + s + 1 shares must be there, so that s liars can't make anything up."""
-        if len(self.rows) <= self.code.compression + max(self.byzantine, 1):
-            return None
-        slots = sorted(slot for slot, row in self.rows.items() if int(row.amax()) <= LARGEST)  # others are wrong
-        supporting = only_supporting_rows(self.code, slots, [self.rows[slot] for slot in slots], self.memory.random)
-        if supporting is None or len(supporting) == len(self.rows):
-            return None
-        found = self._gradient_without(self.rows.keys() - supporting, 0, DecodeStatus.BEYOND_BOUND)
-        return None if isinstance(found, int) else found
+    def _gradient(self, most: int) -> Decoded | int:
+        """Return the gradient that the shares agree on, but for at most so many of them.
 
-    def _gradient_without(
-        self, lying: set[int], most: int, status: DecodeStatus = DecodeStatus.CORRECTED
-    ) -> Decoded | int:
-        """Return the gradient that the other shares agree on, but for at most so many more of them.
-
-        If these are not enough, return how many more are wrong at least, if it is (n - k) // 2 or fewer. The first such
+        If these are not enough, return how many are wrong at least, if it is (n - k) // 2 or fewer. The first such
         pass goes on to the end, and later ones begin where that found something: so not every share that comes costs a
         pass.
         Block by block: what agreed in earlier blocks also agrees without the rows that a later block excludes.
@@ -141,7 +125,7 @@ class ExactDecoding:
         block = min(block_size(len(self.rows), device), length)
         chunks = torch.split(result, block, dim=1)
         parts = {slot: torch.split(row, block) for slot, row in self.rows.items()}
-        kept = _Kept(self.code, sorted(self.rows.keys() - lying), block, device)
+        kept = _Kept(self.code, sorted(self.rows), block, device)
         fewest = len(kept.slots) - most
         known = [min(column // block, len(chunks) - 1) for column in self.memory.columns]
         for number in dict.fromkeys((*known, *range(len(chunks)))):
@@ -163,13 +147,12 @@ class ExactDecoding:
             self.memory.scanned = True
             return len(self.rows) - len(slots)
         excluded = tuple(sorted(self.rows.keys() - set(slots)))
-        beyond = status is DecodeStatus.BEYOND_BOUND
         return Decoded(
             gradient=result.view(-1)[: self.dim].view(torch.float32),
-            status=status if excluded else DecodeStatus.CLEAN,
+            status=DecodeStatus.CORRECTED if excluded else DecodeStatus.CLEAN,
             corrupt_slots=(),
-            suspect_slots=excluded if beyond else (),
-            different_slots=() if beyond else excluded,
+            suspect_slots=(),
+            different_slots=excluded,
             erased_slots=self._absent,
             residual=0.0,
             tolerance=0.0,

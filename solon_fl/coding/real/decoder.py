@@ -2,8 +2,7 @@
 
 Steps (the numbers are those of docs/explanation/the-code.md): 1 validate, in `Decoder`; then, in `RealDecoding`,
 2 compare, and if that is not enough 3 project, 4 screen the scale and check the syndromes, 5 locate, 6 solve and check
-all columns, 7 check each tensor; 8 report. If that fails, and the decoder is told to go on:
-docs/explanation/beyond-the-bound.md.
+all columns, 7 check each tensor; 8 report.
 """
 
 import math
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from solon_fl.checks import check_between
-from solon_fl.coding.decoder import BeyondBound, Decoder
+from solon_fl.coding.decoder import Decoder
 from solon_fl.coding.sections import Sections
 
 from .code import RealCode
@@ -37,7 +36,7 @@ class RealDecoder(Decoder):
 
     Parameters
     ----------
-    code, byzantine, stragglers, beyond_bound
+    code, byzantine, stragglers
         See `Decoder`; `code` is a `RealCode`.
     rtol : float
         Largest distance of an honest share from G[j] X, relative to the k-th smallest norm of the honest shares:
@@ -96,9 +95,8 @@ class RealDecoder(Decoder):
         stragglers: int = 0,
         rtol: float = 1e-6,
         locator: Locator | None = None,
-        beyond_bound: BeyondBound = "reject",
     ) -> None:
-        super().__init__(code, byzantine=byzantine, stragglers=stragglers, beyond_bound=beyond_bound)
+        super().__init__(code, byzantine=byzantine, stragglers=stragglers)
         check_between("rtol", rtol, 0, 1, "1e-6 suits float32 shares")
         self.rtol = rtol
         self.locator = locator

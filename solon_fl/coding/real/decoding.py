@@ -14,7 +14,6 @@ from solon_fl.coding._types import FloatArray, IntArray
 from solon_fl.coding.decoded import ClassOutcome, Decoded, DecodeStatus
 from solon_fl.coding.sections import Sections
 
-from .beyond import only_supported_gradient
 from .code import RealCode
 from .locating import LocatingProblem, Locator, Support
 from .locators import locate_rows
@@ -68,7 +67,7 @@ class RealDecoding:
     sections: Sections
     memory: Memory
 
-    def within_bound(self, needed: int, last: bool) -> Decoded:
+    def decode(self, needed: int, last: bool) -> Decoded:
         """Decode with which `needed` shares agree, with the fewest lies that explain the others."""
         if len(self.rows) < needed:
             return self._failed(DecodeStatus.TOO_FEW_SHARES, sorted(self.rows))
@@ -87,22 +86,6 @@ class RealDecoding:
         if problem.max_errors < min(screened.max_errors, liars_left):  # more shares would do
             return self._failed(DecodeStatus.TOO_FEW_SHARES, slots)
         return self._failed(DecodeStatus.UNDECODABLE, slots, self._failing(solution, screened, projected, needed))
-
-    def beyond_bound(self) -> Decoded | None:
-        """Return the only gradient that k + 1 or more shares agree with; None if there is none, or more than one.
-
-        Right if k + 1 shares are honest, for these agree with the truth. So that s liars can't make anything up,
-        k + s + 1 shares must be there.
-        """
-        slots, projected, norms = self.memory.projector.project_finite(self.rows, self.sections)
-        if len(slots) <= self.code.compression + max(self.byzantine, 1):
-            return None
-        by_class = self.sections.norms_by_class
-        noise = self.rtol * by_class(norms) + by_class(self._smallest)[:, None]
-        shares = [self.rows[slot] for slot in slots]
-        summed = self.sections.by_class(projected)
-        found = only_supported_gradient(self.code, slots, summed, noise, shares, self.dim, self.sections)
-        return found and replace(found, erased_slots=self._absent(slots))
 
     def _decode_fast(self, needed: int) -> Decoded | None:
         """Step 2: decode in a pass if all shares agree, in two if lies are loud from the start; None if in doubt."""

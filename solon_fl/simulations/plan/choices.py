@@ -117,7 +117,7 @@ class Choice:
 
         That is so if the certificate promises nothing, being 1 or more; if liars could bring a decode to find nobody;
         or if with redundancy "reactive" more than `asked_per_group` nodes must be asked, because the shares of so few
-        do not bound the error by `SolonConfig.early_error`.
+        do not bound the error by `EARLY_ERROR`.
         """
         if self.code == "exact":
             return False

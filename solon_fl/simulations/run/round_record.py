@@ -78,7 +78,7 @@ class NumberedGroup:
     @property
     def decoded(self) -> bool:
         """Whether there was a gradient."""
-        return self.status in (DecodeStatus.CLEAN, DecodeStatus.CORRECTED, DecodeStatus.BEYOND_BOUND)
+        return self.status in (DecodeStatus.CLEAN, DecodeStatus.CORRECTED)
 
     def named(self) -> Iterator[tuple[int, str]]:
         """Yield the number of each node named, and as what: see `KIND_LABELS`."""

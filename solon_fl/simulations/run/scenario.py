@@ -37,10 +37,9 @@ class Scenario:
     attack : str or None
         One of `ATTACKS`. None: all nodes are honest.
     num_liars : int, optional
-        Liars among all nodes. Each of Solon's groups gets at most s of them, or r - k - 1 if the config accepts results
-        beyond the bound. Strategies without groups are told this number. Default: s in every group. With the config's
-        regroup "round" any node may lie and the default is s in all; if there are more, chance decides whether a group
-        ever has more than s.
+        Liars among all nodes. Each of Solon's groups gets at most s of them. Strategies without groups are told this
+        number. Default: s in every group. With the config's regroup "round" any node may lie and the default is s in
+        all; if there are more, chance decides whether a group ever has more than s.
     dataset, model : str
         One of `DATASETS` and one of `MODELS`. The model must be for the kind of data, images or texts.
     data_dir : Path, optional
@@ -111,16 +110,13 @@ class Scenario:
             raise ConfigurationError(f"momentum must be in [0, 1); got momentum={self.momentum}.")
 
     def _check_num_liars(self) -> None:
-        config, most_of_group = self.config, self._most_liars_in_group
-        most = most_of_group * config.num_groups
+        config = self.config
+        most = config.byzantine * config.num_groups
         if self.num_liars is None or 0 <= self.num_liars <= most:
             return
         raise ConfigurationError(
             f"num_liars must be from 0 to {most}, byzantine={config.byzantine} in each of "
             f"{config.num_groups} groups; got num_liars={self.num_liars}; raise byzantine, or lower num_liars."
-            if config.beyond_bound == "reject"
-            else f"num_liars must be from 0 to {most}, {most_of_group} in each of "
-            f"{config.num_groups} groups (beyond_bound='accept'); got num_liars={self.num_liars}; lower it."
         )
 
     def _check_combination(self) -> None:
@@ -146,13 +142,6 @@ class Scenario:
         return self.config.byzantine * (1 if self.config.regroup == "round" else self.config.num_groups)
 
     @property
-    def _most_liars_in_group(self) -> int:
-        """The larger of s and, if results beyond the bound are accepted, r - k - 1, what may be located there."""
-        config = self.config
-        beyond = config.group_size - config.compression - 1 if config.beyond_bound == "accept" else 0
-        return max(config.byzantine, beyond)
-
-    @property
     def liars(self) -> frozenset[int]:
         """Numbers of the nodes that lie, chosen by the seed; see `num_liars`.
 
@@ -161,7 +150,7 @@ class Scenario:
         """
         if self.attack is None:
             return frozenset()
-        size, most = self.config.group_size, self._most_liars_in_group
+        size, most = self.config.group_size, self.config.byzantine
         rng = torch.Generator().manual_seed(self.config.seed)
         if self.config.regroup == "round":
             return frozenset(
