@@ -1,0 +1,82 @@
+"""Why groups could not be decoded, in words."""
+
+import logging
+from collections.abc import Callable
+
+from solon_fl.coding import DecodeStatus
+from solon_fl.config import SolonConfig
+from solon_fl.strategies.reports import NOT_FINITE, GroupReport, RoundReport
+
+__all__ = ["failed_for_good", "log_failure", "why_none"]
+
+DIVERGED = (
+    "all nodes that answered sent NaN or inf, and they can't all lie: the training has diverged, or the loss is not "
+    "finite for some batch; lower the learning rate, or clip the gradients"
+)
+NEEDS_EQUAL_BITS = (
+    "or not bit for bit (code='exact' needs nodes that compute the same bits: use code='fourier', or find those of "
+    "another make with solon_fl.strategies.calibrate)"
+)
+ABOVE_RTOL = (
+    "or they differ by float noise above rtol (to measure it: solon_fl.strategies.calibrate; with "
+    "verification='digest' and r < 2 s + e + k: by a single bit)"
+)
+WHY_HONEST_NODES_DIFFER = (
+    "Usual reasons why honest nodes do not compute the same: random numbers (numpy's, a data loader's, dropout's) that "
+    "do not follow from the task's batches (numpy: seed it with batch.torch_seed % 2**32); something kept from earlier "
+    "rounds, in context.state (keeps_state=True) or elsewhere, which a node that missed a round lacks; data that "
+    "differ; versions of the app, torch or solon_fl that differ."
+)
+logger = logging.getLogger("flwr")
+
+
+def failed_for_good(group: GroupReport) -> bool:
+    """Return whether a group has failed, and not because of nodes that may be there in the next round."""
+    for_good = (DecodeStatus.UNDECODABLE, DecodeStatus.DIVERGED)
+    return not group.decoded and (group.status in for_good or not group.silent_nodes)
+
+
+def why_none(report: RoundReport, config: SolonConfig) -> str:
+    """Return why no group of a round could be decoded."""
+    if all(_has_diverged(group, config) for group in report.groups):
+        return f"{DIVERGED}."
+    reasons = [reason for group in report.groups for reason in group.malformed_nodes.values()]
+    first = f"; the first node's reason: {reasons[0]}." if reasons else "."
+    classes = sorted({name for group in report.groups for name in group.failed_classes})
+    where = f" (the shares disagree in: {', '.join(classes)})" if classes else ""
+    apart = NEEDS_EQUAL_BITS if config.code == "exact" else "or not within rtol"
+    return (
+        f"more nodes lie than configured, or the nodes of a group do not compute the same, {apart}{where}; the log "
+        f"says more{first}"
+    )
+
+
+def _has_diverged(group: GroupReport, config: SolonConfig) -> bool:
+    """Return whether honest nodes sent NaN or inf: that was decoded, or all who answered did, and more than s."""
+    if group.status == DecodeStatus.DIVERGED:
+        return True
+    asked = {node for node in group.nodes if node is not None}
+    not_finite = {node for node, reason in group.malformed_nodes.items() if reason == NOT_FINITE}
+    return len(not_finite) > config.byzantine and not_finite == asked - set(group.silent_nodes)
+
+
+def log_failure(report: GroupReport, config: SolonConfig, label: Callable[[int], str]) -> None:
+    """Log that a group has failed, and why."""
+    if _has_diverged(report, config):
+        logger.error("Group %d failed: %s.", report.group, DIVERGED)
+        return
+    malformed = list(report.malformed_nodes.items())
+    reasons = "; ".join(f"node {label(node)}: {reason}" for node, reason in malformed[:3])
+    logger.error(
+        "Group %d failed (%s%s): %d silent, %d malformed%s. Either more nodes lie or are missing than configured, "
+        "or the nodes of the group do not compute the same, %s. %s Policy: %s.",
+        report.group,
+        report.status,
+        "".join(f", {name}" for name in report.failed_classes),
+        len(report.silent_nodes),
+        len(report.malformed_nodes),
+        f" ({reasons})" if reasons else "",
+        NEEDS_EQUAL_BITS if config.code == "exact" else ABOVE_RTOL,
+        WHY_HONEST_NODES_DIFFER,
+        config.on_group_failure,
+    )

@@ -1,0 +1,171 @@
+"""One round of Solon's strategy: its groups' tasks out, their replies in, and the average of what they amount to."""
+
+import logging
+import math
+import time
+from collections.abc import Collection, Iterable
+from typing import Protocol
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message
+
+from solon_fl.config import SolonConfig
+from solon_fl.strategies.downlink import ModelSender
+from solon_fl.strategies.failing import log_failure
+from solon_fl.strategies.group import GroupRound
+from solon_fl.strategies.ledger import Place
+from solon_fl.strategies.model import ServerModel
+from solon_fl.strategies.patience import Patience
+from solon_fl.strategies.replies import is_silence
+from solon_fl.strategies.rounds import Aggregated, Round
+from solon_fl.task import SolonTask
+
+__all__ = ["SolonRound"]
+
+logger = logging.getLogger("flwr")
+
+
+class Shared(Protocol):
+    """What a round needs of its run; see `SolonRun`."""
+
+    config: SolonConfig
+    model: ServerModel
+    sender: ModelSender
+    patience: Patience
+    timeout: float | None
+
+    def label(self, node_id: int) -> str:
+        """Return what the log calls a node."""
+
+
+class SolonRound(Round[Place]):
+    """One round of a run; messages have the node's place, group and slot, for a key."""
+
+    def __init__(self, run: Shared, server_round: int, train_config: ConfigRecord, groups: list[GroupRound]) -> None:
+        self._run = run
+        self._round = server_round
+        self._train_config = train_config
+        self._groups = groups
+        self._weights = run.config.group_weights or (1.0,) * len(groups)
+        self._gradients: dict[int, torch.Tensor] = {}  # of groups whose turn to be added has not come
+        self._next_group = 0
+        self._sum: torch.Tensor | None = None  # of the gradients so far, weighted
+        self._sum_of_weights = 0.0
+        self._sent: dict[Place, float] = {}  # when each was asked
+        self._asked_at: dict[int, float] = {}  # when nodes of each group were last asked, plus the server's own time
+        self._looked = 0.0  # when the latest replies came
+
+    def messages(self, arrays: ArrayRecord) -> dict[Place, Message]:
+        """Return one message per node: the shared model, and a config and a task of its own."""
+        return self._tasks([(group.group, slot) for group in self._groups for slot in group.asked], arrays)
+
+    def again(self, keys: Collection[Place]) -> dict[Place, Message]:
+        """See `Round.again`. Nodes that were sent all of it too often already rest until their group needs them."""
+        ids = {key: self._groups[key[0]].nodes[key[1]] for key in keys}
+        denied = self._run.sender.denied([node_id for node_id in ids.values() if node_id is not None])
+        for group, slot in keys:
+            if ids[group, slot] in denied:
+                self._groups[group].let_rest(slot)
+        self._decode(last=False)
+        return self._tasks([key for key in keys if ids[key] not in denied and not self._groups[key[0]].closed])
+
+    def follow_up(self, late: bool) -> dict[Place, Message]:
+        """Wake the nodes at rest of groups that need them. Each group has a patience of its own."""
+        patience = self.patience() if any(group.resting for group in self._groups) else math.inf
+        places = [
+            (group.group, slot)
+            for group in self._groups
+            for slot in group.wake(late or self._looked - self._asked_at.get(group.group, math.inf) >= patience)
+        ]
+        return self._tasks(places) if places else {}
+
+    def patience(self) -> float:
+        """See `Patience`."""
+        ids = [node_id for group in self._groups for node_id in group.nodes]
+        return self._run.patience.seconds([node_id for node_id in ids if node_id is not None])
+
+    def receive(self, batch: list[tuple[Place, Message]]) -> bool:
+        """Take replies that came together; return whether every group's outcome is certain."""
+        now = self._looked = time.monotonic()
+        by_group: dict[int, dict[int, Message]] = {}
+        while batch:  # all is emptied, so that a group's shares are gone once it is decoded
+            (group, slot), reply = batch.pop(0)
+            node_id = self._groups[group].nodes[slot]
+            if node_id is not None and not (reply.has_error() and is_silence(reply)):
+                self._run.patience.record(node_id, now - self._sent[group, slot])
+            by_group.setdefault(group, {}).setdefault(slot, reply)
+            del reply
+        for group, replies in by_group.items():
+            self._groups[group].receive(replies)
+        self._decode(last=False)
+        busy = time.monotonic() - now
+        self._asked_at = {group: asked_at + busy for group, asked_at in self._asked_at.items()}
+        return all(group.closed for group in self._groups)
+
+    def close(self) -> Aggregated:
+        """Decode what is open, and average the groups as the policy says."""
+        self._decode(last=True)
+        reports = tuple(group.report for group in self._groups)
+        failed = [report for report in reports if not report.decoded]
+        policy = self._run.config.on_group_failure
+        for report in failed:
+            log_failure(report, self._run.config, self._run.label)
+        direction = None if failed and policy != "exclude" else self._average()
+        return Aggregated(
+            direction=direction,
+            groups=reports,
+            bytes_in=sum(group.bytes_in for group in self._groups),
+            unreached=_in_all(report.unreached for report in reports if report.decoded),
+        )
+
+    def _average(self) -> torch.Tensor | None:
+        """Return the weighted mean of the groups' gradients, if there is one: infinite buffers may cancel in it."""
+        if self._sum is None:
+            return None
+        average = self._sum.div_(self._sum_of_weights)
+        if not self._run.model.is_usable(average):
+            logger.error("No step in round %d: the sum of the groups' gradients holds NaN or inf.", self._round)
+            return None
+        return average
+
+    def _tasks(self, places: Collection[Place], arrays: ArrayRecord | None = None) -> dict[Place, Message]:
+        run, messages = self._run, {}
+        ids = {place: self._groups[place[0]].nodes[place[1]] for place in places}
+        models = run.sender.records([node_id for node_id in ids.values() if node_id is not None], arrays)
+        for group, slot in sorted(places):
+            node_id = ids[group, slot]
+            if node_id is not None:
+                task = SolonTask.of_run(
+                    *(run.config, self._round),
+                    group=group,
+                    slot=slot,
+                    dim=run.model.dim,
+                    buffers=run.model.buffers,
+                )
+                self._sent[group, slot] = self._asked_at[group] = time.monotonic()
+                messages[group, slot] = task.to_message(models[node_id], self._train_config, node_id, run.timeout)
+        return messages
+
+    def _decode(self, *, last: bool) -> None:
+        """Decode the groups that can be, and add their gradients up in the order of the groups.
+
+        So the sum does not depend on who answers first, not even by rounding. What waits for its turn takes no more
+        memory than the shares that it was made of.
+        """
+        for group in self._groups:
+            gradient = group.decode(last=last)
+            if gradient is not None:
+                self._gradients[group.group] = gradient
+        while self._next_group < len(self._groups) and self._groups[self._next_group].closed:
+            gradient, weight = self._gradients.pop(self._next_group, None), self._weights[self._next_group]
+            self._next_group += 1
+            if gradient is None:
+                continue
+            self._sum = gradient.mul_(weight) if self._sum is None else self._sum.add_(gradient, alpha=weight)
+            self._sum_of_weights += weight
+
+
+def _in_all(groups: Iterable[Collection[str]]) -> frozenset[str]:
+    """Return the names that all groups have."""
+    sets = [frozenset(names) for names in groups]
+    return sets[0].intersection(*sets[1:]) if sets else frozenset()
