@@ -47,6 +47,15 @@ Regroup = Literal["never", "round"]
 DownlinkName = Literal["full", "delta"]
 EARLY_ERROR = 1e-3
 """Largest error bound, by the gradient's norm, of a result that is taken before all nodes of a group have answered."""
+_FORMULAS = {  # of the smallest group, by whether there are digests and a referee
+    (False, False): ("2*byzantine + stragglers + compression", ""),
+    (True, False): (
+        "max(2*byzantine + 1, byzantine + compression) + stragglers",
+        " with verification='digest'",
+    ),
+    (False, True): ("byzantine + stragglers + compression", " with a referee"),
+    (True, True): ("max(byzantine + 1, compression) + stragglers", " with verification='digest' and a referee"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +74,8 @@ class SolonConfig:
         e, nodes of one group that may not answer.
     group_size : int
         r, nodes of a group, all computing the same gradient. Default 0: the smallest that the theorem
-        allows, 2 s + e + k.
+        allows: 2 s + e + k, with digests max(2 s + 1, s + k) + e, with a referee s + e + k, and with both
+        max(s + 1, k) + e.
     code : "exact" or "fourier"
         Take "exact" where all nodes compute the same bits, which `solon_fl.strategies.calibrate` can tell: machines of
         one make with the same software, and all simulations; liars then change no bit of the model. Take "fourier"
@@ -96,8 +106,8 @@ class SolonConfig:
     quarantine_after : int, optional
         A node that has lied, or sent something else than a share, in this many rounds gets no more tasks. With code
         "exact" so does one whose share differs from the true one, whether it lies or is of another make. Default:
-        never, and with redundancy "reactive" 1; lies do no harm, and a quarantined node without a spare is missing for
-        good.
+        never, and 1 with redundancy "reactive" or a referee; lies do no harm, and a quarantined node without a spare is
+        missing for good.
     verification : "algebra" or "digest"
         How lies are told from the truth. "digest": every node sends digests of the shares of all its group too; s + 1
         equal votes fix them, and shares that don't match are erasures, so that r = max(2 s + 1, s + k) + e is
@@ -107,6 +117,14 @@ class SolonConfig:
         Whether all nodes of a group compute in every round, or only s + k + e of them (with digests max(s + 1, k) + e;
         without, more where a result needs more to be precise), drawn anew in each round, and the others only in rounds
         in which those do not agree. See docs/explanation/reactive-redundancy.md.
+    referee : bool
+        Whether there is a referee, who computes a group's gradient itself where the nodes' shares don't settle it:
+        see the parameter of that name of `SolonStrategy`. To notice lies takes smaller groups than to tell who lies:
+        s can then be the majority. With code "exact" or digests it must compute the same bits as the nodes. See
+        docs/explanation/referee.md.
+    audit : float
+        Probability, 0 to 1, with which the referee looks at a group in a round although all is well: then more than s
+        nodes who agree on a lie are found out, too. Drawn when the shares are there.
     downlink : "full" or "delta"
         Whether every message holds the whole model, or only what has changed since the node was last asked, rounded to
         about a tenth of its bytes; what is rounded away is in the next message. Nodes then keep a copy, and compute
@@ -149,6 +167,8 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
     quarantine_after: int | None = None
     verification: Verification = "algebra"
     redundancy: Redundancy = "full"
+    referee: bool = False
+    audit: float = 0.0
     downlink: DownlinkName = "full"
     group_weights: tuple[float, ...] | None = None
 
@@ -169,7 +189,9 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
             object.__setattr__(self, name, check_whole(name, getattr(self, name), least, 2**63 - 1))
         for name, least in (("byzantine", 0), ("compression", 1), ("stragglers", 0)):
             object.__setattr__(self, name, check_whole(name, getattr(self, name), least))
-        object.__setattr__(self, "rtol", check_number("rtol", self.rtol))
+        for name in ("rtol", "audit"):
+            object.__setattr__(self, name, check_number(name, getattr(self, name)))
+        self._check_referee()
         if self.regroup == "round" and self.grouping == "silo":
             raise ConfigurationError(
                 "regroup='round' needs grouping='server', as nodes of different silos hold different data; got "
@@ -177,7 +199,7 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
             )
         if self.quarantine_after is not None:
             object.__setattr__(self, "quarantine_after", check_whole("quarantine_after", self.quarantine_after, 1))
-        elif self.redundancy == "reactive":
+        elif self.redundancy == "reactive" or self.referee:
             object.__setattr__(self, "quarantine_after", 1)
         self._choose_group_size()
         if self.num_nodes % self.group_size:
@@ -198,16 +220,28 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
                 )
             object.__setattr__(self, "group_weights", weights)
 
+    def _check_referee(self) -> None:
+        if not isinstance(self.referee, bool):
+            raise ConfigurationError(
+                f"referee must be True or False; got referee={self.referee!r}; the referee itself is a parameter of "
+                "SolonStrategy."
+            )
+        if not 0 <= self.audit <= 1:
+            raise ConfigurationError(
+                f"audit must be between 0 and 1, a probability; got audit={self.audit}; 0.01 audits one group in a "
+                "hundred rounds."
+            )
+        if self.audit and not self.referee:
+            raise ConfigurationError(f"audit={self.audit} needs a referee; got referee=False; set referee=True.")
+
     def _choose_group_size(self) -> None:
         """Check s, k, e, r and rtol, and take the smallest r if none is given."""
         smallest = self._smallest_group
         size = self.group_size or smallest
         if size < smallest:
-            formula = "2*byzantine + stragglers + compression"
-            if self.verification == "digest":
-                formula = "max(2*byzantine + 1, byzantine + compression) + stragglers with verification='digest'"
+            formula, given = _FORMULAS[self.verification == "digest", self.referee]
             raise ConfigurationError(
-                f"group_size must be at least {formula}; got group_size={size}, byzantine={self.byzantine}, "
+                f"group_size must be at least {formula}{given}; got group_size={size}, byzantine={self.byzantine}, "
                 f"stragglers={self.stragglers}, compression={self.compression}; raise group_size to {smallest}, or "
                 "lower one of the others."
             )
@@ -223,6 +257,11 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
     def num_agreeing(self) -> int:
         """Nodes of a group that must agree; see the function of that name."""
         return num_agreeing(self.verification, self.byzantine, self.compression)
+
+    @property
+    def needs_equal_bits(self) -> bool:
+        """Whether nodes that compute other bits than their groups are of no use, or of less."""
+        return self.verification == "digest" or self.code == "exact"
 
     @property
     def num_precise(self) -> int:
@@ -251,14 +290,15 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
         """
         s, e = self.byzantine, self.stragglers
         if self.verification == "digest" and not self.can_decode_by_algebra:
-            s, e = 0, s + e
-        return make_decoder(self.make_code(), s, e, self.rtol)
+            s, e = 0, self.group_size - self.compression
+        return make_decoder(self.make_code(), s, e, self.rtol, self.referee)
 
     @property
     def _smallest_group(self) -> int:
         s, k, e = self.byzantine, self.compression, self.stragglers
         smallest = smallest_group_with_digests if self.verification == "digest" else smallest_group
-        return smallest(byzantine=s, compression=k, stragglers=e)
+        without_referee = smallest(byzantine=s, compression=k, stragglers=e)
+        return num_agreeing(self.verification, s, k) + e if self.referee else without_referee
 
 
 def smallest_group_with_digests(*, byzantine: int, compression: int, stragglers: int) -> int:
@@ -290,9 +330,9 @@ def make_code(name: CodeName, group_size: int, compression: int) -> Code:
 
 
 @lru_cache(maxsize=64)
-def make_decoder(code: Code, byzantine: int, stragglers: int, rtol: float) -> Decoder:
+def make_decoder(code: Code, byzantine: int, stragglers: int, rtol: float, detect_only: bool = False) -> Decoder:
     """Return the decoder of a code with these parameters (one object per set of parameters and process)."""
     if isinstance(code, ExactCode):
-        return ExactDecoder(code, byzantine=byzantine, stragglers=stragglers)
+        return ExactDecoder(code, byzantine=byzantine, stragglers=stragglers, detect_only=detect_only)
     assert isinstance(code, RealCode)
-    return RealDecoder(code, byzantine=byzantine, stragglers=stragglers, rtol=rtol)
+    return RealDecoder(code, byzantine=byzantine, stragglers=stragglers, rtol=rtol, detect_only=detect_only)

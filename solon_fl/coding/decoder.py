@@ -39,6 +39,8 @@ class Decoder(ABC):
         s, nodes of the group that may lie, >= 0.
     stragglers : int
         e, nodes of the group that may not answer, >= 0.
+    detect_only : bool
+        Whether s lies need only be noticed: then s + e + k nodes are enough. Fewer lies may be located all the same.
 
     Raises
     ------
@@ -57,11 +59,13 @@ class Decoder(ABC):
     Chen et al., "Solon", arXiv:2110.01595, for the scheme.
     """
 
-    def __init__(self, code: Code, *, byzantine: int, stragglers: int = 0) -> None:
+    def __init__(self, code: Code, *, byzantine: int, stragglers: int = 0, detect_only: bool = False) -> None:
         smallest = smallest_group(byzantine=byzantine, compression=code.compression, stragglers=stragglers)
+        smallest -= byzantine if detect_only else 0
         if code.group_size < smallest:
+            formula = f"{'' if detect_only else '2*'}byzantine + stragglers + compression"
             raise ConfigurationError(
-                "group_size must be at least 2*byzantine + stragglers + compression; "
+                f"group_size must be at least {formula}; "
                 f"got group_size={code.group_size}, byzantine={byzantine}, stragglers={stragglers}, "
                 f"compression={code.compression}; raise group_size to {smallest}, or lower one of the others."
             )

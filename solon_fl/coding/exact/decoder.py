@@ -55,8 +55,8 @@ class ExactDecoder(Decoder):
 
     code: ExactCode
 
-    def __init__(self, code: ExactCode, *, byzantine: int, stragglers: int = 0) -> None:
-        super().__init__(code, byzantine=byzantine, stragglers=stragglers)
+    def __init__(self, code: ExactCode, *, byzantine: int, stragglers: int = 0, detect_only: bool = False) -> None:
+        super().__init__(code, byzantine=byzantine, stragglers=stragglers, detect_only=detect_only)
 
     @property
     def certificate(self) -> float:

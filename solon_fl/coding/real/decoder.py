@@ -36,7 +36,7 @@ class RealDecoder(Decoder):
 
     Parameters
     ----------
-    code, byzantine, stragglers
+    code, byzantine, stragglers, detect_only
         See `Decoder`; `code` is a `RealCode`.
     rtol : float
         Largest distance of an honest share from G[j] X, relative to the k-th smallest norm of the honest shares:
@@ -93,10 +93,11 @@ class RealDecoder(Decoder):
         *,
         byzantine: int,
         stragglers: int = 0,
+        detect_only: bool = False,
         rtol: float = 1e-6,
         locator: Locator | None = None,
     ) -> None:
-        super().__init__(code, byzantine=byzantine, stragglers=stragglers)
+        super().__init__(code, byzantine=byzantine, stragglers=stragglers, detect_only=detect_only)
         check_between("rtol", rtol, 0, 1, "1e-6 suits float32 shares")
         self.rtol = rtol
         self.locator = locator
