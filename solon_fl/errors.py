@@ -13,6 +13,7 @@ __all__ = [
     "NodeFailedError",
     "NodesMissingError",
     "PatchError",
+    "RefereeError",
     "SolonError",
 ]
 
@@ -55,3 +56,7 @@ class GroupFailedError(SolonError, RuntimeError):
     """
 
     result: Any = None
+
+
+class RefereeError(GroupFailedError):
+    """The referee, whom everybody must be able to trust, failed or answered something that can't be used."""

@@ -4,7 +4,8 @@ from solon_fl.strategies.calibration import Calibration, calibrate
 from solon_fl.strategies.checkpoint import Checkpoints
 from solon_fl.strategies.ledger import NodeRecord
 from solon_fl.strategies.model import buffer_names
-from solon_fl.strategies.reports import GroupReport, RoundReport
+from solon_fl.strategies.referee import LocalReferee, TrustedNodes
+from solon_fl.strategies.reports import GroupReport, RefereeReport, RoundReport
 from solon_fl.strategies.solon import SolonStrategy
 from solon_fl.strategies.tensorboard import TensorBoardWriter
 from solon_fl.wire import model_sha256
@@ -13,10 +14,13 @@ __all__ = [
     "Calibration",
     "Checkpoints",
     "GroupReport",
+    "LocalReferee",
     "NodeRecord",
+    "RefereeReport",
     "RoundReport",
     "SolonStrategy",
     "TensorBoardWriter",
+    "TrustedNodes",
     "buffer_names",
     "calibrate",
     "model_sha256",

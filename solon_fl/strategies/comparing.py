@@ -10,7 +10,7 @@ from torch import Tensor
 from solon_fl.coding import RealCode
 from solon_fl.coding.sections import Sections
 
-__all__ = ["LARGEST_NOISE", "Comparison", "compare", "mixing_slots", "same_bits"]
+__all__ = ["LARGEST_NOISE", "Comparison", "compare", "distances", "mixing_slots", "norms", "same_bits"]
 
 LARGEST_NOISE = 1e-3  # what differs by more is no float noise
 BLOCK = 2**16  # columns that are compared at a time
@@ -64,6 +64,21 @@ def _pairwise_distances(shares: Sequence[Tensor], sections: Sections) -> tuple[n
         for row, values in zip(squares[sections.classes[number]], block, strict=True):
             row += (block - values).square_().sum(1)
     return squares.sqrt().numpy(), norms.sqrt().numpy()
+
+
+def norms(values: Tensor, sections: Sections) -> np.ndarray:
+    """Return the norm of a share, (m,), in each class of tensors, (K,) float64; NaN if it holds NaN or inf."""
+    if not bool(values.isfinite().all()):
+        return np.full(len(sections.names), np.nan)
+    squares = np.zeros((len(sections.stops), 1))
+    for number, cut in sections.blocks(sections.num_columns):
+        squares[number] = float(values[cut].to(torch.float64).square().sum())
+    return np.sqrt(sections.by_class(squares)[:, 0])
+
+
+def distances(share: Tensor, expected: Tensor, sections: Sections) -> np.ndarray:
+    """Return how far a share is from what it should be, in each class of tensors; NaN if it holds NaN or inf."""
+    return norms(share.to(torch.float64) - expected.to(torch.float64), sections)
 
 
 def mixing_slots(code: RealCode) -> list[int]:

@@ -9,8 +9,9 @@ from flwr.app import Message
 from torch import Tensor
 
 from solon_fl.coding import Decoded, DecodeStatus
-from solon_fl.coding.digests import DIGEST_SIZE, elect, share_digest
-from solon_fl.strategies.group import GroupRound, distances
+from solon_fl.coding.digests import DIGEST_SIZE, elect, share_digest, share_digests
+from solon_fl.strategies.comparing import distances
+from solon_fl.strategies.group import GroupRound, Outcome
 from solon_fl.strategies.replies import Unusable, read_all, read_share_and_digests
 
 __all__ = ["DigestGroupRound"]
@@ -55,7 +56,7 @@ class DigestGroupRound(GroupRound):
         nobody_left = last or (self._all_here and not self.resting)
         may_close = nobody_left or self._late or self._votes_are_clear
         gradient = self._decode_by_digests() if may_close else None
-        if self.closed:
+        if self.closed or self.question is not None:
             return gradient
         all_here = self._all_here
         by_algebra_now = self._late and self.can_decode_by_algebra  # what may still come is not waited for
@@ -63,7 +64,7 @@ class DigestGroupRound(GroupRound):
             self._exhausted = all_here
             return None
         if not self.can_decode_by_algebra:
-            return self._close(Decoded.failed(DecodeStatus.UNDECODABLE))
+            return self._conclude(Outcome(Decoded.failed(DecodeStatus.UNDECODABLE)))
         logger.warning(
             "Group %d: fewer than %d nodes sent the same digests, or fewer than %d shares match them; "
             "it is decoded by algebra.",
@@ -95,11 +96,18 @@ class DigestGroupRound(GroupRound):
             return None  # honest shares that do not agree: there was no honest voter
         decoded = self._judged(decoded, gradient, sorted(self._shares.keys() - matching.keys()))
         honest = self._shares.keys() - {*decoded.corrupt_slots, *decoded.erased_slots}
-        return self._close(
-            decoded,
-            different={slot for slot in honest if slot not in matching or self._votes[slot] != elected},
-            odd=2 * sum(vote == elected for vote in self._votes.values()) > len(self._votes) + self.byzantine,
+        return self._conclude(
+            Outcome(
+                decoded,
+                different=frozenset(slot for slot in honest if slot not in matching or self._votes[slot] != elected),
+                odd=2 * sum(vote == elected for vote in self._votes.values()) > len(self._votes) + self.byzantine,
+            )
         )
+
+    def _wrong_digests(self, vector: Tensor) -> set[int]:
+        """See `GroupRound._wrong_digests`."""
+        right = share_digests(self.decoder.code, vector, self.digest_key)
+        return {slot for slot, vote in self._votes.items() if vote != right}
 
     def _judged(self, decoded: Decoded, gradient: Tensor, others: list[int]) -> Decoded:
         """Return what was decoded with a verdict on the slots whose shares don't match the digests."""

@@ -174,6 +174,11 @@ class ModelSender:
             node.expected = self._version
         return found
 
+    def as_nodes_have_it(self) -> ArrayRecord:
+        """Return the model that nodes compute with, all of it."""
+        copy = {name: to_array(value) for name, value in (self._copy or {}).items()}
+        return ArrayRecord({name: copy.get(name, array) for name, array in self._model.to_record().items()})
+
     def _trained(self, start: str) -> tuple[tuple[str, ...], Records]:
         """Return the versions from `start` to the newest, and what brings a node there; all of it if it has none."""
         if self._copy is None:

@@ -4,7 +4,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -15,13 +15,26 @@ from torch import Tensor
 
 from solon_fl.coding import Decoded, Decoder, DecodeStatus
 from solon_fl.coding.sections import Sections
+from solon_fl.strategies.hearing import Findings, hear
 from solon_fl.strategies.replies import Unusable, read_all, read_loss, read_share, read_unreached
-from solon_fl.strategies.reports import NOT_FINITE, GroupReport
+from solon_fl.strategies.reports import NOT_FINITE, Asked, GroupReport, RefereeReport
 
 __all__ = ["GroupRound"]
 
 FloatArray = npt.NDArray[np.float64]
 logger = logging.getLogger("flwr")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a decode came to; `different` are slots whose share is no lie, but whose bits or digests are others.
+
+    If `odd`, most honest nodes have the same ones.
+    """
+
+    decoded: Decoded
+    different: frozenset[int] = frozenset()
+    odd: bool = False
 
 
 @dataclass(kw_only=True)
@@ -63,6 +76,18 @@ class GroupRound:
         Whether a gradient may be stepped with: one that holds NaN or inf is not.
     explain : callable
         Called with the id of a node whose reply can't be used, and why.
+    audit : callable or None
+        Whether the referee is to look although all is well, once the shares are there; None if there is no referee.
+    settled : collection of int
+        Ids of nodes that the referee has acquitted: as suspects they are no reason to ask it again.
+    unheard : set of int
+        Slots of nodes that have not answered in the last rounds, and are not waited for.
+    rtol : float
+        Of the run.
+    needs_equal_bits : bool
+        Whether honest nodes compute the same bits.
+    question : str or None
+        Why the referee must be asked before the group can be closed; None if it need not.
     bytes_in : int
         Bytes of what was received.
     """
@@ -81,6 +106,12 @@ class GroupRound:
     label: Callable[[int], str] = str
     explain: Callable[[int, Unusable], None] = lambda node_id, unusable: None
     is_usable: Callable[[Tensor], bool] = lambda gradient: True
+    audit: Callable[[], bool] | None = None
+    settled: Collection[int] = frozenset()
+    unheard: set[int] = field(default_factory=set)
+    rtol: float = 0.0
+    needs_equal_bits: bool = False
+    question: Asked | None = None
     resting: set[int] = field(default_factory=set)
     denied: set[int] = field(default_factory=set)
     bytes_in: int = 0
@@ -95,6 +126,7 @@ class GroupRound:
     _report: GroupReport | None = None  # None while the group is open
     _late: bool = False  # whether more shares are no longer waited for if k + s agree
     _tried: tuple[int, bool] = (0, False)  # number of shares, and whether it was late, in the latest decode
+    _held: Outcome | None = None  # what stands if the referee does not answer
 
     def __post_init__(self) -> None:
         self._memory = self.decoder.new_memory(self.projection)
@@ -141,6 +173,88 @@ class GroupRound:
         self._exhausted = False
         return woken
 
+    @property
+    def num_needed(self) -> int:
+        """Shares that must agree."""
+        return self.decoder.code.compression + self.byzantine
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the referee may be asked: nobody is waited for any more."""
+        return self.audit is not None and self._late and not self.resting
+
+    def settle(self, vector: Tensor, unreached: Collection[str], seconds: float) -> Tensor | None:
+        """Close the group by what the referee computed, as `decode` would.
+
+        Parameters
+        ----------
+        vector : Tensor, (k m,)
+            The group's gradient.
+        unreached : collection of str
+            Parameters that no loss depends on.
+        seconds : float
+            That it took.
+        """
+        assert self.question is not None
+        assert self._held is not None
+        held, group_size = self._held.decoded, self.decoder.code.group_size
+        if not self.is_usable(vector):
+            return self._close(Outcome(Decoded.failed(DecodeStatus.DIVERGED)), self._asked_referee(seconds))
+        findings = self._findings(vector, held, set(unreached))
+        if findings.odd_referee:
+            logger.warning(
+                "Group %d: the referee computes other bits than the nodes, so that only what is far from its own is "
+                "held to be a lie; give it their hardware and software, or use code='fourier' without digests.",
+                self.group,
+            )
+        convicted = self._ids(findings.wrong)
+        acquitted = tuple(node for node in self._ids(held.suspect_slots) if node not in convicted)
+        asked = replace(self._asked_referee(seconds), convicted=convicted, acquitted=acquitted)
+        if held.ok and not findings.wrong and not held.suspect_slots:
+            return self._close(self._held, asked, unreached)
+        found = Decoded(
+            gradient=vector,
+            status=DecodeStatus.CORRECTED if findings.wrong else DecodeStatus.CLEAN,
+            corrupt_slots=tuple(sorted(findings.lies)),
+            suspect_slots=(),
+            different_slots=tuple(sorted(findings.different)),
+            erased_slots=tuple(sorted(findings.not_finite | set(range(group_size)) - self._shares.keys())),
+            residual=0.0,
+            tolerance=0.0,
+            error_bound=0.0,
+            num_agreeing=len(self._shares.keys() - findings.wrong),
+        )
+        return self._close(Outcome(found), asked, unreached)
+
+    def _findings(self, vector: Tensor, held: Decoded, unreached: set[str]) -> Findings:
+        """Return what the referee's vector says of the shares, and of all else that nodes sent."""
+        agreeing = self._shares.keys() - {*held.corrupt_slots, *held.suspect_slots, *held.different_slots}
+        otherwise_wrong = {slot for slot, names in self._unreached.items() if names != unreached & set(self.parameters)}
+        return hear(
+            self._shares,
+            vector,
+            code=self.decoder.code,
+            sections=self.sections,
+            rtol=self.rtol,
+            byzantine=self.byzantine,
+            agreed=None if held.gradient is None else (held.gradient, agreeing),
+            otherwise_wrong=otherwise_wrong | self._wrong_digests(vector) if self.needs_equal_bits else None,
+        )
+
+    def _wrong_digests(self, vector: Tensor) -> set[int]:
+        """Return the slots of nodes that sent other digests than the vector's."""
+        return set()
+
+    def _asked_referee(self, seconds: float) -> RefereeReport:
+        assert self.question is not None
+        return RefereeReport(reason=self.question, answered=True, seconds=seconds)
+
+    def give_up(self) -> Tensor | None:
+        """Close the group without the referee, which has not answered in time."""
+        assert self.question is not None
+        assert self._held is not None
+        return self._close(self._held, RefereeReport(reason=self.question, answered=False))
+
     def let_rest(self, slot: int) -> None:
         """Do without a node that was asked and lacks the model, unless all others turn out not to be enough."""
         if not self.closed:
@@ -182,7 +296,10 @@ class GroupRound:
         Tensor or None, (k m,)
             The gradient, once: in the call that closes the group, if it could be decoded.
         """
-        return None if self.closed else self._try_to_decode(last)
+        if self.closed or self.question not in (None, "shares missing"):
+            return None
+        self.question = None
+        return self._try_to_decode(last or self.is_due)
 
     def _take(self, replies: dict[int, Message]) -> None:
         """Read replies, and keep what they hold."""
@@ -208,10 +325,11 @@ class GroupRound:
 
     @property
     def _all_here(self) -> bool:
-        return len(self._shares) + len(self._malformed) + len(self._gone) == len(self.asked)
+        malformed = {slot for slot, node_id in enumerate(self.nodes) if node_id in self._malformed}
+        return self.unheard.union(self._shares, malformed, self._gone).issuperset(self.asked)
 
     def _try_to_decode(self, last: bool) -> Tensor | None:
-        needed = self.decoder.code.compression + self.byzantine
+        needed = self.num_needed
         all_here = self._all_here
         last = last or (all_here and not self.resting)
         self._exhausted = all_here
@@ -230,7 +348,26 @@ class GroupRound:
         if not trusted and decoded.ok:
             # Within the code's budget, but with this many nodes missing, s liars could have made it up.
             decoded = Decoded.failed(DecodeStatus.TOO_FEW_SHARES, decoded.erased_slots)
-        return self._close(decoded)
+        return self._conclude(Outcome(decoded))
+
+    def _conclude(self, outcome: Outcome) -> Tensor | None:
+        """Close the group, unless the referee must be asked first."""
+        self.question = self._reason_to_ask(outcome.decoded)
+        if self.question is None:
+            return self._close(outcome)
+        self._held = outcome
+        return None
+
+    def _reason_to_ask(self, decoded: Decoded) -> Asked | None:
+        if self.audit is None or decoded.status is DecodeStatus.DIVERGED:
+            return None
+        if not decoded.ok:
+            return "shares disagree" if len(self._shares) >= self.num_needed else "shares missing"
+        if set(self._ids(decoded.suspect_slots)) - set(self.settled):
+            return "suspects"
+        if not self._votes_are_clear:
+            return "unclear which parameters have gradients"
+        return "audit" if self.audit() else None
 
     def _is_precise(self, decoded: Decoded) -> bool:
         """Whether more shares would not make the result better, or tell more about liars in single tensors."""
@@ -248,6 +385,11 @@ class GroupRound:
         return Counter(name for names in self._unreached.values() for name in names)
 
     @property
+    def _elected_unreached(self) -> set[str]:
+        """Parameters without a gradient, as more than s nodes say."""
+        return {name for name, count in self._without_gradient.items() if count > self.byzantine}
+
+    @property
     def _false_voters(self) -> set[int]:
         """Slots of nodes that say of a parameter what more than s others deny."""
         voters, counts = len(self._unreached), self._without_gradient
@@ -256,19 +398,22 @@ class GroupRound:
         has, lacks = having - without, without - having  # both: honest nodes disagree
         return {slot for slot, names in self._unreached.items() if names & has or lacks - names}
 
-    def _close(self, decoded: Decoded, different: Collection[int] = (), odd: bool = False) -> Tensor | None:
-        """Fix the outcome; `different` are slots whose share is no lie, but whose bits or digests are others.
+    def _close(
+        self, outcome: Outcome, referee: RefereeReport | None = None, unreached: Collection[str] | None = None
+    ) -> Tensor | None:
+        """Fix the outcome, which the referee may have found, with the parameters that no loss depends on.
 
-        If `odd`, most honest nodes have the same ones. Suspects and nodes that may be of the most common make are never
-        held to have been the reason why nodes at rest were asked: liars could choose them.
+        Suspects and nodes that may be of the most common make are never held to have been the reason why nodes at rest
+        were asked: liars could choose them.
         """
+        decoded, different = outcome.decoded, outcome.different
         if decoded.gradient is not None and not self.is_usable(decoded.gradient):
-            decoded, different = Decoded.failed(DecodeStatus.DIVERGED), ()
+            decoded, different = Decoded.failed(DecodeStatus.DIVERGED), frozenset()
         not_finite = set(decoded.erased_slots) & self._shares.keys()
         malformed = self._malformed | dict.fromkeys(self._ids(not_finite), NOT_FINITE)
         answered = {*self._ids(self._shares), *malformed}
         wrong = {*decoded.corrupt_slots, *decoded.different_slots, *not_finite}
-        to_blame = wrong | self._false_voters | set(different if odd else ())
+        to_blame = wrong | self._false_voters | set(different if outcome.odd else ())
         trusted = self._shares.keys() - wrong - set(decoded.suspect_slots)
         losses = {slot: loss for slot, loss in sorted(self._losses.items()) if slot in trusted}
         self._report = GroupReport(
@@ -287,23 +432,15 @@ class GroupRound:
             error_bound=decoded.error_bound,
             classes=decoded.classes,
             failed_classes=decoded.failed_classes,
-            unreached=tuple(sorted(name for name, count in self._without_gradient.items() if count > self.byzantine)),
+            unreached=tuple(sorted(self._elected_unreached if unreached is None else unreached)),
             losses=dict(zip(self._ids(losses), losses.values(), strict=True)),
+            referee=referee,
         )
         self._shares.clear()
+        self._held = self.question = None
         return decoded.gradient
 
     def _ids(self, slots: Iterable[int]) -> tuple[int, ...]:
         """Return the ids of the nodes in these slots."""
         ids = (self.nodes[slot] for slot in sorted(slots))
         return tuple(node_id for node_id in ids if node_id is not None)
-
-
-def distances(share: Tensor, expected: Tensor, sections: Sections) -> FloatArray:
-    """Return how far a share is from what it should be, in each class of tensors; NaN if it holds NaN or inf."""
-    if not bool(share.isfinite().all()):
-        return np.full(len(sections.names), math.nan)
-    squares = np.zeros((len(sections.stops), 1))
-    for number, cut in sections.blocks(sections.num_columns):
-        squares[number] = float((share[cut].to(torch.float64) - expected[cut].to(torch.float64)).square().sum())
-    return np.sqrt(sections.by_class(squares)[:, 0])

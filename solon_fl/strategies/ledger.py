@@ -53,6 +53,9 @@ class NodeRecord:
     lacking : int
         Rounds in which it did not have the model that it had said it keeps, or did not say what it keeps: all of the
         model had to be sent again.
+    convicted, acquitted : int
+        Rounds in which the referee found what it sent to be wrong, and in which it was a suspect and the referee found
+        its share to be right.
     last_offence : str
         The latest lie or malformed reply, in words.
     """
@@ -73,6 +76,8 @@ class NodeRecord:
     different_bits: int = 0
     escalations: int = 0
     lacking: int = 0
+    convicted: int = 0
+    acquitted: int = 0
     last_offence: str = ""
 
     @classmethod

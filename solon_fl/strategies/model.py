@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from flwr.app import Array, ArrayRecord
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.optim.lr_scheduler import LRScheduler
 
 from solon_fl.coding import Code
-from solon_fl.coding.sections import Sections, padded
+from solon_fl.coding.sections import Sections, padded, spread
 from solon_fl.config import Mode
 from solon_fl.errors import ConfigurationError
 from solon_fl.strategies.factories import (
@@ -321,6 +322,15 @@ class ServerModel:
             if takes_any if known is None else str(value) != str(known.default):
                 settings[name] = str(value)
         return {"class": type(self._optimizer).__name__, **settings, **scheduler}
+
+    def as_direction(self, vector: Tensor) -> Tensor:
+        """Return a vector, (dim,), as directions are decoded: padded where the code wants it, (k m,)."""
+        code = self._code
+        if code is None:
+            return vector
+        padded_vector = spread(vector, [entry.size for entry in self._entries], code.multiple)
+        missing = -padded_vector.numel() % code.compression
+        return pad(padded_vector, (0, missing)) if missing else padded_vector
 
     def to_vector(self, arrays: ArrayRecord) -> Tensor:
         """Return another record of the same entries as a (dim,) vector."""

@@ -3,28 +3,31 @@
 import hashlib
 import logging
 import time
+from collections.abc import Collection
 
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 
 from solon_fl.errors import NodesMissingError
 
-__all__ = ["connected_nodes", "identity_of", "wait_for_nodes"]
+__all__ = ["connected_nodes", "identity_of", "wait_for_nodes", "without"]
 
 logger = logging.getLogger("flwr")
 
 
-def wait_for_nodes(grid: Grid, num_nodes: int, timeout: float | None) -> list[NodeInfo]:
+def wait_for_nodes(grid: Grid, num_nodes: int, timeout: float | None, trusted: Collection[str] = ()) -> list[NodeInfo]:
     """Return all connected nodes, by ascending name and id, as soon as there are num_nodes of them.
 
     Parameters
     ----------
     timeout : float or None
         Seconds to wait; None waits for ever, as Flower's own strategies do.
+    trusted : collection of str
+        Names or identities of nodes that don't count, and are not returned.
     """
     started = time.monotonic()
     last_log = -60.0
-    while len(nodes := connected_nodes(grid)) < num_nodes:
+    while len(nodes := without(connected_nodes(grid), trusted)) < num_nodes:
         waited = time.monotonic() - started
         if timeout is not None and waited > timeout:
             raise NodesMissingError(
@@ -43,6 +46,11 @@ def connected_nodes(grid: Grid) -> list[NodeInfo]:
     """Return the nodes that are connected now, by ascending registered name, then id."""
     nodes = {node.node_id: node for node in grid.get_nodes()}
     return sorted(nodes.values(), key=lambda node: (node.name, node.node_id))
+
+
+def without(nodes: list[NodeInfo], trusted: Collection[str]) -> list[NodeInfo]:
+    """Return the nodes that have none of these names or identities."""
+    return [node for node in nodes if not trusted or not {node.name, identity_of(node)} & set(trusted)]
 
 
 def identity_of(node: NodeInfo) -> str:

@@ -2,14 +2,42 @@
 
 import statistics
 from dataclasses import dataclass, field
+from typing import Literal
 
 from flwr.app import MetricRecord
 
 from solon_fl.coding import ClassOutcome, DecodeStatus
 
-__all__ = ["NOT_FINITE", "GroupReport", "RoundReport"]
+__all__ = ["NOT_FINITE", "Asked", "GroupReport", "RefereeReport", "RoundReport"]
 
 NOT_FINITE = "the share holds NaN or inf"  # why a reply is malformed
+Asked = Literal["shares missing", "shares disagree", "suspects", "unclear which parameters have gradients", "audit"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefereeReport:
+    """Why the referee was asked about a group, and what came of it.
+
+    Attributes
+    ----------
+    reason : str
+        "shares missing", "shares disagree", "suspects", "unclear which parameters have gradients", or "audit".
+    answered : bool
+        Whether its answer came in time.
+    seconds : float
+        From the question to the answer.
+    convicted : tuple of int
+        Ids of the nodes whose shares, or digests, were certainly wrong: liars' or, where nodes must compute the same
+        bits, of another make. They are among `GroupReport.corrupt_nodes`, `different_bits` and `malformed_nodes`, too.
+    acquitted : tuple of int
+        Ids of the nodes that were suspects, and whose shares were right up to float noise.
+    """
+
+    reason: Asked
+    answered: bool
+    seconds: float = 0.0
+    convicted: tuple[int, ...] = ()
+    acquitted: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +75,8 @@ class GroupReport:
     residual, tolerance, error_bound : float
         See `Decoded`.
     classes : tuple of ClassOutcome
-        The same for the parameters' gradient and for the buffers' change; () if the group failed.
+        The same for the parameters' gradient and for the buffers' change; () if the group failed, if the code is exact,
+        or if the gradient is the referee's.
     failed_classes : tuple of str
         "parameters" or "buffers", or both: where the shares disagree, if the group could not be decoded.
     unreached : tuple of str
@@ -55,6 +84,8 @@ class GroupReport:
     losses : dict
         Training loss by id of each node that reported one ("loss" in a MetricRecord beside its share), and was neither
         accused nor a suspect. Not coded: such a node may say what it likes here.
+    referee : RefereeReport or None
+        What the referee said; None if it was not asked.
     """
 
     group: int
@@ -74,6 +105,7 @@ class GroupReport:
     failed_classes: tuple[str, ...] = ()
     unreached: tuple[str, ...] = ()
     losses: dict[int, float] = field(default_factory=dict)
+    referee: RefereeReport | None = None
 
     @property
     def decoded(self) -> bool:
@@ -145,6 +177,16 @@ class RoundReport:
         return tuple(group.group for group in self.groups if group.escalated)
 
     @property
+    def referee_reports(self) -> dict[int, RefereeReport]:
+        """What the referee said, by number of the group that it was asked about."""
+        return {group.group: group.referee for group in self.groups if group.referee is not None}
+
+    @property
+    def convicted_nodes(self) -> tuple[int, ...]:
+        """Ids of all nodes that the referee convicted, ascending."""
+        return tuple(sorted(node for asked in self.referee_reports.values() for node in asked.convicted))
+
+    @property
     def training_loss(self) -> float | None:
         """Median of the losses that the nodes of the groups that were decoded report; None if none does.
 
@@ -179,6 +221,9 @@ class RoundReport:
                 "largest-error-bound": max((group.error_bound for group in decoded), default=0.0),
                 "lacking-nodes": list(self.lacking_nodes),
                 "escalated-groups": list(self.escalated_groups),
+                "refereed-groups": list(self.referee_reports),
+                "convicted-nodes": list(self.convicted_nodes),
+                "seconds-of-referee": sum(asked.seconds for asked in self.referee_reports.values()),
                 "nodes-asked": self.nodes_asked,
                 "stepped": int(self.stepped),
                 **({} if loss is None else {"unprotected-training-loss": loss}),

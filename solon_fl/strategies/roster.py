@@ -1,7 +1,7 @@
 """Which node is in which group and slot, in every round, and what each was caught at."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -10,9 +10,9 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 
 from solon_fl.config import SolonConfig
-from solon_fl.errors import NodesMissingError
+from solon_fl.errors import NodesMissingError, RefereeError
 from solon_fl.strategies.ledger import NodeRecord, Place, namesakes
-from solon_fl.strategies.presence import connected_nodes, identity_of, wait_for_nodes
+from solon_fl.strategies.presence import connected_nodes, identity_of, wait_for_nodes, without
 from solon_fl.strategies.replies import one_line
 from solon_fl.strategies.reports import GroupReport, RoundReport
 from solon_fl.strategies.silos import groups_by_silo, learn_silos
@@ -49,10 +49,14 @@ class Roster:
     seed : int, optional
         Makes the places drawn a function of the seed, the round and the nodes, for simulation only. Default: fresh
         entropy in every round, so that there is no generator whose state anybody could learn.
+    trusted : collection of str
+        Names or identities of nodes that have no place, as they are referees.
     """
 
-    def __init__(self, config: SolonConfig, seed: int | None = None) -> None:
+    def __init__(self, config: SolonConfig, seed: int | None = None, trusted: Collection[str] = ()) -> None:
         self._config = config
+        self._trusted = tuple(trusted)
+        self._referees: list[int] = []
         self._seed = seed
         self._nodes: dict[str, NodeRecord] = {}  # by identity
         self._owners: dict[Place, str] = {}  # in the order of groups and slots
@@ -92,12 +96,15 @@ class Roster:
         config = self._config
         began = not self._nodes
         try:
-            nodes = connected_nodes(grid) if self._connected else wait_for_nodes(grid, config.num_nodes, timeout)
+            if not self._connected:
+                wait_for_nodes(grid, config.num_nodes, timeout, self._trusted)
         except NodesMissingError as error:
             if began:
                 raise
             logger.warning("Going on all the same: %s", error)
-            nodes = connected_nodes(grid)
+        connected = connected_nodes(grid)
+        self._referees = self._find_referees(connected)
+        nodes = without(connected, self._trusted)
         newcomers = self._meet(nodes, strangers=not began)
         if not began:
             self._admit(grid, newcomers, timeout)
@@ -114,6 +121,52 @@ class Roster:
             self._fill_places()
         self._idle_strangers = {i for i in self._idle_strangers if self._nodes[i].state in ("spare", "refused")}
 
+    @property
+    def referees(self) -> list[int]:
+        """Ids of the trusted nodes that are connected, in the order in which they were named."""
+        return self._referees
+
+    def _find_referees(self, nodes: list[NodeInfo]) -> list[int]:
+        """Return the ids of the trusted nodes.
+
+        Raises
+        ------
+        RefereeError
+            If two nodes have the same one of these names: one of them may be anybody's.
+        """
+        found = []
+        for name in self._trusted:
+            holders = [node.node_id for node in nodes if name in (node.name, identity_of(node))]
+            if len(holders) > 1:
+                raise RefereeError(
+                    f"the name of a trusted node must be its own; got {len(holders)} nodes registered as {name!r}; "
+                    "name it by its identity, key:..., which the ledger has, or unregister the others."
+                )
+            found += holders
+        return found
+
+    def num_convicted(self, group: int) -> int:
+        """Return how many places of a group are empty because of wrong shares: so many fewer of its nodes may lie.
+
+        Where places are drawn anew, each empty place counts for one of those who are in quarantine for that.
+        """
+        places = self.places[group]
+        if self._config.regroup == "round":
+            all_empty = sum(node_id is None for nodes in self.places for node_id in nodes)
+            others = max(all_empty - sum(map(self._is_guilty, self._nodes.values())), 0)
+            return max(sum(node_id is None for node_id in places) - others, 0)
+        owners = [self._owners.get((group, slot)) for slot, node_id in enumerate(places) if node_id is None]
+        return sum(owner is not None and self._is_guilty(self._nodes[owner]) for owner in owners)
+
+    def _is_guilty(self, record: NodeRecord) -> bool:
+        """Whether a node is in quarantine, and sent wrong shares: it was one of the s of its group."""
+        other_bits = record.different_bits if self._config.needs_equal_bits else 0
+        return record.state == "quarantined" and record.lying + other_bits > 0
+
+    def acquitted(self) -> set[int]:
+        """Return the ids of the nodes that the referee has acquitted."""
+        return {record.node_id for record in self._nodes.values() if record.acquitted}
+
     def troubles(self, node_id: int) -> int:
         """Return how often the node of this id has offended, or made the server ask nodes at rest."""
         record = self._of(node_id)
@@ -127,7 +180,7 @@ class Roster:
         offenders = []
         for group in report.groups:
             offending = {**group.malformed_nodes, **dict.fromkeys(group.corrupt_nodes, "a lie")}
-            if self._config.code == "exact":
+            if self._counts_bits:
                 offending |= dict.fromkeys(group.different_bits, "other bits than its group")
             if self._failed_for_all(group):
                 offending = {}
@@ -140,6 +193,9 @@ class Roster:
                 record.suspected += node_id in group.suspect_nodes
                 record.different_bits += node_id in group.different_bits
                 record.escalations += node_id in group.escalated_by
+                if group.referee is not None:
+                    record.convicted += node_id in group.referee.convicted
+                    record.acquitted += node_id in group.referee.acquitted
                 if node_id in offending:
                     record.lying += node_id in group.corrupt_nodes
                     record.malformed += node_id in group.malformed_nodes
@@ -207,8 +263,13 @@ class Roster:
     # Who is who
 
     def _offences(self, record: NodeRecord) -> int:
-        """Return what quarantine counts: with an exact code nodes of other bits are of no use, lying or not."""
-        return record.offences + (record.different_bits if self._config.code == "exact" else 0)
+        """Return what quarantine counts: where all must compute the same bits others are of no use, lying or not."""
+        return record.offences + (record.different_bits if self._counts_bits else 0)
+
+    @property
+    def _counts_bits(self) -> bool:
+        """Whether nodes of other bits offend: with an exact code, and where they would make the referee work."""
+        return self._config.code == "exact" or (self._config.referee and self._config.verification == "digest")
 
     def _of(self, node_id: int) -> NodeRecord | None:
         return self._by_id.get(node_id)
@@ -410,9 +471,11 @@ class Roster:
     def _can_do_without_another(self, group: int) -> bool:
         """Return whether a group could be decoded if one more of its owners were missing, with no substitute.
 
-        Where places are drawn anew: whether every group could be in the next round.
+        Where places are drawn anew: whether every group could be in the next round. With a referee always.
         """
         config = self._config
+        if config.referee:
+            return True
         if config.regroup == "round":
             present = sum(record.state in ("member", "spare") for record in self._nodes.values())
             return (present - 1) // config.num_groups >= config.num_agreeing

@@ -9,11 +9,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
 from solon_fl.config import SolonConfig
+from solon_fl.errors import ConfigurationError
 from solon_fl.strategies.checkpoint import Checkpoints
 from solon_fl.strategies.factories import OptimizerFactory, SchedulerFactory, made_by, share_of_an_update
 from solon_fl.strategies.ledger import NodeRecord
 from solon_fl.strategies.loop import RoundStrategy
 from solon_fl.strategies.model import ServerModel
+from solon_fl.strategies.referee import TrustedNodes, referee_of
 from solon_fl.strategies.reports import RoundReport
 from solon_fl.strategies.solon_run import SolonRun
 from solon_fl.task import RUN_SEED
@@ -22,7 +24,7 @@ __all__ = ["SolonStrategy"]
 
 SLOW_UPDATES = 0.95  # of a change, in mode "update"
 # Settings, when a run goes on from a checkpoint.
-MAY_CHANGE = ("on_group_failure", "strangers", "quarantine_after")
+MAY_CHANGE = ("audit", "on_group_failure", "strangers", "quarantine_after")
 logger = logging.getLogger("flwr")
 
 
@@ -55,6 +57,12 @@ class SolonStrategy(RoundStrategy[SolonRun]):
         Makes the decoder's random projection reproducible, for simulation only: a node that knew it
         could hide a lie. With `SolonConfig.regroup` "round" the places that are drawn follow from it, too. Default:
         fresh entropy in every decode and for every draw.
+    referee : client object, LocalReferee, or names of nodes, optional
+        Who computes a group's gradient where its nodes' shares don't settle it, if ``config.referee``. What the nodes
+        run, such as ``MyClient()`` or a ClientApp: it computes in the server's process, on its devices, and so needs
+        the data (`LocalReferee` says what it finds in its context). Or names of registered nodes that you trust, which
+        then are in no group. Before round 1 it computes one batch, so that one that can't is an error at once; later
+        errors of it end the run, too. See docs/explanation/referee.md.
     checkpoints : Checkpoints, optional
         Where to save the run, and to go on with it after the server was stopped or killed. Unused under Flower's
         own `start`.
@@ -91,12 +99,22 @@ class SolonStrategy(RoundStrategy[SolonRun]):
         projection_seed: int | None = None,
         checkpoints: Checkpoints | None = None,
         calibrate: bool = False,
+        referee: Any = None,
     ) -> None:
         self.mode = config.mode
         self.decoded_from = config.make_code()
         self._given_config = config
         self._projection_seed = projection_seed
         self._calibrate = calibrate
+        self._referee = referee_of(referee)
+        if (self._referee is not None) != config.referee:
+            remedy = (
+                "give SolonStrategy(..., referee=MyClient())" if config.referee else "set SolonConfig(referee=True)"
+            )
+            raise ConfigurationError(
+                f"a referee must be given and be in the config; got referee={str(referee)[:80]} with "
+                f"SolonConfig(referee={config.referee}); {remedy}."
+            )
         self._told_of_slow_updates = False
         super().__init__(
             optimizer,
@@ -132,6 +150,11 @@ class SolonStrategy(RoundStrategy[SolonRun]):
     def begin(self, model: ServerModel, timeout: float | None, *, follows_up: bool) -> SolonRun:
         """See `RoundStrategy.begin`."""
         self._warn_of_slow_updates(model.share_of_an_update)
+        if isinstance(self._referee, TrustedNodes) and not follows_up:
+            raise ConfigurationError(
+                "trusted nodes are asked in the middle of a round, which Flower's own start can't; use "
+                "SolonStrategy.start, or a referee in the server's process."
+            )
         return SolonRun(
             self._given_config,
             model,
@@ -139,6 +162,7 @@ class SolonStrategy(RoundStrategy[SolonRun]):
             follows_up=follows_up,
             seed=self._projection_seed,
             calibrate=self._calibrate,
+            referee=self._referee,
         )
 
     def configure_evaluate(
@@ -162,6 +186,9 @@ class SolonStrategy(RoundStrategy[SolonRun]):
         logger.info("\t│\t├── Liars tolerated per group: %d", config.byzantine)
         logger.info("\t│\t├── Silent nodes tolerated per group: %d", config.stragglers)
         logger.info("\t│\t├── Verification: %s; redundancy: %s", config.verification, config.redundancy)
+        if config.referee:
+            kind = "trusted nodes" if isinstance(self._referee, TrustedNodes) else "in this process"
+            logger.info("\t│\t├── Referee: %s; audits: %g of all groups and rounds", kind, config.audit)
         logger.info("\t│\t├── A share is 1/%d of the gradient", config.compression)
         logger.info("\t│\t├── Batches a node computes per round: %d", config.batches_per_group)
         certificate = config.make_decoder().certificate

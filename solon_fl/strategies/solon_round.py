@@ -16,9 +16,11 @@ from solon_fl.strategies.group import GroupRound
 from solon_fl.strategies.ledger import Place
 from solon_fl.strategies.model import ServerModel
 from solon_fl.strategies.patience import Patience
+from solon_fl.strategies.referee import LocalReferee, Referee, read_answer, task_of_referee
 from solon_fl.strategies.replies import is_silence
+from solon_fl.strategies.roster import Roster
 from solon_fl.strategies.rounds import Aggregated, Round
-from solon_fl.task import SolonTask
+from solon_fl.task import ARRAYS, SolonTask
 
 __all__ = ["SolonRound"]
 
@@ -33,6 +35,8 @@ class Shared(Protocol):
     sender: ModelSender
     patience: Patience
     timeout: float | None
+    referee: Referee | None
+    roster: Roster
 
     def label(self, node_id: int) -> str:
         """Return what the log calls a node."""
@@ -54,6 +58,8 @@ class SolonRound(Round[Place]):
         self._sent: dict[Place, float] = {}  # when each was asked
         self._asked_at: dict[int, float] = {}  # when nodes of each group were last asked, plus the server's own time
         self._looked = 0.0  # when the latest replies came
+        self._questions: dict[Place, int] = {}  # ids of trusted nodes asked, each with a place below all slots
+        self._asked_referee: dict[int, float] = {}  # when it was first asked about each group
 
     def messages(self, arrays: ArrayRecord) -> dict[Place, Message]:
         """Return one message per node: the shared model, and a config and a task of its own."""
@@ -61,23 +67,80 @@ class SolonRound(Round[Place]):
 
     def again(self, keys: Collection[Place]) -> dict[Place, Message]:
         """See `Round.again`. Nodes that were sent all of it too often already rest until their group needs them."""
+        to_referees = self._to_referees([key for key in keys if key in self._questions])
+        keys = [key for key in keys if key not in self._questions]
         ids = {key: self._groups[key[0]].nodes[key[1]] for key in keys}
         denied = self._run.sender.denied([node_id for node_id in ids.values() if node_id is not None])
         for group, slot in keys:
             if ids[group, slot] in denied:
                 self._groups[group].let_rest(slot)
         self._decode(last=False)
-        return self._tasks([key for key in keys if ids[key] not in denied and not self._groups[key[0]].closed])
+        asked = [key for key in keys if ids[key] not in denied and not self._groups[key[0]].closed]
+        return self._tasks(asked) | to_referees
 
     def follow_up(self, late: bool) -> dict[Place, Message]:
-        """Wake the nodes at rest of groups that need them. Each group has a patience of its own."""
-        patience = self.patience() if any(group.resting for group in self._groups) else math.inf
-        places = [
-            (group.group, slot)
-            for group in self._groups
-            for slot in group.wake(late or self._looked - self._asked_at.get(group.group, math.inf) >= patience)
-        ]
-        return self._tasks(places) if places else {}
+        """Wake the nodes at rest of groups that need them, or ask the referee. Each group has its own patience."""
+        may_wait = self._run.referee is not None or any(group.resting for group in self._groups)
+        patience = self.patience() if may_wait else math.inf
+        places = []
+        for group in self._groups:
+            is_late = late or self._looked - self._asked_at.get(group.group, math.inf) >= patience
+            places += [(group.group, slot) for slot in group.wake(is_late)]
+        messages = self._tasks(places) if places else {}
+        if self._run.referee is not None:
+            self._decode(last=False)
+            messages |= self._further_questions(late)
+        return messages
+
+    def _further_questions(self, late: bool) -> dict[Place, Message]:
+        """Return messages to trusted nodes, if it is these who are to be asked; the next one if it is late."""
+        if isinstance(self._run.referee, LocalReferee):
+            return {}
+        keys = []
+        for group in self._groups:
+            asked = sum(key[0] == group.group for key in self._questions)
+            if group.question is None or asked == len(self._run.roster.referees) or (asked and not late):
+                continue
+            key = (group.group, -1 - asked)
+            self._questions[key] = self._run.roster.referees[asked]
+            self._asked_referee.setdefault(group.group, time.monotonic())
+            keys.append(key)
+        return self._to_referees(keys)
+
+    def _to_referees(self, keys: Collection[Place]) -> dict[Place, Message]:
+        """Return the questions of these keys as messages."""
+        run, ids = self._run, {key: self._questions[key] for key in keys}
+        models = run.sender.records(ids.values()) if ids else {}
+        return {
+            key: self._task_of_referee(key[0]).to_message(models[node_id], self._train_config, node_id, run.timeout)
+            for key, node_id in ids.items()
+        }
+
+    def _task_of_referee(self, group: int) -> SolonTask:
+        run = self._run
+        return task_of_referee(
+            SolonTask.of_run(
+                *(run.config, self._round), group=group, slot=0, dim=run.model.dim, buffers=run.model.buffers
+            )
+        )
+
+    def _settled_here(self, group: GroupRound) -> torch.Tensor | None:
+        """Let a referee in this process settle a group; return its gradient."""
+        run, started = self._run, time.monotonic()
+        if not isinstance(run.referee, LocalReferee):
+            return None
+        message = self._task_of_referee(group.group).to_message(
+            {ARRAYS: run.sender.as_nodes_have_it()}, self._train_config, 0, run.timeout
+        )
+        return self._settled(group, run.referee.compute(message), started)
+
+    def _settled(self, group: GroupRound, reply: Message, started: float) -> torch.Tensor | None:
+        """Settle a group by a referee's reply; return its gradient, or None if that is no answer."""
+        model = self._run.model
+        answer = read_answer(reply, model.dim, model.vector.dtype)
+        if answer is None:
+            return None
+        return group.settle(model.as_direction(answer.vector), answer.unreached, time.monotonic() - started)
 
     def patience(self) -> float:
         """See `Patience`."""
@@ -88,8 +151,12 @@ class SolonRound(Round[Place]):
         """Take replies that came together; return whether every group's outcome is certain."""
         now = self._looked = time.monotonic()
         by_group: dict[int, dict[int, Message]] = {}
+        answers = []
         while batch:  # all is emptied, so that a group's shares are gone once it is decoded
             (group, slot), reply = batch.pop(0)
+            if (group, slot) in self._questions:
+                answers.append((group, reply))
+                continue
             node_id = self._groups[group].nodes[slot]
             if node_id is not None and not (reply.has_error() and is_silence(reply)):
                 self._run.patience.record(node_id, now - self._sent[group, slot])
@@ -97,6 +164,9 @@ class SolonRound(Round[Place]):
             del reply
         for group, replies in by_group.items():
             self._groups[group].receive(replies)
+        for group, reply in answers:
+            if self._groups[group].question is not None:
+                self._add(group, self._settled(self._groups[group], reply, self._asked_referee[group]))
         self._decode(last=False)
         busy = time.monotonic() - now
         self._asked_at = {group: asked_at + busy for group, asked_at in self._asked_at.items()}
@@ -146,6 +216,11 @@ class SolonRound(Round[Place]):
                 messages[group, slot] = task.to_message(models[node_id], self._train_config, node_id, run.timeout)
         return messages
 
+    def _add(self, group: int, gradient: torch.Tensor | None) -> None:
+        """Keep a group's gradient, if there is one, until its turn."""
+        if gradient is not None:
+            self._gradients[group] = gradient
+
     def _decode(self, *, last: bool) -> None:
         """Decode the groups that can be, and add their gradients up in the order of the groups.
 
@@ -153,9 +228,12 @@ class SolonRound(Round[Place]):
         memory than the shares that it was made of.
         """
         for group in self._groups:
-            gradient = group.decode(last=last)
-            if gradient is not None:
-                self._gradients[group.group] = gradient
+            self._add(group.group, group.decode(last=last))
+            if group.question is not None:
+                self._add(group.group, self._settled_here(group))
+            if group.question is not None and last and not group.closed:
+                logger.error("Group %d: the referee was asked (%s) and has not answered.", group.group, group.question)
+                self._add(group.group, group.give_up())
         while self._next_group < len(self._groups) and self._groups[self._next_group].closed:
             gradient, weight = self._gradients.pop(self._next_group, None), self._weights[self._next_group]
             self._next_group += 1

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -9,26 +10,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
 from solon_fl.config import EARLY_ERROR, SolonConfig
-from solon_fl.errors import GroupFailedError
+from solon_fl.errors import GroupFailedError, RefereeError
 from solon_fl.strategies.calibration import Calibration, measure
 from solon_fl.strategies.digest_group import DigestGroupRound
+from solon_fl.strategies.exchange import exchange
 from solon_fl.strategies.failing import failed_for_good, why_none
 from solon_fl.strategies.group import GroupRound
 from solon_fl.strategies.model import ServerModel
 from solon_fl.strategies.patience import Patience
+from solon_fl.strategies.referee import LocalReferee, Referee, TrustedNodes, read_answer, task_of_referee
 from solon_fl.strategies.replies import Unusable
 from solon_fl.strategies.reports import RoundReport
 from solon_fl.strategies.roster import Roster
 from solon_fl.strategies.rounds import Run
 from solon_fl.strategies.solon_round import SolonRound
-from solon_fl.task import digest_key
+from solon_fl.task import ARRAYS, SolonTask, digest_key
 
 __all__ = ["SolonRun"]
 
+MOST_SILENCES = 3  # rounds on end, after which a group with a referee does not wait for a node
 MOST_FAILURES_SHOWN = 5  # kinds, in a run: liars can make up any number
 logger = logging.getLogger("flwr")
 
@@ -53,11 +57,13 @@ class SolonRun(Run):
         follows_up: bool,
         seed: int | None,
         calibrate: bool,
+        referee: Referee | None = None,
     ) -> None:
         super().__init__(model, timeout, config.downlink)
         self.num_batches = config.batches_per_group
         self.config = config
-        self.roster = Roster(config, seed)
+        self.referee = referee
+        self.roster = Roster(config, seed, referee.names if isinstance(referee, TrustedNodes) else ())
         self.projection = None if seed is None else torch.Generator().manual_seed(seed)
         self._follows_up = follows_up
         self._calibrate = calibrate
@@ -66,9 +72,12 @@ class SolonRun(Run):
         self.patience = Patience()
         self._sections = model.sections
         self._noise_only: set[int] = set()  # numbers of tensors
+        self._silences: Counter[int | None] = Counter()  # rounds on end without an answer, by node id
 
     def prepare(self, grid: Grid, arrays: ArrayRecord, config: ConfigRecord) -> None:
-        """Raise rtol above the nodes' float noise, if asked to."""
+        """See that the referee works, and raise rtol above the nodes' float noise, if asked to."""
+        if self.referee is not None:
+            self._try_referee(grid, arrays, config)
         if not self._calibrate:
             return
         try:
@@ -85,6 +94,41 @@ class SolonRun(Run):
         _log_calibration(found)
         self._raise_rtol(found.rtol, "\trtol is raised from %g to %g for this run.", self.config.rtol, found.rtol)
 
+    def _try_referee(self, grid: Grid, arrays: ArrayRecord, config: ConfigRecord) -> None:
+        """Let the referee compute one batch, so that one that can't is known before it is needed."""
+        self.roster.update(grid, self.timeout, server_round=0)
+        task = SolonTask.of_run(self.config, 1, group=0, slot=0, dim=self.model.dim, buffers=self.model.buffers)
+        message_of = partial(
+            replace(task_of_referee(task), num_batches=1).to_message,
+            {ARRAYS: arrays},
+            config,
+            timeout=self.timeout,
+        )
+        if isinstance(self.referee, LocalReferee):
+            read_answer(self.referee.compute(message_of(0)), self.model.dim, self.model.vector.dtype)
+            return
+        replies: list[Message] = []
+
+        def receive(batch: list[tuple[int, Message]]) -> bool:
+            replies.extend(reply for _, reply in batch)
+            return bool(replies)
+
+        exchange(grid, {node_id: message_of(node_id) for node_id in self.roster.referees[:1]}, self.timeout, receive)
+        if not replies or read_answer(replies[0], self.model.dim, self.model.vector.dtype) is None:
+            assert isinstance(self.referee, TrustedNodes)
+            raise RefereeError(
+                f"a trusted node must answer before the run begins; none of {list(self.referee.names)} did within the "
+                "timeout; start it, or correct the names."
+            )
+
+    def draws_audit(self) -> bool:
+        """Whether to let the referee look at a group at which all is well."""
+        if not self.config.audit:
+            return False
+        if self.projection is None:  # fresh entropy, so that nobody knows when
+            return bool(np.random.default_rng().random() < self.config.audit)
+        return bool(torch.rand((), generator=self.projection, device="cpu") < self.config.audit)
+
     def open_round(self, server_round: int, config: ConfigRecord, grid: Grid) -> SolonRound:
         """See `Run.open_round`."""
         self.roster.update(grid, self.timeout, server_round)
@@ -93,6 +137,15 @@ class SolonRun(Run):
 
     def _open_group(self, server_round: int, group: int, nodes: tuple[int | None, ...]) -> GroupRound:
         config, denied = self.config, self._denied(nodes)
+        convicted = 0 if self.referee is None else self.roster.num_convicted(group)
+        liars_left = max(config.byzantine - convicted, 0)
+        refereed: dict[str, Any] = {}
+        if self.referee is not None:
+            refereed = {
+                "audit": self.draws_audit,
+                "settled": self.roster.acquitted(),
+                "unheard": {slot for slot, node_id in enumerate(nodes) if self._silences[node_id] >= MOST_SILENCES},
+            }
         make: Callable[..., GroupRound] = GroupRound
         if config.verification == "digest":
             make = partial(
@@ -103,9 +156,11 @@ class SolonRun(Run):
         return make(
             group=group,
             nodes=nodes,
-            resting=self._resting(nodes, denied) | denied,
+            resting=self._resting(nodes, denied, convicted) | denied,
             denied=denied,
-            byzantine=config.byzantine,
+            byzantine=liars_left,
+            rtol=config.rtol,
+            needs_equal_bits=config.needs_equal_bits,
             decoder=config.make_decoder(),
             enough=config.num_precise,
             early_error=EARLY_ERROR,
@@ -117,6 +172,7 @@ class SolonRun(Run):
             projection=self.projection,
             label=self.label,
             explain=self._show_where,
+            **refereed,
         )
 
     def _show_where(self, node_id: int, unusable: Unusable) -> None:
@@ -126,7 +182,7 @@ class SolonRun(Run):
             lines = "".join(f"\n\t{line}" for line in unusable.where)
             logger.warning("Where that was, as node %s says (innermost last):%s", self.label(node_id), lines)
 
-    def _resting(self, nodes: tuple[int | None, ...], denied: set[int]) -> set[int]:
+    def _resting(self, nodes: tuple[int | None, ...], denied: set[int], convicted: int) -> set[int]:
         """Return the slots of nodes that rest at first: drawn, after those denied, away, or that gave most trouble."""
         if self.config.redundancy == "full" or not self._follows_up:
             return set()
@@ -141,7 +197,7 @@ class SolonRun(Run):
             slot: (slot in denied, node_id in away, self.roster.troubles(node_id)) for slot, node_id in present.items()
         }
         drawn = sorted((slots[i] for i in order), key=trouble.__getitem__)
-        return set(drawn[self.config.num_precise + self.config.stragglers :])
+        return set(drawn[max(self.config.num_precise - convicted, self.config.compression) + self.config.stragglers :])
 
     def _denied(self, nodes: tuple[int | None, ...]) -> set[int]:
         """Return the slots of nodes that would have to be sent all of the model again, and can rest instead."""
@@ -151,6 +207,10 @@ class SolonRun(Run):
     def record(self, report: RoundReport) -> None:
         """Enter the report into the ledger; see `Run.record`."""
         self.roster.record(report)
+        for group in report.groups:
+            silent = set(group.silent_nodes)
+            for node_id in group.nodes:
+                self._silences[node_id] = self._silences[node_id] + 1 if node_id in silent else 0
         different = {node for group in report.groups for node in group.different_bits} - self._told
         if different:
             self._told |= different
@@ -174,6 +234,7 @@ class SolonRun(Run):
 
     def record_late(self, node_id: int) -> None:
         """See `Run.record_late`."""
+        self._silences[node_id] = 0
         self.roster.record_late(node_id)
 
     def record_stall(self, node_id: int) -> None:
