@@ -10,7 +10,7 @@ projection, and what moved the result farthest is kept.
 
 A result counts if k + s shares agree with it, as `SolonStrategy` demands. Three things are climbed for:
   any     k + s to r shares are there, whichever the liars like: what a group may have to take when its patience is over
-  early   the same, but only results within early_error (by their own error bound): what a group takes before that
+  early   the same, but only results within EARLY_ERROR (by their own error bound): what a group takes before that
   all     all r shares are there
 each with exact honest shares (but for float32), and with honest shares that are off by 0.9 rtol in just the direction
 that helps the liars most: no machine does that, but it is within what the decoder is told to expect.
@@ -49,9 +49,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import Tensor
 
-from solon_fl import CertificateWarning, Decoded, FourierCode, RealDecoder, SolonConfig
+from solon_fl import CertificateWarning, Decoded, FourierCode, RealDecoder
 from solon_fl.coding import smallest_group
 from solon_fl.coding.real.locating import parity_of
+from solon_fl.config import EARLY_ERROR
 
 FloatArray = NDArray[np.float64]
 Aim = Literal["any", "early", "all"]
@@ -63,7 +64,6 @@ WEAK_CHUNK = 1e-2  # of the others, by the one chunk that a concentrated gradien
 TRIES = 3  # projections that a lie is tried with, until it counts
 Kind = Literal["imitate", "push"]
 KINDS: tuple[Kind, ...] = ("push", "imitate")
-EARLY_ERROR = SolonConfig(num_nodes=5, byzantine=1, compression=3).early_error
 
 
 @dataclass(frozen=True)

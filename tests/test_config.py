@@ -1,11 +1,11 @@
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pytest
 
-from solon_fl.config import CodeName, SolonConfig
+from solon_fl.config import EARLY_ERROR, SolonConfig
 from solon_fl.errors import ConfigurationError
 
 
@@ -37,9 +37,8 @@ def test_group_size_and_batches_default_to_the_theorems_minimum() -> None:
         ({"rtol": 0.0}, "rtol=0.0"),
         ({"rtol": "1e-6"}, "rtol must be a number; got rtol='1e-6'; give it as a number, not as a text"),
         ({"rtol": True}, "rtol must be a number; got rtol=True"),
-        ({"early_error": None}, "early_error must be a number; got early_error=None"),
         ({"group_weights": ("1", 2)}, "group_weights must be a number; got group_weights='1'"),
-        ({"code": "hamming"}, "code must be one of exact, fourier, vandermonde; got code='hamming'"),
+        ({"code": "hamming"}, "code must be one of exact, fourier; got code='hamming'"),
         ({"mode": "delta"}, "mode must be one of gradient, update; got mode='delta'"),
         ({"grouping": "random"}, "grouping='random'"),
         ({"regroup": "daily"}, "regroup must be one of never, round; got regroup='daily'"),
@@ -48,7 +47,6 @@ def test_group_size_and_batches_default_to_the_theorems_minimum() -> None:
             "regroup='round' needs grouping='server', as nodes of different silos hold different data",
         ),
         ({"on_group_failure": "guess"}, "on_group_failure='guess'"),
-        ({"beyond_bound": True}, "beyond_bound must be one of reject, accept; got beyond_bound=True"),
         ({"group_weights": (1.0,)}, r"group_weights must be 2 positive numbers, one a group; got \(1.0,\)"),
         ({"group_weights": (1.0, float("nan"))}, "nan"),
     ],
@@ -68,7 +66,6 @@ def test_numbers_of_numpy_are_numbers_and_become_plain_ones() -> None:
         "batches_per_group": np.int16(4),
         "quarantine_after": np.int64(1),
         "rtol": np.float32(1e-6),
-        "early_error": np.float64(1e-3),
         "group_weights": np.array([1.0, 2.0]),
     }
     config = SolonConfig(**numbers)
@@ -91,14 +88,6 @@ def test_with_digests_nothing_is_said_of_a_decoder_that_the_run_does_not_use() -
     assert (config.group_size, decoder.byzantine, decoder.stragglers) == (20, 0, 5)
 
 
-@pytest.mark.parametrize("code", ["fourier", "vandermonde"])
-def test_the_decoder_is_told_what_to_do_beyond_the_bound(code: CodeName) -> None:
-    config = SolonConfig(num_nodes=7, byzantine=2, compression=3, code=code)
-    assert config.make_decoder().beyond_bound == "reject"
-    accepting = replace(config, beyond_bound="accept")
-    assert accepting.make_decoder().beyond_bound == "accept"
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -116,14 +105,13 @@ def test_as_many_nodes_are_precise_as_bound_the_error_by_early_error(s: int, k: 
     config = SolonConfig(num_nodes=2 * s + k, byzantine=s, compression=k)
     decoder = config.make_decoder()
     assert config.num_precise == precise
-    assert decoder.expected_error(precise) <= config.early_error
-    assert precise == s + k or decoder.expected_error(precise - 1) > config.early_error
+    assert decoder.expected_error(precise) <= EARLY_ERROR
+    assert precise == s + k or decoder.expected_error(precise - 1) > EARLY_ERROR
 
 
-def test_what_bounds_precision_can_be_chosen_and_digests_need_none() -> None:
-    config = SolonConfig(num_nodes=14, byzantine=3, compression=8)
-    assert replace(config, early_error=1.0).num_precise == 11
-    assert replace(config, early_error=1e-9).num_precise == 14
-    assert replace(config, early_error=1e-9, verification="digest").num_precise == 8
-    with pytest.raises(ConfigurationError, match="early_error must be between 0 and inf; got early_error=0"):
-        replace(config, early_error=0)
+@pytest.mark.parametrize(
+    ("changes", "precise"),
+    [({"rtol": 1e-9}, 11), ({}, 12), ({"rtol": 5e-5}, 14), ({"code": "exact"}, 11), ({"verification": "digest"}, 8)],
+)
+def test_less_noise_needs_fewer_and_who_makes_no_errors_the_fewest(changes: dict[str, Any], precise: int) -> None:
+    assert SolonConfig(num_nodes=14, byzantine=3, compression=8, group_size=14, **changes).num_precise == precise

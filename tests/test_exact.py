@@ -79,7 +79,6 @@ def test_nobody_is_framed(family: str) -> None:
         {"redundancy": "reactive"},
         {"redundancy": "reactive", "verification": "digest", "group_size": 7},
         {"num_nodes": 20, "group_size": 10},
-        {"beyond_bound": "accept"},
         {"regroup": "round"},
         {"grouping": "server", "stragglers": 1, "num_nodes": 16},
     ],

@@ -89,7 +89,6 @@ def test_buffer_names_knows_which_entries_are_frozen() -> None:
         {"code": "exact"},
         {"verification": "digest", "group_size": 7},
         {"redundancy": "reactive"},
-        {"code": "vandermonde"},
     ],
     ids=str,
 )

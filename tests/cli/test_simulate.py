@@ -23,17 +23,6 @@ def test_simulate_names_the_liars_and_leaves_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_simulate_goes_beyond_the_bound_if_told_to(tmp_path: Path) -> None:
-    done = solon_fl(
-        *("simulate", *SMALL, "--attack", "random", "--rounds", "2", "--output", str(tmp_path / "out")),
-        *("--set", "num_liars=6", "--set", "beyond_bound=accept"),
-    )
-    assert done.exit_code == 0, done.output
-    assert "4 times a group had more faults than s and e" in done.stdout
-    assert "could not be decoded" not in done.stdout
-
-
-@pytest.mark.slow
 def test_a_strategy_that_breaks_off_is_told_and_fails(tmp_path: Path) -> None:
     done = solon_fl(
         *("simulate", "--strategy", "fedavg", "--model", "logistic", "--attack", "malformed"),
@@ -56,7 +45,7 @@ def test_what_is_set_is_what_is_run(tmp_path: Path) -> None:
         "stragglers": 1,
         "group_size": 14,
         "mode": "gradient",
-        "code": "vandermonde",
+        "code": "exact",
         "rtol": 2e-6,
         "redundancy": "reactive",
         "quarantine_after": 3,
@@ -69,7 +58,7 @@ def test_what_is_set_is_what_is_run(tmp_path: Path) -> None:
         "compute_once=False",
         "sign_learning_rate=0.25",
     ]
-    texts += ["stragglers=1", "group-size=14", "mode=gradient", "code=vandermonde", "rtol=2e-6"]
+    texts += ["stragglers=1", "group-size=14", "mode=gradient", "code=exact", "rtol=2e-6"]
     texts += ["redundancy=reactive", "quarantine_after=3", "group_weights=2", "checkpoint_every=1", "threads=1"]
     options = [argument for text in texts for argument in ("--set", text)]
     done = solon_fl("simulate", *SMALL, *options, "--rounds", "1", "--output", str(tmp_path))
@@ -87,7 +76,7 @@ def test_what_is_set_is_what_is_run(tmp_path: Path) -> None:
     [
         (["--nodes", "23"], "num_nodes=23"),
         (["--attack", "alien"], "attack='alien'"),
-        (["--set", "beyond-bound=perhaps"], "beyond_bound='perhaps'"),
+        (["--set", "on-group-failure=perhaps"], "on_group_failure='perhaps'"),
         (["--byzantine", "4", "--set", "group-size=10"], "raise group_size to 14"),
         (
             ["--set", "verification=trust"],

@@ -294,7 +294,6 @@ OUTCOMES = {
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "full redundancy": {},
-    "results beyond the bound": {"beyond_bound": "accept"},
     "digests": {"num_nodes": 10, "verification": "digest"},
     "digests, algebra possible": {"group_size": 7, "verification": "digest"},
     "reactive": {"redundancy": "reactive"},
@@ -306,7 +305,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "verification": "digest",
         "redundancy": "reactive",
         "regroup": "round",
-        "beyond_bound": "accept",
         "downlink": "delta",
     },
 }

@@ -114,7 +114,7 @@ def test_under_every_option_a_fault_changes_nothing_and_no_honest_node_is_named(
         assert set(offences.values()) <= {1}, "a node is caught once, and gets no more tasks"
 
 
-@pytest.mark.parametrize("option", [option for option in OTHERS if "beyond_bound" not in OPTIONS[option]])
+@pytest.mark.parametrize("option", OTHERS)
 @pytest.mark.parametrize("fault", HARMFUL, ids=lambda fault: fault.name)
 def test_under_every_option_more_faults_than_borne_never_pass_for_a_result(option: str, fault: Fault) -> None:
     """The round is skipped and says so, or its result is right all the same."""

@@ -191,9 +191,7 @@ def assert_is_the_replys(share: Tensor, reply: Message) -> None:
 def check_strategy(source: Source) -> None:
     """One to five hostile replies in a round of 14 nodes, any of them twice or to another message: it is survived."""
     verification: Verification = "digest" if one_in(source, 2) else "algebra"
-    config = SolonConfig(
-        num_nodes=14, byzantine=2, compression=3, seed=1, group_size=7, verification=verification, beyond_bound="accept"
-    )
+    config = SolonConfig(num_nodes=14, byzantine=2, compression=3, seed=1, group_size=7, verification=verification)
     strategy = SolonStrategy(config, SGD)
     questions, honest = open_round(strategy, 14)
     dim, code = sum(array.numpy().size for array in MODEL.values()), strategy.config.make_code()

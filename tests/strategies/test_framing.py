@@ -29,9 +29,7 @@ MODES: dict[str, dict[str, Any]] = {
     "regroup": {"regroup": "round"},
     "regroup and reactive": {"regroup": "round", "redundancy": "reactive"},
     "update": {"mode": "update"},
-    "beyond the bound": {"beyond_bound": "accept"},
     "quarantine": {"quarantine_after": 1},
-    "reactive, beyond the bound": {"redundancy": "reactive", "beyond_bound": "accept"},
     "reactive, late quarantine": {"redundancy": "reactive", "quarantine_after": 3},
 }
 

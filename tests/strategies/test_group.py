@@ -1,6 +1,5 @@
 """One group of seven nodes (s = 2, k = 3): certain once five shares agree."""
 
-import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +25,6 @@ DECODER = RealDecoder(CODE, byzantine=2)
 GRADIENT = torch.linspace(-1, 2, 20)
 WHOLE = Sections.whole(7)
 PADDED = torch.nn.functional.pad(GRADIENT, (0, 1))
-ACCEPTING = RealDecoder(CODE, byzantine=2, beyond_bound="accept")
 NODES = (70, 71, 72, 73, 74, 75, 76)
 
 
@@ -221,51 +219,6 @@ def test_more_liars_than_s_fail_loudly() -> None:
     group.decode(last=False)
     assert group.report is not None
     assert group.report.status == "undecodable"
-    assert group.gradient is None
-
-
-def test_more_liars_than_s_are_named_if_results_beyond_the_bound_are_accepted(caplog: pytest.LogCaptureFixture) -> None:
-    group = new_round(ACCEPTING)
-    with caplog.at_level(logging.WARNING, logger="flwr"):
-        for slot in range(7):
-            assert not group.closed
-            assert not caplog.text
-            group.receive_one(slot, reply_with(torch.full((7,), float(slot**2))) if 2 < slot < 6 else honest(slot))
-            group.decode(last=False)
-    assert group.report is not None
-    assert group.report.status == "beyond-bound"
-    assert group.report.decoded
-    assert group.report.corrupt_nodes == ()
-    assert group.report.suspect_nodes == (73, 74, 75)
-    assert 0 < group.report.error_bound < 1e-4
-    assert (
-        "Group 1: beyond the guarantee (byzantine=2, stragglers=0): 3 nodes are held to lie: 73, 74, 75." in caplog.text
-    )
-    assert "That is right if no more than 3 of all these nodes lied." in caplog.text
-    assert group.gradient is not None
-    torch.testing.assert_close(group.gradient, PADDED, rtol=1e-5, atol=1e-6)
-
-
-def test_a_result_beyond_the_bound_waits_for_the_deadline() -> None:
-    group = new_round(ACCEPTING)
-    for slot in range(6):
-        group.receive_one(slot, reply_with(torch.full((7,), float(slot**2))) if slot in (2, 3) else honest(slot))
-        group.decode(last=False)
-        assert not group.closed  # four agree, and the seventh may make them five
-    group.decode(last=True)
-    assert group.report is not None
-    assert group.report.status == "beyond-bound"
-    assert group.report.suspect_nodes == (72, 73)
-    assert group.report.silent_nodes == (76,)
-
-
-def test_what_two_liars_could_make_up_is_not_accepted_beyond_the_bound() -> None:
-    group = new_round(ACCEPTING)
-    for slot in range(5):
-        group.receive_one(slot, reply_with(torch.full((7,), 9.0)) if slot == 2 else honest(slot))
-    group.decode(last=True)
-    assert group.report is not None
-    assert group.report.status == "too-few-shares"  # four agree, which are k + 1, but of five shares
     assert group.gradient is None
 
 

@@ -168,13 +168,11 @@ def configurations(draw: st.DrawFn) -> SolonConfig:
         compression=k,
         stragglers=e,
         group_size=size,
-        code=draw(st.sampled_from(("fourier", "vandermonde"))),
         seed=draw(st.integers(0, 2**63 - 1)),
         verification="digest" if digest else "algebra",
         quarantine_after=draw(st.sampled_from((None, 1, 2))),
         redundancy=draw(st.sampled_from(("full", "reactive"))),
         regroup=draw(st.sampled_from(("never", "round"))),
-        beyond_bound=draw(st.sampled_from(("reject", "accept"))),
     )
 
 
@@ -329,7 +327,6 @@ def test_under_all_options_a_run_goes_on_from_its_checkpoints_bit_by_bit(tmp_pat
         verification="digest",
         redundancy="reactive",
         regroup="round",
-        beyond_bound="accept",
         group_weights=(1.0, 2.0),
     )
 

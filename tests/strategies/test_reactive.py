@@ -17,7 +17,7 @@ from torch import Tensor
 from solon_fl import SolonConfig
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations import InProcessGrid
-from solon_fl.simulations.attacks import Alie, NotFinite, RandomGaussian, Reverse, SameLie
+from solon_fl.simulations.attacks import Alie, NotFinite, OtherGradient, RandomGaussian, Reverse, SameLie
 from solon_fl.simulations.attacks.mods import MALFORMATIONS, attack_mod, malformed_mod, silent_mod
 from solon_fl.strategies import Checkpoints, RoundReport, SolonStrategy
 from solon_fl.task import SolonTask
@@ -173,6 +173,19 @@ def test_liars_beyond_s_fail_the_group_and_never_pass() -> None:
     if not reports[0].failed_groups:  # none or some of them were asked, and the others agreed
         honest = vector_of(train(rounds=1)[0].arrays)
         torch.testing.assert_close(vector_of(result.arrays), honest, rtol=1e-4, atol=1e-5)
+
+
+def test_liars_that_rested_at_first_collude_with_those_that_did_not() -> None:
+    """More of them than s mislead a group, whether all nodes are asked at once or some only later."""
+    mods = [attack_mod(OtherGradient(small_config().make_code()), {0, 1, 2})]
+    (full, all_at_once), (late, in_two_waves) = (
+        train(config, mods=mods, rounds=1, projection_seed=0) for config in (small_config(), reactive())
+    )
+    assert in_two_waves[0].escalated_groups == (0,)
+    assert all_at_once[0].corrupt_nodes
+    assert in_two_waves[0].corrupt_nodes == all_at_once[0].corrupt_nodes
+    assert not set(all_at_once[0].corrupt_nodes) & {1, 2, 3}, "honest nodes are blamed"
+    torch.testing.assert_close(vector_of(late.arrays), vector_of(full.arrays), rtol=1e-4, atol=1e-5)
 
 
 def test_under_flowers_own_start_all_compute() -> None:

@@ -230,15 +230,3 @@ def test_a_quarantined_liar_stays_out_of_every_group(honest: Outcome) -> None:
     assert outcome.offences == {liar: {"lying": 2} for liar in outcome.scenario.liars}
     states = {int(record.identity.removeprefix("id:")) - 1: record.state for record in outcome.ledger}
     assert {number for number, state in states.items() if state == "quarantined"} == outcome.scenario.liars
-
-
-def test_liars_that_rested_at_first_collude_with_those_that_did_not() -> None:
-    """More of them than s mislead a group, whether all nodes are asked at once or some only later."""
-    config = dataclasses.replace(CONFIG, seed=1, beyond_bound="accept")
-    reactive = dataclasses.replace(config, redundancy="reactive")
-    outcomes = [run(config=c, attack="other-gradient", num_liars=6) for c in (config, reactive)]
-    first, second = ([group.corrupt_nodes for group in outcome.reports[0].groups] for outcome in outcomes)
-    assert first == second
-    assert outcomes[1].reports[0].escalated_groups
-    assert not set(first[0]) & outcomes[0].liars, "honest nodes are blamed"
-    assert curve(outcomes[0])[1] == curve(outcomes[1])[1]
