@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -58,13 +57,11 @@ def shares_of(code: Code, gradient: Tensor) -> dict[int, Tensor]:
     return {slot: code.encode(gradient, slot) for slot in range(code.group_size)}
 
 
-def exact_decoder(
-    *, byzantine: int, compression: int, stragglers: int = 0, extra: int = 0, **more: Any
-) -> ExactDecoder:
+def exact_decoder(*, byzantine: int, compression: int, stragglers: int = 0, extra: int = 0) -> ExactDecoder:
     """Return the decoder of a group with so many nodes more than are needed."""
     size = smallest_group(byzantine=byzantine, compression=compression, stragglers=stragglers) + extra
     code = ExactCode(group_size=size, compression=compression)
-    return ExactDecoder(code, byzantine=byzantine, stragglers=stragglers, **more)
+    return ExactDecoder(code, byzantine=byzantine, stragglers=stragglers)
 
 
 @contextlib.contextmanager
