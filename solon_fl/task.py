@@ -29,6 +29,7 @@ __all__ = [
     "Batch",
     "SolonTask",
     "digest_key",
+    "share_name",
     "task_record",
     "task_values",
     "time_to_live",
@@ -39,7 +40,7 @@ ARRAYS = "arrays"  # server -> node: the model
 CONFIG = "config"  # server -> node: the user's train config and "server-round"
 RUN_SEED = "run-seed"  # in the config of an evaluation, which has no task
 TASK = "solon"  # server -> node: a SolonTask
-SHARE = "share"  # node -> server: an ArrayRecord with the one array "share"
+SHARE = "share"  # node -> server: an ArrayRecord with the array "share", and further ones if the task says so
 DIGESTS = "digests"  # node -> server: a ConfigRecord with the one entry "digests", bytes
 UNREACHED = "unreached"  # node -> server: a ConfigRecord with the one entry "names", of parameters that no loss reached
 SILO_QUERY = "query.solon_silo"
@@ -169,6 +170,8 @@ class SolonTask:
         See `solon_fl.SolonConfig`.
     mode, code, group_size, compression
         Of the run: see there.
+    also : tuple of int
+        Further slots whose shares the node sends, as nobody is in them.
     """
 
     round: int
@@ -184,6 +187,7 @@ class SolonTask:
     compression: int
     buffers: tuple[str, ...] = ()
     verification: Verification = "algebra"
+    also: tuple[int, ...] = ()
 
     @property
     def frozen(self) -> frozenset[str]:
@@ -214,7 +218,15 @@ class SolonTask:
 
     @classmethod
     def of_run(
-        cls, config: SolonConfig, round: int, *, group: int, slot: int, dim: int, buffers: tuple[str, ...]
+        cls,
+        config: SolonConfig,
+        round: int,
+        *,
+        group: int,
+        slot: int,
+        dim: int,
+        buffers: tuple[str, ...],
+        also: tuple[int, ...] = (),
     ) -> "SolonTask":
         """Return the task of a place in a run of this config."""
         return cls(
@@ -231,6 +243,7 @@ class SolonTask:
             compression=config.compression,
             buffers=buffers,
             verification=config.verification,
+            also=also,
         )
 
     def to_record(self) -> ConfigRecord:
@@ -284,14 +297,20 @@ def digest_key(seed: int, server_round: int, group: int) -> bytes:
     return b"".join(number.to_bytes(8, "big") for number in (seed, server_round, group))
 
 
+def share_name(slot: int) -> str:
+    """Return the name of the array with the share of one of the slots that a node sends beside its own."""
+    return f"{SHARE}-{slot}"
+
+
 def task_record(values: dict[str, Any]) -> ConfigRecord:
     """Return a task's entries as a record that `task_values` reads.
 
-    No names are no entry: Flower's message_size_mod can't tell the size of a record with an empty list.
+    Empty lists are no entries: Flower's message_size_mod can't tell the size of a record with one.
     """
     names = BufferNames.of(values["buffers"])
-    lists = {"buffers": list(names), "frozen": [name for name in names if name in names.frozen]}
-    others = {name: value for name, value in values.items() if name != "buffers"}
+    frozen = [name for name in names if name in names.frozen]
+    lists: dict[str, Any] = {"buffers": list(names), "frozen": frozen, "also": list(values.get("also", ()))}
+    others = {name: value for name, value in values.items() if name not in lists}
     return ConfigRecord({**others, **{name: entries for name, entries in lists.items() if entries}})
 
 
@@ -309,7 +328,7 @@ def task_values(
     record_name, strategy : str
         The task's record, and whose it is.
     names : collection of str
-        Of all entries: whole numbers, but for "buffers" and those in `texts`.
+        Of all entries: whole numbers, but for "buffers", names, "also", numbers, and those in `texts`.
     texts : mapping
         What each entry that is a text may be.
 
@@ -325,13 +344,15 @@ def task_values(
         )
     values: dict[str, Any] = {"buffers": (), **record}
     values["buffers"] = BufferNames(values["buffers"], values.pop("frozen", ()))
+    if "also" in names:
+        values["also"] = tuple(values.get("also", ()))
     if set(values) != set(names):
         odd = sorted(set(values) ^ set(names))
         raise ConfigurationError(
             f"the task has missing or unknown entries {odd}; install the same solon_fl on server and nodes."
         )
     for name, value in values.items():
-        fits = value in texts[name] if name in texts else name == "buffers" or type(value) is int
+        fits = value in texts[name] if name in texts else name in ("buffers", "also") or type(value) is int
         if not fits:
             raise ConfigurationError(f"the task's entry {name} is not valid; got {name}={value!r}.")
     return values

@@ -10,7 +10,7 @@ from torch import Tensor
 from solon_fl.coding.digests import share_digests
 from solon_fl.coding.sections import padded, spread
 from solon_fl.errors import ConfigurationError
-from solon_fl.task import ARRAYS, DIGESTS, SHARE, SILO_QUERY, SolonTask
+from solon_fl.task import ARRAYS, DIGESTS, SHARE, SILO_QUERY, SolonTask, share_name
 from solon_fl.wire import coded_sizes, to_array
 
 __all__ = ["answer_silo_queries", "share_reply", "without_state"]
@@ -30,7 +30,7 @@ def share_reply(
     task : SolonTask
         From that message.
     vector : Tensor, (task.dim,), any float dtype, any device
-        The group's gradient or model change. It is encoded where it is; only the share is copied to the host. If it is
+        The group's gradient or model change. It is encoded where it is; only shares are copied to the host. If it is
         not padded yet (`GradientVector` pads each tensor as the code wants it), it is copied for that.
     beside : mapping, optional
         Further records of the reply, by name. Nothing protects them, and no training depends on them; of a "loss" in a
@@ -54,7 +54,8 @@ def share_reply(
             f"{vector.numel()}; server and nodes must build the same model."
         )
     vector = spread(vector.reshape(-1), sizes, code.multiple)
-    content = RecordDict({SHARE: ArrayRecord({SHARE: to_array(code.encode(vector, task.slot))}), **beside})
+    shares = {share_name(slot): to_array(code.encode(vector, slot)) for slot in task.also}
+    content = RecordDict({SHARE: ArrayRecord({SHARE: to_array(code.encode(vector, task.slot)), **shares}), **beside})
     if task.verification == "digest":
         content[DIGESTS] = ConfigRecord({DIGESTS: share_digests(code, vector, task.digest_key)})
     return Message(content, reply_to=message)

@@ -12,7 +12,7 @@ from solon_fl.coding import Decoded, DecodeStatus
 from solon_fl.coding.digests import DIGEST_SIZE, elect, share_digest, share_digests
 from solon_fl.strategies.comparing import distances
 from solon_fl.strategies.group import GroupRound, Outcome
-from solon_fl.strategies.replies import Unusable, read_all, read_share_and_digests
+from solon_fl.strategies.replies import Unusable, read_all, read_shares_and_digests
 
 __all__ = ["DigestGroupRound"]
 
@@ -37,20 +37,29 @@ class DigestGroupRound(GroupRound):
     _votes: dict[int, bytes] = field(default_factory=dict)  # lists of digests, by the slot of who sent them
 
     def _take(self, replies: dict[int, Message]) -> None:
-        reader = partial(
-            read_share_and_digests,
-            length=self.sections.num_columns,
-            dtype=self.dtype,
-            group_size=self.decoder.code.group_size,
-        )
-        for slot, found in read_all(replies, reader).items():
+        for slot in list(replies):
+            reader = partial(
+                read_shares_and_digests,
+                length=self.sections.num_columns,
+                dtype=self.dtype,
+                also=self.also.get(slot, ()),
+                group_size=self.decoder.code.group_size,
+            )
+            found = read_all({slot: replies.pop(slot)}, reader)[slot]
             if isinstance(found, Unusable):
                 self._refuse(slot, found)
                 continue
-            share, self._votes[slot] = found
-            self._digests[slot] = share_digest(share, self.digest_key)
-            self._keep(slot, share)
+            shares, self._votes[slot] = found
+            for further, share in shares.items():
+                place = slot if further is None else further
+                self._digests[place] = share_digest(share, self.digest_key)
+                self._keep(place, share)
             self.bytes_in += len(self._votes[slot])
+
+    @property
+    def num_needed(self) -> int:
+        """See `GroupRound.num_needed`."""
+        return max(self.byzantine + 1, self.decoder.code.compression)
 
     def _try_to_decode(self, last: bool) -> Tensor | None:
         nobody_left = last or (self._all_here and not self.resting)
@@ -99,7 +108,9 @@ class DigestGroupRound(GroupRound):
         return self._conclude(
             Outcome(
                 decoded,
-                different=frozenset(slot for slot in honest if slot not in matching or self._votes[slot] != elected),
+                different=frozenset(
+                    slot for slot in honest if slot not in matching or self._votes[self._sender_of(slot)] != elected
+                ),
                 odd=2 * sum(vote == elected for vote in self._votes.values()) > len(self._votes) + self.byzantine,
             )
         )

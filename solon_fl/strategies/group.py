@@ -3,7 +3,7 @@
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -49,6 +49,8 @@ class GroupRound:
         Node ids by slot; None where there is none to ask.
     resting : set of int
         Slots of nodes that have no task unless the others turn out not to be enough.
+    also : mapping from int to tuple of int
+        Empty slots whose shares nodes in other slots send, by these. They compute nothing more for it.
     denied : set of int
         Those of them that have one only if, with the others at rest, there are still not enough.
     byzantine : int
@@ -114,6 +116,7 @@ class GroupRound:
     question: Asked | None = None
     resting: set[int] = field(default_factory=set)
     denied: set[int] = field(default_factory=set)
+    also: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     bytes_in: int = 0
     _shares: dict[int, Tensor] = field(default_factory=dict)
     _losses: dict[int, float] = field(default_factory=dict)  # as reported: nothing protects them
@@ -175,7 +178,7 @@ class GroupRound:
 
     @property
     def num_needed(self) -> int:
-        """Shares that must agree."""
+        """Nodes without which there is nothing to decode."""
         return self.decoder.code.compression + self.byzantine
 
     @property
@@ -329,7 +332,7 @@ class GroupRound:
         return self.unheard.union(self._shares, malformed, self._gone).issuperset(self.asked)
 
     def _try_to_decode(self, last: bool) -> Tensor | None:
-        needed = self.num_needed
+        needed = self.decoder.code.compression + self.byzantine
         all_here = self._all_here
         last = last or (all_here and not self.resting)
         self._exhausted = all_here
@@ -441,6 +444,10 @@ class GroupRound:
         return decoded.gradient
 
     def _ids(self, slots: Iterable[int]) -> tuple[int, ...]:
-        """Return the ids of the nodes in these slots."""
-        ids = (self.nodes[slot] for slot in sorted(slots))
-        return tuple(node_id for node_id in ids if node_id is not None)
+        """Return the ids of the nodes that sent, or were to send, the shares of these slots."""
+        ids = (self.nodes[self._sender_of(slot)] for slot in sorted(slots))
+        return tuple(dict.fromkeys(node_id for node_id in ids if node_id is not None))
+
+    def _sender_of(self, slot: int) -> int:
+        """Return the slot of the node that sends a slot's share."""
+        return next((sender for sender, slots in self.also.items() if slot in slots), slot)

@@ -110,7 +110,8 @@ def _apart(
 ) -> tuple[set[int], set[int], set[int]]:
     """Return the slots whose shares are far from what they should be, not finite, and near it but not the same."""
     if isinstance(code, ExactCode):
-        chosen = [slot for slot in shares if slot < code.compression]  # the others are no numbers
+        is_number = [slot < code.compression or code.compression == 1 for slot in range(code.group_size)]
+        chosen = [slot for slot in shares if is_number[slot]]
         allowed = LARGEST_NOISE * norms(vector, Sections.whole(vector.numel()))
     else:
         chosen = list(shares)

@@ -4,7 +4,7 @@ import logging
 import math
 import statistics
 import warnings
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
@@ -17,7 +17,7 @@ from torch import Tensor
 from solon_fl.coding.digests import DIGEST_SIZE
 from solon_fl.errors import InvalidReplyError
 from solon_fl.parts import MODEL, Kept
-from solon_fl.task import DIGESTS, SHARE, UNREACHED, WHERE
+from solon_fl.task import DIGESTS, SHARE, UNREACHED, WHERE, share_name
 from solon_fl.wire import STYPE, npy_header
 
 __all__ = [
@@ -34,7 +34,8 @@ __all__ = [
     "read_kept",
     "read_loss",
     "read_share",
-    "read_share_and_digests",
+    "read_shares",
+    "read_shares_and_digests",
     "read_silo",
     "untrusted_tensor",
 ]
@@ -108,15 +109,26 @@ def read_share(reply: Message, length: int, dtype: torch.dtype) -> Tensor:
     InvalidReplyError
         If the reply holds other records, or an array of another shape, dtype or number of bytes.
     """
+    return read_shares(reply, length, dtype, ())[None]
+
+
+def read_shares(reply: Message, length: int, dtype: torch.dtype, also: Collection[int]) -> dict[int | None, Tensor]:
+    """Return the shares that a reply carries: that of the node's own slot as None's, and those of the slots `also`.
+
+    See `read_share`.
+    """
+    names: dict[int | None, str] = {None: SHARE, **{slot: share_name(slot) for slot in also}}
     record = reply.content.get(SHARE)
-    if not isinstance(record, ArrayRecord) or list(record) != [SHARE]:
-        raise InvalidReplyError(f"expected one ArrayRecord {SHARE!r} with the one array {SHARE!r}")
-    return untrusted_tensor(record[SHARE], (length,), dtype)
+    if not isinstance(record, ArrayRecord) or list(record) != list(names.values()):
+        raise InvalidReplyError(f"expected one ArrayRecord {SHARE!r} with the arrays {list(names.values())[:5]}")
+    return {slot: untrusted_tensor(record[name], (length,), dtype) for slot, name in names.items()}
 
 
-def read_share_and_digests(reply: Message, length: int, dtype: torch.dtype, group_size: int) -> tuple[Tensor, bytes]:
-    """Return the share that a reply carries, and the digests; see `read_share` and `read_digests`."""
-    return read_share(reply, length, dtype), read_digests(reply, group_size)
+def read_shares_and_digests(
+    reply: Message, length: int, dtype: torch.dtype, also: Collection[int], group_size: int
+) -> tuple[dict[int | None, Tensor], bytes]:
+    """Return the shares that a reply carries, and the digests; see `read_shares` and `read_digests`."""
+    return read_shares(reply, length, dtype, also), read_digests(reply, group_size)
 
 
 def read_finite_share(reply: Message, length: int, dtype: torch.dtype) -> Tensor:

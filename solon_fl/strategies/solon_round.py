@@ -211,6 +211,7 @@ class SolonRound(Round[Place]):
                     slot=slot,
                     dim=run.model.dim,
                     buffers=run.model.buffers,
+                    also=self._groups[group].also.get(slot, ()),
                 )
                 self._sent[group, slot] = self._asked_at[group] = time.monotonic()
                 messages[group, slot] = task.to_message(models[node_id], self._train_config, node_id, run.timeout)

@@ -145,6 +145,7 @@ class SolonRun(Run):
                 "audit": self.draws_audit,
                 "settled": self.roster.acquitted(),
                 "unheard": {slot for slot, node_id in enumerate(nodes) if self._silences[node_id] >= MOST_SILENCES},
+                "also": self._further_slots(nodes),
             }
         make: Callable[..., GroupRound] = GroupRound
         if config.verification == "digest":
@@ -174,6 +175,18 @@ class SolonRun(Run):
             explain=self._show_where,
             **refereed,
         )
+
+    def _further_slots(self, nodes: tuple[int | None, ...]) -> dict[int, tuple[int, ...]]:
+        """Return which empty slots' shares nodes send beside their own, where with digests fewer than k are left.
+
+        Whoever of them lies about these, too, is seen by the digests.
+        """
+        present = [slot for slot, node_id in enumerate(nodes) if node_id is not None]
+        missing = self.config.compression - len(present)
+        if self.config.verification != "digest" or missing <= 0 or not present:
+            return {}
+        empty = [slot for slot, node_id in enumerate(nodes) if node_id is None][:missing]
+        return {slot: tuple(empty[number :: len(present)]) for number, slot in enumerate(present)}
 
     def _show_where(self, node_id: int, unusable: Unusable) -> None:
         """Log where a node's program failed, once for all that fail for the same reason."""
