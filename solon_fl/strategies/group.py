@@ -2,21 +2,17 @@
 
 import logging
 import math
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from flwr.app import Message
 from torch import Tensor
 
 from solon_fl.coding import Decoded, Decoder, DecodeStatus
-from solon_fl.coding.sections import Sections
 from solon_fl.strategies.hearing import Findings, hear
-from solon_fl.strategies.replies import Unusable, read_all, read_loss, read_share, read_unreached
+from solon_fl.strategies.inbox import GroupInbox
 from solon_fl.strategies.reports import NOT_FINITE, Asked, GroupReport, RefereeReport
 
 __all__ = ["GroupRound"]
@@ -38,91 +34,47 @@ class Outcome:
 
 
 @dataclass(kw_only=True)
-class GroupRound:
-    """Collects the replies of one group and decodes them as soon as the outcome is certain.
+class GroupRound(GroupInbox):
+    """Decodes what the nodes of a group sent as soon as the outcome is certain.
 
     Attributes
     ----------
-    group : int
-        Its number.
-    nodes : tuple of (int or None)
-        Node ids by slot; None where there is none to ask.
-    resting : set of int
-        Slots of nodes that have no task unless the others turn out not to be enough.
-    also : mapping from int to tuple of int
-        Empty slots whose shares nodes in other slots send, by these. They compute nothing more for it.
-    denied : set of int
-        Those of them that have one only if, with the others at rest, there are still not enough.
-    byzantine : int
-        Liars that there may be among the nodes.
     decoder : Decoder
         Of the run.
-    sections : Sections
-        The model's tensors; the result is padded as they are.
-    dtype : torch.dtype
-        Of the shares.
     enough : int
         Shares that can make a result precise, if more than k + s: with fewer none is tried until it is late.
     early_error : float
         Largest error bound, by the norm in each class of tensors, of a result that is taken before it is late.
-    parameters : collection of str
-        Names that nodes may say have no gradient; what they say of others is not kept.
     noise_only : set of int
         Numbers of tensors that are known to be nothing but noise, of the run: where honest nodes disagree by as much as
         the tensor's size. Results that leave others unexplained are not taken before it is late.
     projection : torch.Generator or None
         Makes the projection reproducible, for simulation; None draws fresh entropy.
-    label : callable
-        What the log calls a node, by its id.
     is_usable : callable
         Whether a gradient may be stepped with: one that holds NaN or inf is not.
-    explain : callable
-        Called with the id of a node whose reply can't be used, and why.
     audit : callable or None
         Whether the referee is to look although all is well, once the shares are there; None if there is no referee.
     settled : collection of int
         Ids of nodes that the referee has acquitted: as suspects they are no reason to ask it again.
-    unheard : set of int
-        Slots of nodes that have not answered in the last rounds, and are not waited for.
     rtol : float
         Of the run.
     needs_equal_bits : bool
         Whether honest nodes compute the same bits.
     question : str or None
         Why the referee must be asked before the group can be closed; None if it need not.
-    bytes_in : int
-        Bytes of what was received.
     """
 
-    group: int
-    nodes: tuple[int | None, ...]
-    byzantine: int
     decoder: Decoder
-    sections: Sections
-    dtype: torch.dtype
     enough: int = 0
     early_error: float = math.inf
-    parameters: Collection[str] = frozenset()
     noise_only: set[int] = field(default_factory=set)
     projection: torch.Generator | None = None
-    label: Callable[[int], str] = str
-    explain: Callable[[int, Unusable], None] = lambda node_id, unusable: None
     is_usable: Callable[[Tensor], bool] = lambda gradient: True
     audit: Callable[[], bool] | None = None
     settled: Collection[int] = frozenset()
-    unheard: set[int] = field(default_factory=set)
     rtol: float = 0.0
     needs_equal_bits: bool = False
     question: Asked | None = None
-    resting: set[int] = field(default_factory=set)
-    denied: set[int] = field(default_factory=set)
-    also: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
-    bytes_in: int = 0
-    _shares: dict[int, Tensor] = field(default_factory=dict)
-    _losses: dict[int, float] = field(default_factory=dict)  # as reported: nothing protects them
-    _unreached: dict[int, frozenset[str]] = field(default_factory=dict)  # parameters, as each says
-    _malformed: dict[int, str] = field(default_factory=dict)
-    _gone: set[int] = field(default_factory=set)  # slots of nodes that the SuperLink could not reach in time
     _first: list[int] = field(default_factory=list)  # slots asked before the others were woken
     _missing: set[int] = field(default_factory=set)  # those of them that had sent no share by then
     _exhausted: bool = False  # whether all who were asked have answered, and it was not enough
@@ -152,10 +104,9 @@ class GroupRound:
             raise RuntimeError(f"group {self.group} is still open")
         return self._report
 
-    @property
-    def asked(self) -> list[int]:
-        """Slots of the nodes that have a task."""
-        return [slot for slot, node in enumerate(self.nodes) if node is not None and slot not in self.resting]
+    def _known_slots(self) -> set[int]:
+        """See `GroupInbox._known_slots`."""
+        return set(range(len(self.nodes))) if self.closed else super()._known_slots()
 
     def wake(self, late: bool) -> list[int]:
         """Return the slots of resting nodes that have to be asked now, if any; `late` if it is no use to wait."""
@@ -210,7 +161,7 @@ class GroupRound:
                 "held to be a lie; give it their hardware and software, or use code='fourier' without digests.",
                 self.group,
             )
-        convicted = self._ids(findings.wrong)
+        convicted = self._ids(findings.wrong | self._garbled)
         acquitted = tuple(node for node in self._ids(held.suspect_slots) if node not in convicted)
         asked = replace(self._asked_referee(seconds), convicted=convicted, acquitted=acquitted)
         if held.ok and not findings.wrong and not held.suspect_slots:
@@ -264,25 +215,6 @@ class GroupRound:
             self.resting.add(slot)
             self.denied.add(slot)
 
-    def receive(self, replies: dict[int, Message]) -> None:
-        """Take replies by slot, out of the dict; whatever is in them, nothing is raised.
-
-        The first reply of a slot counts.
-        """
-        for slot in self._known_slots() & replies.keys():
-            del replies[slot]
-        losses = {slot: read_loss(reply) for slot, reply in replies.items()}
-        self._losses |= {slot: loss for slot, loss in losses.items() if loss is not None}
-        told = {slot: read_unreached(reply) for slot, reply in replies.items() if not reply.has_error()}
-        self._unreached |= {slot: names.intersection(self.parameters) for slot, names in told.items()}
-        self._take(replies)
-
-    def _known_slots(self) -> set[int]:
-        """Return the slots of which no reply is wanted any more."""
-        slots = range(len(self.nodes))
-        done = {slot for slot in slots if self.nodes[slot] is None or self.nodes[slot] in self._malformed}
-        return set(slots) if self.closed else done | self._shares.keys() | self._gone
-
     def decode(self, *, last: bool) -> Tensor | None:
         """Decode if nothing that may still come can change the result, or if nothing will come (`last`).
 
@@ -303,33 +235,6 @@ class GroupRound:
             return None
         self.question = None
         return self._try_to_decode(last or self.is_due)
-
-    def _take(self, replies: dict[int, Message]) -> None:
-        """Read replies, and keep what they hold."""
-        reader = partial(read_share, length=self.sections.num_columns, dtype=self.dtype)
-        for slot, share in read_all(replies, reader).items():
-            if isinstance(share, Unusable):
-                self._refuse(slot, share)
-            else:
-                self._keep(slot, share)
-
-    def _keep(self, slot: int, share: Tensor) -> None:
-        self._shares[slot] = share
-        self.bytes_in += share.numel() * share.element_size()
-
-    def _refuse(self, slot: int, unusable: Unusable) -> None:
-        node_id = self.nodes[slot]
-        if unusable.silence:
-            self._gone.add(slot)
-        elif node_id is not None:
-            self._malformed[node_id] = unusable.reason
-            logger.warning("Node %s (group %d): not a share: %s", self.label(node_id), self.group, unusable.reason)
-            self.explain(node_id, unusable)
-
-    @property
-    def _all_here(self) -> bool:
-        malformed = {slot for slot, node_id in enumerate(self.nodes) if node_id in self._malformed}
-        return self.unheard.union(self._shares, malformed, self._gone).issuperset(self.asked)
 
     def _try_to_decode(self, last: bool) -> Tensor | None:
         needed = self.decoder.code.compression + self.byzantine
@@ -376,31 +281,6 @@ class GroupRound:
         """Whether more shares would not make the result better, or tell more about liars in single tensors."""
         return decoded.relative_error <= self.early_error and self.noise_only.issuperset(decoded.odd_tensors)
 
-    @property
-    def _votes_are_clear(self) -> bool:
-        """Whether some honest node is known to say of each parameter that it has a gradient, or that it has none."""
-        voters = len(self._unreached)
-        return all(max(count, voters - count) > self.byzantine for count in self._without_gradient.values())
-
-    @property
-    def _without_gradient(self) -> Counter[str]:
-        """How many nodes say of a parameter that no loss depends on it."""
-        return Counter(name for names in self._unreached.values() for name in names)
-
-    @property
-    def _elected_unreached(self) -> set[str]:
-        """Parameters without a gradient, as more than s nodes say."""
-        return {name for name, count in self._without_gradient.items() if count > self.byzantine}
-
-    @property
-    def _false_voters(self) -> set[int]:
-        """Slots of nodes that say of a parameter what more than s others deny."""
-        voters, counts = len(self._unreached), self._without_gradient
-        without = {name for name, count in counts.items() if count > self.byzantine}
-        having = {name for name, count in counts.items() if voters - count > self.byzantine}
-        has, lacks = having - without, without - having  # both: honest nodes disagree
-        return {slot for slot, names in self._unreached.items() if names & has or lacks - names}
-
     def _close(
         self, outcome: Outcome, referee: RefereeReport | None = None, unreached: Collection[str] | None = None
     ) -> Tensor | None:
@@ -442,12 +322,3 @@ class GroupRound:
         self._shares.clear()
         self._held = self.question = None
         return decoded.gradient
-
-    def _ids(self, slots: Iterable[int]) -> tuple[int, ...]:
-        """Return the ids of the nodes that sent, or were to send, the shares of these slots."""
-        ids = (self.nodes[self._sender_of(slot)] for slot in sorted(slots))
-        return tuple(dict.fromkeys(node_id for node_id in ids if node_id is not None))
-
-    def _sender_of(self, slot: int) -> int:
-        """Return the slot of the node that sends a slot's share."""
-        return next((sender for sender, slots in self.also.items() if slot in slots), slot)

@@ -63,12 +63,15 @@ class Unusable:
         One printable line.
     silence : bool
         Whether the node has said nothing: the error is the SuperLink's, which could not reach it in time.
+    failed : bool
+        Whether the node itself says that its program failed, as an honest one may.
     where : tuple of str
         Where the node's program raised, as it says: at most 12 printable lines.
     """
 
     reason: str
     silence: bool = False
+    failed: bool = False
     where: tuple[str, ...] = ()
 
 
@@ -78,7 +81,8 @@ def read(reply: Message, reader: Callable[[Message], Content]) -> Content | Unus
         if reply.has_error():
             told, _, where = str(reply.error.reason)[:MOST_OF_AN_ERROR].partition(WHERE)
             lines = tuple(one_line(line) for line in where.splitlines()[:MOST_LINES])
-            return Unusable(one_line(f"error {reply.error.code}: {told}"), silence=is_silence(reply), where=lines)
+            reason, silence = one_line(f"error {reply.error.code}: {told}"), is_silence(reply)
+            return Unusable(reason, silence=silence, failed=not silence, where=lines)
         return reader(reply)
     except Exception as error:  # InvalidReplyError, or whatever a hostile record makes Flower raise
         return Unusable(one_line(str(error)) or type(error).__name__)

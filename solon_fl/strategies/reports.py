@@ -27,8 +27,8 @@ class RefereeReport:
     seconds : float
         From the question to the answer.
     convicted : tuple of int
-        Ids of the nodes whose shares, or digests, were certainly wrong: liars' or, where nodes must compute the same
-        bits, of another make. They are among `GroupReport.corrupt_nodes`, `different_bits` and `malformed_nodes`, too.
+        Ids of the nodes that certainly sent something wrong, be they liars or, where nodes must compute the same bits,
+        of another make. They are among `GroupReport.corrupt_nodes`, `different_bits` and `malformed_nodes`, too.
     acquitted : tuple of int
         Ids of the nodes that were suspects, and whose shares were right up to float noise.
     """

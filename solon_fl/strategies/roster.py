@@ -161,7 +161,7 @@ class Roster:
     def _is_guilty(self, record: NodeRecord) -> bool:
         """Whether a node is in quarantine, and sent wrong shares: it was one of the s of its group."""
         other_bits = record.different_bits if self._config.needs_equal_bits else 0
-        return record.state == "quarantined" and record.lying + other_bits > 0
+        return record.state == "quarantined" and record.lying + record.convicted + other_bits > 0
 
     def acquitted(self) -> set[int]:
         """Return the ids of the nodes that the referee has acquitted."""

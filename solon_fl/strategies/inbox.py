@@ -1,0 +1,160 @@
+"""What the nodes of one group sent in one round, as far as it can be used."""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from flwr.app import Message
+from torch import Tensor
+
+from solon_fl.coding.sections import Sections
+from solon_fl.strategies.replies import Unusable, read_all, read_loss, read_share, read_unreached
+
+__all__ = ["GroupInbox"]
+
+logger = logging.getLogger("flwr")
+
+
+@dataclass(kw_only=True)
+class GroupInbox:
+    """Collects the replies of one group, and knows who is to answer.
+
+    Attributes
+    ----------
+    group : int
+        Its number.
+    nodes : tuple of (int or None)
+        Node ids by slot; None where there is none to ask.
+    resting : set of int
+        Slots of nodes that have no task unless the others turn out not to be enough.
+    denied : set of int
+        Those of them that have one only if, with the others at rest, there are still not enough.
+    unheard : set of int
+        Slots of nodes that have not answered in the last rounds, and are not waited for.
+    also : mapping from int to tuple of int
+        Empty slots whose shares nodes in other slots send, by these. They compute nothing more for it.
+    byzantine : int
+        Liars that there may be among the nodes.
+    sections : Sections
+        The model's tensors; the result is padded as they are.
+    dtype : torch.dtype
+        Of the shares.
+    parameters : collection of str
+        Names that nodes may say have no gradient; what they say of others is not kept.
+    label : callable
+        What the log calls a node, by its id.
+    explain : callable
+        Called with the id of a node whose reply can't be used, and why.
+    bytes_in : int
+        Bytes of what was received.
+    """
+
+    group: int
+    nodes: tuple[int | None, ...]
+    byzantine: int
+    sections: Sections
+    dtype: torch.dtype
+    parameters: Collection[str] = frozenset()
+    label: Callable[[int], str] = str
+    explain: Callable[[int, Unusable], None] = lambda node_id, unusable: None
+    resting: set[int] = field(default_factory=set)
+    denied: set[int] = field(default_factory=set)
+    unheard: set[int] = field(default_factory=set)
+    also: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    bytes_in: int = 0
+    _shares: dict[int, Tensor] = field(default_factory=dict)
+    _losses: dict[int, float] = field(default_factory=dict)  # as reported: nothing protects them
+    _unreached: dict[int, frozenset[str]] = field(default_factory=dict)  # parameters, as each says
+    _malformed: dict[int, str] = field(default_factory=dict)
+    _garbled: set[int] = field(default_factory=set)  # slots of those that sent what no honest node sends
+    _gone: set[int] = field(default_factory=set)  # slots of nodes that the SuperLink could not reach in time
+
+    @property
+    def asked(self) -> list[int]:
+        """Slots of the nodes that have a task."""
+        return [slot for slot, node in enumerate(self.nodes) if node is not None and slot not in self.resting]
+
+    def receive(self, replies: dict[int, Message]) -> None:
+        """Take replies by slot, out of the dict; whatever is in them, nothing is raised.
+
+        The first reply of a slot counts.
+        """
+        for slot in self._known_slots() & replies.keys():
+            del replies[slot]
+        losses = {slot: read_loss(reply) for slot, reply in replies.items()}
+        self._losses |= {slot: loss for slot, loss in losses.items() if loss is not None}
+        told = {slot: read_unreached(reply) for slot, reply in replies.items() if not reply.has_error()}
+        self._unreached |= {slot: names.intersection(self.parameters) for slot, names in told.items()}
+        self._take(replies)
+
+    def _known_slots(self) -> set[int]:
+        """Return the slots of which no reply is wanted any more."""
+        slots = range(len(self.nodes))
+        done = {slot for slot in slots if self.nodes[slot] is None or self.nodes[slot] in self._malformed}
+        return done | self._shares.keys() | self._gone
+
+    def _take(self, replies: dict[int, Message]) -> None:
+        """Read replies, and keep what they hold."""
+        reader = partial(read_share, length=self.sections.num_columns, dtype=self.dtype)
+        for slot, share in read_all(replies, reader).items():
+            if isinstance(share, Unusable):
+                self._refuse(slot, share)
+            else:
+                self._keep(slot, share)
+
+    def _keep(self, slot: int, share: Tensor) -> None:
+        self._shares[slot] = share
+        self.bytes_in += share.numel() * share.element_size()
+
+    def _refuse(self, slot: int, unusable: Unusable) -> None:
+        node_id = self.nodes[slot]
+        if unusable.silence:
+            self._gone.add(slot)
+        elif node_id is not None:
+            self._malformed[node_id] = unusable.reason
+            if not unusable.failed:
+                self._garbled.add(slot)
+            logger.warning("Node %s (group %d): not a share: %s", self.label(node_id), self.group, unusable.reason)
+            self.explain(node_id, unusable)
+
+    @property
+    def _all_here(self) -> bool:
+        malformed = {slot for slot, node_id in enumerate(self.nodes) if node_id in self._malformed}
+        return self.unheard.union(self._shares, malformed, self._gone).issuperset(self.asked)
+
+    @property
+    def _votes_are_clear(self) -> bool:
+        """Whether some honest node is known to say of each parameter that it has a gradient, or that it has none."""
+        voters = len(self._unreached)
+        return all(max(count, voters - count) > self.byzantine for count in self._without_gradient.values())
+
+    @property
+    def _without_gradient(self) -> Counter[str]:
+        """How many nodes say of a parameter that no loss depends on it."""
+        return Counter(name for names in self._unreached.values() for name in names)
+
+    @property
+    def _elected_unreached(self) -> set[str]:
+        """Parameters without a gradient, as more than s nodes say."""
+        return {name for name, count in self._without_gradient.items() if count > self.byzantine}
+
+    @property
+    def _false_voters(self) -> set[int]:
+        """Slots of nodes that say of a parameter what more than s others deny."""
+        voters, counts = len(self._unreached), self._without_gradient
+        without = {name for name, count in counts.items() if count > self.byzantine}
+        having = {name for name, count in counts.items() if voters - count > self.byzantine}
+        has, lacks = having - without, without - having  # both: honest nodes disagree
+        return {slot for slot, names in self._unreached.items() if names & has or lacks - names}
+
+    def _ids(self, slots: Iterable[int]) -> tuple[int, ...]:
+        """Return the ids of the nodes that sent, or were to send, the shares of these slots."""
+        ids = (self.nodes[self._sender_of(slot)] for slot in sorted(slots))
+        return tuple(dict.fromkeys(node_id for node_id in ids if node_id is not None))
+
+    def _sender_of(self, slot: int) -> int:
+        """Return the slot of the node that sends a slot's share."""
+        return next((sender for sender, slots in self.also.items() if slot in slots), slot)
