@@ -124,6 +124,7 @@ def check_config(settings: dict[str, Any], num_nodes: int) -> None:
         compression=settings["compression"],
         verification=settings.get("verification", "algebra"),
         redundancy=settings.get("redundancy", "full"),
+        referee=bool(settings.get("referee")),
     )
 
 

@@ -1,6 +1,7 @@
 """The server side: the Flower strategy and what belongs to it."""
 
-from solon_fl.strategies.calibration import Calibration, calibrate
+from solon_fl.strategies.calibrated import Calibration
+from solon_fl.strategies.calibration import calibrate
 from solon_fl.strategies.checkpoint import Checkpoints
 from solon_fl.strategies.ledger import NodeRecord
 from solon_fl.strategies.model import buffer_names

@@ -20,31 +20,41 @@ BLOCK = 2**16  # columns that are compared at a time
 class Comparison:
     """One group's shares: which of them is the reference, how far each is from it, and the noise."""
 
-    reference: int
+    reference: Tensor
     distances: list[float]
     noise: float
 
 
-def compare(shares: Sequence[Tensor], liars: int, sections: Sections) -> Comparison | str:
-    """Return how far shares of the same slot are from each other, or why that can't be said."""
-    needed = max(2, 2 * liars + 1)
+def compare(
+    shares: Sequence[Tensor], liars: int, sections: Sections, trusted: Tensor | None = None
+) -> Comparison | str:
+    """Return how far shares of the same slot are from each other, or why that can't be said.
+
+    If there is one that is `trusted`, that is the reference, and all but one of the nodes may lie.
+    """
+    needed = max(2, 2 * liars + 1) if trusted is None else liars + 1
     if len(shares) < needed:
         return f"{len(shares)} of its nodes sent a share, and {needed} are needed while {liars} may lie"
     honest = len(shares) - liars
-    pairs, norms = _pairwise_distances(shares, sections)
-    usual = np.median(norms, axis=1)
-    reference = int(np.sort(_relative(pairs, usual[:, None, None]), axis=1)[:, honest - 1].argmin())
-    if not 0 < norms[:, reference].max() < np.inf:
+    if trusted is None:
+        pairs, sizes = _pairwise_distances(shares, sections)
+        usual = np.median(sizes, axis=1)
+        number = int(np.sort(_relative(pairs, usual[:, None, None]), axis=1)[:, honest - 1].argmin())
+        reference, size, apart = shares[number], sizes[:, number], pairs[:, number]
+    else:
+        reference, size = trusted, norms(trusted, sections)
+        apart = np.stack([distances(share, trusted, sections) for share in shares], axis=1)
+    if not 0 < size.max() < np.inf:
         return "the gradient is zero or not finite; calibrate with another model"
-    distances = _relative(pairs[:, reference], norms[:, reference, None])
-    near = np.sort(distances)[:honest]
+    found = _relative(apart, size[:, None])
+    near = np.sort(found)[:honest]
     near = near[near <= LARGEST_NOISE]
-    if len(near) <= len(shares) / 2:
+    if len(near) <= (len(shares) / 2 if trusted is None else 0):
         return (
-            f"its nodes do not compute the same: they differ by {np.median(distances[distances > 0]):.1e}, more than "
+            f"its nodes do not compute the same: they differ by {np.median(found[found > 0]):.1e}, more than "
             f"float noise could be ({LARGEST_NOISE:g}); batches must come from the task alone"
         )
-    return Comparison(reference=reference, distances=distances.tolist(), noise=float(near[-1]))
+    return Comparison(reference=reference, distances=found.tolist(), noise=float(near[-1]))
 
 
 def _relative(distances: np.ndarray, norms: np.ndarray) -> np.ndarray:

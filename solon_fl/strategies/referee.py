@@ -9,13 +9,25 @@ from typing import Any
 
 import torch
 from flwr.app import Context, Message, RecordDict
+from flwr.serverapp import Grid
 from torch import Tensor
 
 from solon_fl.errors import ConfigurationError, RefereeError
+from solon_fl.strategies.exchange import exchange
+from solon_fl.strategies.fetching import fetcher_of
 from solon_fl.strategies.replies import read, read_share, read_unreached
 from solon_fl.task import SolonTask
 
-__all__ = ["Answer", "LocalReferee", "Referee", "TrustedNodes", "read_answer", "referee_of", "task_of_referee"]
+__all__ = [
+    "Answer",
+    "LocalReferee",
+    "Referee",
+    "TrustedNodes",
+    "ask_trusted",
+    "read_answer",
+    "referee_of",
+    "task_of_referee",
+]
 
 Settings = Mapping[str, bool | float | int | str]
 
@@ -141,3 +153,20 @@ def read_answer(reply: Message, dim: int, dtype: torch.dtype) -> Answer | None:
         f"the referee's answer can't be used: {found.reason}; it must run what the nodes run, with the same data and "
         f"the same versions.{where}"
     )
+
+
+def ask_trusted(
+    grid: Grid, node_ids: Iterable[int], to_referee: Callable[[int], Message], timeout: float | None
+) -> list[Message]:
+    """Return the reply of the first of these nodes to its message, if there is one within the timeout (seconds)."""
+    replies: list[Message] = []
+
+    def receive(batch: list[tuple[int, Message]]) -> bool:
+        replies.extend(reply for _, reply in batch)
+        return bool(replies)
+
+    first = list(node_ids)[:1]
+    _, unanswered = exchange(grid, {node_id: to_referee(node_id) for node_id in first}, timeout, receive)
+    for message_id in unanswered:
+        fetcher_of(grid).forget(message_id)
+    return replies

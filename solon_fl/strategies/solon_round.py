@@ -59,6 +59,7 @@ class SolonRound(Round[Place]):
         self._asked_at: dict[int, float] = {}  # when nodes of each group were last asked, plus the server's own time
         self._looked = 0.0  # when the latest replies came
         self._questions: dict[Place, int] = {}  # ids of trusted nodes asked, each with a place below all slots
+        self._bytes_of_referee = 0  # that trusted nodes sent
         self._asked_referee: dict[int, float] = {}  # when it was first asked about each group
 
     def messages(self, arrays: ArrayRecord) -> dict[Place, Message]:
@@ -137,6 +138,8 @@ class SolonRound(Round[Place]):
     def _settled(self, group: GroupRound, reply: Message, started: float) -> torch.Tensor | None:
         """Settle a group by a referee's reply; return its gradient, or None if that is no answer."""
         model = self._run.model
+        if not isinstance(self._run.referee, LocalReferee):
+            self._bytes_of_referee += model.dim * model.vector.element_size()
         answer = read_answer(reply, model.dim, model.vector.dtype)
         if answer is None:
             return None
@@ -184,7 +187,7 @@ class SolonRound(Round[Place]):
         return Aggregated(
             direction=direction,
             groups=reports,
-            bytes_in=sum(group.bytes_in for group in self._groups),
+            bytes_in=sum(group.bytes_in for group in self._groups) + self._bytes_of_referee,
             unreached=_in_all(report.unreached for report in reports if report.decoded),
         )
 

@@ -10,19 +10,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 
 from solon_fl.config import EARLY_ERROR, SolonConfig
 from solon_fl.errors import GroupFailedError, RefereeError
-from solon_fl.strategies.calibration import Calibration, measure
+from solon_fl.strategies.calibrated import Calibration
+from solon_fl.strategies.calibration import measure
 from solon_fl.strategies.digest_group import DigestGroupRound
-from solon_fl.strategies.exchange import exchange
 from solon_fl.strategies.failing import failed_for_good, why_none
 from solon_fl.strategies.group import GroupRound
 from solon_fl.strategies.model import ServerModel
 from solon_fl.strategies.patience import Patience
-from solon_fl.strategies.referee import LocalReferee, Referee, TrustedNodes, read_answer, task_of_referee
+from solon_fl.strategies.referee import LocalReferee, Referee, TrustedNodes, ask_trusted, read_answer, task_of_referee
 from solon_fl.strategies.replies import Unusable
 from solon_fl.strategies.reports import RoundReport
 from solon_fl.strategies.roster import Roster
@@ -87,6 +87,7 @@ class SolonRun(Run):
                 train_config=config,
                 timeout=self.timeout,
                 liars=self.config.byzantine,
+                referee=self.referee,
             )
         except GroupFailedError as error:  # one node that fails must not end a run that would do without it
             logger.warning("rtol stays %g, for it could not be calibrated: %s", self.config.rtol, error)
@@ -107,13 +108,7 @@ class SolonRun(Run):
         if isinstance(self.referee, LocalReferee):
             read_answer(self.referee.compute(message_of(0)), self.model.dim, self.model.vector.dtype)
             return
-        replies: list[Message] = []
-
-        def receive(batch: list[tuple[int, Message]]) -> bool:
-            replies.extend(reply for _, reply in batch)
-            return bool(replies)
-
-        exchange(grid, {node_id: message_of(node_id) for node_id in self.roster.referees[:1]}, self.timeout, receive)
+        replies = ask_trusted(grid, self.roster.referees, message_of, self.timeout)
         if not replies or read_answer(replies[0], self.model.dim, self.model.vector.dtype) is None:
             assert isinstance(self.referee, TrustedNodes)
             raise RefereeError(

@@ -19,12 +19,12 @@ from solon_fl.clients import Batch, SolonTask
 from solon_fl.coding import CertificateWarning, FourierCode, RealDecoder
 from solon_fl.coding.sections import Sections
 from solon_fl.config import CodeName
-from solon_fl.errors import ConfigurationError, GroupFailedError, NodesMissingError
+from solon_fl.errors import ConfigurationError, GroupFailedError, NodesMissingError, RefereeError
 from solon_fl.simulations import InProcessGrid
 from solon_fl.simulations.attacks import Constant, NotFinite, RandomGaussian, Reverse
 from solon_fl.simulations.attacks.mods import MALFORMATIONS, attack_mod, malformed_mod, silent_mod
 from solon_fl.strategies import Calibration, Checkpoints, RoundReport, SolonStrategy, buffer_names, calibrate
-from solon_fl.strategies.calibration import MARGIN, _rounded_up
+from solon_fl.strategies.calibrated import MARGIN, _rounded_up
 from solon_fl.strategies.comparing import LARGEST_NOISE, compare, mixing_slots
 from solon_fl.wire import to_array, trusted_tensor
 from tests.support import SGD, Regression, initial_model, record_of, share_array, small_config, spoil, train, vector_of
@@ -243,9 +243,8 @@ def test_no_s_liars_can_make_the_noise_larger_than_the_honest_nodes_distances(
     order = torch.randperm(2 * liars + more, generator=rng).tolist()
     result = compare([[*honest, *lies][i] for i in order], liars, Sections.whole(40))
     assert not isinstance(result, str)
-    reference = [*honest, *lies][order[result.reference]]
     largest = max(float((one - other).norm()) for one in honest for other in honest)
-    assert result.noise <= largest / float(reference.norm()) * (1 + 1e-9)
+    assert result.noise <= largest / float(result.reference.norm()) * (1 + 1e-9)
 
 
 def test_more_liars_than_the_code_bears_are_told() -> None:
@@ -463,3 +462,46 @@ def test_one_bad_node_does_not_end_a_run_that_is_calibrated(mod: Mod) -> None:
     config = small_config(num_nodes=3, byzantine=1, compression=2, verification="digest")
     _, reports = train(config, mods=[mod], rounds=2, timeout=0.3, calibrate=True)
     assert all(report.stepped for report in reports)
+
+
+# ---- a referee -----------------------------------------------------------------------------------------------
+
+
+def judged(*mods: Mod, referee: Any = None, **changes: Any) -> Calibration:
+    """Calibrate seven nodes of one group with a referee; up to four may lie."""
+    settings = {"num_nodes": 7, "group_size": 7, "byzantine": 4, "referee": True, **changes}
+    config, model = small_config(**settings), initial_model(wide)
+    grid = InProcessGrid(Regression(wide).client_app(list(mods)), config.num_nodes)
+    return calibrate(grid, record_of(model), config, referee=referee or Regression(wide), timeout=0.2)
+
+
+def test_with_a_referee_most_nodes_may_lie() -> None:
+    liars = {1, 3, 4, 6}
+    found = judged(noisy(1e-7), only(attack_mod(Reverse()), liars))
+    assert set(found.outliers) == liars
+    assert found.noise == pytest.approx(1e-7, rel=0.1)
+    assert (found.rtol, found.exact) == (1e-6, False)
+
+
+def test_the_referees_own_noise_is_measured_and_said() -> None:
+    class Other(Regression):
+        def gradient(self, *given: Any) -> Tensor:
+            gradient: Tensor = super().gradient(*given)
+            noise: Tensor = 1e-5 * gradient.norm() / gradient.numel() ** 0.5
+            return gradient + noise
+
+    found = judged(referee=Other(wide), code="exact")
+    assert found.noise == pytest.approx(1e-5, rel=0.5)
+    assert (found.identical, found.exact) == (False, False)
+    assert "no node computes the referee's bits" in found.warnings[0]
+    alike = judged(code="exact", byzantine=2)
+    assert (alike.identical, alike.exact, alike.warnings) == (True, True, ())
+
+
+def test_a_referee_that_fails_ends_the_calibration() -> None:
+    class Failing(Regression):
+        def gradient(self, *given: Any) -> Tensor:
+            raise OSError("no data here")
+
+    with pytest.raises(RefereeError, match=r"the referee failed: .*no data here"):
+        judged(referee=Failing(wide))

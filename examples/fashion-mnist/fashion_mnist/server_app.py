@@ -3,13 +3,14 @@
 from functools import partial
 
 import torch
-from flwr.app import ArrayRecord, Context, MetricRecord
+from flwr.app import ArrayRecord, Context, MetricRecord, UserConfig
 from flwr.serverapp import Grid, ServerApp
 
+from fashion_mnist.client_app import FashionClient
 from solon_fl import SolonConfig
 from solon_fl.simulations.datasets import load_dataset
 from solon_fl.simulations.datasets.models import build_model
-from solon_fl.strategies import Checkpoints, RoundReport, SolonStrategy, model_sha256
+from solon_fl.strategies import Checkpoints, LocalReferee, RoundReport, SolonStrategy, TrustedNodes, model_sha256
 
 app = ServerApp()
 
@@ -27,6 +28,7 @@ def main(grid: Grid, context: Context) -> None:
         different = ", ".join(labels[node] for node in report.different_nodes)
         sent, received = f"{report.bytes_out / 1e6:.2f} MB", f"{report.bytes_in / 1e6:.2f}"
         others = f", other bits: {different}" if different else ""
+        others += "".join(f", referee asked: {asked.reason}" for asked in report.referee_reports.values())
         print(f"round {report.round}: {sent} sent, {received} received, lying: {lying}{others}")
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
@@ -45,10 +47,13 @@ def main(grid: Grid, context: Context) -> None:
             code=str(run["code"]),  # type: ignore[arg-type]  # SolonConfig checks it, and the next three
             verification=str(run["verification"]),  # type: ignore[arg-type]
             redundancy=str(run["redundancy"]),  # type: ignore[arg-type]
+            referee=bool(run["referee"]),
+            audit=float(run["audit"]),
             downlink=str(run["downlink"]),  # type: ignore[arg-type]
         ),
         optimizer=partial(torch.optim.Adam, lr=float(run["learning-rate"])),
         on_round=tell,
+        referee=referee_of(run),
         checkpoints=Checkpoints(str(run["checkpoints"])) if run["checkpoints"] else None,
     )
     result = strategy.start(
@@ -63,3 +68,11 @@ def main(grid: Grid, context: Context) -> None:
     for node in strategy.ledger.values():
         counts = f"{node.rounds:>6}{node.lying:>6}{node.malformed:>11}{node.silent:>13}{node.different_bits:>12}"
         print(f"{node.label:<22}{node.state:<13}{counts}")
+
+
+def referee_of(run: UserConfig) -> LocalReferee | TrustedNodes | None:
+    """Return the referee that the settings ask for: in this process, or on trusted nodes."""
+    names = str(run["referee"])
+    if names == "server":
+        return LocalReferee(FashionClient(), run_config=run)
+    return TrustedNodes(names.split(",")) if names else None
