@@ -18,6 +18,7 @@ from solon_fl.strategies.reports import NOT_FINITE, Asked, GroupReport, RefereeR
 __all__ = ["GroupRound"]
 
 FloatArray = npt.NDArray[np.float64]
+FALSE_VOTE = "it says of some parameter that a loss depends on it, or that none does, and the referee says otherwise"
 logger = logging.getLogger("flwr")
 
 
@@ -60,6 +61,8 @@ class GroupRound(GroupInbox):
         Of the run.
     needs_equal_bits : bool
         Whether honest nodes compute the same bits.
+    alike : set of int
+        Of the run: numbers of groups in which honest nodes were seen to have the referee's bits.
     question : str or None
         Why the referee must be asked before the group can be closed; None if it need not.
     """
@@ -74,6 +77,7 @@ class GroupRound(GroupInbox):
     settled: Collection[int] = frozenset()
     rtol: float = 0.0
     needs_equal_bits: bool = False
+    alike: set[int] = field(default_factory=set)
     question: Asked | None = None
     _first: list[int] = field(default_factory=list)  # slots asked before the others were woken
     _missing: set[int] = field(default_factory=set)  # those of them that had sent no share by then
@@ -155,13 +159,20 @@ class GroupRound(GroupInbox):
         if not self.is_usable(vector):
             return self._close(Outcome(Decoded.failed(DecodeStatus.DIVERGED)), self._asked_referee(seconds))
         findings = self._findings(vector, held, set(unreached))
+        if findings.alike:
+            self.alike.add(self.group)
         if findings.odd_referee:
             logger.warning(
                 "Group %d: the referee computes other bits than the nodes, so that only what is far from its own is "
                 "held to be a lie; give it their hardware and software, or use code='fourier' without digests.",
                 self.group,
             )
-        convicted = self._ids(findings.wrong | self._garbled)
+        wrong = findings.wrong | self._garbled
+        if not self.needs_equal_bits:
+            false_voters = self._unlike(set(unreached))
+            self._malformed |= dict.fromkeys(self._ids(false_voters), FALSE_VOTE)
+            wrong |= false_voters
+        convicted = self._ids(wrong)
         acquitted = tuple(node for node in self._ids(held.suspect_slots) if node not in convicted)
         asked = replace(self._asked_referee(seconds), convicted=convicted, acquitted=acquitted)
         if held.ok and not findings.wrong and not held.suspect_slots:
@@ -183,7 +194,7 @@ class GroupRound(GroupInbox):
     def _findings(self, vector: Tensor, held: Decoded, unreached: set[str]) -> Findings:
         """Return what the referee's vector says of the shares, and of all else that nodes sent."""
         agreeing = self._shares.keys() - {*held.corrupt_slots, *held.suspect_slots, *held.different_slots}
-        otherwise_wrong = {slot for slot, names in self._unreached.items() if names != unreached & set(self.parameters)}
+        otherwise_wrong = self._unlike(unreached)
         return hear(
             self._shares,
             vector,
@@ -193,7 +204,14 @@ class GroupRound(GroupInbox):
             byzantine=self.byzantine,
             agreed=None if held.gradient is None else (held.gradient, agreeing),
             otherwise_wrong=otherwise_wrong | self._wrong_digests(vector) if self.needs_equal_bits else None,
+            alike=bool(self.alike),
         )
+
+    def _unlike(self, unreached: set[str]) -> set[int]:
+        """Return the slots of nodes that say otherwise which parameters no loss depends on; () if all do."""
+        said = unreached & set(self.parameters)
+        slots = {slot for slot, names in self._unreached.items() if names != said}
+        return slots if len(slots) < len(self._unreached) else set()
 
     def _wrong_digests(self, vector: Tensor) -> set[int]:
         """Return the slots of nodes that sent other digests than the vector's."""

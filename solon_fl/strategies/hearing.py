@@ -30,6 +30,8 @@ class Findings:
     different : frozenset of int
         Slots whose bits are not the referee's, where nodes must compute the same bits and some have those of the
         referee.
+    alike : bool
+        Whether more than s nodes have the referee's bits, so that honest nodes do.
     odd_referee : bool
         Whether nobody has the referee's bits, or more than s are so near to them that it must be of another make.
     """
@@ -37,6 +39,7 @@ class Findings:
     lies: frozenset[int] = frozenset()
     not_finite: frozenset[int] = frozenset()
     different: frozenset[int] = frozenset()
+    alike: bool = False
     odd_referee: bool = False
 
     @property
@@ -55,6 +58,7 @@ def hear(
     byzantine: int,
     agreed: tuple[Tensor, Collection[int]] | None = None,
     otherwise_wrong: Collection[int] | None = None,
+    alike: bool = False,
 ) -> Findings:
     """Compare shares with those of the referee's vector.
 
@@ -72,13 +76,15 @@ def hear(
         A gradient that was decoded, and the slots whose shares agree with it.
     otherwise_wrong : collection of int, optional
         Slots of nodes that sent something else wrong, such as digests. None if nodes need not compute the same bits.
+    alike : bool
+        Whether honest nodes are known to have the referee's bits.
 
     Notes
     -----
     Honest nodes are never among the lies while they and the referee are within rtol of the truth, with an exact code
     within `LARGEST_NOISE` of each other: a share must differ by twice that in some class of tensors, relative to the
     largest share of the vector, or to the vector itself. An exact code's shares from k on are no numbers: of these can
-    only be said that bits differ, which counts only if some node has the referee's bits.
+    only be said that bits differ, which counts only if some node has the referee's bits, or honest ones had before.
     Cost: d multiply-adds for each share; all n true shares in memory.
     """
     expected = {slot: code.encode(vector, slot) for slot in shares}
@@ -89,11 +95,13 @@ def hear(
     if otherwise_wrong is None:
         return Findings(lies=frozenset(lies), not_finite=frozenset(not_finite))
     others = (shares.keys() - same | set(otherwise_wrong)) - lies - not_finite
-    odd = bool(others) and (not same - set(otherwise_wrong) or len(near) > byzantine)
+    like_referee = same - set(otherwise_wrong)
+    odd = bool(others) and not alike and (not like_referee or len(near) > byzantine)
     return Findings(
         lies=frozenset(lies),
         not_finite=frozenset(not_finite),
         different=frozenset() if odd else frozenset(others),
+        alike=len(like_referee) > byzantine,
         odd_referee=odd,
     )
 

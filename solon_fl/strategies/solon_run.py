@@ -72,6 +72,7 @@ class SolonRun(Run):
         self.patience = Patience()
         self._sections = model.sections
         self._noise_only: set[int] = set()  # numbers of tensors
+        self._like_referee: set[int] = set()  # numbers of groups in which honest nodes were seen to have its bits
         self._silences: Counter[int | None] = Counter()  # rounds on end without an answer, by node id
 
     def prepare(self, grid: Grid, arrays: ArrayRecord, config: ConfigRecord) -> None:
@@ -138,6 +139,7 @@ class SolonRun(Run):
         if self.referee is not None:
             refereed = {
                 "audit": self.draws_audit,
+                "alike": self._like_referee,
                 "settled": self.roster.acquitted(),
                 "unheard": {slot for slot, node_id in enumerate(nodes) if self._silences[node_id] >= MOST_SILENCES},
                 "also": self._further_slots(nodes),
@@ -215,6 +217,12 @@ class SolonRun(Run):
     def record(self, report: RoundReport) -> None:
         """Enter the report into the ledger; see `Run.record`."""
         self.roster.record(report)
+        for number, asked in report.referee_reports.items():
+            found = ", ".join(map(self.label, asked.convicted)) or "nobody"
+            outcome = f"{asked.seconds:.2g} s, convicted: {found}" if asked.answered else "no answer in time"
+            logger.info(
+                "\tround %d: the referee was asked about group %d (%s): %s", report.round, number, asked.reason, outcome
+            )
         for group in report.groups:
             silent = set(group.silent_nodes)
             for node_id in group.nodes:
