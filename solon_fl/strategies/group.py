@@ -62,7 +62,7 @@ class GroupRound(GroupInbox):
     needs_equal_bits : bool
         Whether honest nodes compute the same bits.
     alike : set of int
-        Of the run: numbers of groups in which honest nodes were seen to have the referee's bits.
+        Of the run: numbers of groups in which honest nodes were seen to send what the referee has.
     question : str or None
         Why the referee must be asked before the group can be closed; None if it need not.
     """
@@ -163,8 +163,9 @@ class GroupRound(GroupInbox):
             self.alike.add(self.group)
         if findings.odd_referee:
             logger.warning(
-                "Group %d: the referee computes other bits than the nodes, so that only what is far from its own is "
-                "held to be a lie; give it their hardware and software, or use code='fourier' without digests.",
+                "Group %d: its nodes did not send what the referee has, to the bit where that is needed: they lie, or it "
+                "has other hardware, software or data than they. Only what is very far from its own counts as a lie. "
+                "To compare them: solon_fl.strategies.calibrate(..., referee=...).",
                 self.group,
             )
         wrong = findings.wrong | self._garbled

@@ -1,5 +1,6 @@
 """What the referee's own vector says of a group's shares: which are right, which are lies, and of which neither."""
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from solon_fl.coding import Code, ExactCode
+from solon_fl.coding._types import FloatArray
 from solon_fl.coding.real.screening import smallest_noise
 from solon_fl.coding.sections import Sections
 from solon_fl.strategies.comparing import LARGEST_NOISE, distances, norms, same_bits
@@ -15,6 +17,7 @@ from solon_fl.strategies.comparing import LARGEST_NOISE, distances, norms, same_
 __all__ = ["Findings", "hear"]
 
 BOTH = 2.0  # the node and the referee are each within rtol of the truth
+NOTHING = 1.0  # how far zeros are from what should be there, relative to that
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,9 +34,10 @@ class Findings:
         Slots whose bits are not the referee's, where nodes must compute the same bits and some have those of the
         referee.
     alike : bool
-        Whether more than s nodes have the referee's bits, so that honest nodes do.
+        Whether more than s nodes sent what the referee has, so that honest ones did.
     odd_referee : bool
-        Whether nobody has the referee's bits, or more than s are so near to them that it must be of another make.
+        Whether the referee may be of another make than the nodes: nobody sent what it has, or where that must be the
+        same bits more than s are near to it and have others.
     """
 
     lies: frozenset[int] = frozenset()
@@ -77,66 +81,82 @@ def hear(
     otherwise_wrong : collection of int, optional
         Slots of nodes that sent something else wrong, such as digests. None if nodes need not compute the same bits.
     alike : bool
-        Whether honest nodes are known to have the referee's bits.
+        Whether honest nodes are known to be like the referee.
 
     Notes
     -----
     Honest nodes are never among the lies while they and the referee are within rtol of the truth, with an exact code
     within `LARGEST_NOISE` of each other: a share must differ by twice that in some class of tensors, relative to the
     largest share of the vector, or to the vector itself. An exact code's shares from k on are no numbers: of these can
-    only be said that bits differ, which counts only if some node has the referee's bits, or honest ones had before.
+    only be said that bits differ.
+    Where nobody sent what the referee has, and nobody did before, it may be the referee that is of another make, whose
+    rounding may have grown to anything: then only shares that are farther from its own than zeros would be are lies.
     Cost: d multiply-adds for each share; all n true shares in memory.
     """
     expected = {slot: code.encode(vector, slot) for slot in shares}
     same = {slot for slot, share in shares.items() if same_bits(share, expected[slot])}
-    lies, not_finite, near = _apart(shares, expected, same, vector, code=code, sections=sections, rtol=rtol)
-    if agreed is not None and isinstance(code, ExactCode) and _is_far(agreed[0], vector):
-        lies |= set(agreed[1]) - same
+    apart = _relative_distances(shares, expected, vector, code, sections)
+    is_exact = isinstance(code, ExactCode)
+    tolerance = LARGEST_NOISE if is_exact else BOTH * rtol
+    not_finite = {slot for slot, distance in apart.items() if math.isnan(distance) and slot not in same}
+    far = {slot for slot, distance in apart.items() if distance > tolerance and slot not in same}
     if otherwise_wrong is None:
-        return Findings(lies=frozenset(lies), not_finite=frozenset(not_finite))
-    others = (shares.keys() - same | set(otherwise_wrong)) - lies - not_finite
-    like_referee = same - set(otherwise_wrong)
-    odd = bool(others) and not alike and (not like_referee or len(near) > byzantine)
+        right, near = shares.keys() - far - not_finite, set[int]()
+    else:
+        right, near = same - set(otherwise_wrong), apart.keys() - far - not_finite - same
+    supported = alike or bool(right)
+    limit = tolerance if supported else NOTHING
+    lies = {slot for slot in far if apart[slot] > limit}
+    if agreed is not None and is_exact and _relative_distance(agreed[0], vector) > limit:
+        lies |= set(agreed[1]) - same
+    others = set[int]() if otherwise_wrong is None else shares.keys() - right - lies - not_finite
+    odd = not alike and bool(shares) and (not right or len(near) > byzantine)
     return Findings(
         lies=frozenset(lies),
         not_finite=frozenset(not_finite),
         different=frozenset() if odd else frozenset(others),
-        alike=len(like_referee) > byzantine,
+        alike=len(right) > byzantine,
         odd_referee=odd,
     )
 
 
-def _apart(
-    shares: Mapping[int, Tensor],
-    expected: Mapping[int, Tensor],
-    same: Collection[int],
-    vector: Tensor,
-    *,
-    code: Code,
-    sections: Sections,
-    rtol: float,
-) -> tuple[set[int], set[int], set[int]]:
-    """Return the slots whose shares are far from what they should be, not finite, and near it but not the same."""
+def _relative_distances(
+    shares: Mapping[int, Tensor], expected: Mapping[int, Tensor], vector: Tensor, code: Code, sections: Sections
+) -> dict[int, float]:
+    """Return how far shares are from the true ones, where that can be said, by the largest norm of a true one.
+
+    NaN for those that hold NaN or infinity. Of an exact code by the norm of the vector.
+    """
+    scale: FloatArray | float
+    least: FloatArray | float
     if isinstance(code, ExactCode):
-        is_number = [slot < code.compression or code.compression == 1 for slot in range(code.group_size)]
-        chosen = [slot for slot in shares if is_number[slot]]
-        allowed = LARGEST_NOISE * norms(vector, Sections.whole(vector.numel()))
+        sections, scale, least = Sections.whole(code.share_dim(vector.numel())), _norm(vector), 0.0
+        chosen = [slot for slot in shares if slot < code.compression or code.compression == 1]
     else:
-        chosen = list(shares)
         sizes = np.stack([norms(share, sections) for share in expected.values()] or [np.zeros(len(sections.names))])
-        least = sections.norms_by_class(smallest_noise(sections, code.compression, vector.dtype))
-        allowed = BOTH * (rtol * sizes.max(axis=0) + least)
-    lies, not_finite, near = set[int](), set[int](), set[int]()
+        scale = sizes.max(axis=0)
+        least = BOTH * sections.norms_by_class(smallest_noise(sections, code.compression, vector.dtype))
+        chosen = list(shares)
+    if not np.isfinite(scale).all():
+        return {}
+    found = {}
     for slot in chosen:
-        if slot in same or np.isnan(allowed).any():
-            continue
-        apart = distances(shares[slot], expected[slot], sections)
-        kind = not_finite if np.isnan(apart).any() else lies if (apart > allowed).any() else near
-        kind.add(slot)
-    return lies, not_finite, near
+        apart = np.maximum(distances(shares[slot], expected[slot], sections) - least, 0)
+        found[slot] = float(_quotients(apart, scale).max())
+    return found
 
 
-def _is_far(agreed: Tensor, vector: Tensor) -> bool:
-    """Whether a gradient is farther from the referee's than float noise could take it."""
-    size = float(vector.to(torch.float64).norm())
-    return not float((agreed.to(torch.float64) - vector.to(torch.float64)).norm()) <= LARGEST_NOISE * size  # NaN, too
+def _quotients(apart: FloatArray, scale: FloatArray | float) -> FloatArray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.where(apart == 0, 0, apart / scale))
+
+
+def _relative_distance(agreed: Tensor, vector: Tensor) -> float:
+    """Return how far a gradient is from the referee's, by the norm of that; inf if it holds NaN."""
+    apart = _norm(agreed.to(torch.float64) - vector.to(torch.float64))
+    return math.inf if math.isnan(apart) else float(_quotients(np.array(apart), _norm(vector)))
+
+
+def _norm(values: Tensor) -> float:
+    """Return the norm; NaN if there is NaN or infinity in it."""
+    return float(norms(values, Sections.whole(values.numel()))[0])

@@ -72,7 +72,7 @@ class SolonRun(Run):
         self.patience = Patience()
         self._sections = model.sections
         self._noise_only: set[int] = set()  # numbers of tensors
-        self._like_referee: set[int] = set()  # numbers of groups in which honest nodes were seen to have its bits
+        self._like_referee: set[int] = set()  # numbers of groups in which honest nodes sent what it has
         self._silences: Counter[int | None] = Counter()  # rounds on end without an answer, by node id
 
     def prepare(self, grid: Grid, arrays: ArrayRecord, config: ConfigRecord) -> None:
