@@ -163,7 +163,7 @@ class GroupRound(GroupInbox):
             self.alike.add(self.group)
         if findings.odd_referee:
             logger.warning(
-                "Group %d: its nodes did not send what the referee has, to the bit where that is needed: they lie, or it "
+                "Group %d: its nodes did not send what the referee has, to the bit where needed: they lie, or it "
                 "has other hardware, software or data than they. Only what is very far from its own counts as a lie. "
                 "To compare them: solon_fl.strategies.calibrate(..., referee=...).",
                 self.group,
