@@ -47,13 +47,14 @@ class Keeper(ABC):
     def num_convicted(self, group: int) -> int:
         """Return how many places of a group are empty because of wrong shares: so many fewer of its nodes may lie.
 
-        Where places are drawn anew, each empty place counts for one of those who are in quarantine for that.
+        Where places are drawn anew, only those count that would be empty if all others were there.
         """
         places = self.places[group]
         if self._config.regroup == "round":
             all_empty = sum(node_id is None for nodes in self.places for node_id in nodes)
-            others = max(all_empty - sum(map(self._is_guilty, self._nodes.values())), 0)
-            return max(sum(node_id is None for node_id in places) - others, 0)
+            innocent = sum(r.state != "refused" and not self._is_guilty(r) for r in self._nodes.values())
+            away = all_empty - max(self._config.num_nodes - innocent, 0)
+            return max(sum(node_id is None for node_id in places) - away, 0)
         owners = [self._owners.get((group, slot)) for slot, node_id in enumerate(places) if node_id is None]
         return sum(owner is not None and self._is_guilty(self._nodes[owner]) for owner in owners)
 
