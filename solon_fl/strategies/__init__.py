@@ -3,8 +3,8 @@
 from solon_fl.strategies.calibrated import Calibration
 from solon_fl.strategies.calibration import calibrate
 from solon_fl.strategies.checkpoint import Checkpoints
+from solon_fl.strategies.entries import buffer_names
 from solon_fl.strategies.ledger import NodeRecord
-from solon_fl.strategies.model import buffer_names
 from solon_fl.strategies.referee import LocalReferee, TrustedNodes
 from solon_fl.strategies.reports import GroupReport, RefereeReport, RoundReport
 from solon_fl.strategies.solon import SolonStrategy

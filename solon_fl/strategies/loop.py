@@ -5,10 +5,9 @@ to round. `RoundStrategy` drives them, in its own `start` or in Flower's.
 """
 
 import logging
-import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from contextlib import nullcontext
 from typing import Any, Generic, TypeVar, get_args
 
@@ -27,6 +26,7 @@ from solon_fl.strategies.evaluating import Evaluate, evaluate_centrally, warn_of
 from solon_fl.strategies.exchange import exchange
 from solon_fl.strategies.factories import OptimizerFactory, SchedulerFactory, check_factories
 from solon_fl.strategies.fetching import fetcher_of
+from solon_fl.strategies.late import collect_late
 from solon_fl.strategies.model import ServerModel
 from solon_fl.strategies.open_round import OpenRound
 from solon_fl.strategies.replies import median_metrics
@@ -42,7 +42,6 @@ IN_PARTS = (
     "; the model is sent in parts (downlink='delta', or frozen weights): functions of your own need solon_mod(), or "
     "solon_fl.clients.downlink_mod, as in @app.train(mods=[downlink_mod])"
 )
-LATE_ROUNDS = 3  # for which answers to earlier rounds are looked for
 logger = logging.getLogger("flwr")
 
 
@@ -161,7 +160,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
             stepped = 0
             for server_round in range(first, num_rounds + 1):
                 logger.info("[ROUND %d/%d]", server_round, num_rounds)
-                unanswered = _collect_late(server_round, grid, run, unanswered)
+                unanswered = collect_late(server_round, grid, run, unanswered)
                 stepped += self._play(run, server_round, result, grid, train_config, unanswered)
                 last = server_round == num_rounds or self._stop
                 rounds_done = server_round
@@ -394,31 +393,6 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
             )
         result.arrays = run.model.to_record()
         return checkpoint.round
-
-
-def _collect_late(
-    server_round: int, grid: Grid, run: Run, unanswered: Mapping[str, tuple[int, int]]
-) -> dict[str, tuple[int, int]]:
-    """See who has answered an earlier round after all, or never will though it said so; return who may answer yet.
-
-    Without this such answers would stay in the grid. Nothing is waited for.
-    """
-    fetcher = fetcher_of(grid)
-    late = fetcher.fetch(list(unanswered), wait=False)
-    waiting = {}
-    for message_id, asked in unanswered.items():
-        asked_round, node_id = asked
-        if message_id in late:
-            if not late[message_id].has_error():
-                run.record_late(node_id)
-                run.sender.learn_late(node_id, late[message_id])
-        elif fetcher.was_never_sent(message_id, math.inf if run.timeout is None else run.timeout):
-            run.record_stall(node_id)
-        elif fetcher.is_stuck(message_id) or server_round - asked_round <= LATE_ROUNDS:
-            waiting[message_id] = asked
-            continue
-        fetcher.forget(message_id)
-    return waiting
 
 
 def _refuse_silence_at_the_start(report: RoundReport, *, in_parts: bool) -> None:

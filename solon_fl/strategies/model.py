@@ -1,8 +1,6 @@
 """The server's copy of the model: a flat vector, an optimizer, and Flower records made from it."""
 
-import math
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
@@ -16,18 +14,16 @@ from solon_fl.coding import Code
 from solon_fl.coding.sections import Sections, padded, spread
 from solon_fl.config import Mode
 from solon_fl.errors import ConfigurationError
+from solon_fl.strategies.entries import Entry
 from solon_fl.strategies.factories import (
     OptimizerFactory,
     SchedulerFactory,
     make_optimizer,
     make_scheduler,
-    name_of,
     share_of_an_update,
 )
 from solon_fl.wire import (
     BufferNames,
-    check_dtype,
-    check_storage,
     is_continuous,
     is_counter,
     model_sha256,
@@ -36,66 +32,7 @@ from solon_fl.wire import (
     trusted_tensor,
 )
 
-__all__ = ["ServerModel", "buffer_names"]
-
-
-def buffer_names(model: torch.nn.Module) -> BufferNames:
-    """Return the floating-point and complex entries of a model's state_dict that no gradient moves.
-
-    Those are BatchNorm's running statistics and the like, and frozen parameters, which it knows to be `frozen`: what
-    `SolonStrategy` takes as `buffers`.
-
-    Raises
-    ------
-    ConfigurationError
-        If an entry has a dtype that Flower can't send (bfloat16, float8), or is no tensor.
-
-    Examples
-    --------
-    >>> buffer_names(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)))
-    ('1.running_mean', '1.running_var')
-    """
-    state = model.state_dict(keep_vars=True)
-    for name, value in state.items():
-        if not isinstance(value, Tensor):
-            raise ConfigurationError(
-                f"the model's state_dict must hold tensors only, as Flower can; got {name}, a {name_of(value)}; "
-                "let get_extra_state return a tensor, or build the extra state in build_model and don't save it."
-            )
-        check_dtype(f"the model's {name}", value)
-    check_storage(state)
-    names = [name for name, value in state.items() if is_continuous(value) and not value.requires_grad]
-    return BufferNames(names, [name for name in names if isinstance(state[name], torch.nn.Parameter)])
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """An entry of the model that is coded.
-
-    `shape` is that of its place in the vector, where a complex number is two real ones; `dtype` is its own. `start` is
-    where it stands in the vector, `coded` where in a direction, in which every tensor is padded.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    start: int
-    coded: int
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def stop(self) -> int:
-        return self.start + self.size
-
-    def taken_from(self, vector: Tensor) -> Tensor:
-        """Return the entry as it was when it came."""
-        values = vector[self.start : self.stop].view(self.shape)
-        if self.dtype.is_complex:
-            values = torch.complex(values[..., 0], values[..., 1])
-        return values.to(self.dtype)
+__all__ = ["ServerModel"]
 
 
 class ServerModel:
@@ -133,7 +70,7 @@ class ServerModel:
         unknown = sorted(set(self.buffers) - set(arrays))
         if unknown:
             raise ConfigurationError(f"buffers must name entries of the model; got {unknown}, not in it.")
-        self._entries: list[_Entry] = []
+        self._entries: list[Entry] = []
         self._static: dict[str, Array] = {}
         self._counters: list[str] = []
         self._fixed_sha256: str | None = None
@@ -151,7 +88,7 @@ class ServerModel:
                     self._counters.append(name)
                 continue
             values = real_view(tensor)
-            self._entries.append(_Entry(name, tuple(values.shape), tensor.dtype, self.dim, coded))
+            self._entries.append(Entry(name, tuple(values.shape), tensor.dtype, self.dim, coded))
             coded += padded(values.numel(), 1 if code is None else code.multiple)
             tensors.append(values.reshape(-1))
         if not tensors:
@@ -411,9 +348,9 @@ class ServerModel:
         for entry in self._chosen(buffers):
             yield direction[entry.coded : entry.coded + entry.size].view(entry.shape)
 
-    def _place_of(self, entry: _Entry) -> Tensor:
+    def _place_of(self, entry: Entry) -> Tensor:
         """Return where an entry stands in the vector, on its memory."""
         return self.vector[entry.start : entry.stop].view(entry.shape)
 
-    def _chosen(self, buffers: bool) -> list[_Entry]:
+    def _chosen(self, buffers: bool) -> list[Entry]:
         return [entry for entry in self._entries if (entry.name in self.buffers) == buffers]

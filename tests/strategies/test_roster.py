@@ -17,8 +17,9 @@ from solon_fl.errors import ConfigurationError, NodesMissingError
 from solon_fl.simulations import InProcessGrid
 from solon_fl.simulations.plan.overflow import overflow_probability
 from solon_fl.strategies import GroupReport, RoundReport
+from solon_fl.strategies.keeper import Places
 from solon_fl.strategies.presence import wait_for_nodes
-from solon_fl.strategies.roster import LINES, MOST_STRANGERS, Places, Roster
+from solon_fl.strategies.roster import LINES, MOST_STRANGERS, Roster
 from tests.support import Regression, small_config
 
 
