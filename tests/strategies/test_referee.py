@@ -72,7 +72,7 @@ def test_whatever_s_nodes_of_a_group_do_the_model_is_the_honest_one_and_no_hones
         assert questions(reports) <= len(kinds)
 
 
-MAJORITIES = {
+MAJORITIES: dict[str, dict[str, Any]] = {
     "all but one": {"byzantine": 5, "compression": 1},
     "all but one, digests": {"byzantine": 5, "compression": 1, "verification": "digest"},
     "all but one, digests, a fifth each": {"byzantine": 5, "compression": 5, "verification": "digest"},
