@@ -300,6 +300,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "reactive, with digests": {"num_nodes": 10, "verification": "digest", "redundancy": "reactive"},
     "regrouped": {"regroup": "round"},
     "patches": {"downlink": "delta"},
+    "referee": {"num_nodes": 10, "referee": True},
+    "referee, with digests": {"num_nodes": 6, "verification": "digest", "referee": True},
     "all together": {
         "num_nodes": 10,
         "verification": "digest",
@@ -383,7 +385,7 @@ PROCESS_FAULTS = (
     ProcessFault(
         "slow, but true",
         "so many nodes answer just before the deadline that no group can do without; under every option",
-        "used; no offence; the model is the one of a run without faults",
+        "used, or a referee does not wait for it; no offence; the model is the one of a run without faults",
         "tests/faults/test_deadline.py::test_the_truth_just_before_the_deadline_is_used_and_no_offence",
     ),
     ProcessFault(

@@ -8,7 +8,7 @@ import torch
 from flwr.app import ConfigRecord, Context, Message
 
 from solon_fl.simulations import InProcessGrid
-from solon_fl.strategies import RoundReport, SolonStrategy, exchange, loop, solon_run
+from solon_fl.strategies import RoundReport, SolonStrategy, exchange, loop
 from solon_fl.strategies.model import ServerModel
 from solon_fl.strategies.patience import FLOOR
 from solon_fl.strategies.solon_run import SolonRun
@@ -73,17 +73,23 @@ def test_the_truth_just_before_the_deadline_is_used_and_no_offence(
         reports.append(report)
         ends.append(clock.now)
 
-    strategy = SolonStrategy(config, SGD, on_round=note)
+    referee = REMEMBERING if config.referee else None
+    strategy = SolonStrategy(config, SGD, on_round=note, referee=referee)
     grid = SlowGrid(clock, config.num_nodes)
     result = strategy.start(grid, record_of(initial_model()), num_rounds=ROUNDS, timeout=DEADLINE)
-    assert ends == pytest.approx([DEADLINE * number for number in range(1, ROUNDS + 1)], rel=1e-6)
-    assert {round(time / DEADLINE) for _, time in grid.slow_answers} == set(range(1, ROUNDS + 1)), "it did happen"
+    rounds = range(1, ROUNDS + 1)
+    if config.referee:
+        assert ends == pytest.approx([DEADLINE / 2 * number for number in rounds], rel=0.05), "it waits for nobody"
+        assert all(report.referee_reports for report in reports)
+    else:
+        assert ends == pytest.approx([DEADLINE * number for number in rounds], rel=1e-6)
+        assert {round(time / DEADLINE) for _, time in grid.slow_answers} == set(rounds), "it did happen"
     for report in reports:
         assert report.stepped
         assert report.failed_groups == report.corrupt_nodes == ()
         assert not report.malformed_nodes
     assert all(record.offences == record.stalled == 0 for record in strategy.ledger.values())
-    honest, _ = train(config, rounds=ROUNDS)
+    honest, _ = train(config, rounds=ROUNDS, referee=referee)
     torch.testing.assert_close(vector_of(result.arrays), vector_of(honest.arrays), rtol=1e-5, atol=1e-6)
 
 
@@ -91,7 +97,7 @@ def test_an_evaluation_just_before_the_deadline_is_waited_for_once_and_not_for_l
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = Clock()
-    for module in (exchange, loop, solon_run):
+    for module in (exchange, loop):
         monkeypatch.setattr(module, "time", clock)
 
     class LateEvaluation(InProcessGrid):

@@ -1,9 +1,11 @@
 from collections import Counter
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from flwr.serverapp.strategy import Result
 from torch import Tensor
 
 from solon_fl.strategies import RoundReport
@@ -19,7 +21,7 @@ from tests.faults.matrix import (
     options_as_markdown,
     processes_as_markdown,
 )
-from tests.support import initial_model, record_of, small_config, train, vector_of
+from tests.support import REMEMBERING, initial_model, record_of, small_config, train, vector_of
 
 FAULTY = frozenset({2, 5})  # ids: two of the first group of seven, as many as it bears
 ROUNDS = 4
@@ -87,7 +89,12 @@ FEW_ROUNDS = 3
 
 @cache
 def honest_model(option: str, rounds: int) -> Tensor:
-    return vector_of(train(small_config(**OPTIONS[option]), rounds=rounds)[0].arrays)
+    return vector_of(train_under(option, rounds=rounds)[0].arrays)
+
+
+def train_under(option: str, **arguments: Any) -> tuple[Result, list[RoundReport]]:
+    config = small_config(**OPTIONS[option], **arguments.pop("changes", {}))
+    return train(config, referee=REMEMBERING if config.referee else None, **arguments)
 
 
 @pytest.mark.parametrize(("option", "fault"), ALL, ids=lambda value: value if isinstance(value, str) else value.name)
@@ -95,7 +102,7 @@ def test_under_every_option_a_fault_changes_nothing_and_no_honest_node_is_named(
     """The law of all options. Where all nodes compute, in fixed places, the faulty are named in every round, too."""
     config = small_config(**OPTIONS[option])
     nodes = Nodes(FAULTY)
-    result, reports = train(config, rounds=FEW_ROUNDS, mods=[fault.mod(nodes)], timeout=0.1)
+    result, reports = train_under(option, rounds=FEW_ROUNDS, mods=[fault.mod(nodes)], timeout=0.1)
     model = vector_of(result.arrays)
     torch.testing.assert_close(model, honest_model(option, FEW_ROUNDS), rtol=1e-5, atol=1e-6)
     assert len(reports) == FEW_ROUNDS
@@ -105,26 +112,30 @@ def test_under_every_option_a_fault_changes_nothing_and_no_honest_node_is_named(
         seen = named(report)
         assert set.union(*seen.values()) <= FAULTY
         offences.update(seen["lying"] | seen["malformed"])
-        if config.redundancy == "full" and config.regroup == "never":
+        if config.quarantine_after is None and config.regroup == "never":
             seen_as = fault.seen if report.round >= fault.first_round else "not at all"
             assert seen == {how: set(FAULTY) if how == seen_as else set() for how in seen}
     asked = {(node, report.round) for report in reports for group in report.groups for node in group.nodes}
     assert nodes.fired == {(node, number) for node, number in asked if node in FAULTY}
-    if config.redundancy == "reactive":
+    if config.referee and fault.seen not in ("silent", "not at all"):
+        assert set.union(*(seen for report in reports for seen in named(report).values())) == FAULTY
+    if config.quarantine_after == 1:
         assert set(offences.values()) <= {1}, "a node is caught once, and gets no more tasks"
 
 
 @pytest.mark.parametrize("option", OTHERS)
 @pytest.mark.parametrize("fault", HARMFUL, ids=lambda fault: fault.name)
 def test_under_every_option_more_faults_than_borne_never_pass_for_a_result(option: str, fault: Fault) -> None:
-    """The round is skipped and says so, or its result is right all the same."""
-    config = small_config(on_group_failure="skip", **OPTIONS[option])
+    """The round is skipped and says so, or its result is right all the same, as it is with a referee."""
+    config = small_config(**OPTIONS[option])
     if fault.name == "copied share" and config.regroup == "round":
         pytest.skip("four copies and the original, by chance in one group, are the shares of another gradient")
     nodes = Nodes(frozenset({1, 2, 3, 5}))
-    result, reports = train(config, rounds=1, mods=[fault.mod(nodes)], timeout=0.1)
+    changes = {"on_group_failure": "skip"}
+    result, reports = train_under(option, changes=changes, rounds=1, mods=[fault.mod(nodes)], timeout=0.1)
     report = reports[0]
     assert report.stepped == (report.failed_groups == ())
+    assert report.stepped or not config.referee
     assert not named(report)["lying"] - nodes.faulty
     if report.stepped:
         torch.testing.assert_close(vector_of(result.arrays), honest_model(option, 1), rtol=1e-5, atol=1e-6)
