@@ -12,7 +12,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from solon_fl.errors import ConfigurationError, RefereeError
+from solon_fl.errors import ConfigurationError, NodeFailedError, RefereeError
 from solon_fl.strategies.exchange import exchange
 from solon_fl.strategies.fetching import fetcher_of
 from solon_fl.strategies.replies import read, read_share, read_unreached
@@ -50,8 +50,9 @@ class LocalReferee:
     """
 
     def __init__(self, client: Any, *, node_config: Settings | None = None, run_config: Settings | None = None) -> None:
-        app = client.client_app() if hasattr(client, "client_app") else client
-        if isinstance(client, type) or not callable(app):
+        is_class = isinstance(client, type)
+        app = client.client_app() if hasattr(client, "client_app") and not is_class else client
+        if is_class or not callable(app):
             raise ConfigurationError(
                 f"referee must be what the nodes run, or names of trusted nodes; got {str(client)[:80]!r}; give an "
                 "object with client_app(), such as MyClient(), a ClientApp, or a list of names."
@@ -69,6 +70,8 @@ class LocalReferee:
         """Return the reply to a message, or raise RefereeError."""
         try:
             return self._app(message, self._context)
+        except NodeFailedError as error:  # which says what the client's code raised
+            raise RefereeError(f"the referee failed: {error}") from error
         except Exception as error:
             raise RefereeError(f"the referee failed: {type(error).__name__}: {error}") from error
 
