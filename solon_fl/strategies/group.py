@@ -329,6 +329,7 @@ class GroupRound(GroupInbox):
             suspect_nodes=self._ids(decoded.suspect_slots),
             silent_nodes=tuple(n for n in self._ids(self.asked) if n not in answered),
             malformed_nodes=malformed,
+            garbled_nodes=self._ids(self._garbled | (not_finite if decoded.ok else set())),
             residual=decoded.residual,
             tolerance=decoded.tolerance,
             error_bound=decoded.error_bound,

@@ -45,7 +45,7 @@ class Keeper(ABC):
         return str(node_id) if record is None else self._label(record)
 
     def num_convicted(self, group: int) -> int:
-        """Return how many places of a group are empty because of wrong shares: so many fewer of its nodes may lie.
+        """Return how many places of a group are empty because of wrong replies: so many fewer of its nodes may lie.
 
         Where places are drawn anew, only those count that would be empty if all others were there.
         """
@@ -94,6 +94,7 @@ class Keeper(ABC):
                 if node_id in offending:
                     record.lying += node_id in group.corrupt_nodes
                     record.malformed += node_id in group.malformed_nodes
+                    record.garbled += node_id in group.garbled_nodes
                     record.last_offence = f"round {report.round}: {offending[node_id]}"
                     offenders.append(record)
         for node_id in report.lacking_nodes:
@@ -118,9 +119,9 @@ class Keeper(ABC):
             self._consider_quarantine(record)
 
     def _is_guilty(self, record: NodeRecord) -> bool:
-        """Whether a node is in quarantine, and sent wrong shares: it was one of the s of its group."""
+        """Whether a node is in quarantine, and sent what no honest node sends: it was one of the s of its group."""
         other_bits = record.different_bits if self._config.needs_equal_bits else 0
-        return record.state == "quarantined" and record.lying + record.convicted + other_bits > 0
+        return record.state == "quarantined" and record.lying + record.garbled + record.convicted + other_bits > 0
 
     def _offences(self, record: NodeRecord) -> int:
         """Return what quarantine counts: where all must compute the same bits others are of no use, lying or not."""

@@ -40,6 +40,9 @@ class NodeRecord:
         in which it had not answered when its group was decoded.
     suspected : int
         Rounds in which its share was left out of the gradient, but may have been honest. No offence.
+    garbled : int
+        Those of the malformed ones in which no honest node sends what it sent: no share at all, or NaN or infinity
+        though the gradient has none.
     late : int
         Those of the silent ones in which its answer came after all.
     stalled : int
@@ -69,6 +72,7 @@ class NodeRecord:
     rounds: int = 0
     lying: int = 0
     malformed: int = 0
+    garbled: int = 0
     silent: int = 0
     late: int = 0
     stalled: int = 0

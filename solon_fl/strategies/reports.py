@@ -72,6 +72,9 @@ class GroupReport:
         whose agreement sufficed.
     malformed_nodes : dict
         Id of each node whose reply was not a share, and what was wrong with it.
+    garbled_nodes : tuple of int
+        Ids of those of them whose reply no honest node sends: neither a share nor an error, or NaN or infinity though
+        the gradient has none.
     residual, tolerance, error_bound : float
         See `Decoded`.
     classes : tuple of ClassOutcome
@@ -97,6 +100,7 @@ class GroupReport:
     residual: float
     tolerance: float
     error_bound: float
+    garbled_nodes: tuple[int, ...] = ()
     escalated: bool = False
     escalated_by: tuple[int, ...] = ()
     different_bits: tuple[int, ...] = ()
