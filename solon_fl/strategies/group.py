@@ -206,6 +206,7 @@ class GroupRound(GroupInbox):
             agreed=None if held.gradient is None else (held.gradient, agreeing),
             otherwise_wrong=otherwise_wrong | self._wrong_digests(vector) if self.needs_equal_bits else None,
             alike=bool(self.alike),
+            further={slot for slots in self.also.values() for slot in slots},
         )
 
     def _unlike(self, unreached: set[str]) -> set[int]:

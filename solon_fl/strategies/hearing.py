@@ -37,7 +37,7 @@ class Findings:
         Whether more than s nodes sent what the referee has, so that honest ones did.
     odd_referee : bool
         Whether the referee may be of another make than the nodes: nobody sent what it has, or where that must be the
-        same bits more than s are near to it and have others.
+        same bits fewer than all but s did, and others are near to it.
     """
 
     lies: frozenset[int] = frozenset()
@@ -63,6 +63,7 @@ def hear(
     agreed: tuple[Tensor, Collection[int]] | None = None,
     otherwise_wrong: Collection[int] | None = None,
     alike: bool = False,
+    further: Collection[int] = (),
 ) -> Findings:
     """Compare shares with those of the referee's vector.
 
@@ -82,6 +83,8 @@ def hear(
         Slots of nodes that sent something else wrong, such as digests. None if nodes need not compute the same bits.
     alike : bool
         Whether honest nodes are known to be like the referee.
+    further : collection of int
+        Empty slots, whose shares nodes in others send beside their own.
 
     Notes
     -----
@@ -104,18 +107,21 @@ def hear(
         right, near = shares.keys() - far - not_finite, set[int]()
     else:
         right, near = same - set(otherwise_wrong), apart.keys() - far - not_finite - same
-    supported = alike or bool(right)
+    own = shares.keys() - set(further)
+    telling = {slot for slot in right & own if bool(expected[slot].any())} if bool(vector.any()) else right & own
+    supported = alike or bool(telling)  # zeros are the same for every make
     limit = tolerance if supported else NOTHING
     lies = {slot for slot in far if apart[slot] > limit}
     if agreed is not None and is_exact and _relative_distance(agreed[0], vector) > limit:
         lies |= set(agreed[1]) - same
     others = set[int]() if otherwise_wrong is None else shares.keys() - right - lies - not_finite
-    odd = not alike and bool(shares) and (not right or len(near) > byzantine)
+    # All but s of those who sent a share are honest: if the referee is of their make all these have what it has.
+    odd = not alike and bool(shares) and (not telling or (bool(near) and len(telling) < len(own) - byzantine))
     return Findings(
         lies=frozenset(lies),
         not_finite=frozenset(not_finite),
         different=frozenset() if odd else frozenset(others),
-        alike=len(right) > byzantine,
+        alike=len(telling) > byzantine,
         odd_referee=odd,
     )
 
