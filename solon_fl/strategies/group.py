@@ -176,7 +176,7 @@ class GroupRound(GroupInbox):
         convicted = self._ids(wrong)
         acquitted = tuple(node for node in self._ids(held.suspect_slots) if node not in convicted)
         asked = replace(self._asked_referee(seconds), convicted=convicted, acquitted=acquitted)
-        if held.ok and not findings.wrong and not held.suspect_slots:
+        if held.ok and not (findings.wrong or findings.odd_referee or held.suspect_slots):
             return self._close(self._held, asked, unreached)
         found = Decoded(
             gradient=vector,
