@@ -124,6 +124,8 @@ LIES: dict[str, Lie] = {
     "times 1 + 1e-4": changed(lambda share: share * (1 + 1e-4)),
     "another gradient": of_another_gradient(same_random_gradient),
     "the reverse gradient": of_another_gradient(lambda vector, task: -vector),
+    "minus ten times the gradient": of_another_gradient(lambda vector, task: -10 * vector),
+    "half the gradient": of_another_gradient(lambda vector, task: vector / 2),
     "nearly the gradient": of_another_gradient(lambda vector, task: vector * (1 + 1e-6)),
     "digests of zeros": with_digests(lambda digests: bytes(len(digests))),
     "shuffled digests": with_digests(lambda digests: digests[32:] + digests[:32]),

@@ -89,8 +89,10 @@ def test_honest_nodes_within_rtol_of_the_truth_are_never_accused_and_real_lies_a
     liars = data.draw(st.sets(st.integers(0, size - 1)))
     for slot in liars:
         shares[slot] = shares[slot] * (1 + 1e-4)
-    found = heard(code, shares, truth + noise[size], otherwise_wrong=None)
+    found = heard(code, shares, truth + noise[size], otherwise_wrong=None, alike=len(liars) == size)
     assert found.lies == found.wrong == liars
+    assert not found.odd_referee
+    assert found.alike == (size - len(liars) > 2)
 
 
 @pytest.mark.parametrize("compression", [1, 3])
@@ -135,6 +137,23 @@ def test_who_agreed_on_a_far_gradient_lied_even_where_shares_are_no_numbers() ->
     assert found.lies == {0, 1, 2, 3, 4}
     near = shares_of(code, vector * (1 + 2e-7))
     assert heard(code, near, vector, agreed=(vector * (1 + 2e-7), range(6))) == Findings(odd_referee=True)
+
+
+@pytest.mark.parametrize("name", ["exact", "fourier"])
+def test_where_nobody_has_what_the_referee_has_only_what_is_farther_than_zeros_is_a_lie(name: str) -> None:
+    """Rounding can grow to several percent; once honest nodes are known to be like it there is no such excuse."""
+    code = make_code(name, 4, 1)
+    vector = vector_of(code, 0)
+    for factor, is_lie in ((1.05, False), (0.5, False), (2.1, True), (-1.0, True)):
+        shares = shares_of(code, factor * vector)
+        for equal_bits in ((), None):
+            found = heard(code, shares, vector, otherwise_wrong=equal_bits)
+            assert found.lies == (set(range(4)) if is_lie else set())
+            assert found.odd_referee
+            assert not found.alike
+            found = heard(code, shares, vector, otherwise_wrong=equal_bits, alike=True)
+            assert found.lies == set(range(4))
+            assert not found.odd_referee
 
 
 def test_buffers_are_measured_by_themselves() -> None:
@@ -297,17 +316,17 @@ def test_who_makes_up_that_a_parameter_has_no_gradient_is_convicted(liars: int) 
     assert asked(group, replies) == "unclear which parameters have gradients"
     group.settle(GRADIENT, ("b",), 0.0)
     assert group.report.unreached == ("b",)
-    assert group.report.different_bits == NODES[:liars]
+    assert tuple(group.report.malformed_nodes) == NODES[:liars]
     assert group.report.referee is not None
     assert group.report.referee.convicted == NODES[:liars]
 
 
-def test_a_referee_whom_more_than_s_contradict_convicts_nobody(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_referee_whom_all_contradict_convicts_nobody_of_them() -> None:
     group = court(audit=lambda: True)
     assert asked(group, {slot: says(slot, "a") for slot in range(7)}) == "audit"
     group.settle(GRADIENT, (), 0.0)
-    assert group.report.different_bits == ()
-    assert "Group 1: the referee computes other bits than the nodes" in caplog.text
+    assert group.report.malformed_nodes == {}
+    assert group.report.unreached == ()
 
 
 # ---- digests -------------------------------------------------------------------------------------------------

@@ -117,6 +117,18 @@ def test_who_lies_in_turn_makes_the_referee_work_once_each(majority: str, code: 
         assert named(reports) == liars, "the others pass for noise, or are drowned out"
 
 
+@pytest.mark.parametrize("kind", ["nan", "malformed"])
+def test_garbage_that_does_no_harm_makes_the_referee_work_no_more_than_once(kind: str) -> None:
+    """With digests the others are enough, and so they are where one may be missing: s falls all the same."""
+    for changes in ({"byzantine": 1, "compression": 1, "verification": "digest"}, {"compression": 2, "stragglers": 1}):
+        config = refereed(code="fourier", **changes)
+        _, reports, strategy = play(config, {1: kind})
+        assert quarantined(strategy) == {1}
+        assert questions(reports) <= 1
+        assert reports[-1].failed_groups == ()
+    assert [record.garbled for record in strategy.ledger.values()] == [1, 0, 0, 0, 0]
+
+
 def test_who_lies_once_is_convicted_for_good() -> None:
     model, reports, strategy = play(refereed(), {2: "reverse"}, lambda server_round, node: server_round == 2)
     assert torch.equal(model, honest_model())
