@@ -31,6 +31,9 @@ MODES: dict[str, dict[str, Any]] = {
     "update": {"mode": "update"},
     "quarantine": {"quarantine_after": 1},
     "reactive, late quarantine": {"redundancy": "reactive", "quarantine_after": 3},
+    "referee": {"referee": True, "group_size": S + K},
+    "referee, audits, a node more": {"referee": True, "audit": 1.0, "group_size": S + K + 1},
+    "referee, reactive, large groups": {"referee": True, "redundancy": "reactive", "group_size": 2 * S + K},
 }
 
 
@@ -57,7 +60,8 @@ def run(
     liars = RegroupedLiars({node - 1 for node in lying})
     mods: list[Mod] = [attack_mod(Framing(decoder, family), liars, seed=seed)]
     model = initial_model(make_model)
-    strategy = SolonStrategy(config, SGD, buffers=buffer_names(model))
+    referee = Remembering(make_model) if config.referee else None
+    strategy = SolonStrategy(config, SGD, buffers=buffer_names(model), referee=referee)
     grid = ColludersGrid(Remembering(make_model).client_app(mods), config.num_nodes + num_spares, liars)
     train_config = ConfigRecord({"lr": 0.05})
     strategy.start(grid, record_of(model), num_rounds=ROUNDS, timeout=1.0, train_config=train_config)
