@@ -198,7 +198,8 @@ def test_without_an_answer_the_group_fails_at_the_deadline_and_the_log_says_so(
     _, reports, strategy = play(refereed(on_group_failure=policy), grid=grid, referee="judge", rounds=3)
     assert [report.failed_groups for report in reports] == [(), (0,), (0,)]
     assert [report.stepped for report in reports] == [True, False, False]
-    assert "Group 0: the referee was asked (shares disagree) and has not answered." in caplog.text
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert "Group 0: the referee was asked (shares disagree) and has not answered." in errors
     assert not reports[1].referee_reports[0].answered
     assert quarantined(strategy) == named(reports) == set()
 
