@@ -323,6 +323,17 @@ def test_who_makes_up_that_a_parameter_has_no_gradient_is_convicted(liars: int) 
     assert group.report.referee.convicted == NODES[:liars]
 
 
+def test_of_what_liars_say_beside_a_wrong_share_nothing_counts() -> None:
+    group = court()
+    replies = {slot: says(slot, "b") for slot in range(7)}
+    for slot in range(4):
+        replies[slot] = reply_with(-CODE.encode(GRADIENT, slot))
+    assert asked(group, replies) == "shares disagree"
+    group.settle(GRADIENT, ("b",), 0.0)
+    assert group.report.corrupt_nodes == NODES[:4]
+    assert group.report.unreached == ("b",)
+
+
 def test_a_referee_whom_all_contradict_convicts_nobody_of_them() -> None:
     group = court(audit=lambda: True)
     assert asked(group, {slot: says(slot, "a") for slot in range(7)}) == "audit"
