@@ -168,12 +168,11 @@ class GroupRound(GroupInbox):
                 "To compare them: solon_fl.strategies.calibrate(..., referee=...).",
                 self.group,
             )
-        wrong = findings.wrong | self._garbled
         if not self.needs_equal_bits:
             false_voters = self._unlike(set(unreached))
             self._malformed |= dict.fromkeys(self._ids(false_voters), FALSE_VOTE)
-            wrong |= false_voters
-        convicted = self._ids(wrong)
+            self._garbled |= false_voters
+        convicted = self._ids(findings.wrong | self._garbled)
         acquitted = tuple(node for node in self._ids(held.suspect_slots) if node not in convicted)
         asked = replace(self._asked_referee(seconds), convicted=convicted, acquitted=acquitted)
         if held.ok and not (findings.wrong or findings.odd_referee or held.suspect_slots):

@@ -125,7 +125,9 @@ class Keeper(ABC):
 
     def _offences(self, record: NodeRecord) -> int:
         """Return what quarantine counts: where all must compute the same bits others are of no use, lying or not."""
-        return record.offences + (record.different_bits if self._counts_bits else 0)
+        failures = record.malformed - record.garbled  # which an honest node may have, and who is gone costs a place
+        forgiven = failures if self._config.referee else 0
+        return record.offences - forgiven + (record.different_bits if self._counts_bits else 0)
 
     @property
     def _counts_bits(self) -> bool:
