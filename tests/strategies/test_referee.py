@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from solon_fl import SolonConfig
+from solon_fl.task import SolonTask
 from tests.strategies.lies import LIES, named, play, quarantined, questions, refereed, silent
 
 ROUNDS = 4
