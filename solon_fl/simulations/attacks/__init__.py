@@ -4,7 +4,7 @@ from .base import Attack
 from .code_aware import BelowTolerance, Encoded, NearCodeword, OtherGradient, PartialCollusion, ProjectionAware, SameLie
 from .labels import flips_labels, seen_labels
 from .liars import Liars, RegroupedLiars, partition_id, place_number
-from .mods import MALFORMATIONS, attack_mod, crash_mod, label_flip_mod, late_mod, malformed_mod, silent_mod
+from .mods import MALFORMATIONS, attack_mod, crash_mod, from_round, label_flip_mod, late_mod, malformed_mod, silent_mod
 from .omniscient import Alie, FallOfEmpires, InnerProduct, Mimic, MinMax, MinSum
 from .registry import ATTACKS, NamedAttack, lie_if_told, lone_liar_mod, make_attack_mod
 from .simple import BitFlip, Constant, NotFinite, RandomGaussian, Reverse, SignFlip
@@ -41,6 +41,7 @@ __all__ = [
     "crash_mod",
     "damage",
     "flips_labels",
+    "from_round",
     "label_flip_mod",
     "late_mod",
     "lie_if_told",

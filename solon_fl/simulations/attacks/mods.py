@@ -24,6 +24,7 @@ __all__ = [
     "Malformation",
     "attack_mod",
     "crash_mod",
+    "from_round",
     "label_flip_mod",
     "late_mod",
     "malformed_mod",
@@ -142,6 +143,15 @@ def late_mod(liars: Liars | Collection[int] | None = None) -> Mod:
         return late  # type: ignore[return-value]  # None in the first round: no reply
 
     return mod
+
+
+def from_round(mod: Mod, first: int) -> Mod:
+    """Return a mod that does nothing before a round, and from then on what another does."""
+
+    def later(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        return mod(message, context, call_next) if _round_number(message) >= first else call_next(message, context)
+
+    return later
 
 
 def label_flip_mod(liars: Liars | Collection[int] | None = None) -> Mod:

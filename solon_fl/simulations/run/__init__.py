@@ -9,7 +9,7 @@ from solon_fl.simulations.run.grid import InProcessGrid
 from solon_fl.simulations.run.nodes import ImageClient, load_data, make_client_app, measure_batch_seconds
 from solon_fl.simulations.run.outcome import Outcome
 from solon_fl.simulations.run.plain import jsonable, rebuilt
-from solon_fl.simulations.run.round_record import NumberedGroup, NumberedReport, RoundRecord
+from solon_fl.simulations.run.round_record import NumberedGroup, NumberedReferee, NumberedReport, RoundRecord
 from solon_fl.simulations.run.scenario import Engine, Scenario
 from solon_fl.simulations.run.simulation import ScenarioServer, simulate
 from solon_fl.simulations.run.strategies import STRATEGIES, NamedStrategy
@@ -23,6 +23,7 @@ __all__ = [
     "NamedStrategy",
     "NodeKind",
     "NumberedGroup",
+    "NumberedReferee",
     "NumberedReport",
     "Outcome",
     "RoundRecord",

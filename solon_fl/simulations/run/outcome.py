@@ -119,6 +119,16 @@ class Outcome:
         return dict(sorted(counts.items()))
 
     @property
+    def convicted(self) -> frozenset[int]:
+        """Numbers of the nodes that the referee convicted in any round."""
+        return frozenset(number for report in self.reports for number in report.convicted_nodes)
+
+    @property
+    def referee_computations(self) -> int:
+        """How often the referee computed the batches of a group, as one more of its nodes would, in the whole run."""
+        return sum(report.referee_computations for report in self.reports)
+
+    @property
     def reports(self) -> list[NumberedReport]:
         """The strategy's report of every round."""
         return [record.report for record in self.records if record.report is not None]
@@ -172,6 +182,8 @@ class Outcome:
             "bytes_in_median": self.bytes_sent,
             "server_seconds_median": self.server_seconds,
             "timings_scatter": self.timings_scatter,
+            "referee_computations": self.referee_computations,
+            "convicted": sorted(self.convicted),
             "model_sha256": self.model_sha256,
             "error": self.error,
             "offences": {number: dict(kinds) for number, kinds in self.offences.items()},

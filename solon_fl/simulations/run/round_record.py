@@ -8,8 +8,28 @@ from solon_fl.coding import DecodeStatus
 from solon_fl.simulations.attacks import place_number
 from solon_fl.simulations.run.grid import partition_of
 from solon_fl.strategies import GroupReport, RoundReport
+from solon_fl.strategies.reports import Asked
 
-__all__ = ["NumberedGroup", "NumberedReport", "RoundRecord"]
+__all__ = ["NumberedGroup", "NumberedReferee", "NumberedReport", "RoundRecord"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NumberedReferee:
+    """A `RefereeReport` in which nodes go by their numbers, those of `Scenario.liars`.
+
+    Attributes
+    ----------
+    reason, answered, seconds
+        See `RefereeReport`.
+    convicted, acquitted : tuple of int
+        Numbers of the nodes; see `RefereeReport`.
+    """
+
+    reason: Asked
+    answered: bool
+    seconds: float = 0.0
+    convicted: tuple[int, ...] = ()
+    acquitted: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +48,8 @@ class NumberedGroup:
         See `Decoded`. None where there is no finite number: the group failed, or the strategy doesn't promise any.
     nodes_asked : int
         How many nodes of the group had a task.
+    referee : NumberedReferee or None
+        What the referee said; None if it was not asked.
     """
 
     group: int
@@ -44,6 +66,7 @@ class NumberedGroup:
     different_bits: tuple[int, ...] = ()
     failed_classes: tuple[str, ...] = ()
     nodes_asked: int
+    referee: NumberedReferee | None = None
 
     @classmethod
     def of(cls, report: GroupReport, *, regrouped: bool) -> "NumberedGroup":
@@ -57,6 +80,17 @@ class NumberedGroup:
 
         def numbers(nodes: Iterable[int]) -> tuple[int, ...]:
             return tuple(number_of[node] for node in nodes)
+
+        asked = report.referee
+        referee = None
+        if asked is not None:
+            referee = NumberedReferee(
+                reason=asked.reason,
+                answered=asked.answered,
+                seconds=asked.seconds,
+                convicted=numbers(asked.convicted),
+                acquitted=numbers(asked.acquitted),
+            )
 
         return cls(
             group=report.group,
@@ -73,6 +107,7 @@ class NumberedGroup:
             different_bits=numbers(report.different_bits),
             failed_classes=report.failed_classes,
             nodes_asked=len(number_of),
+            referee=referee,
         )
 
     @property
@@ -168,9 +203,25 @@ class NumberedReport:
         return sum(group.nodes_asked for group in self.groups)
 
     @property
+    def referee_reports(self) -> tuple[NumberedReferee, ...]:
+        """What the referee said, for every group that it was asked about."""
+        return tuple(group.referee for group in self.groups if group.referee is not None)
+
+    @property
+    def referee_computations(self) -> int:
+        """Groups whose batches the referee computed, as one more node of each would."""
+        return sum(referee.answered for referee in self.referee_reports)
+
+    @property
+    def convicted_nodes(self) -> tuple[int, ...]:
+        """Numbers of all nodes that the referee convicted, ascending."""
+        return tuple(sorted(number for referee in self.referee_reports for number in referee.convicted))
+
+    @property
     def server_seconds(self) -> float:
-        """Measured seconds that the server took to decode or aggregate, and to step."""
-        return self.seconds_aggregating + self.seconds_stepping
+        """Measured seconds that the server took to decode or aggregate, and to step: without those of the referee."""
+        of_referee = sum(referee.seconds for referee in self.referee_reports)
+        return max(self.seconds_aggregating - of_referee, 0.0) + self.seconds_stepping
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +240,8 @@ class RoundRecord:
         The strategy's; None for round 0.
     waited : bool
         Whether the server would have waited for its deadline, because a node that it needed did not answer.
+    model_sha256 : str
+        Of the model after the round, in hexadecimal digits; see the function of that name.
     """
 
     round: int
@@ -197,6 +250,7 @@ class RoundRecord:
     seconds: float
     report: NumberedReport | None = None
     waited: bool = False
+    model_sha256: str = ""
 
     def named(self) -> list[tuple[int, str]]:
         """Return the number of each node named in this round, and as what; see `NumberedGroup.named`."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from solon_fl.checks import check_one_of
 from solon_fl.config import SolonConfig
 from solon_fl.errors import ConfigurationError
-from solon_fl.simulations.attacks import ATTACKS, Liars, RegroupedLiars, make_attack_mod
+from solon_fl.simulations.attacks import ATTACKS, Liars, RegroupedLiars, from_round, make_attack_mod
 from solon_fl.simulations.datasets import DATASETS, MODELS
 from solon_fl.simulations.run.strategies import STRATEGIES
 from solon_fl.strategies import RoundReport
@@ -31,11 +31,14 @@ class Scenario:
     Parameters
     ----------
     config : SolonConfig
-        Nodes, liars, code, seed. Other strategies than Solon use those settings that they know.
+        Nodes, liars, code, seed. Other strategies than Solon use those settings that they know. A referee is honest,
+        and computes in the server's process.
     strategy : str
         One of `STRATEGIES`.
     attack : str or None
         One of `ATTACKS`. None: all nodes are honest.
+    attack_from : int
+        Round from which on the liars lie. Before it they are honest.
     num_liars : int, optional
         Liars among all nodes. Each of Solon's groups gets at most s of them. Strategies without groups are told this
         number. Default: s in every group. With the config's regroup "round" any node may lie and the default is s in
@@ -67,6 +70,7 @@ class Scenario:
     config: SolonConfig
     strategy: str = "solon"
     attack: str | None = None
+    attack_from: int = 1
     num_liars: int | None = None
     dataset: str = "fashion-mnist-6k"
     model: str = "cnn"
@@ -100,7 +104,7 @@ class Scenario:
             check_one_of(name, value, known)
 
     def _check_numbers(self) -> None:
-        for name in ("rounds", "batch_size"):
+        for name in ("rounds", "batch_size", "attack_from"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} must be at least 1; got {name}={getattr(self, name)}.")
         for name in ("learning_rate", "sign_learning_rate", "local_learning_rate"):
@@ -188,7 +192,8 @@ class Scenario:
         strategy = STRATEGIES[self.strategy]
         decoder = self.config.make_decoder() if strategy.client == "solon" else None
         told = Liars(self.liars) if liars is None else liars
-        return [make_attack_mod(self.attack, told, self.config.seed, strategy.aggregate(self), decoder)]
+        attack = make_attack_mod(self.attack, told, self.config.seed, strategy.aggregate(self), decoder)
+        return [attack if self.attack_from == 1 else from_round(attack, self.attack_from)]
 
     def make_optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
         """Return the server's optimizer."""

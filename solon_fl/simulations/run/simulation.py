@@ -3,6 +3,8 @@
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
@@ -109,7 +111,10 @@ class ScenarioServer:
         """Train on the grid's nodes, with so many seconds for a round. What goes wrong becomes the outcome's error."""
         outcome, scenario = self._outcome, self._outcome.scenario
         initial_arrays = ArrayRecord({name: to_array(value) for name, value in self._model.state_dict().items()})
-        arguments = {} if self._checkpoints is None else {"checkpoints": self._checkpoints}
+        arguments: dict[str, Any] = {} if self._checkpoints is None else {"checkpoints": self._checkpoints}
+        if STRATEGIES[scenario.strategy].client == "solon" and scenario.config.referee:
+            # It shares nothing with the nodes, not even what they computed: its seconds are those that it takes.
+            arguments["referee"] = ImageClient(replace(scenario, compute_once=False), self._dataset)
         strategy = scenario.make_strategy(buffer_names(self._model), self._keep, **arguments)
         random.seed(scenario.config.seed)  # Flower's own strategies sample nodes, and so order them, with it
         try:
@@ -146,6 +151,7 @@ class ScenarioServer:
             seconds=time.monotonic() - self._started,
             report=None if report is None else NumberedReport.of(report, regrouped=regrouped),
             waited=report is not None and STRATEGIES[scenario.strategy].waited(report),
+            model_sha256=model_sha256(arrays),
         )
         self._outcome.arrays = arrays
         self._outcome.records.append(record)

@@ -17,7 +17,7 @@ from solon_fl.config import SolonConfig
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.attacks import Aggregate
 from solon_fl.simulations.run._compat import become_server
-from solon_fl.strategies import RoundReport, SolonStrategy
+from solon_fl.strategies import GroupReport, RoundReport, SolonStrategy
 from solon_fl.strategies.loop import RoundStrategy
 from solon_fl.task import ARRAYS
 from solon_fl.wire import to_array, trusted_tensor
@@ -115,8 +115,17 @@ class _Solon(NamedStrategy):
         return setting.config.batches_per_group
 
     def waited(self, report: RoundReport) -> bool:
-        # A group is decoded as soon as k + s shares agree. Resting nodes are asked only after waiting for the others.
-        return any(group.silent_nodes and (group.escalated or not group.decoded) for group in report.groups)
+        # A group is decoded as soon as k + s shares agree. Resting nodes, and the referee where shares don't settle it,
+        # are asked only after waiting for the others.
+        return any(
+            group.silent_nodes and (group.escalated or not group.decoded or _was_referees(group))
+            for group in report.groups
+        )
+
+
+def _was_referees(group: GroupReport) -> bool:
+    """Whether it was the referee who settled a group."""
+    return group.referee is not None and group.referee.reason not in ("suspects", "audit")
 
 
 class _Flower(NamedStrategy):
@@ -281,6 +290,8 @@ STRATEGIES: dict[str, NamedStrategy] = {
     "solon-reactive": _Solon("Solon (reactive)", "#EE7733", redundancy="reactive"),
     "solon-digest": _Solon("Solon (digests)", "#009988", verification="digest"),
     "solon-reactive-digest": _Solon("Solon (dig.+react)", "#EE3377", verification="digest", redundancy="reactive"),
+    "solon-referee": _Solon("Solon (referee)", "#CC6677", referee=True),
+    "solon-referee-digest": _Solon("Solon (dig.+ref.)", "#000000", verification="digest", referee=True),
     "fedavg": _Flower("FedAvg", "#D55E00", lambda nodes, liars, **everybody: FedAvg(**everybody), lambda f: 1),
     "fedmedian": _Flower(
         "FedMedian", "#999933", lambda nodes, liars, **everybody: FedMedian(**everybody), lambda f: 2 * f + 1

@@ -27,12 +27,13 @@ def offences_table(outcome: Outcome) -> Table:
     for number in sorted(set(outcome.offences) | outcome.liars):
         kinds: Mapping[str, int] = outcome.offences.get(number, {})
         named = sum(kinds.values())
+        named_as = [KIND_LABELS[kind] for kind in kinds] + ["convicted"] * (number in outcome.convicted)
         truth = "[red]yes[/]" if number in outcome.liars else "[yellow]no[/]"
         table.add_row(
             str(number),
             *(["-", "-"] if config.regroup == "round" else map(str, divmod(number, config.group_size))),
             f"{named} of {rounds} rounds",
-            ", ".join(KIND_LABELS[kind] for kind in kinds) or "[dim]never named[/]",
+            ", ".join(named_as) or "[dim]never named[/]",
             truth,
         )
     return table
