@@ -87,7 +87,7 @@ class Encoded:
 class NearCodeword:
     """The lie that other nodes' lies would most nearly explain.
 
-    Among all sets C of 2 s nodes take the one whose H[:, C] has the smallest singular value, with right singular vector
+    Among all sets C of 2 s nodes (2 at least, r at most) take the one whose H[:, C] has the smallest singular value, with right singular vector
     v. There sum_j v_j H[:, j] nearly vanishes, so the lies v_j on one half of C look like the lies -v_j on the other
     half. Choose the liars with `best_liars`. Cf. Borah & Harshan, arXiv:2510.20379.
 
@@ -121,12 +121,15 @@ class NearCodeword:
 
     def _singular_vector(self) -> tuple[np.ndarray, np.ndarray]:
         """Return C and v, for large groups only among runs of neighbouring slots, the Fourier code's worst sets."""
-        size, count = self.decoder.code.group_size, 2 * self.decoder.byzantine
+        size = self.decoder.code.group_size
+        count = min(2 * max(self.decoder.byzantine, 1), size)
         if size <= 12:
             sets = [np.array(chosen) for chosen in combinations(range(size), count)]
         else:
             sets = [(np.arange(count) + start) % size for start in range(size)]
         parity = self.decoder.code.parity
+        if len(parity) == 0:  # there is nothing that a lie could contradict
+            return np.arange(size), np.ones(size)
         worst = min(sets, key=lambda chosen: float(np.linalg.svd(parity[:, chosen])[1].min()))
         return worst, np.linalg.svd(parity[:, worst])[2][-1]
 
