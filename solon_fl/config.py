@@ -33,6 +33,7 @@ __all__ = [
     "make_code",
     "make_decoder",
     "num_agreeing",
+    "smallest_group_of",
     "smallest_group_with_digests",
 ]
 
@@ -296,9 +297,16 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
     @property
     def _smallest_group(self) -> int:
         s, k, e = self.byzantine, self.compression, self.stragglers
-        smallest = smallest_group_with_digests if self.verification == "digest" else smallest_group
-        without_referee = smallest(byzantine=s, compression=k, stragglers=e)
-        return num_agreeing(self.verification, s, k) + e if self.referee else without_referee
+        return smallest_group_of(self.verification, self.referee, byzantine=s, compression=k, stragglers=e)
+
+
+def smallest_group_of(
+    verification: Verification, referee: bool, *, byzantine: int, compression: int, stragglers: int
+) -> int:
+    """Return the smallest group that these settings allow: see `SolonConfig.group_size`; check the three numbers."""
+    smallest = smallest_group_with_digests if verification == "digest" else smallest_group
+    without_referee = smallest(byzantine=byzantine, compression=compression, stragglers=stragglers)
+    return num_agreeing(verification, byzantine, compression) + stragglers if referee else without_referee
 
 
 def smallest_group_with_digests(*, byzantine: int, compression: int, stragglers: int) -> int:

@@ -67,7 +67,7 @@ def calibrate_command(
         "model": model,
     }
     values = KEYS.read(settings, given)
-    config = SolonConfig(**(options.DEFAULT_CONFIG | values[SolonConfig]))
+    config = options.config_of(values[SolonConfig])
     kinds = [NodeKind(threads=n, kernels=cast(Kernels, k)) for n, k in product(_numbers(threads), _split(kernels))]
     found = calibrate_scenario(
         Scenario(config=config, **values[Scenario]), kinds, rounds=rounds, liars=0 if all_honest else None

@@ -17,7 +17,7 @@ from solon_fl.config import SolonConfig
 from solon_fl.simulations.attacks.registry import ATTACKS
 from solon_fl.simulations.compare.comparison import Comparison, load_comparison, shipped_comparisons
 from solon_fl.simulations.compare.results import Cell, Results, run_comparison
-from solon_fl.simulations.compare.tables import comparison_table, times_table
+from solon_fl.simulations.compare.tables import comparison_table, rounds_table, times_table
 from solon_fl.simulations.network import NETWORKS
 from solon_fl.simulations.run import STRATEGIES, RoundRecord, Scenario
 from solon_fl.simulations.threads import limited_threads
@@ -35,6 +35,7 @@ KEYS = Keys(
             "networks": "See the option.",
             "batch_seconds": "Seconds that a node takes for one batch. Default: measured here.",
             "target_accuracy": "Where times are compared. Default: 95 % of attack-free training's.",
+            "group_sizes": "Whether all versions of Solon have groups of one size, or each its own smallest.",
         },
         SolonConfig: CONFIG,
         Scenario: without(SCENARIO, "strategy", "attack"),
@@ -126,6 +127,7 @@ def _show(results: Results, output: Path) -> None:
     from solon_fl.simulations.compare.report import write_report
 
     console.print(comparison_table(results))
+    console.print(rounds_table(results))
     if (times := times_table(results)) is not None:
         console.print(times)
     for refusal in dict.fromkeys(cell.refusal for cell in results.cells if cell.refusal):

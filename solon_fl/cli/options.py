@@ -1,11 +1,13 @@
 """Options that several commands have. Without a value of the user's they are None: then the command's default holds."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from solon_fl.cli.meanings import CONFIG
+from solon_fl.config import SolonConfig, smallest_group_of
 from solon_fl.simulations.attacks import ATTACKS
 from solon_fl.simulations.datasets import DATASETS, MODELS
 from solon_fl.simulations.run import Scenario
@@ -13,7 +15,6 @@ from solon_fl.simulations.settings import defaults_of
 from solon_fl.simulations.threads import check_threads
 
 __all__ = [
-    "DEFAULT_CONFIG",
     "SCENARIO_DEFAULTS",
     "AttackName",
     "Byzantine",
@@ -23,12 +24,14 @@ __all__ = [
     "ModelName",
     "Nodes",
     "Verbose",
+    "config_of",
 ]
 
 DEFAULT_CONFIG = {"num_nodes": 20, "byzantine": 2, "compression": 6}
+_NODES = f"{DEFAULT_CONFIG['num_nodes']}, or as many more as fill the groups"
 SCENARIO_DEFAULTS = defaults_of(Scenario)
 
-Nodes = Annotated[int | None, typer.Option(help=f"{CONFIG['num_nodes']} Default: {DEFAULT_CONFIG['num_nodes']}.")]
+Nodes = Annotated[int | None, typer.Option(help=f"{CONFIG['num_nodes']} Default: {_NODES}.")]
 Byzantine = Annotated[int | None, typer.Option(help=f"{CONFIG['byzantine']} Default: {DEFAULT_CONFIG['byzantine']}.")]
 Compression = Annotated[
     int | None, typer.Option(help=f"{CONFIG['compression']} Default: {DEFAULT_CONFIG['compression']}.")
@@ -41,6 +44,27 @@ ModelName = Annotated[
     str | None, typer.Option(help=f"Network: {', '.join(MODELS)}. Default: {SCENARIO_DEFAULTS['model']}.")
 ]
 Verbose = Annotated[bool, typer.Option(help="Show Flower's log.")]
+
+
+def config_of(given: Mapping[str, Any]) -> SolonConfig:
+    """Return the config of a command whose settings have defaults: without a number of nodes, enough for whole groups.
+
+    Raises
+    ------
+    ConfigurationError
+        If the settings are impossible.
+    """
+    settings = {**DEFAULT_CONFIG, **given}
+    if "num_nodes" not in given:
+        size = settings.get("group_size") or smallest_group_of(
+            settings.get("verification", "algebra"),
+            settings.get("referee", False),
+            byzantine=settings["byzantine"],
+            compression=settings["compression"],
+            stragglers=settings.get("stragglers", 0),
+        )
+        settings["num_nodes"] = -(-DEFAULT_CONFIG["num_nodes"] // size) * size
+    return SolonConfig(**settings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,6 @@
 """`solon-fl simulate`: one run."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -51,7 +52,10 @@ KEYS = Keys(
             "on from there after a stop or a crash (and has nothing to do if the run was finished).",
         },
     },
-    options=("num_nodes", "byzantine", "compression", "attack", "strategy", "rounds", "dataset", "model", "seed"),
+    options=(
+        *("num_nodes", "byzantine", "compression", "attack", "strategy", "referee", "rounds", "dataset", "model"),
+        "seed",
+    ),
 )
 
 
@@ -64,6 +68,7 @@ def simulate_command(
         str | None,
         typer.Option(help=f"Who aggregates: {', '.join(STRATEGIES)}. Default: {SCENARIO_DEFAULTS['strategy']}."),
     ] = None,
+    referee: Annotated[bool, typer.Option("--referee", help=CONFIG["referee"])] = False,
     rounds: Annotated[
         int | None, typer.Option(help=f"{SCENARIO['rounds']} Default: {SCENARIO_DEFAULTS['rounds']}.")
     ] = None,
@@ -83,6 +88,11 @@ def simulate_command(
     The same with larger batches, and with digests:
 
         solon-fl simulate --attack alie --set batch_size=64 --set verification=digest
+
+    Six nodes of which five lie from round 3 on, and a referee, who finds them out:
+
+        solon-fl simulate --nodes 6 --byzantine 5 --compression 5 --referee --attack reverse --set attack_from=3
+        --set verification=digest --set code=exact
     """
     set_log_level(verbose)
     given = {
@@ -91,6 +101,7 @@ def simulate_command(
         "compression": compression,
         "attack": attack,
         "strategy": strategy,
+        "referee": referee or None,
         "rounds": rounds,
         "dataset": dataset,
         "model": model,
@@ -98,7 +109,7 @@ def simulate_command(
     }
     values = KEYS.read(settings, given)
     machine, saving = options.Machine(**values[options.Machine]), Saving(**values[Saving])
-    config = SolonConfig(**(options.DEFAULT_CONFIG | values[SolonConfig]))
+    config = options.config_of(values[SolonConfig])
     scenario = Scenario(config=config, **values[Scenario])
     with limited_threads(machine.threads):
         run(scenario, saving, output)
@@ -119,6 +130,7 @@ def run(scenario: Scenario, saving: Saving, output: Path) -> None:
         console.print(offences_table(outcome))
         _print_failures(outcome)
     _print_saving(outcome)
+    _print_referee(outcome)
     console.print(f"Accuracy: [bold]{outcome.accuracy:.1%}[/] after {len(outcome.records) - 1} rounds.")
     console.print(
         f"SHA-256 of the model: {outcome.model_sha256[:16]} (equal if, and only if, every bit is).", highlight=False
@@ -141,8 +153,7 @@ def run(scenario: Scenario, saving: Saving, output: Path) -> None:
 
 def _print_saving(outcome: Outcome) -> None:
     """Say how many nodes computed, if some were to rest."""
-    config = outcome.scenario.config
-    reports = [record.report for record in outcome.records if record.report]
+    config, reports = outcome.scenario.config, outcome.reports
     if config.redundancy == "reactive" and reports:
         asked = sum(report.nodes_asked for report in reports) / len(reports)
         escalations = sum(len(report.escalated_groups) for report in reports)
@@ -150,6 +161,28 @@ def _print_saving(outcome: Outcome) -> None:
             f"Of {config.num_nodes} nodes {asked:.3g} computed in a round, on average; "
             f"{escalations} times the others of a group had to be asked too."
         )
+
+
+def _print_referee(outcome: Outcome) -> None:
+    """Say how often the referee was asked, why, and what it found, if there is one."""
+    if not outcome.has_referee:
+        return
+    reports = [referee for report in outcome.reports for referee in report.referee_reports]
+    rounds = len(outcome.reports)
+    if not reports:
+        console.print(f"In {rounds} rounds the referee was never asked.", highlight=False)
+        return
+    asked = sum(report.nodes_asked for report in outcome.reports)
+    reasons = Counter(report.reason for report in reports)
+    why = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common())
+    convicted, wrongly = outcome.convicted, len(outcome.convicted - outcome.liars)
+    named = f"nodes {', '.join(map(str, sorted(convicted)))}" if convicted else "nobody"
+    console.print(
+        f"In {rounds} rounds nodes computed their group's batches {asked} times, and the referee "
+        f"{outcome.referee_computations} times ({why}), in {sum(report.seconds for report in reports):.3g} s. It "
+        f"convicted {named}{f', {wrongly} of them wrongly' if wrongly else ''}.",
+        highlight=False,
+    )
 
 
 def _print_failures(outcome: Outcome) -> None:

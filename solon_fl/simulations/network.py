@@ -116,6 +116,8 @@ class RoundSeconds:
         For nodes that do not answer.
     overhead : float
         Of Flower.
+    referee : float
+        Of the referee, who computes when the answers are there.
     """
 
     computation: float
@@ -123,11 +125,12 @@ class RoundSeconds:
     server: float
     waiting: float
     overhead: float = 0.0
+    referee: float = 0.0
 
     @property
     def total(self) -> float:
         """Their sum."""
-        return self.computation + self.transfer + self.server + self.waiting + self.overhead
+        return self.computation + self.transfer + self.server + self.waiting + self.overhead + self.referee
 
 
 def bytes_to_node(downlink: DownlinkName, model_bytes: int, rounds: float = 1.0) -> int:
@@ -168,6 +171,7 @@ def round_seconds(
     bytes_in: int,
     server_seconds: float,
     waited: bool,
+    batches_of_referee: int = 0,
 ) -> RoundSeconds:
     """Return how long a round takes on a network, part by part.
 
@@ -187,11 +191,13 @@ def round_seconds(
         Measured.
     waited : bool
         Whether the server needed an answer that did not come.
+    batches_of_referee : int
+        Batches that a referee computes, as fast as a node, after the nodes.
 
     Returns
     -------
     RoundSeconds
-        computation is batches_per_node times batch_seconds, waiting the network's deadline if `waited`, else 0, and
+        computation is batches_per_node times batch_seconds, referee likewise, waiting the network's deadline if `waited`, else 0, and
         overhead round_overhead plus byte_overhead times all bytes.
 
     Notes
@@ -201,6 +207,7 @@ def round_seconds(
     """
     for name, value in (
         ("batches_per_node", batches_per_node),
+        ("batches_of_referee", batches_of_referee),
         ("batch_seconds", batch_seconds),
         ("server_seconds", server_seconds),
     ):
@@ -210,6 +217,7 @@ def round_seconds(
         transfer=network.transfer_seconds(num_nodes=num_nodes, bytes_out=bytes_out, bytes_in=bytes_in),
         server=server_seconds,
         waiting=network.deadline if waited else 0.0,
+        referee=batches_of_referee * batch_seconds,
         overhead=network.round_overhead + network.byte_overhead * (bytes_out + bytes_in),
     )
 

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-from solon_fl.checks import check_between
+from solon_fl.checks import check_between, check_one_of
 from solon_fl.config import SolonConfig
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.attacks import ATTACKS
@@ -16,9 +16,10 @@ from solon_fl.simulations.network import NETWORKS, Network
 from solon_fl.simulations.run import STRATEGIES, Scenario
 from solon_fl.simulations.settings import NONE, read_table, unknown
 
-__all__ = ["NO_ATTACK", "Comparison", "load_comparison", "parse_comparison", "shipped_comparisons"]
+__all__ = ["NO_ATTACK", "Comparison", "GroupSizes", "load_comparison", "parse_comparison", "shipped_comparisons"]
 
 NO_ATTACK = NONE
+GroupSizes = Literal["same", "smallest"]
 _CHOSEN_PER_CELL = ("strategy", "attack")
 _TABLES = ("config", "scenario", "network")
 
@@ -44,6 +45,10 @@ class Comparison:
     target_accuracy : float, optional
         In (0, 1): strategies are compared by the time they take to reach it. Default: 95 % of what attack-free
         training reaches.
+    group_sizes : "same" or "smallest"
+        Whether all versions of Solon have groups of the scenario's size, or each has the smallest that its own theorem
+        allows. Either way all nodes together process as many batches as one round of the scenario, so that smaller
+        groups mean fewer batches for each node; the scenario's ``num_liars`` keeps the number of liars, too.
 
     Raises
     ------
@@ -59,6 +64,7 @@ class Comparison:
     description: str = ""
     batch_seconds: float | None = None
     target_accuracy: float | None = None
+    group_sizes: GroupSizes = "same"
 
     def __post_init__(self) -> None:
         for name, values, known in (
@@ -82,6 +88,14 @@ class Comparison:
             raise ConfigurationError(f"batch_seconds must not be negative; got batch_seconds={self.batch_seconds}.")
         if self.target_accuracy is not None:
             check_between("target_accuracy", self.target_accuracy, 0, 1)
+        check_one_of("group_sizes", self.group_sizes, get_args(GroupSizes))
+        config = self.scenario.config
+        if self.group_sizes == "smallest" and config.batches_per_group != config.group_size:
+            raise ConfigurationError(
+                "with group_sizes='smallest' a group must compute as many batches as it has nodes, so that a round "
+                f"has the same ones whatever the groups; got batches_per_group={config.batches_per_group}, "
+                f"group_size={config.group_size}; leave out batches_per_group."
+            )
 
     def cell(self, strategy: str, attack: str | None) -> Scenario:
         """Return the scenario of one run.
@@ -91,7 +105,10 @@ class Comparison:
         ConfigurationError
             If the strategy or the attack is impossible in this scenario.
         """
-        return replace(self.scenario, strategy=strategy, attack=attack)
+        config = self.scenario.config
+        if self.group_sizes == "smallest":
+            config = replace(config, **STRATEGIES[strategy].settings, group_size=0, batches_per_group=0)
+        return replace(self.scenario, config=config, strategy=strategy, attack=attack)
 
 
 def shipped_comparisons() -> dict[str, str]:

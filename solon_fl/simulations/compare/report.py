@@ -96,6 +96,8 @@ def _figures(results: Results) -> dict[str, Any]:
         "speed": results.speed,
         "round_time": partial(_round_time, results),
         "example": partial(_example, results),
+        "has_referee": any(cell.has_referee for cell in results.cells),
+        "referee": partial(_referee, results),
         "software": next((cell.outcome.software for cell in results.cells if cell.outcome), None),
         "missing": len(comparison.strategies) * len(comparison.attacks) - len(results.cells),
     }
@@ -144,6 +146,12 @@ def _example(results: Results, strategy: str) -> Cell | None:
     """Return a cell that shows what a strategy's round costs: the attack-free one if there is one."""
     cells = [cell for cell in results.cells if cell.strategy == strategy and len(cell.records) > 1]
     return min(cells, key=lambda cell: cell.attack is not None, default=None)
+
+
+def _referee(results: Results, strategy: str) -> str:
+    """Return how often the referee computed a group's batches, under each attack."""
+    cells = [cell for cell in results.cells if cell.strategy == strategy and cell.has_referee]
+    return ", ".join(f"{cell.attack or 'no attack'}: {cell.referee_computations}" for cell in cells)
 
 
 def _round_time(results: Results, strategy: str, network: Network) -> dict[str, float] | None:

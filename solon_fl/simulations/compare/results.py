@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Set
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 from solon_fl.errors import ConfigurationError
@@ -100,10 +101,26 @@ class Cell:
         """See `Outcome.batches_of_all`."""
         return 0.0 if self.outcome is None else self.outcome.batches_of_all
 
+    @property
+    def nodes_asked(self) -> float:
+        """Nodes that computed in a round (mean over the rounds)."""
+        return 0.0 if self.outcome is None else self.outcome.nodes_asked
+
+    @property
+    def referee_computations(self) -> int:
+        """See `Outcome.referee_computations`."""
+        return 0 if self.outcome is None else self.outcome.referee_computations
+
+    @property
+    def has_referee(self) -> bool:
+        """Whether there was a referee to ask."""
+        return self.outcome is not None and self.outcome.has_referee
+
     def round_times(self, network: Network, batch_seconds: float) -> list[RoundSeconds]:
         """Return how long each round takes on a network.
 
-        In a round with resting nodes that had to be asked after all, nodes computed one after the other.
+        In a round with resting nodes that had to be asked after all, nodes computed one after the other. A referee
+        computes after them, one group that it is asked about after the other.
         """
         return [
             round_seconds(
@@ -115,10 +132,16 @@ class Cell:
                 bytes_in=report.bytes_in,
                 server_seconds=report.server_seconds,
                 waited=record.waited,
+                batches_of_referee=self.batches_per_node * report.referee_computations,
             )
             for record in self.records
             if (report := record.report) is not None
         ]
+
+    def mean_round(self, network: Network, batch_seconds: float) -> float | None:
+        """Return the seconds of a round on a network, the mean over the rounds; None if there was none."""
+        times = [seconds.total for seconds in self.round_times(network, batch_seconds)]
+        return fmean(times) if times else None
 
     def clock(self, network: Network, batch_seconds: float) -> list[float]:
         """Return the seconds since the start after every round, 0.0 for the untrained model."""

@@ -8,7 +8,7 @@ from solon_fl.simulations.compare.comparison import NO_ATTACK
 from solon_fl.simulations.compare.results import Cell, Results
 from solon_fl.simulations.run import STRATEGIES
 
-__all__ = ["SCATTER", "comparison_table", "named_liars", "show_seconds", "times_table"]
+__all__ = ["SCATTER", "comparison_table", "named_liars", "rounds_table", "show_seconds", "times_table"]
 
 SHOWN_DIGITS = 6  # of the model's SHA-256
 MEDIANS = "MB of all nodes and ms: medians over the rounds."
@@ -49,6 +49,24 @@ def times_table(results: Results) -> Table | None:
             seconds = show_seconds(cell.seconds_to(target, network, results.batch_seconds))
             times.append(seconds + (f" ({ratio:.2g})" if ratio is not None else ""))
         table.add_row(*_names(cell), *times, end_section=_ends_section(results, cell))
+    return table
+
+
+def rounds_table(results: Results) -> Table:
+    """Return a table with what a round took in computation and seconds: means over the rounds."""
+    table = _table("A round (means): who computes how much, and its seconds")
+    for heading in ("group", "nodes", "batches\nof all", "referee\nin all"):
+        table.add_column(heading, justify="right", overflow="fold")
+    for network in results.comparison.networks:
+        table.add_column(escape(network.name), justify="right", overflow="fold")
+    for cell in results.cells:
+        if cell.outcome is not None:
+            group = cell.outcome.scenario.config.group_size if STRATEGIES[cell.strategy].client == "solon" else "-"
+            numbers = [str(group), f"{cell.nodes_asked:.3g}", f"{cell.batches_of_all:.4g}"]
+            numbers.append(str(cell.referee_computations) if cell.has_referee else "-")
+            times = [cell.mean_round(network, results.batch_seconds) for network in results.comparison.networks]
+            table.add_row(*_names(cell), *numbers, *map(show_seconds, times), end_section=_ends_section(results, cell))
+    table.caption = "referee: how often in the whole run it computed a group's batches, which are among those of all."
     return table
 
 

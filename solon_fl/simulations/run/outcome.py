@@ -119,6 +119,11 @@ class Outcome:
         return dict(sorted(counts.items()))
 
     @property
+    def has_referee(self) -> bool:
+        """Whether there was a referee to ask."""
+        return STRATEGIES[self.scenario.strategy].client == "solon" and self.scenario.config.referee
+
+    @property
     def convicted(self) -> frozenset[int]:
         """Numbers of the nodes that the referee convicted in any round."""
         return frozenset(number for report in self.reports for number in report.convicted_nodes)
@@ -158,9 +163,15 @@ class Outcome:
         return third - first > middle / 2
 
     @property
+    def nodes_asked(self) -> float:
+        """Nodes that computed in a round (mean over the rounds)."""
+        return fmean([report.nodes_asked for report in self.reports] or [0])
+
+    @property
     def batches_of_all(self) -> float:
-        """Batches that all nodes together computed in a round (mean over the rounds)."""
-        return self.batches_per_node * fmean([report.nodes_asked for report in self.reports] or [0])
+        """Batches that all nodes together, and the referee, computed in a round (mean over the rounds)."""
+        referee = self.referee_computations / max(len(self.reports), 1)
+        return self.batches_per_node * (self.nodes_asked + referee)
 
     def save(self, path: Path) -> None:
         """Write the outcome as JSON lines: what was run and with what, one line a round, and a summary.

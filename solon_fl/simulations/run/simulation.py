@@ -112,7 +112,7 @@ class ScenarioServer:
         outcome, scenario = self._outcome, self._outcome.scenario
         initial_arrays = ArrayRecord({name: to_array(value) for name, value in self._model.state_dict().items()})
         arguments: dict[str, Any] = {} if self._checkpoints is None else {"checkpoints": self._checkpoints}
-        if STRATEGIES[scenario.strategy].client == "solon" and scenario.config.referee:
+        if outcome.has_referee:
             # It shares nothing with the nodes, not even what they computed: its seconds are those that it takes.
             arguments["referee"] = ImageClient(replace(scenario, compute_once=False), self._dataset)
         strategy = scenario.make_strategy(buffer_names(self._model), self._keep, **arguments)
