@@ -55,6 +55,7 @@ KEYS = Keys(
             "code": CONFIG["code"],
             "rtol": CONFIG["rtol"],
             "share_bytes": "Bytes of one entry of a share: 4 for float32, 8 for float64.",
+            "referee": CONFIG["referee"],
             "model_bytes": "Bytes of the model as sent to one node; none takes share_bytes for every entry.",
         },
         Delay: {"latency": "Seconds one way, instead of the network's."},
@@ -72,7 +73,7 @@ KEYS = Keys(
         },
         Machine: {"threads": "Threads of torch while the server's part is measured."},
     },
-    options=("num_nodes", "byzantine", "batch_seconds"),
+    options=("num_nodes", "byzantine", "batch_seconds", "referee"),
 )
 
 
@@ -85,6 +86,7 @@ def plan_command(
     bandwidth: Annotated[
         str | None, typer.Option(help="Rate of every link, bit/s, instead of the network's: 100M, 2.5G.")
     ] = None,
+    referee: Annotated[bool, typer.Option("--referee", help=CONFIG["referee"])] = False,
     liars_in_all: Annotated[
         int | None,
         typer.Option(
@@ -106,7 +108,8 @@ def plan_command(
         solon-fl plan --nodes 100 --byzantine 5 --model-size 11M --batch-seconds 0.5 --network home-20m
     """
     set_log_level(verbose=False)
-    values = KEYS.read(settings, {"num_nodes": nodes, "byzantine": byzantine, "batch_seconds": batch_seconds})
+    given = {"num_nodes": nodes, "byzantine": byzantine, "batch_seconds": batch_seconds, "referee": referee or None}
+    values = KEYS.read(settings, given)
     regrouping = None if liars_in_all is None else Regrouping(liars=liars_in_all, **values[Regrouping])
     if regrouping is not None:
         regrouping.check(nodes)
@@ -133,7 +136,7 @@ def _print(planned: Plan, verdict: Verdict, shown: tuple[Choice, ...], regroupin
         console.print(table)
     console.print(choices_table(planned, shown, verdict.use))
     if regrouping is not None:
-        console.print(regrouping.table(shown))
+        console.print(regrouping.table(planned.workload, shown))
         if verdict.use is not None:
             console.print(regrouping.sentence(planned), highlight=False, markup=False)
 

@@ -36,7 +36,7 @@ class Choice:
 
     Attributes
     ----------
-    num_nodes, byzantine, stragglers, group_size, compression, code, rtol, verification, redundancy, downlink
+    num_nodes, byzantine, stragglers, group_size, compression, code, rtol, verification, redundancy, downlink, referee
         Of the `SolonConfig`.
     bytes_out, bytes_in : int
         To and from all nodes that are asked in a round; with downlink "delta" not in the first.
@@ -44,6 +44,8 @@ class Choice:
         Of a round in which every node that is asked answers; with redundancy "reactive" also none of them lies.
     seconds_if_woken : float
         Of a round in which all groups have to ask their nodes at rest, too; with redundancy "full" those of any round.
+    seconds_if_asked : float or None
+        Of such a round in which the referee is asked about one group, besides; None if there is no referee.
     """
 
     num_nodes: int
@@ -56,10 +58,12 @@ class Choice:
     verification: Verification = "algebra"
     redundancy: Redundancy = "full"
     downlink: DownlinkName = "full"
+    referee: bool = False
     bytes_out: int
     bytes_in: int
     seconds: RoundSeconds
     seconds_if_woken: float
+    seconds_if_asked: float | None = None
 
     @property
     def variant(self) -> Variant:
@@ -115,13 +119,13 @@ class Choice:
     def is_void(self) -> bool:
         """Whether it can't be recommended.
 
-        That is so if the certificate promises nothing, being 1 or more; if liars could bring a decode to find nobody;
-        or if with redundancy "reactive" more than `asked_per_group` nodes must be asked, because the shares of so few
+        That is so if the certificate promises nothing, being 1 or more; if liars could bring a decode to find nobody, and
+        there is no referee; or if with redundancy "reactive" more than `asked_per_group` nodes must be asked, because the shares of so few
         do not bound the error by `EARLY_ERROR`.
         """
         if self.code == "exact":
             return False
-        if self.certificate >= 1 or not locates_every_lie(self.group_size, self.compression):
+        if self.certificate >= 1 or not (self.referee or locates_every_lie(self.group_size, self.compression)):
             return True
         by_algebra = self.redundancy == "reactive" and self.verification == "algebra"
         return by_algebra and self._relative_error(NOISE_MARGIN) > EARLY_ERROR
@@ -139,6 +143,7 @@ class Choice:
             verification=self.verification,
             redundancy=self.redundancy,
             downlink=self.downlink,
+            referee=self.referee,
         )
 
 

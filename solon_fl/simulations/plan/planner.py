@@ -52,8 +52,11 @@ def plan(
 
     Notes
     -----
-    Admissible: r divides P, 2 s + e + k <= r (with digests max(2 s + 1, s + k) + e <= r), and r <= 128. All schemes
-    process P batches a round, as in the paper.
+    Admissible: r divides P, 2 s + e + k <= r (with digests max(2 s + 1, s + k) + e <= r), and r <= 128. With a referee:
+    s + e + k <= r (with digests max(s + 1, k) + e <= r). All schemes process P batches a round, as in the paper.
+
+    A referee computes as fast as a node, and only in rounds in which it is asked about a group: its r batches, after
+    all nodes.
 
     Digests: every reply carries 32 r bytes more; a node encodes and hashes all r shares once a round, and the server
     hashes those that arrive, at rates that were measured on one machine (`HASHED`, `ENCODED`).
@@ -73,7 +76,7 @@ def plan(
     - "draco-repetition": groups of 2 s + e + 1 nodes or more, as many and as equal as possible, in which
       every node computes the batches of all and sends the whole gradient; tolerates s liars a group, like Solon.
     - "draco-cyclic": 2 s + e + 1 batches and twice the gradient's bytes (complex numbers); tolerates s liars among
-      ALL nodes, which is less.
+      ALL nodes, which is less. Both left out if there are fewer nodes than that.
     - "signum", "multikrum" and "bulyan": one batch, a bit for every entry or the whole gradient. They estimate the
       gradient, and are told of s liars among all nodes. Left out if there are too few nodes for so many liars.
 
@@ -142,6 +145,7 @@ class _Reckoning:
             *(load.num_nodes, 2 * size, load.num_nodes * model, load.num_nodes * reply),
             *(server_seconds, 2 * node_seconds),
         )
+        if_woken = seconds.total if redundancy == "full" else woken.total + 2 * load.network.latency
         return Choice(
             num_nodes=load.num_nodes,
             byzantine=load.byzantine,
@@ -153,16 +157,17 @@ class _Reckoning:
             verification=verification,
             redundancy=redundancy,
             downlink=downlink,
+            referee=load.referee,
             bytes_out=num_asked * model,
             bytes_in=num_asked * reply,
             seconds=seconds,
-            seconds_if_woken=seconds.total if redundancy == "full" else woken.total + 2 * load.network.latency,
+            seconds_if_woken=if_woken,
+            seconds_if_asked=if_woken + size * load.batch_seconds if load.referee else None,
         )
 
     def baselines(self, downlink: DownlinkName) -> tuple[Baseline, ...]:
         load = self.workload
-        smallest, liars = load.smallest_group, load.byzantine
-        repeated = -(-load.num_nodes // (load.num_nodes // smallest))  # the largest group of Draco's repetition code
+        smallest, liars = load.smallest_group_without_referee, load.byzantine
         vector = load.dim * load.share_bytes
         rows: list[tuple[Kind, str, int, int, int]] = [("no defence", "none", 1, 1, vector)]
         rows += [
@@ -170,10 +175,12 @@ class _Reckoning:
             for name, sent in zip(AGGREGATORS, (-(-load.dim // 8), vector, vector), strict=True)
             if load.num_nodes >= least_nodes(name, liars)
         ]
-        rows += [
-            ("draco-cyclic", f"{liars} in all", load.num_nodes, smallest, 2 * vector),
-            ("draco-repetition", f"{liars} a group", repeated, repeated, vector),
-        ]
+        if load.num_nodes >= smallest:
+            repeated = -(-load.num_nodes // (load.num_nodes // smallest))  # the largest group of the repetition code
+            rows += [
+                ("draco-cyclic", f"{liars} in all", load.num_nodes, smallest, 2 * vector),
+                ("draco-repetition", f"{liars} a group", repeated, repeated, vector),
+            ]
         return tuple(self._baseline(downlink, *row) for row in rows)
 
     def _baseline(
@@ -219,9 +226,10 @@ class _Reckoning:
 
 
 def _largest_compression(workload: Workload, verification: Verification, size: int) -> int:
-    """Return the largest k for a group size that is admissible, 2 s + e + 1 or more."""
+    """Return the largest k for a group size that is admissible, `Workload.smallest_group` or more."""
     s, e = workload.byzantine, workload.stragglers
-    return size - e - (s if verification == "digest" else 2 * s)
+    checks = s * (2 - (verification == "digest") - workload.referee)
+    return size - e - checks
 
 
 def _wanted(name: str, value: Option | Literal["any"], allowed: tuple[Option, ...]) -> tuple[Option, ...]:

@@ -10,7 +10,7 @@ from solon_fl.simulations.plan.choices import Choice, Plan
 from solon_fl.simulations.plan.overflow import MOST_ROUNDS, least_byzantine, overflow_in_run, overflow_probability
 from solon_fl.simulations.plan.rounding import short_probability
 from solon_fl.simulations.plan.tables import plain_table
-from solon_fl.simulations.plan.workload import LARGEST_GROUP
+from solon_fl.simulations.plan.workload import LARGEST_GROUP, Workload
 
 __all__ = ["Regrouping"]
 
@@ -62,11 +62,11 @@ class Regrouping:
         for size in range(1, LARGEST_GROUP + 1):
             if planned.workload.num_nodes % size == 0:
                 least = self.least_byzantine(planned.workload.num_nodes, size)
-                if _bears(size, least, planned.workload.stragglers):
+                if planned.workload.bears(size, least):
                     sizes.setdefault(least, []).append(size)
         return (min(sizes), sizes[min(sizes)]) if sizes else None
 
-    def table(self, shown: Collection[Choice]) -> Table:
+    def table(self, workload: Workload, shown: Collection[Choice]) -> Table:
         """Return a table with a row for every group size shown: the probabilities don't depend on k."""
         table = plain_table(f"{self.liars} liars in all, regrouped every round")
         columns = (
@@ -88,7 +88,7 @@ class Regrouping:
                 str(choice.num_groups),
                 short_probability(once),
                 short_probability(in_run),
-                str(least) if _bears(size, least, choice.stragglers) else f"[dim]{least} (needs larger r)[/]",
+                str(least) if workload.bears(size, least) else f"[dim]{least} (needs larger r)[/]",
                 style="bold green" if in_run <= self.risk else "",
             )
         return table
@@ -114,8 +114,3 @@ class Regrouping:
             f"rounds with a probability of at most {self.risk:g} (--set risk=...), in groups of r = "
             f"{', '.join(map(str, sizes))}: {then}. {fixed}"
         )
-
-
-def _bears(group_size: int, byzantine: int, stragglers: int) -> bool:
-    """Return whether r allows such an s, with k = 1 at least."""
-    return group_size >= 2 * byzantine + stragglers + 1

@@ -47,6 +47,8 @@ def caveats_of(planned: Plan, use: Choice | Baseline) -> Iterator[str]:
     """Yield what a recommendation presupposes, and what else one may want to know of it."""
     if isinstance(use, Choice):
         yield _guarantee(use)
+        if use.seconds_if_asked is not None:
+            yield _referee(use, use.seconds_if_asked)
         if use.verification == "digest":
             yield (
                 "Digests need nodes that compute the same bits: the same hardware, software and number of threads "
@@ -61,8 +63,9 @@ def caveats_of(planned: Plan, use: Choice | Baseline) -> Iterator[str]:
 
 
 def _options(choice: Choice) -> list[str]:
-    taken = (choice.verification == "digest", choice.redundancy == "reactive", choice.downlink == "delta")
-    return list(itertools.compress(("digests", "reactive redundancy", "downlink='delta'"), taken))
+    digests, reactive = choice.verification == "digest", choice.redundancy == "reactive"
+    taken = (choice.referee, digests, reactive, choice.downlink == "delta")
+    return list(itertools.compress(("a referee", "digests", "reactive redundancy", "downlink='delta'"), taken))
 
 
 def _guarantee(choice: Choice) -> str:
@@ -74,6 +77,16 @@ def _guarantee(choice: Choice) -> str:
         "lie that passes for float noise. The attacks that were tried come nowhere near it."
         + ("" if choice.verification == "digest" else " Where nodes compute the same bits, " + EXACT)
     )
+
+
+def _referee(choice: Choice, seconds_if_asked: float) -> str:
+    same_bits = choice.verification == "digest" or choice.code == "exact"
+    return (
+        "The referee is whom you trust with the data: what your nodes run, in the server's process, or nodes of yours "
+        f"that are in no group{'; it must compute the same bits as they do' if same_bits else ''}. Where a group's shares "
+        f"don't settle its gradient, it computes the {choice.batches_per_node} batches itself: such a round takes about "
+        f"{short(seconds_if_asked)} s, and whoever lied gets no more tasks"
+    ) + "."
 
 
 def _without_digests(planned: Plan, choice: Choice) -> str:
@@ -124,6 +137,8 @@ def _otherwise(planned: Plan, use: Choice | Baseline, condition: str, name: str,
 def _break_evens(planned: Plan) -> Iterator[str]:
     for name in ("no defence", "draco-repetition"):
         rows = [baseline for baseline in planned.baselines if baseline.name == name]
+        if not rows:
+            continue
         factor = planned.break_even(*rows)
         if factor == 0:
             yield f"Solon is never faster than {NAMES[name]}, whatever the links."

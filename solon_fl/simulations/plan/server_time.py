@@ -39,8 +39,8 @@ class MeasuredServer:
     Parameters
     ----------
     byzantine : int
-        s: as many shares are lies, in every group.
-    code, rtol
+        s: as many shares are lies, in every group; with a referee none is, as it does what there is to do about lies.
+    code, rtol, referee
         Of the `SolonConfig`.
     share_bytes : 4 or 8
         Of one entry of a share.
@@ -71,6 +71,7 @@ class MeasuredServer:
         rtol: float = 1e-6,
         share_bytes: int = 4,
         threads: int = 1,
+        referee: bool = False,
     ) -> None:
         check_threads(threads)
         self.byzantine = byzantine
@@ -78,6 +79,7 @@ class MeasuredServer:
         self.rtol = rtol
         self.dtype = torch.float32 if share_bytes == 4 else torch.float64
         self.threads = threads
+        self.referee = referee
         self._decoding: dict[tuple[Kind, int], tuple[float, float]] = {}  # by group size: seconds, and seconds a column
         self._averaging: float | None = None  # seconds a number
         self._patching: dict[Kind, float] = {}  # likewise
@@ -91,6 +93,7 @@ class MeasuredServer:
             rtol=workload.rtol,
             share_bytes=workload.share_bytes,
             threads=threads,
+            referee=workload.referee,
         )
 
     def __call__(self, kind: Kind, num_nodes: int, group_size: int, compression: int, dim: int) -> float:
@@ -166,16 +169,17 @@ class MeasuredServer:
         return self._time(lambda columns: code.decode(dict(enumerate(vectors[..., :columns])), generator=rng), many)
 
     def _measure_decoding(self, size: int) -> tuple[float, float]:
-        lies = min(self.byzantine, (size - 1) // 2)
-        compression = min(MEASURED_COMPRESSION, size - 2 * lies)
+        lies = min(self.byzantine, size - 1 if self.referee else (size - 1) // 2)
+        compression = min(MEASURED_COMPRESSION, size - (1 if self.referee else 2) * lies)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CertificateWarning)
-            decoder = make_decoder(make_code(self.code, size, compression), lies, 0, self.rtol)
+            decoder = make_decoder(make_code(self.code, size, compression), lies, 0, self.rtol, self.referee)
         rng = torch.Generator().manual_seed(0)
         many = min(MEASURED_COLUMNS[1], MEASURED_COLUMNS[1] * 16 // size)  # as many numbers for every size
         gradient = torch.randn(compression * many, dtype=self.dtype, generator=rng)
         shares = torch.stack([decoder.code.encode(gradient, slot) for slot in range(size)])
-        shares[:lies] = torch.randn(lies, many, dtype=self.dtype, generator=rng)
+        if not self.referee:
+            shares[:lies] = torch.randn(lies, many, dtype=self.dtype, generator=rng)
         return self._time(lambda columns: decoder.decode(shares[:, :columns], generator=rng), many)
 
     def _time(self, decode: Callable[[int], object], many: int) -> tuple[float, float]:

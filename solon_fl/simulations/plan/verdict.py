@@ -134,17 +134,20 @@ def _lines(use: Choice | Baseline, planned: Plan, *, regrouped: bool) -> list[st
         return [f"{start}{_options(settings)} --strategy {strategy}"]
     settings |= {"compression": use.compression, "group_size": use.group_size}
     defaults = defaults_of(SolonConfig)
-    for name in ("stragglers", "code", "rtol", "verification", "redundancy", "downlink"):
+    for name in ("stragglers", "code", "rtol", "verification", "redundancy", "downlink", "referee"):
         if (value := getattr(use, name)) != defaults[name]:
             settings[name] = value
     if regrouped:
         settings["regroup"] = "round"
     arguments = "".join(f", {name}={value!r}" for name, value in settings.items())
-    return [f"  SolonConfig(num_nodes={use.num_nodes}{arguments})", start + _options(settings)]
+    strategy = ["  SolonStrategy(config, ..., referee=MyClient())"] if use.referee else []
+    return [f"  SolonConfig(num_nodes={use.num_nodes}{arguments})", *strategy, start + _options(settings)]
 
 
 def _options(settings: dict[str, Any]) -> str:
-    return "".join(
-        f" --{name} {value}" if name in ("byzantine", "compression") else f" --set {name}={value}"
-        for name, value in settings.items()
-    )
+    def option(name: str, value: Any) -> str:
+        if name == "referee":
+            return " --referee"
+        return f" --{name} {value}" if name in ("byzantine", "compression") else f" --set {name}={value}"
+
+    return "".join(option(name, value) for name, value in settings.items())

@@ -1,6 +1,6 @@
 """What a plan is made for: the nodes, the gradient, and the network."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 from solon_fl.checks import check_between, check_one_of, check_whole
@@ -22,7 +22,7 @@ class Workload:
 
     Parameters
     ----------
-    num_nodes, byzantine, stragglers, code, rtol
+    num_nodes, byzantine, stragglers, code, rtol, referee
         Of the `SolonConfig`.
     dim : int
         d, entries of the gradient (the few by which tensors are padded are not counted).
@@ -52,6 +52,7 @@ class Workload:
     rtol: float = 1e-6
     share_bytes: int = 4
     model_bytes: int | None = None
+    referee: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("num_nodes", 1), ("byzantine", 0), ("stragglers", 0)):
@@ -75,8 +76,17 @@ class Workload:
 
     @property
     def smallest_group(self) -> int:
-        """2 s + e + 1, with k = 1: no group can be smaller, with digests or without."""
+        """2 s + e + 1, with a referee s + e + 1, with k = 1: no group can be smaller, with digests or without."""
+        return self.byzantine + self.stragglers + 1 if self.referee else self.smallest_group_without_referee
+
+    @property
+    def smallest_group_without_referee(self) -> int:
+        """2 s + e + 1: of Draco's repetition code, too."""
         return 2 * self.byzantine + self.stragglers + 1
+
+    def bears(self, group_size: int, byzantine: int) -> bool:
+        """Return whether groups of a size allow another s, with k = 1 at least."""
+        return group_size >= replace(self, byzantine=byzantine).smallest_group
 
     @property
     def bytes_of_model(self) -> int:
@@ -95,11 +105,12 @@ class Workload:
         divisors = [size for size in range(1, self.num_nodes + 1) if self.num_nodes % size == 0]
         sizes = [size for size in divisors if smallest <= size <= LARGEST_GROUP]
         if not sizes:
-            most = (max(size for size in divisors if size <= LARGEST_GROUP) - self.stragglers - 1) // 2
+            most = max(size for size in divisors if size <= LARGEST_GROUP) - self.stragglers - 1
+            most, formula = (most, "byzantine") if self.referee else (most // 2, "2*byzantine")
             lower = f"lower byzantine to at most {most}, or " if 0 <= most < self.byzantine else ""
             more = (self.num_nodes // smallest + 1) * smallest
             raise ConfigurationError(
-                "group_size must divide num_nodes, be at least 2*byzantine + stragglers + 1 and at most "
+                f"group_size must divide num_nodes, be at least {formula} + stragglers + 1 and at most "
                 f"{LARGEST_GROUP}; got num_nodes={self.num_nodes} with the divisors {', '.join(map(str, divisors))}, "
                 f"byzantine={self.byzantine}, stragglers={self.stragglers}, so that group_size must be at least "
                 f"{smallest}; {lower}use {more} nodes."
