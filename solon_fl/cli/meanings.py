@@ -9,8 +9,8 @@ CONFIG: Final = {
     "byzantine": "s: nodes of each group that may lie.",
     "compression": "k: a node sends 1/k of the gradient.",
     "stragglers": "e: nodes of each group that may stay silent.",
-    "group_size": "r: nodes of a group; 0 takes the fewest that the other settings allow: 2s + e + k without digests and "
-    "a referee.",
+    "group_size": "r: nodes of a group; 0 takes the fewest that the other settings allow: 2s + e + k without digests "
+    "and a referee.",
     "code": "exact if all nodes compute the same bits (no bit is wrong then), else fourier.",
     "rtol": "Float noise tolerated between honest nodes.",
     "seed": "Fixes weights, batches and liars: the same seed gives the same result.",
@@ -26,8 +26,8 @@ CONFIG: Final = {
     "nodes compute the same bits.",
     "redundancy": "Who of a group computes. With reactive, only as many as suffice if they agree, and the others where "
     "they do not.",
-    "referee": "Let a referee, whom the server trusts, compute a group's gradient where its nodes' shares do not settle it: "
-    "r may be s + e + k, with digest max(s + 1, k) + e.",
+    "referee": "Let a referee, whom the server trusts, compute a group's gradient where its nodes' shares do not settle "
+    "it: r may be s + e + k, with digest max(s + 1, k) + e.",
     "audit": "Probability with which the referee looks at a group although all is well.",
     "group_weights": "Weight of each group in the average, as in 1,2; none weighs them equally.",
 }

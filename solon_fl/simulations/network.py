@@ -197,8 +197,8 @@ def round_seconds(
     Returns
     -------
     RoundSeconds
-        computation is batches_per_node times batch_seconds, referee likewise, waiting the network's deadline if `waited`, else 0, and
-        overhead round_overhead plus byte_overhead times all bytes.
+        computation is batches_per_node times batch_seconds, and referee likewise; waiting is the network's deadline if
+        `waited`, else 0; and overhead round_overhead plus byte_overhead times all bytes.
 
     Notes
     -----

@@ -87,9 +87,9 @@ class Encoded:
 class NearCodeword:
     """The lie that other nodes' lies would most nearly explain.
 
-    Among all sets C of 2 s nodes (2 at least, r at most) take the one whose H[:, C] has the smallest singular value, with right singular vector
-    v. There sum_j v_j H[:, j] nearly vanishes, so the lies v_j on one half of C look like the lies -v_j on the other
-    half. Choose the liars with `best_liars`. Cf. Borah & Harshan, arXiv:2510.20379.
+    Among all sets C of 2 s nodes (2 at least, r at most) take the one whose H[:, C] has the smallest singular value,
+    with right singular vector v. There sum_j v_j H[:, j] nearly vanishes, so the lies v_j on one half of C look like
+    the lies -v_j on the other half. Choose the liars with `best_liars`. Cf. Borah & Harshan, arXiv:2510.20379.
 
     Parameters
     ----------

@@ -147,9 +147,7 @@ def _real(decoder: Decoder) -> RealDecoder:
     code = FourierCode(group_size=decoder.code.group_size, compression=decoder.code.compression)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CertificateWarning)
-        return RealDecoder(
-            code, byzantine=decoder.byzantine, stragglers=decoder.stragglers, detect_only=True
-        )
+        return RealDecoder(code, byzantine=decoder.byzantine, stragglers=decoder.stragglers, detect_only=True)
 
 
 def _without_vectors(make: Callable[[Liars], Mod]) -> AttackFactory:

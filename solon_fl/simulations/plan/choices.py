@@ -119,9 +119,9 @@ class Choice:
     def is_void(self) -> bool:
         """Whether it can't be recommended.
 
-        That is so if the certificate promises nothing, being 1 or more; if liars could bring a decode to find nobody, and
-        there is no referee; or if with redundancy "reactive" more than `asked_per_group` nodes must be asked, because the shares of so few
-        do not bound the error by `EARLY_ERROR`.
+        That is so if the certificate promises nothing, being 1 or more; if liars could bring a decode to find nobody,
+        and there is no referee; or if with redundancy "reactive" more than `asked_per_group` nodes must be asked,
+        because the shares of so few do not bound the error by `EARLY_ERROR`.
         """
         if self.code == "exact":
             return False

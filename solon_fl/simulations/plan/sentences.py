@@ -80,13 +80,13 @@ def _guarantee(choice: Choice) -> str:
 
 
 def _referee(choice: Choice, seconds_if_asked: float) -> str:
-    same_bits = choice.verification == "digest" or choice.code == "exact"
+    bits = "; it must compute the same bits as they do" if choice.config().needs_equal_bits else ""
     return (
         "The referee is whom you trust with the data: what your nodes run, in the server's process, or nodes of yours "
-        f"that are in no group{'; it must compute the same bits as they do' if same_bits else ''}. Where a group's shares "
-        f"don't settle its gradient, it computes the {choice.batches_per_node} batches itself: such a round takes about "
-        f"{short(seconds_if_asked)} s, and whoever lied gets no more tasks"
-    ) + "."
+        f"that are in no group{bits}. Where a group's shares don't settle its gradient, it computes the "
+        f"{choice.batches_per_node} batches itself: such a round takes about {short(seconds_if_asked)} s, and whoever "
+        "lied gets no more tasks."
+    )
 
 
 def _without_digests(planned: Plan, choice: Choice) -> str:

@@ -140,8 +140,10 @@ def _lines(use: Choice | Baseline, planned: Plan, *, regrouped: bool) -> list[st
     if regrouped:
         settings["regroup"] = "round"
     arguments = "".join(f", {name}={value!r}" for name, value in settings.items())
-    strategy = ["  SolonStrategy(config, ..., referee=MyClient())"] if use.referee else []
-    return [f"  SolonConfig(num_nodes={use.num_nodes}{arguments})", *strategy, start + _options(settings)]
+    code = [f"  SolonConfig(num_nodes={use.num_nodes}{arguments})"]
+    if use.referee:
+        code.append("  SolonStrategy(config, ..., referee=MyClient())")
+    return [*code, start + _options(settings)]
 
 
 def _options(settings: dict[str, Any]) -> str:
