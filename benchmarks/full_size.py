@@ -80,7 +80,8 @@ def run_one(strategy: str, attack: str, dim: int, rounds: int, downlink: Downlin
     client = RandomGradients(scenario, dim)
     reports: list[RoundReport] = []
     contender = STRATEGIES[strategy]
-    made = contender.make(scenario, buffers=(), on_round=reports.append)
+    referee = {"referee": RandomGradients(scenario, dim)} if scenario.config.referee else {}
+    made = contender.make(scenario, buffers=(), on_round=reports.append, **referee)
     arrays = ArrayRecord({"weight": to_array(torch.zeros(dim))})
     grid = InProcessGrid(make_client_app(client), 100)
     result = made.start(grid, arrays, num_rounds=1 + rounds, timeout=0.01)

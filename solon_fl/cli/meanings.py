@@ -26,8 +26,8 @@ CONFIG: Final = {
     "nodes compute the same bits.",
     "redundancy": "Who of a group computes. With reactive, only as many as suffice if they agree, and the others where "
     "they do not.",
-    "referee": "Let a referee, whom the server trusts, compute a group's gradient where its nodes' shares do not settle "
-    "it: r may be s + e + k, with digest max(s + 1, k) + e.",
+    "referee": "Let a referee, whom the server trusts, compute a gradient that the shares of a group do not settle: "
+    "r may be s + e + k, with digest max(s + 1, k) + e.",
     "audit": "Probability with which the referee looks at a group although all is well.",
     "group_weights": "Weight of each group in the average, as in 1,2; none weighs them equally.",
 }

@@ -1,0 +1,127 @@
+"""Five of six nodes lie from round 3 on: Solon with a referee, and everything else that six nodes can run.
+
+Solon: r = 6, s = 5, k = 5, with digests and the exact code (and once without digests, k = 1); the referee is one more honest client, in the server's
+process. For each attack the rounds of the run are printed beside those of a run in which nobody lies: whom the referee
+convicted, how often it computed the group's batches, and the models' SHA-256. The others are told of five liars, and
+see the same batches; those that can't bear so many say so and are not run.
+
+columns of the last table: the accuracies after the last round, without an attack and under each; and how often the
+referee computed the group's batches under each, every time as one more node would.
+
+examples:
+  python -m benchmarks.referee
+  python -m benchmarks.referee --rounds 10 --attacks reverse
+"""
+
+import argparse
+import logging
+import platform
+import time
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from solon_fl import SolonConfig
+from solon_fl.errors import ConfigurationError
+from solon_fl.simulations import STRATEGIES, Outcome, Scenario, simulate
+
+NODES, LIARS, COMPRESSION = 6, 5, 5
+FIRST_LIE = 3  # round
+DIGITS = 12  # of a SHA-256
+OURS = "solon-referee-digest"
+
+console = Console(width=110)
+
+
+def scenario_of(strategy: str, attack: str | None, rounds: int) -> Scenario:
+    """Return one run; what a config says of a referee is nothing to other strategies than Solon's."""
+    ours = STRATEGIES[OURS].settings
+    settings = STRATEGIES[strategy].settings if STRATEGIES[strategy].client == "solon" else ours
+    compression = COMPRESSION if settings == ours else 1  # others need the larger groups the larger it is
+    config = SolonConfig(num_nodes=NODES, byzantine=LIARS, compression=compression, code="exact", **settings)
+    return Scenario(config=config, strategy=strategy, attack=attack, attack_from=FIRST_LIE, rounds=rounds)
+
+
+def times(number: int) -> str:
+    """Return how often, in words."""
+    return "once" if number == 1 else f"{number} times"
+
+
+def show_rounds(attacked: Outcome, honest: Outcome) -> None:
+    """Print a table of Solon's rounds beside those of the honest run, but for those in which nothing is new."""
+    table = Table(title=f"{attacked.scenario.attack} from round {FIRST_LIE} on, nodes {sorted(attacked.liars)} lie")
+    for heading in ("round", "nodes asked", "referee", "convicted", "accuracy", "SHA-256", "when nobody lies"):
+        table.add_column(heading)
+    for record, other in zip(attacked.records[1:], honest.records[1:], strict=True):
+        report = record.report
+        assert report is not None
+        if not (record.round <= FIRST_LIE + 2 or report.referee_reports or record is attacked.records[-1]):
+            continue
+        asked = ", ".join(referee.reason for referee in report.referee_reports)
+        convicted = ", ".join(map(str, report.convicted_nodes))
+        shown = [record.model_sha256[:DIGITS], other.model_sha256[:DIGITS]]
+        table.add_row(str(record.round), str(report.nodes_asked), asked, convicted, f"{record.accuracy:.1%}", *shown)
+    console.print(table)
+    same = all(a.model_sha256 == b.model_sha256 for a, b in zip(attacked.records, honest.records, strict=True))
+    console.print(
+        f"{'No bit differs' if same else 'BITS DIFFER'} after any of {len(attacked.reports)} rounds; the referee "
+        f"computed {times(attacked.referee_computations)} and convicted {len(attacked.convicted & attacked.liars)} of "
+        f"{len(attacked.liars)} liars and {len(attacked.convicted - attacked.liars)} honest nodes.\n"
+    )
+
+
+def run_all(attacks: list[str], rounds: int) -> tuple[dict[str, list[Outcome]], dict[str, str]]:
+    """Return the runs of every strategy, without an attack first, and why the others refuse so many liars."""
+    runs: dict[str, list[Outcome]] = {}
+    refusals: dict[str, str] = {}
+    for name, strategy in STRATEGIES.items():
+        try:
+            scenarios = [scenario_of(name, attack, rounds) for attack in (None, *attacks)]
+        except ConfigurationError as error:
+            refusals[strategy.title] = str(error)
+            continue
+        runs[name] = [simulate(scenario) for scenario in scenarios]
+    return runs, refusals
+
+
+def rows_of(runs: dict[str, list[Outcome]]) -> list[list[str]]:
+    """Return a row of the last table for each strategy."""
+    rows = []
+    for name, outcomes in runs.items():
+        accuracies = [f"{outcome.accuracy:.1%}{' (broke off)' * bool(outcome.error)}" for outcome in outcomes]
+        asked = [str(outcome.referee_computations) if outcome.has_referee else "" for outcome in outcomes[1:]]
+        rows.append([STRATEGIES[name].title, *accuracies, ", ".join(filter(None, asked))])
+    return rows
+
+
+def main() -> None:
+    """Run everything and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=40, help="of every run; default 40")
+    parser.add_argument("--attacks", default="reverse,alie,foe", help="default reverse,alie,foe")
+    arguments = parser.parse_args()
+    attacks = arguments.attacks.split(",")
+    torch.set_num_threads(1)
+    logging.getLogger("flwr").setLevel(logging.CRITICAL)
+    started = time.monotonic()
+    runs, refusals = run_all(attacks, arguments.rounds)
+    honest, *attacked = runs[OURS]
+    for outcome in attacked:
+        show_rounds(outcome, honest)
+    header = ["strategy", "nobody lies", *attacks, "referee"]
+    title = f"Accuracy after {arguments.rounds} rounds; {LIARS} of {NODES} nodes lie from round {FIRST_LIE} on"
+    table = Table(*header, title=title)
+    rows = rows_of(runs)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    for title, refusal in refusals.items():
+        console.print(f"{title} refuses: {refusal}", highlight=False, markup=False, soft_wrap=True)
+    seconds = time.monotonic() - started
+    console.print(f"{seconds:.0f} s, {platform.machine()}, torch {torch.__version__}, one thread\n", highlight=False)
+    print("\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows]))
+
+
+if __name__ == "__main__":
+    main()
