@@ -1,9 +1,9 @@
 """Five of six nodes lie from round 3 on: Solon with a referee, and everything else that six nodes can run.
 
-Solon: r = 6, s = 5, k = 5, with digests and the exact code (and once without digests, k = 1); the referee is one more honest client, in the server's
-process. For each attack the rounds of the run are printed beside those of a run in which nobody lies: whom the referee
-convicted, how often it computed the group's batches, and the models' SHA-256. The others are told of five liars, and
-see the same batches; those that can't bear so many say so and are not run.
+Solon: r = 6, s = 5, k = 5, with digests and the exact code (without digests k = 1); the referee is one more honest
+client, in the server's process. For each attack the rounds of the run are printed beside those of a run in which nobody
+lies: whom the referee convicted, how often it computed the group's batches, and the models' SHA-256. The others are
+told of five liars, and see the same batches; those that can't bear so many say so and are not run.
 
 columns of the last table: the accuracies after the last round, without an attack and under each; and how often the
 referee computed the group's batches under each, every time as one more node would.
