@@ -56,6 +56,18 @@ def test_transfers_computed_by_hand(num_nodes: int, bytes_out: int, bytes_in: in
     assert NETWORK.transfer_seconds(num_nodes=num_nodes, bytes_out=bytes_out, bytes_in=bytes_in) == seconds
 
 
+def test_a_referee_prolongs_a_round_by_its_batches() -> None:
+    arguments: dict[str, Any] = {"num_nodes": 4, "bytes_out": 0, "bytes_in": 0, "server_seconds": 0.0, "waited": False}
+    alone, refereed = (
+        round_seconds(NETWORK, batches_per_node=5, batch_seconds=0.5, batches_of_referee=batches, **arguments)
+        for batches in (0, 10)
+    )
+    assert (refereed.computation, refereed.referee) == (2.5, 5.0)
+    assert refereed.total == alone.total + 5.0
+    with pytest.raises(ConfigurationError, match="got batches_of_referee=-1"):
+        round_seconds(NETWORK, batches_per_node=5, batch_seconds=0.5, batches_of_referee=-1, **arguments)
+
+
 @pytest.mark.parametrize(("waited", "waiting"), [(False, 0.0), (True, 30.0)])
 def test_a_round_is_the_sum_of_its_parts(waited: bool, waiting: float) -> None:
     seconds = round_seconds(

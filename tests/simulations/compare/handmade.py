@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -11,7 +12,7 @@ from solon_fl.config import SolonConfig
 from solon_fl.simulations import Outcome, RoundRecord, Scenario
 from solon_fl.simulations.compare import Cell, Comparison, Results
 from solon_fl.simulations.network import Network
-from solon_fl.simulations.run import NumberedGroup, NumberedReport
+from solon_fl.simulations.run import NumberedGroup, NumberedReferee, NumberedReport
 from solon_fl.simulations.run.outcome import Software
 
 SLOW = Network(
@@ -36,17 +37,26 @@ def cell(
     named: Sequence[int] = (),
     waited: Sequence[int] = (),
     escalated: Sequence[int] = (),
+    refereed: Sequence[int] | None = None,
     bytes_in: int = 1_000_000,
     aggregating: Sequence[float] = (),
 ) -> Cell:
     """Return a run of 10 nodes that compute 3 batches each, are sent 2 MB and take 0.25 s of the server a round.
 
-    With `aggregating`, so many seconds and 0.05 more, by round.
+    With `refereed`, there is a referee, who is asked about the second group in these rounds, and takes 0.15 s of the
+    server's. With `aggregating`, so many seconds and 0.05 more, by round.
     """
 
     def report(number: int) -> NumberedReport:
         first = NumberedGroup(group=0, status="clean", nodes_asked=5, corrupt_nodes=tuple(named) if number == 1 else ())
-        second = NumberedGroup(group=1, status="clean", nodes_asked=5, escalated=number in escalated)
+        asked = NumberedReferee(reason="shares disagree", answered=True, seconds=0.15)
+        second = NumberedGroup(
+            group=1,
+            status="clean",
+            nodes_asked=5,
+            escalated=number in escalated,
+            referee=asked if number in (refereed or ()) else None,
+        )
         return NumberedReport(
             round=number,
             groups=(first, second),
@@ -70,7 +80,7 @@ def cell(
         for number, accuracy in enumerate(accuracies)
     ]
     outcome = Outcome(
-        scenario=SCENARIO,
+        scenario=SCENARIO if refereed is None else replace(SCENARIO, strategy=strategy),
         batches_per_node=3,
         liars=frozenset(liars),
         software=Software(versions={"flwr": "1.0"}, python="3.11", threads=1),

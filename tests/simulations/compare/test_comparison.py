@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -311,6 +312,44 @@ def test_comparisons_that_come_with_the_package_load_and_all_their_cells_can_be(
             assert (cell.strategy, cell.attack, cell.rounds) == (strategy, attack, comparison.scenario.rounds)
     if name.startswith("paper-"):
         assert comparison.scenario.expected_liars == 5
+
+
+def test_each_version_of_solon_can_have_its_own_smallest_groups() -> None:
+    comparison = load_comparison("past-the-bound")
+    cells = {strategy: comparison.cell(strategy, "alie") for strategy in comparison.strategies}
+    configs = {strategy: cell.config for strategy, cell in cells.items()}
+    assert {strategy: config.group_size for strategy, config in configs.items()} == {
+        "solon": 20,
+        "solon-digest": 15,
+        "solon-reactive": 20,
+        "solon-reactive-digest": 15,
+        "solon-referee": 15,
+        "solon-referee-digest": 10,
+        "draco-repetition": 20,
+    }
+    for strategy, cell in cells.items():
+        assert len(cell.liars) == 15, "as many liars"
+        assert cell.config.batches_per_group * cell.config.num_groups == 60, "and as many batches"
+        assert cell.config.referee == ("referee" in strategy)
+    same = replace(comparison, group_sizes="same")
+    assert {same.cell(strategy, "alie").config.group_size for strategy in comparison.strategies} == {20}
+
+
+def test_smallest_groups_need_as_many_batches_as_nodes() -> None:
+    config = SolonConfig(num_nodes=14, byzantine=2, compression=3, batches_per_group=2)
+    settings: dict[str, Any] = {"title": "t", "strategies": ("solon",), "attacks": (None,)}
+    Comparison(scenario=Scenario(config=config), **settings)
+    with pytest.raises(ConfigurationError, match="got batches_per_group=2, group_size=7; leave out batches_per_group"):
+        Comparison(scenario=Scenario(config=config), group_sizes="smallest", **settings)
+    with pytest.raises(ConfigurationError, match="group_sizes must be one of same, smallest; got group_sizes='small'"):
+        parse_comparison('group_sizes = "small"\n' + GOOD, "mine.toml")
+
+
+def test_groups_that_do_not_divide_the_nodes_are_a_refusal_of_that_strategy() -> None:
+    comparison = parse_comparison('group_sizes = "smallest"\n' + GOOD, "mine.toml")
+    assert comparison.cell("solon", None).config.group_size == 7
+    with pytest.raises(ConfigurationError, match="got num_nodes=14, group_size=5; use 10 or 15 nodes"):
+        comparison.cell("solon-digest", None)
 
 
 def test_titles_tell_the_comparisons_apart() -> None:

@@ -55,6 +55,15 @@ def test_the_page_holds_all_and_loads_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_page_tells_how_often_a_referee_computed_if_there_is_one(tmp_path: Path) -> None:
+    asked = cell("solon-referee", "alie", [0.1] * 5, refereed=[2, 3])
+    never = cell("solon-referee", None, [0.1] * 5, refereed=[])
+    page = page_of(handmade.results(SOLON, RESCUED, never, asked), tmp_path)
+    assert "<td>no attack: 0, alie: 2</td>" in page
+    assert "computations</th>" not in page_of(handmade.results(SOLON), tmp_path)
+
+
+@pytest.mark.slow
 def test_what_a_round_costs_is_a_median_and_has_both_directions(tmp_path: Path) -> None:
     busy = cell("fedavg", None, [0.1] * 5, aggregating=(0.15, 0.2, 0.3, 9.95))
     page = page_of(handmade.results(SOLON, busy), tmp_path)

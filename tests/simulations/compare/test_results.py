@@ -144,6 +144,18 @@ def test_nodes_that_are_asked_after_all_compute_after_the_others() -> None:
     assert run.batches_of_all == 30
 
 
+def test_a_referee_computes_after_the_nodes_and_counts_as_one_more() -> None:
+    run = cell("solon-referee", "alie", [0.1, 0.4, 0.5], refereed=[2])
+    first, second = run.round_times(SLOW, 0.5)
+    assert [(parts.computation, parts.referee) for parts in (first, second)] == [(1.5, 0.0), (1.5, 1.5)]
+    assert first.server == pytest.approx(0.25)
+    assert second.server == pytest.approx(0.10), "its own seconds are none of the server's"
+    assert run.mean_round(SLOW, 0.5) == pytest.approx((first.total + second.total) / 2)
+    assert run.batches_of_all == 3 * (10 + 0.5)
+    assert (run.nodes_asked, run.referee_computations, run.has_referee) == (10, 1, True)
+    assert cell("solon", None, [0.1]).mean_round(SLOW, 0.5) is None
+
+
 def test_what_a_cell_tells() -> None:
     run = cell("solon", "alie", [0.1, 0.4], liars=[3, 4], named=[4, 5])
     assert (run.liars, run.named, run.error) == ({3, 4}, {4, 5}, None)
@@ -156,6 +168,7 @@ def test_a_run_that_could_not_be_tells_nothing() -> None:
     assert (refused.records, refused.accuracies, refused.liars, refused.named) == ((), [], set(), set())
     assert (refused.bytes_out, refused.timings_scatter) == (0, False)
     assert (refused.bytes_sent, refused.server_seconds, refused.batches_per_node, refused.error) == (0, 0, 0, None)
+    assert (refused.nodes_asked, refused.referee_computations, refused.has_referee) == (0, 0, False)
     assert refused.rounds_to(0.0) is None
 
 

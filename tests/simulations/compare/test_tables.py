@@ -5,7 +5,7 @@ import pytest
 from solon_fl.simulations import STRATEGIES
 from solon_fl.simulations.compare import Cell, Results
 from solon_fl.simulations.compare.plots import plot_accuracy
-from solon_fl.simulations.compare.tables import comparison_table, times_table
+from solon_fl.simulations.compare.tables import comparison_table, rounds_table, times_table
 from solon_fl.simulations.network import NETWORKS
 from tests.simulations.compare import handmade
 from tests.simulations.compare.handmade import ALL, HONEST, RESCUED, SLOW, cell, rendered
@@ -32,9 +32,14 @@ def many(attacks: tuple[str | None, ...]) -> Results:
 )
 def test_tables_fit_a_terminal_and_cut_nothing(attacks: tuple[str | None, ...]) -> None:
     results = many(attacks)
-    for table in (comparison_table(results), times_table(results)):
+    possible = [cell for cell in results.cells if cell.outcome is not None]
+    for table, cells in (
+        (comparison_table(results), results.cells),
+        (times_table(results), results.cells),
+        (rounds_table(results), possible),
+    ):
         assert table is not None
-        assert table.row_count == len(results.cells)
+        assert table.row_count == len(cells)
         text = rendered(table)
         assert "…" not in text
         assert max(map(len, text.splitlines())) <= 80
@@ -63,6 +68,20 @@ def test_tables_show_what_the_cells_hold() -> None:
     assert ["none", "FedAvg", "11.5", "(1)"] in rows
     assert ["alie", "FedAvg", "-"] in rows
     assert ["alie", "Bulyan"] in rows
+
+
+def test_a_table_tells_what_a_round_takes_and_how_often_the_referee_computed() -> None:
+    asked, never = (
+        cell("solon-referee", attack, [0.1] * 5, refereed=rounds) for attack, rounds in (("alie", [2]), (None, []))
+    )
+    text = rendered(rounds_table(handmade.results(*ALL, never, asked)))
+    rows = [line.split() for line in text.splitlines()]
+    assert ["none", "Solon", "5", "10", "30", "-", "5.75"] in rows
+    assert ["none", "FedAvg", "-", "10", "30", "-", "5.75"] in rows
+    assert ["none", "Solon", "(referee)", "5", "10", "30", "0", "5.75"] in rows
+    assert ["alie", "Solon", "(referee)", "5", "10", "30.75", "1", "6.09"] in rows  # 1.5 s more, 0.15 less, in 1 of 4
+    assert ["alie", "MultiKrum", "-", "0", "0", "-", "-"] in rows
+    assert not any("Bulyan" in row for row in rows)
 
 
 def test_a_busy_machine_is_noticed() -> None:
