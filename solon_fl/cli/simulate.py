@@ -175,11 +175,12 @@ def _print_referee(outcome: Outcome) -> None:
     asked = sum(report.nodes_asked for report in outcome.reports)
     reasons = Counter(report.reason for report in reports)
     why = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common())
+    times = f"{outcome.referee_computations} time{'s' if outcome.referee_computations != 1 else ''}"
     convicted, wrongly = outcome.convicted, len(outcome.convicted - outcome.liars)
     named = f"nodes {', '.join(map(str, sorted(convicted)))}" if convicted else "nobody"
     console.print(
         f"In {rounds} rounds nodes computed their group's batches {asked} times, and the referee "
-        f"{outcome.referee_computations} times ({why}), in {sum(report.seconds for report in reports):.3g} s. It "
+        f"{times} ({why}), in {sum(report.seconds for report in reports):.3g} s. It "
         f"convicted {named}{f', {wrongly} of them wrongly' if wrongly else ''}.",
         highlight=False,
     )

@@ -253,10 +253,25 @@ def test_json_has_every_variant() -> None:
     assert result["thriftiest"]["computations"] == min(row["computations"] for row in sound)
 
 
+def test_a_referee_allows_smaller_groups_and_is_in_what_to_paste() -> None:
+    six = ("--nodes", "6", "--byzantine", "5", "--model-size", "200k", "--batch-seconds", "0.01")
+    assert is_refused(solon_fl_plan(*six))
+    done = solon_fl_plan(*six, "--referee", "--set", "code=exact", "--set", "downlink=full")
+    assert done.exit_code == 0, done.output
+    assert "…" not in done.stdout
+    assert "SolonStrategy(config, ..., referee=MyClient())\n" in done.stdout
+    assert re.search(r"SolonConfig\(num_nodes=6, .*referee=True\)\n", done.stdout)
+    assert re.search(r"solon-fl simulate --nodes 6 .* --referee\n", done.stdout)
+    result = json.loads(solon_fl_plan(*six, "--set", "referee=true", "--json").stdout)
+    best = result["best"]
+    assert (best["referee"], best["group_size"]) == (True, 6)
+    assert best["seconds_if_asked"] == pytest.approx(best["seconds_if_woken"] + 6 * 0.01)
+
+
 def test_help_teaches_digests_and_reactive_redundancy() -> None:
     told = " ".join(re.sub("[│─]", " ", solon_fl_plan("--help").stdout).split())
     choices = ("algebra, digest, any", "full, reactive, any", "full, delta, any")
-    for words in ("verification", "redundancy", "downlink", *choices, "same bits"):
+    for words in ("verification", "redundancy", "downlink", *choices, "same bits", "--referee"):
         assert words in told
 
 

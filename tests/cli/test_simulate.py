@@ -1,8 +1,10 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import Result
 
 from solon_fl.cli.meanings import CONFIG, SCENARIO
 from tests.cli.command import is_refused, solon_fl
@@ -71,6 +73,52 @@ def test_what_is_set_is_what_is_run(tmp_path: Path) -> None:
     assert list((tmp_path / "checkpoints").glob("round-000001.*"))
 
 
+def summary_of(done: Result, folder: Path) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """Return the first and the last line of the file of a run, and what was printed, as one line."""
+    assert done.exit_code == 0, done.output
+    head, *_, summary = map(json.loads, (folder / "rounds.jsonl").read_text().splitlines())
+    return head, summary, " ".join(done.stdout.split())
+
+
+@pytest.mark.slow
+def test_a_referee_finds_five_liars_of_six_nodes(tmp_path: Path) -> None:
+    options = "--nodes 6 --byzantine 5 --compression 5 --referee --model logistic --rounds 3 --attack reverse"
+    settings = "attack_from=2 verification=digest code=exact batch_size=8"
+    given = [*options.split(), *(word for setting in settings.split() for word in ("--set", setting))]
+    head, summary, told = summary_of(solon_fl("simulate", *given, "--output", str(tmp_path)), tmp_path)
+    assert head["scenario"]["config"]["group_size"] == 6
+    assert summary["convicted"] == head["liars"] == [0, 1, 2, 3, 5]
+    expected = (
+        r"In 3 rounds nodes computed their group's batches 13 times, and the referee 1 time \(shares disagree: 1\), in "
+    )
+    assert re.search(expected + r"[\d.]+ s\. It convicted nodes 0, 1, 2, 3, 5\.", told), told
+    honest = solon_fl("simulate", *given, "--set", "num_liars=0", "--output", str(tmp_path / "honest"))
+    _, other, told = summary_of(honest, tmp_path / "honest")
+    assert other["model_sha256"] == summary["model_sha256"]
+    assert "In 3 rounds the referee was never asked." in told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "nodes", "group_size"),
+    [
+        ((), 20, 10),
+        (("--referee",), 24, 8),
+        (("--referee", "--set", "verification=digest"), 24, 6),
+        (("--set", "verification=digest"), 24, 8),
+        (("--byzantine", "3"), 24, 12),
+        (("--set", "group_size=11"), 22, 11),
+    ],
+)
+def test_without_a_number_of_nodes_there_are_enough_for_whole_groups(
+    arguments: tuple[str, ...], nodes: int, group_size: int, tmp_path: Path
+) -> None:
+    quick = ("--rounds", "1", "--model", "logistic", "--set", "batch_size=1", "--output", str(tmp_path))
+    head, _, _ = summary_of(solon_fl("simulate", *arguments, *quick), tmp_path)
+    config = head["scenario"]["config"]
+    assert (config["num_nodes"], config["group_size"]) == (nodes, group_size)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -84,6 +132,16 @@ def test_what_is_set_is_what_is_run(tmp_path: Path) -> None:
         ),
         (["--set", "redundancy=none"], "redundancy must be one of full, reactive; got redundancy='none'"),
         (["--set", "regroup=daily"], "regroup must be one of never, round; got regroup='daily'"),
+        (["--set", "audit=0.1"], "audit=0.1 needs a referee; got referee=False; set referee=True."),
+        (
+            ["--referee", "--set", "referee=false"],
+            "referee must be given once; got referee=True and --set referee=false",
+        ),
+        (
+            ["--referee", "--set", "group_size=7"],
+            "byzantine + stragglers + compression with a referee; got group_size=7",
+        ),
+        (["--set", "attack_from=0"], "attack_from must be at least 1; got attack_from=0"),
         (["--set", "checkpoint_every=0"], "checkpoint_every must be a whole number >= 1; got checkpoint_every=0"),
         (["--set", "threads=0"], "threads must be from 1 to "),
         (["--set", "strategies=solon"], "--set: there is no 'strategies'; did you mean strategy?"),
@@ -116,7 +174,7 @@ def test_a_data_set_that_is_not_there_is_one_plain_message(tmp_path: Path) -> No
 def test_help_teaches() -> None:
     done = solon_fl("simulate", "--help")
     assert done.exit_code == 0
-    for word in ("--byzantine", "--compression", "alie", "resnet18", "fashion-mnist-6k"):
+    for word in ("--byzantine", "--compression", "alie", "resnet18", "fashion-mnist-6k", "--referee", "attack_from"):
         assert word in done.stdout
 
 
@@ -124,7 +182,18 @@ def test_help_lists_every_key_with_its_default() -> None:
     told = solon_fl("simulate", "--help").stdout
     _, _, table = told.partition("Keys of --set KEY=VALUE")
     rows = dict(line.split()[:2] for line in table.splitlines() if line[1:2].isalpha())
-    own_option = {"num_nodes", "byzantine", "compression", "attack", "strategy", "rounds", "dataset", "model", "seed"}
+    own_option = {
+        "num_nodes",
+        "byzantine",
+        "compression",
+        "attack",
+        "strategy",
+        "referee",
+        "rounds",
+        "dataset",
+        "model",
+    }
+    own_option |= {"seed"}
     assert rows.pop("key") == "default"
     assert rows.keys() == {*CONFIG, *SCENARIO, "threads", "checkpoint_every"} - own_option
     assert (rows["batch_size"], rows["rtol"], rows["num_liars"], rows["compute_once"]) == (
