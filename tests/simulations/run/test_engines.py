@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from solon_fl.config import DownlinkName
+from solon_fl.config import DownlinkName, SolonConfig
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations import Outcome
 from tests.simulations.run.small import EXACT, curve, run
@@ -18,27 +18,40 @@ def test_ray_that_is_not_installed_is_a_plain_error(monkeypatch: pytest.MonkeyPa
         run(engine="ray")
 
 
+def run_on_ray(options: str, settings: str, folder: Path) -> Outcome:
+    """Run a simulation in a process of its own: Ray starts others, and warns about its future."""
+    command = [sys.executable, "-c", "from solon_fl.cli import main; main()", "simulate", *options.split()]
+    for setting in ("engine=ray", *settings.split()):
+        command += ["--set", setting]
+    done = subprocess.run(
+        [*command, "--output", str(folder)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Outcome.load(folder / "rounds.jsonl")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("downlink", ["full", "delta"])
 def test_flowers_own_engine_gives_the_same_model_bit_for_bit(downlink: DownlinkName, tmp_path: Path) -> None:
-    """In a process of its own: Ray starts others, and warns about its future."""
     pytest.importorskip("ray")
     outcome = run(config=replace(EXACT, downlink=downlink), rounds=3)
-    command = [sys.executable, "-c", "from solon_fl.cli import main; main()", "simulate"]
     options = "--nodes 14 --compression 3 --model logistic --attack reverse --rounds 3"
-    settings = f"--set batch_size=8 --set engine=ray --set code=exact --set downlink={downlink}"
-    done = subprocess.run(
-        [*command, *options.split(), *settings.split(), "--output", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    on_ray = Outcome.load(tmp_path / "rounds.jsonl")
+    on_ray = run_on_ray(options, f"batch_size=8 code=exact downlink={downlink}", tmp_path)
     assert on_ray.model_sha256 == outcome.model_sha256, "that of an honest run in this process"
     assert curve(on_ray) == curve(outcome)
     # Replies trickle in here: a group may be decoded before a slow node, liar or not, was heard.
     different = {number for number, kinds in on_ray.offences.items() if "different" in kinds}
     assert different
     assert different <= on_ray.liars
+
+
+@pytest.mark.slow
+def test_on_flowers_own_engine_the_referee_computes_in_the_servers_process(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    config = SolonConfig(num_nodes=5, byzantine=2, compression=3, code="exact", referee=True)
+    outcome = run(config=config, rounds=3)
+    options = "--nodes 5 --byzantine 2 --compression 3 --referee --model logistic --attack reverse --rounds 3"
+    on_ray = run_on_ray(options, "batch_size=8 code=exact", tmp_path)
+    assert on_ray.model_sha256 == outcome.model_sha256, "that of an honest run in this process"
+    assert on_ray.convicted == on_ray.liars
+    assert on_ray.referee_computations == 1
