@@ -22,6 +22,7 @@ from solon_fl.simulations.run.round_record import NumberedReport, RoundRecord
 from solon_fl.simulations.run.scenario import Scenario
 from solon_fl.simulations.run.strategies import STRATEGIES
 from solon_fl.strategies import Checkpoints, RoundReport, SolonStrategy, buffer_names
+from solon_fl.strategies.solon_run import MOST_SILENCES
 from solon_fl.wire import model_sha256, to_array, trusted_tensor
 
 __all__ = ["ScenarioServer", "simulate"]
@@ -96,6 +97,7 @@ class ScenarioServer:
         self._model = build_model(scenario.model, dataset.input_shape, dataset.num_classes, seed=scenario.config.seed)
         self._report: RoundReport | None = None  # of the latest round
         self._started = time.monotonic()
+        self._silences: dict[int, int] = {}  # rounds on end, by node id
 
     def app(self) -> ServerApp:
         """Return the ServerApp."""
@@ -138,6 +140,13 @@ class ScenarioServer:
     def _keep(self, report: RoundReport) -> None:
         self._report = report
 
+    def _waited(self, report: RoundReport) -> bool:
+        """Return whether the server would have waited for its deadline, and note who was silent."""
+        unheard = {node for node, rounds in self._silences.items() if rounds >= MOST_SILENCES}
+        waited = STRATEGIES[self._outcome.scenario.strategy].waited(report, unheard)
+        self._silences = {node: self._silences.get(node, 0) + 1 for node in report.silent_nodes}
+        return waited
+
     def _evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
         """Test the model after a round, and note all that is known of the round."""
         scenario, report = self._outcome.scenario, self._report
@@ -150,7 +159,7 @@ class ScenarioServer:
             loss=loss,
             seconds=time.monotonic() - self._started,
             report=None if report is None else NumberedReport.of(report, regrouped=regrouped),
-            waited=report is not None and STRATEGIES[scenario.strategy].waited(report),
+            waited=report is not None and self._waited(report),
             model_sha256=model_sha256(arrays),
         )
         self._outcome.arrays = arrays

@@ -84,8 +84,11 @@ class NamedStrategy(ABC):
         """Return how many batches the busiest node computes in a round; together the nodes see P different ones."""
         return 1
 
-    def waited(self, report: RoundReport) -> bool:
-        """Return whether the server would have waited for its deadline because a node did not answer."""
+    def waited(self, report: RoundReport, unheard: Set[int] = frozenset()) -> bool:
+        """Return whether the server would have waited for its deadline because a node did not answer.
+
+        `unheard` are the ids of nodes that had been silent in the last `MOST_SILENCES` rounds.
+        """
         return bool(report.silent_nodes)
 
 
@@ -114,11 +117,12 @@ class _Solon(NamedStrategy):
     def batches_per_node(self, setting: Setting) -> int:
         return setting.config.batches_per_group
 
-    def waited(self, report: RoundReport) -> bool:
+    def waited(self, report: RoundReport, unheard: Set[int] = frozenset()) -> bool:
         # A group is decoded as soon as k + s shares agree. Resting nodes, and the referee where shares don't settle it,
-        # are asked only after waiting for the others.
+        # are asked only after waiting for the others; where there is a referee, not for those unheard.
         return any(
-            group.silent_nodes and (group.escalated or not group.decoded or _was_referees(group))
+            (bool(group.silent_nodes) and (group.escalated or not group.decoded))
+            or (bool(set(group.silent_nodes) - unheard) and _was_referees(group))
             for group in report.groups
         )
 

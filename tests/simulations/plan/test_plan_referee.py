@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 import torch
 
+from solon_fl.coding import Decoded, Decoder
 from solon_fl.config import Redundancy, SolonConfig, Verification, make_decoder
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations import Scenario, simulate
 from solon_fl.simulations.network import NETWORKS, round_seconds
+from solon_fl.simulations.plan import server_time
 from solon_fl.simulations.plan.choices import Choice, Plan
 from solon_fl.simulations.plan.planner import plan
 from solon_fl.simulations.plan.regrouping import Regrouping
@@ -80,6 +82,19 @@ def test_the_referee_is_asked_after_all_nodes_have_been() -> None:
     assert choice.seconds_if_woken > choice.seconds.total + 5
 
 
+def test_large_groups_in_which_not_every_lie_is_located_are_not_void() -> None:
+    settings: dict[str, Any] = {"num_nodes": 36, "code": "fourier", "rtol": 1e-12, "verification": "algebra"}
+    void = [
+        next(
+            choice.is_void
+            for choice in small_plan(**settings, referee=referee).choices
+            if (choice.group_size, choice.compression) == (36, 18)
+        )
+        for referee in (True, False)
+    ]
+    assert void == [False, True]
+
+
 def test_without_a_referee_there_is_no_such_round() -> None:
     planned = small_plan(referee=False, byzantine=2)
     assert {(choice.referee, choice.seconds_if_asked) for choice in planned.choices} == {(False, None)}
@@ -144,6 +159,31 @@ def test_regrouped_groups_bear_more_with_a_referee() -> None:
     tables = [asked.table(planned.workload, planned.choices) for planned in (with_referee, without)]
     least = [[str(cell) for cell in table.columns[-1].cells] for table in tables]
     assert least == [["2 (needs larger r)".replace("2 (", "[dim]2 (") + "[/]", "3"], ["[dim]3 (needs larger r)[/]"]]
+
+
+@pytest.mark.parametrize(("referee", "lies", "status"), [(True, 5, "clean"), (False, 2, "corrected")])
+def test_the_server_is_measured_in_rounds_in_which_it_has_something_to_do(
+    referee: bool, lies: int, status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a referee these are honest ones; without, it locates liars."""
+    statuses: list[str] = []
+
+    def recording(*arguments: Any) -> Decoder:
+        assert arguments[1:] == (lies, 0, 1e-6, referee)
+        return make_decoder(*arguments)
+
+    decode = Decoder.decode
+
+    def noting(self: Decoder, *arguments: Any, **named: Any) -> Decoded:
+        decoded = decode(self, *arguments, **named)
+        statuses.append(decoded.status.value)
+        return decoded
+
+    monkeypatch.setattr(server_time, "MEASURED_COLUMNS", (10, 100))
+    monkeypatch.setattr(server_time, "make_decoder", recording)
+    monkeypatch.setattr(Decoder, "decode", noting)
+    MeasuredServer(byzantine=5, code="exact", referee=referee)("solon", 6, 6, 1, 600)
+    assert set(statuses) == {status}
 
 
 @pytest.mark.slow

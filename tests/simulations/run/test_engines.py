@@ -23,9 +23,7 @@ def run_on_ray(options: str, settings: str, folder: Path) -> Outcome:
     command = [sys.executable, "-c", "from solon_fl.cli import main; main()", "simulate", *options.split()]
     for setting in ("engine=ray", *settings.split()):
         command += ["--set", setting]
-    done = subprocess.run(
-        [*command, "--output", str(folder)], capture_output=True, text=True, timeout=300, check=False
-    )
+    done = subprocess.run([*command, "--output", str(folder)], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return Outcome.load(folder / "rounds.jsonl")
 

@@ -69,6 +69,13 @@ def test_liars_are_convicted_in_the_round_in_which_they_first_lie(kind: str, att
     assert outcome.reports[2].nodes_asked == KINDS[kind].num_nodes - len(outcome.liars)
 
 
+@pytest.mark.parametrize("compression", [1, 5, 6], ids=["two s are more than r", "no liar by algebra", "no checks"])
+def test_near_codewords_exist_in_groups_of_any_size(compression: int) -> None:
+    config = ONE_IS_HONEST if compression > 1 else replace(ONE_IS_HONEST, verification="algebra", compression=1)
+    outcome = run(config=replace(config, compression=compression), attack="near-codeword", rounds=1)
+    assert outcome.convicted == outcome.liars, "its nodes lie, and do not crash"
+
+
 def test_before_their_round_liars_are_honest_to_the_bit() -> None:
     config = SolonConfig(num_nodes=14, byzantine=2, compression=3, code="exact")
     late = run(config=config, strategy="fedavg", attack="reverse", attack_from=3)
@@ -162,8 +169,16 @@ def report_of(silent: tuple[int, ...], reason: Asked | None, *, status: str = "c
         error_bound=0.0,
         referee=None if reason is None else RefereeReport(reason=reason, answered=True),
     )
-    times = dict.fromkeys(("seconds_waiting", "seconds_aggregating", "seconds_stepping"), 0.0)
-    return RoundReport(round=1, groups=(group,), stepped=True, bytes_out=0, bytes_in=0, **times)
+    return RoundReport(
+        round=1,
+        groups=(group,),
+        stepped=True,
+        bytes_out=0,
+        bytes_in=0,
+        seconds_waiting=0.0,
+        seconds_aggregating=0.0,
+        seconds_stepping=0.0,
+    )
 
 
 @pytest.mark.parametrize(
@@ -182,6 +197,12 @@ def test_where_shares_do_not_settle_it_silent_nodes_were_waited_for(
     silent: tuple[int, ...], reason: Asked | None, waited: bool
 ) -> None:
     assert STRATEGIES["solon-referee"].waited(report_of(silent, reason)) == waited
+
+
+def test_nodes_that_are_always_silent_are_waited_for_three_times() -> None:
+    outcome = run(config=SMALL, attack="silent", rounds=6, attack_from=2)
+    assert [record.waited for record in outcome.records] == [False, False, True, True, True, False, False]
+    assert [report.referee_computations for report in outcome.reports] == [0, 2, 2, 2, 2, 2]
 
 
 # As strategies of their own
