@@ -102,7 +102,7 @@ def test_every_command_shown_has_the_options_that_it_is_shown_with() -> None:
     shown = [line for page in PAGES for line in re.findall(r"^.*solon-fl (\w+ .*)$", page.read_text(), re.M)]
     assert len(shown) > 5
     for line in shown:
-        name, *words = line.split("#")[0].split()
+        name, *words = re.split("[#`]", line)[0].split()
         options = {option for parameter in commands[name].params for option in parameter.opts} | {"--help"}
         assert {word for word in words if word.startswith("--")} <= options, line
         texts = [value.rstrip("`.,)") for option, value in pairwise(words) if option == "--set"]
