@@ -47,7 +47,7 @@ def exchange(
     Returns
     -------
     seconds : float
-        That passed outside `receive`.
+        That passed outside `receive` and `follow_up`.
     unanswered : dict
         The keys of messages without a reply so far, by message id.
 
@@ -83,7 +83,10 @@ def exchange(
         turns_late = not late and (not key_of or (is_over and not anything))
         if follow_up is not None and (anything or turns_late):
             late = late or turns_late
-            more = push(grid, follow_up(turns_late), fetcher)
+            entered = time.monotonic()
+            further = follow_up(turns_late)
+            inside += time.monotonic() - entered
+            more = push(grid, further, fetcher)
             key_of |= more
             if more:
                 late = False

@@ -44,9 +44,12 @@ class OpenRound(Generic[Key]):
 
     def follow_up(self, late: bool) -> dict[Key, Message]:
         """Return further messages."""
+        started = time.monotonic()
         lacking, self._lacking = self._lacking, []
         again = self._addressed(self._round.again(lacking)) if lacking else {}
-        return again | self._addressed(self._round.follow_up(late and not again))  # they are no later than their model
+        more = self._addressed(self._round.follow_up(late and not again))  # they are no later than their model
+        self.seconds_receiving += time.monotonic() - started
+        return again | more
 
     def patience(self) -> float:
         """Return after how many seconds without enough replies it is late."""

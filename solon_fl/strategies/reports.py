@@ -137,7 +137,8 @@ class RoundReport:
         these all of it has to be sent again.
     seconds_waiting, seconds_aggregating, seconds_stepping : float
         Server's time for: sending and waiting for replies (0 under Flower's own `start`, which waits
-        itself); checking, decoding and averaging them; the step, and writing the new model for the nodes.
+        itself); checking, decoding and averaging them, and what a referee in this process took; the step, and writing
+        the new model for the nodes.
     """
 
     round: int
