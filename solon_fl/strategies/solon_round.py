@@ -138,11 +138,11 @@ class SolonRound(Round[Place]):
     def _settled(self, group: GroupRound, reply: Message, started: float) -> torch.Tensor | None:
         """Settle a group by a referee's reply; return its gradient, or None if that is no answer."""
         model = self._run.model
-        if not isinstance(self._run.referee, LocalReferee):
-            self._bytes_of_referee += model.dim * model.vector.element_size()
         answer = read_answer(reply, model.dim, model.vector.dtype)
         if answer is None:
             return None
+        if not isinstance(self._run.referee, LocalReferee):
+            self._bytes_of_referee += answer.vector.numel() * answer.vector.element_size()
         return group.settle(model.as_direction(answer.vector), answer.unreached, time.monotonic() - started)
 
     def patience(self) -> float:

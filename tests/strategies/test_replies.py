@@ -109,13 +109,15 @@ def test_a_reader_that_raises_makes_a_reply_unusable_in_one_line(error: Exceptio
 def test_an_error_that_flower_reports_is_never_read() -> None:
     reply = Message(Error(2, "the node\x1b[2J crashed"), reply_to=question_to(1))
     found = read(reply, lambda reply: reply.content)
-    assert found == Unusable("error 2: the node [2J crashed")
+    assert found == Unusable("error 2: the node [2J crashed", failed=True)
 
 
 @pytest.mark.parametrize("code", [3, 4, 5])
 def test_what_the_superlink_itself_reports_is_silence_and_what_a_node_reports_is_not(code: int) -> None:
     assert read(Message(Error(code, "gone"), reply_to=question_to(1)), str) == Unusable(f"error {code}: gone", True)
-    assert read(Message(Error(code, "gone"), reply_to=question_to(7)), str) == Unusable(f"error {code}: gone", False)
+    assert read(Message(Error(code, "gone"), reply_to=question_to(7)), str) == Unusable(
+        f"error {code}: gone", silence=False, failed=True
+    )
 
 
 def test_replies_are_dropped_as_they_are_read() -> None:
