@@ -184,7 +184,7 @@ def silent_later(message: Message, call: Callable[[], Message]) -> Message | Non
 
 def test_the_second_is_asked_when_the_first_is_silent() -> None:
     grid = Court({1: "reverse"}, silent_later)
-    model, reports, _ = play(refereed(), grid=grid, referee=["judge", "deputy"])
+    model, reports, _ = play(refereed(), grid=grid, referee=["judge", "deputy"], timeout=1.0)
     assert torch.equal(model, honest_model())
     assert grid.asked_of(JUDGE, DEPUTY) == [(1, JUDGE), (2, JUDGE), (2, DEPUTY)]
     assert reports[1].convicted_nodes == (1,)
@@ -213,7 +213,7 @@ def test_an_audit_without_an_answer_leaves_the_result_as_it_is() -> None:
 
 def test_a_silent_member_is_made_up_for_by_a_trusted_node() -> None:
     grid = Court({}, silent_nodes=[2])
-    model, reports, _ = play(refereed(), grid=grid, referee="judge")
+    model, reports, _ = play(refereed(), grid=grid, referee="judge", timeout=1.0)
     assert torch.equal(model, honest_model())
     assert [report.referee_reports[0].reason for report in reports] == 4 * ["shares missing"]
 
