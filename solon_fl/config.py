@@ -206,11 +206,15 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
         if self.num_nodes % self.group_size:
             size = self.group_size
             below = self.num_nodes // size * size
-            nodes = f"{below} or {below + size}" if below else f"{size}"
+            remedy = f"use {size} nodes, or lower byzantine or compression{self._smaller_groups}"
+            if below:
+                remedy = (
+                    f"use {below} or {below + size} nodes, or set group_size to a divisor of {self.num_nodes} that is at "
+                    f"least {self._smallest_group}"
+                )
             raise ConfigurationError(
                 f"num_nodes must be a multiple of group_size; got num_nodes={self.num_nodes}, group_size={size}; "
-                f"use {nodes} nodes, or set group_size to a divisor of {self.num_nodes} that is at least "
-                f"{self._smallest_group}."
+                f"{remedy}."
             )
         object.__setattr__(self, "batches_per_group", self.batches_per_group or self.group_size)
         if self.group_weights is not None:
@@ -220,6 +224,19 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
                     f"group_weights must be {self.num_groups} positive numbers, one a group; got {weights}."
                 )
             object.__setattr__(self, "group_weights", weights)
+
+    @property
+    def _smaller_groups(self) -> str:
+        """What would make do with the nodes that there are, in words; "" if nothing does."""
+        numbers = {"byzantine": self.byzantine, "compression": self.compression, "stragglers": self.stragglers}
+        ways: dict[str, tuple[Verification, bool]] = {
+            "verification='digest'": ("digest", self.referee),
+            "a referee": (self.verification, True),
+            "both": ("digest", True),
+        }
+        sizes = {way: smallest_group_of(*settings, **numbers) for way, settings in ways.items()}
+        enough = [f"{way} ({size})" for way, size in sizes.items() if size <= self.num_nodes]
+        return f", or take {' or '.join(enough[:2])}" if enough else ""
 
     def _check_referee(self) -> None:
         if not isinstance(self.referee, bool):

@@ -175,7 +175,7 @@ class Findings:
 
     def _is_exact(self, config: SolonConfig) -> bool:
         few = all(len(self.different & members.keys()) <= self.liars for members in self.groups.values())
-        return self.asked_for_bits and few and self.fewest_equal >= config.compression + config.byzantine
+        return self.asked_for_bits and few and self.fewest_equal >= config.num_agreeing
 
     def conclude(self, config: SolonConfig, real: RealCode, dtype: torch.dtype) -> Calibration:
         """Return the result.
@@ -225,7 +225,8 @@ class Findings:
         names = _names(sorted(self.different), self.labels)
         if config.code == "exact" and not self._is_exact(config):
             found.append(
-                "code='exact' needs k + s nodes of each group that compute the same bits"
+                f"code='exact' needs {config.num_agreeing} nodes of each group that compute the same bits; got "
+                f"{self.fewest_equal if self.asked_for_bits else 'too few'}"
                 f"{f' (others: {names})' if self.different else ''}: give all the same hardware and software, or use "
                 "code='fourier'."
             )

@@ -57,8 +57,8 @@ def calibrate(
         Nodes of one group that may lie now: as many, the farthest, are left out. Default: config.byzantine. If you
         know that all nodes are honest, give 0: then the few that differ from the others count too.
     referee : optional
-        As for `SolonStrategy`. The nodes of the first group, and of every one in which half may lie, are compared with
-        it, so that noise and bits are its, too.
+        As for `SolonStrategy`. All nodes are compared with it, so that noise and bits are its, too; it computes one
+        group after the other.
 
     Raises
     ------
@@ -135,9 +135,9 @@ def measure(
                     messages[group, node_id] = task.to_message({ARRAYS: arrays}, train_config, node_id, timeout)
                     findings.labels[node_id] = roster.label(node_id)
                     findings.groups.setdefault(group, {})[node_id] = None
-            if referee is not None and (group == 0 or liars > minority):
+            if referee is not None:
                 to_referee = partial(task.to_message, {ARRAYS: arrays}, train_config, timeout=timeout)
-                trusted[group] = _share_of_referee(grid, referee, roster, to_referee, timeout, read_one)
+                trusted[group] = _share_of_referee(grid, referee, roster, group, to_referee, timeout, read_one)
         return replace(_collect(grid, messages, timeout, read_one), trusted=trusted)
 
     for number in range(1, rounds + 1):
@@ -152,15 +152,16 @@ def _share_of_referee(
     grid: Grid,
     referee: Referee,
     roster: Roster,
+    group: int,
     to_referee: Callable[[int], Message],
     timeout: float | None,
     reader: Callable[[Message], Tensor],
 ) -> Tensor:
     """Return the referee's share of a task."""
     if isinstance(referee, LocalReferee):
-        replies = [referee.compute(to_referee(0))]
+        replies = [referee.compute(to_referee(0), roster.silo_of(group))]
     else:
-        replies = ask_trusted(grid, roster.referees, to_referee, timeout)
+        replies = ask_trusted(grid, roster.referees_of(group), to_referee, timeout)
     found = read(replies[0], reader) if replies else Unusable("no trusted node answered within the timeout")
     if isinstance(found, Unusable):
         raise RefereeError(f"the referee's share can't be used: {found.reason}")

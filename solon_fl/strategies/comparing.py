@@ -49,7 +49,12 @@ def compare(
     found = _relative(apart, size[:, None])
     near = np.sort(found)[:honest]
     near = near[near <= LARGEST_NOISE]
-    if len(near) <= (len(shares) / 2 if trusted is None else 0):
+    if trusted is not None and not len(near):
+        return (
+            f"no node sent what the referee has: the nearest differs by {found.min():.1e}, more than float noise could "
+            f"be ({LARGEST_NOISE:g}); the referee has other data, settings or code than the nodes, or all of them lie"
+        )
+    if trusted is None and len(near) <= len(shares) / 2:
         return (
             f"its nodes do not compute the same: they differ by {np.median(found[found > 0]):.1e}, more than "
             f"float noise could be ({LARGEST_NOISE:g}); batches must come from the task alone"

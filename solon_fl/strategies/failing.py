@@ -13,6 +13,10 @@ DIVERGED = (
     "all nodes that answered sent NaN or inf, and they can't all lie: the training has diverged, or the loss is not "
     "finite for some batch; lower the learning rate, or clip the gradients"
 )
+REFEREE_DIVERGED = (
+    "the referee's gradient holds NaN or inf: the training has diverged, or the loss is not finite for some batch "
+    "(lower the learning rate, or clip the gradients), or the referee is not like the nodes"
+)
 NEEDS_EQUAL_BITS = (
     "or not bit for bit (code='exact' needs nodes that compute the same bits: use code='fourier', or find those of "
     "another make with solon_fl.strategies.calibrate)"
@@ -63,7 +67,8 @@ def _has_diverged(group: GroupReport, config: SolonConfig) -> bool:
 def log_failure(report: GroupReport, config: SolonConfig, label: Callable[[int], str]) -> None:
     """Log that a group has failed, and why."""
     if _has_diverged(report, config):
-        logger.error("Group %d failed: %s.", report.group, DIVERGED)
+        by_referee = report.referee is not None and report.referee.answered
+        logger.error("Group %d failed: %s.", report.group, REFEREE_DIVERGED if by_referee else DIVERGED)
         return
     malformed = list(report.malformed_nodes.items())
     reasons = "; ".join(f"node {label(node)}: {reason}" for node, reason in malformed[:3])

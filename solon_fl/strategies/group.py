@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from solon_fl.coding import Decoded, Decoder, DecodeStatus
+from solon_fl.errors import RefereeError
 from solon_fl.strategies.hearing import Findings, hear
 from solon_fl.strategies.inbox import GroupInbox
 from solon_fl.strategies.reports import NOT_FINITE, Asked, GroupReport, RefereeReport
@@ -62,7 +63,8 @@ class GroupRound(GroupInbox):
     needs_equal_bits : bool
         Whether honest nodes compute the same bits.
     alike : set of int
-        Of the run: numbers of groups in which honest nodes were seen to send what the referee has.
+        Of the run: ids of nodes that sent what the referee has, in groups in which so many did that honest ones were
+        among them.
     question : str or None
         Why the referee must be asked before the group can be closed; None if it need not.
     """
@@ -157,10 +159,15 @@ class GroupRound(GroupInbox):
         assert self._held is not None
         held, group_size = self._held.decoded, self.decoder.code.group_size
         if not self.is_usable(vector):
+            if held.ok:
+                raise RefereeError(
+                    f"the referee's gradient of group {self.group} holds NaN or infinity, and its nodes agree on one "
+                    "that does not; it must run what the nodes run, with the same data and the same versions."
+                )
             return self._close(Outcome(Decoded.failed(DecodeStatus.DIVERGED)), self._asked_referee(seconds))
         findings = self._findings(vector, held, set(unreached))
-        if findings.alike:
-            self.alike.add(self.group)
+        if len(findings.right) > self.byzantine:
+            self.alike.update(self._ids(findings.right))
         if findings.odd_referee:
             logger.warning(
                 "Group %d: its nodes did not send what the referee has, to the bit where needed: they lie, or it "
@@ -174,7 +181,9 @@ class GroupRound(GroupInbox):
             self._garbled |= false_voters
         convicted = self._ids(findings.wrong | self._garbled)
         acquitted = tuple(node for node in self._ids(held.suspect_slots) if node not in convicted)
-        asked = replace(self._asked_referee(seconds), convicted=convicted, acquitted=acquitted)
+        asked = replace(
+            self._asked_referee(seconds), convicted=convicted, acquitted=acquitted, contradicted=findings.odd_referee
+        )
         if held.ok and not (findings.wrong or findings.odd_referee or held.suspect_slots):
             return self._close(self._held, asked, unreached)
         found = Decoded(
@@ -204,7 +213,7 @@ class GroupRound(GroupInbox):
             byzantine=self.byzantine,
             agreed=None if held.gradient is None else (held.gradient, agreeing),
             otherwise_wrong=otherwise_wrong | self._wrong_digests(vector) if self.needs_equal_bits else None,
-            alike=bool(self.alike),
+            alike=len(self.alike.intersection(node for node in self.nodes if node is not None)) > self.byzantine,
             further={slot for slots in self.also.values() for slot in slots},
         )
 

@@ -33,8 +33,8 @@ class Findings:
     different : frozenset of int
         Slots whose bits are not the referee's, where nodes must compute the same bits and some have those of the
         referee.
-    alike : bool
-        Whether more than s nodes sent what the referee has, so that honest ones did.
+    right : frozenset of int
+        Slots of nodes that sent what the referee has, to the bit where that is needed.
     odd_referee : bool
         Whether the referee may be of another make than the nodes: nobody sent what it has, or where that must be the
         same bits fewer than all but s did, and others are near to it.
@@ -43,7 +43,7 @@ class Findings:
     lies: frozenset[int] = frozenset()
     not_finite: frozenset[int] = frozenset()
     different: frozenset[int] = frozenset()
-    alike: bool = False
+    right: frozenset[int] = frozenset()
     odd_referee: bool = False
 
     @property
@@ -121,7 +121,7 @@ def hear(
         lies=frozenset(lies),
         not_finite=frozenset(not_finite),
         different=frozenset() if odd else frozenset(others),
-        alike=len(telling) > byzantine,
+        right=frozenset(telling),
         odd_referee=odd,
     )
 

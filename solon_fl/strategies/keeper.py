@@ -58,6 +58,11 @@ class Keeper(ABC):
         owners = [self._owners.get((group, slot)) for slot, node_id in enumerate(places) if node_id is None]
         return sum(owner is not None and self._is_guilty(self._nodes[owner]) for owner in owners)
 
+    def silo_of(self, group: int) -> str | None:
+        """Return the name of the silo that a group is; None with grouping "server"."""
+        owners = (self._nodes[identity] for place, identity in self._owners.items() if place[0] == group)
+        return next((owner.silo for owner in owners if owner.silo is not None), None)
+
     def acquitted(self) -> set[int]:
         """Return the ids of the nodes that the referee has acquitted."""
         return {record.node_id for record in self._nodes.values() if record.acquitted}

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from torch import Tensor
 
 from solon_fl.errors import ConfigurationError, NodeFailedError, RefereeError
 from solon_fl.strategies.exchange import exchange
 from solon_fl.strategies.fetching import fetcher_of
-from solon_fl.strategies.replies import read, read_share, read_unreached
+from solon_fl.strategies.replies import is_silence, read, read_share, read_unreached
 from solon_fl.task import SolonTask
 
 __all__ = [
@@ -41,7 +42,8 @@ class LocalReferee:
         What the nodes run: a `SolonClientMixin` or any object with ``client_app()``, or a ClientApp. It must compute
         what an honest node computes, and so have the data.
     node_config, run_config : mapping, optional
-        What it finds in ``context.node_config`` and ``context.run_config``.
+        What it finds in ``context.node_config`` and ``context.run_config``. With `SolonConfig.grouping` "silo" the
+        entry "silo" of the former is the silo whose batches it is to compute; it must have the data of all.
 
     Raises
     ------
@@ -52,24 +54,26 @@ class LocalReferee:
     def __init__(self, client: Any, *, node_config: Settings | None = None, run_config: Settings | None = None) -> None:
         is_class = isinstance(client, type)
         app = client.client_app() if hasattr(client, "client_app") and not is_class else client
-        if is_class or not callable(app):
+        if not isinstance(app, ClientApp):
             raise ConfigurationError(
                 f"referee must be what the nodes run, or names of trusted nodes; got {str(client)[:80]!r}; give an "
                 "object with client_app(), such as MyClient(), a ClientApp, or a list of names."
             )
-        self._app: Callable[[Message, Context], Message] = app
-        self._context = Context(
+        self._app = app
+        self._node_config = dict(node_config or {})
+        self._run_config = dict(run_config or {})
+
+    def compute(self, message: Message, silo: str | None = None) -> Message:
+        """Return the reply to a message about a group of that silo, or raise RefereeError."""
+        context = Context(
             run_id=0,
             node_id=0,
-            node_config=dict(node_config or {}),
+            node_config={**self._node_config, **({} if silo is None else {"silo": silo})},
             state=RecordDict(),
-            run_config=dict(run_config or {}),
+            run_config=self._run_config,
         )
-
-    def compute(self, message: Message) -> Message:
-        """Return the reply to a message, or raise RefereeError."""
         try:
-            return self._app(message, self._context)
+            return self._app(message, context)
         except NodeFailedError as error:  # which says what the client's code raised
             raise RefereeError(f"the referee failed: {error}") from error
         except Exception as error:
@@ -84,7 +88,9 @@ class TrustedNodes:
     ----------
     names : collection of str
         Under which the nodes are registered with the SuperLink, or better their identities, "key:..." (`NodeRecord`):
-        somebody who may register nodes can give one a name that is taken. The first that is connected is asked.
+        somebody who may register nodes can give one a name that is taken. The first that is connected is asked, then
+        the next. With `SolonConfig.grouping` "silo" a trusted node is asked about its own silo only, and must be
+        registered under a name like "hospital-a/judge".
 
     Raises
     ------
@@ -108,7 +114,7 @@ def referee_of(given: Any) -> Referee | None:
     """Return what a user gave as a referee: a client object, names, one of the classes here, or None."""
     if given is None or isinstance(given, LocalReferee | TrustedNodes):
         return given
-    if isinstance(given, str) or (isinstance(given, Iterable) and not hasattr(given, "client_app")):
+    if isinstance(given, str | list | tuple | set | frozenset):
         return TrustedNodes(given)
     return LocalReferee(given)
 
@@ -161,15 +167,14 @@ def read_answer(reply: Message, dim: int, dtype: torch.dtype) -> Answer | None:
 def ask_trusted(
     grid: Grid, node_ids: Iterable[int], to_referee: Callable[[int], Message], timeout: float | None
 ) -> list[Message]:
-    """Return the reply of the first of these nodes to its message, if there is one within the timeout (seconds)."""
+    """Return the replies of these nodes until one can be read, or the timeout (seconds) is over."""
     replies: list[Message] = []
 
     def receive(batch: list[tuple[int, Message]]) -> bool:
-        replies.extend(reply for _, reply in batch)
+        replies.extend(reply for _, reply in batch if not (reply.has_error() and is_silence(reply)))
         return bool(replies)
 
-    first = list(node_ids)[:1]
-    _, unanswered = exchange(grid, {node_id: to_referee(node_id) for node_id in first}, timeout, receive)
+    _, unanswered = exchange(grid, {node_id: to_referee(node_id) for node_id in node_ids}, timeout, receive)
     for message_id in unanswered:
         fetcher_of(grid).forget(message_id)
     return replies

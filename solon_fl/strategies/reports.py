@@ -31,6 +31,9 @@ class RefereeReport:
         of another make. They are among `GroupReport.corrupt_nodes`, `different_bits` and `malformed_nodes`, too.
     acquitted : tuple of int
         Ids of the nodes that were suspects, and whose shares were right up to float noise.
+    contradicted : bool
+        Whether its answer may be of another make, or wrong: nobody of the group sent what it has, or where that must be
+        the same bits too few did.
     """
 
     reason: Asked
@@ -38,6 +41,7 @@ class RefereeReport:
     seconds: float = 0.0
     convicted: tuple[int, ...] = ()
     acquitted: tuple[int, ...] = ()
+    contradicted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

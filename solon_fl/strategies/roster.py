@@ -55,7 +55,7 @@ class Roster(Keeper):
     def __init__(self, config: SolonConfig, seed: int | None = None, trusted: Collection[str] = ()) -> None:
         super().__init__(config)
         self._trusted = tuple(trusted)
-        self._referees: list[int] = []
+        self._referees: dict[int, str] = {}  # names under which they are registered, by id
         self._seed = seed
         self._substitutes: dict[Place, str] = {}
         self._connected: frozenset[str] = frozenset()
@@ -109,25 +109,34 @@ class Roster(Keeper):
     @property
     def referees(self) -> list[int]:
         """Ids of the trusted nodes that are connected, in the order in which they were named."""
-        return self._referees
+        return list(self._referees)
 
-    def _find_referees(self, nodes: list[NodeInfo]) -> list[int]:
-        """Return the ids of the trusted nodes.
+    def referees_of(self, group: int) -> list[int]:
+        """Return those of them that can judge a group: where it is a silo, those registered under names like silo/x."""
+        silo = self.silo_of(group)
+        return [i for i, name in self._referees.items() if silo is None or name.partition("/")[0] == silo]
+
+    def _find_referees(self, nodes: list[NodeInfo]) -> dict[int, str]:
+        """Return the registered names of the trusted nodes, by id.
 
         Raises
         ------
         RefereeError
             If two nodes have the same one of these names: one of them may be anybody's.
         """
-        found = []
+        found = {}
         for name in self._trusted:
-            holders = [node.node_id for node in nodes if name in (node.name, identity_of(node))]
+            holders = [node for node in nodes if name in (node.name, identity_of(node))]
             if len(holders) > 1:
+                identities = ", ".join(identity_of(node) for node in holders[:LINES])
                 raise RefereeError(
-                    f"the name of a trusted node must be its own; got {len(holders)} nodes registered as {name!r}; "
-                    "name it by its identity, key:..., which the ledger has, or unregister the others."
+                    f"the name of a trusted node must be its own; got {len(holders)} nodes registered as {name!r}, "
+                    f"with the identities {identities}; name the right one by its identity, or unregister the others."
                 )
-            found += holders
+            for node in holders:
+                found[node.node_id] = node.name
+                if node.node_id not in self._referees:
+                    logger.info("Trusted node %s (%s) is a referee.", one_line(node.name) or name, identity_of(node))
         return found
 
     def to_dict(self) -> dict[str, Any]:

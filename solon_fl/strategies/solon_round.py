@@ -100,10 +100,13 @@ class SolonRound(Round[Place]):
         keys = []
         for group in self._groups:
             asked = sum(key[0] == group.group for key in self._questions)
-            if group.question is None or asked == len(self._run.roster.referees) or (asked and not late):
+            if group.question is None or (asked and not late):
+                continue
+            referees = self._run.roster.referees_of(group.group)
+            if asked >= len(referees):
                 continue
             key = (group.group, -1 - asked)
-            self._questions[key] = self._run.roster.referees[asked]
+            self._questions[key] = referees[asked]
             self._asked_referee.setdefault(group.group, time.monotonic())
             keys.append(key)
         return self._to_referees(keys)
@@ -133,7 +136,7 @@ class SolonRound(Round[Place]):
         message = self._task_of_referee(group.group).to_message(
             {ARRAYS: run.sender.as_nodes_have_it()}, self._train_config, 0, run.timeout
         )
-        return self._settled(group, run.referee.compute(message), started)
+        return self._settled(group, run.referee.compute(message, run.roster.silo_of(group.group)), started)
 
     def _settled(self, group: GroupRound, reply: Message, started: float) -> torch.Tensor | None:
         """Settle a group by a referee's reply; return its gradient, or None if that is no answer."""

@@ -72,7 +72,7 @@ class SolonRun(Run):
         self.patience = Patience()
         self._sections = model.sections
         self._noise_only: set[int] = set()  # numbers of tensors
-        self._like_referee: set[int] = set()  # numbers of groups in which honest nodes sent what it has
+        self._like_referee: set[int] = set()  # ids of nodes that sent what it has, honest ones among them
         self._silences: Counter[int | None] = Counter()  # rounds on end without an answer, by node id
 
     def prepare(self, grid: Grid, arrays: ArrayRecord, config: ConfigRecord) -> None:
@@ -107,15 +107,23 @@ class SolonRun(Run):
             timeout=self.timeout,
         )
         if isinstance(self.referee, LocalReferee):
-            read_answer(self.referee.compute(message_of(0)), self.model.dim, self.model.vector.dtype)
-            return
-        replies = ask_trusted(grid, self.roster.referees, message_of, self.timeout)
-        if not replies or read_answer(replies[0], self.model.dim, self.model.vector.dtype) is None:
+            replies = [self.referee.compute(message_of(0), self.roster.silo_of(0))]
+        else:
             assert isinstance(self.referee, TrustedNodes)
-            raise RefereeError(
-                f"a trusted node must answer before the run begins; none of {list(self.referee.names)} did within the "
-                "timeout; start it, or correct the names."
-            )
+            replies = ask_trusted(grid, self.roster.referees, message_of, self.timeout)
+            if not replies:
+                here = "is connected" if not self.roster.referees else "answered within the timeout"
+                raise RefereeError(
+                    f"a trusted node must answer before the run begins; none of {list(self.referee.names)} {here}; "
+                    "start it, or correct the names."
+                )
+        for reply in replies:
+            answer = read_answer(reply, self.model.dim, self.model.vector.dtype)
+            if answer is not None and not self.model.is_usable(self.model.as_direction(answer.vector)):
+                raise RefereeError(
+                    "the referee's gradient of the first batch holds NaN or infinity; see that it has the nodes' data, "
+                    "and that the loss is finite there."
+                )
 
     def draws_audit(self) -> bool:
         """Whether to let the referee look at a group at which all is well."""
@@ -134,6 +142,8 @@ class SolonRun(Run):
     def _open_group(self, server_round: int, group: int, nodes: tuple[int | None, ...]) -> GroupRound:
         config, denied = self.config, self._denied(nodes)
         convicted = 0 if self.referee is None else self.roster.num_convicted(group)
+        if self.referee is not None and not any(node_id is not None for node_id in nodes):
+            logger.warning("Group %d has no node left: the referee computes its gradient in this round.", group)
         liars_left = max(config.byzantine - convicted, 0)
         refereed: dict[str, Any] = {}
         if self.referee is not None:

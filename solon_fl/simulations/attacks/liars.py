@@ -72,6 +72,11 @@ class Addressee:
         return cls(message, context, partition_id(context), 0, count if isinstance(count, int) else None, None)
 
     @property
+    def is_referee(self) -> bool:
+        """Whether the task is that of a referee: all of what a group computes, for the server."""
+        return self.num_peers == 1 and self.entry is not None
+
+    @property
     def peers(self) -> range:
         """The peers' numbers, the node's own included."""
         if self.num_peers is None:
@@ -112,8 +117,8 @@ class Liars:
         return liars if isinstance(liars, Liars) else Liars(liars)
 
     def include(self, node: Addressee) -> bool:
-        """Return whether a node lies."""
-        return self._numbers is None or node.number in self._numbers
+        """Return whether a node lies. A referee's task, which has no peers, is answered honestly."""
+        return not node.is_referee and (self._numbers is None or node.number in self._numbers)
 
     def know(self, number: int) -> bool:
         """Return whether the liars know the node with this number to be one of them."""
@@ -147,7 +152,7 @@ class RegroupedLiars(Liars):
 
     def include(self, node: Addressee) -> bool:
         """See `Liars.include`."""
-        return partition_id(node.context) in self._partitions
+        return not node.is_referee and partition_id(node.context) in self._partitions
 
     def know(self, number: int) -> bool:
         """See `Liars.know`."""
