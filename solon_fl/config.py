@@ -209,8 +209,8 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
             remedy = f"use {size} nodes, or lower byzantine or compression{self._smaller_groups}"
             if below:
                 remedy = (
-                    f"use {below} or {below + size} nodes, or set group_size to a divisor of {self.num_nodes} that is at "
-                    f"least {self._smallest_group}"
+                    f"use {below} or {below + size} nodes, or set group_size to a divisor of {self.num_nodes} that is "
+                    f"at least {self._smallest_group}"
                 )
             raise ConfigurationError(
                 f"num_nodes must be a multiple of group_size; got num_nodes={self.num_nodes}, group_size={size}; "
@@ -228,13 +228,17 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
     @property
     def _smaller_groups(self) -> str:
         """What would make do with the nodes that there are, in words; "" if nothing does."""
-        numbers = {"byzantine": self.byzantine, "compression": self.compression, "stragglers": self.stragglers}
-        ways: dict[str, tuple[Verification, bool]] = {
-            "verification='digest'": ("digest", self.referee),
-            "a referee": (self.verification, True),
-            "both": ("digest", True),
+        s, k, e = self.byzantine, self.compression, self.stragglers
+        ways: dict[tuple[Verification, bool], str] = {
+            ("digest", True): "a referee and verification='digest'",
+            (self.verification, True): "a referee",
+            ("digest", self.referee): "verification='digest'",
         }
-        sizes = {way: smallest_group_of(*settings, **numbers) for way, settings in ways.items()}
+        ways.pop((self.verification, self.referee), None)
+        sizes = {
+            way: smallest_group_of(*settings, byzantine=s, compression=k, stragglers=e)
+            for settings, way in reversed(ways.items())
+        }
         enough = [f"{way} ({size})" for way, size in sizes.items() if size <= self.num_nodes]
         return f", or take {' or '.join(enough[:2])}" if enough else ""
 
