@@ -109,7 +109,8 @@ def simulate_command(
     }
     values = KEYS.read(settings, given)
     machine, saving = options.Machine(**values[options.Machine]), Saving(**values[Saving])
-    config = options.config_of(values[SolonConfig])
+    named = STRATEGIES.get(values[Scenario].get("strategy", SCENARIO_DEFAULTS["strategy"]))
+    config = options.config_of({**values[SolonConfig], **(named.settings if named else {})})
     scenario = Scenario(config=config, **values[Scenario])
     with limited_threads(machine.threads):
         run(scenario, saving, output)

@@ -40,7 +40,8 @@ class Scenario:
     attack_from : int
         Round from which on the liars lie. Before it they are honest.
     num_liars : int, optional
-        Liars among all nodes. Each of Solon's groups gets at most s of them. Strategies without groups are told this
+        Liars among all nodes. Each of Solon's groups gets at most s of them, or as many as the others if the config has
+        audits, which find out more than s. Strategies without groups are told this
         number. Default: s in every group. With the config's regroup "round" any node may lie and the default is s in
         all; if there are more, chance decides whether a group ever has more than s.
     dataset, model : str
@@ -115,12 +116,12 @@ class Scenario:
 
     def _check_num_liars(self) -> None:
         config = self.config
-        most = config.byzantine * config.num_groups
+        most = config.num_nodes if config.audit else config.byzantine * config.num_groups
         if self.num_liars is None or 0 <= self.num_liars <= most:
             return
+        most_are = "all nodes" if config.audit else f"byzantine={config.byzantine} in each of {config.num_groups} groups"
         raise ConfigurationError(
-            f"num_liars must be from 0 to {most}, byzantine={config.byzantine} in each of "
-            f"{config.num_groups} groups; got num_liars={self.num_liars}; raise byzantine, or lower num_liars."
+            f"num_liars must be from 0 to {most}, {most_are}; got num_liars={self.num_liars}; raise byzantine, or lower num_liars, or let a referee audit."
         )
 
     def _check_combination(self) -> None:
@@ -154,7 +155,8 @@ class Scenario:
         """
         if self.attack is None:
             return frozenset()
-        size, most = self.config.group_size, self.config.byzantine
+        size = self.config.group_size
+        most = max(self.config.byzantine, -(-self.expected_liars // self.config.num_groups))
         rng = torch.Generator().manual_seed(self.config.seed)
         if self.config.regroup == "round":
             return frozenset(
