@@ -119,9 +119,10 @@ class Scenario:
         most = config.num_nodes if config.audit else config.byzantine * config.num_groups
         if self.num_liars is None or 0 <= self.num_liars <= most:
             return
-        most_are = "all nodes" if config.audit else f"byzantine={config.byzantine} in each of {config.num_groups} groups"
+        in_groups = f"byzantine={config.byzantine} in each of {config.num_groups} groups"
         raise ConfigurationError(
-            f"num_liars must be from 0 to {most}, {most_are}; got num_liars={self.num_liars}; raise byzantine, or lower num_liars, or let a referee audit."
+            f"num_liars must be from 0 to {most}, {'all nodes' if config.audit else in_groups}; got "
+            f"num_liars={self.num_liars}; raise byzantine, or lower num_liars, or let a referee audit."
         )
 
     def _check_combination(self) -> None:
