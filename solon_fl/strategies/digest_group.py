@@ -115,6 +115,11 @@ class DigestGroupRound(GroupRound):
             )
         )
 
+    @property
+    def _fewest_telling(self) -> int:
+        """See `GroupRound._fewest_telling`."""
+        return 1
+
     def _wrong_digests(self, vector: Tensor) -> set[int]:
         """See `GroupRound._wrong_digests`."""
         right = share_digests(self.decoder.code, vector, self.digest_key)

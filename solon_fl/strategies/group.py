@@ -166,7 +166,7 @@ class GroupRound(GroupInbox):
                 )
             return self._close(Outcome(Decoded.failed(DecodeStatus.DIVERGED)), self._asked_referee(seconds))
         findings = self._findings(vector, held, set(unreached))
-        if len(findings.right) > self.byzantine:
+        if len(findings.right) > self.byzantine and not findings.odd_referee:
             self.alike.update(self._ids(findings.right))
         if findings.odd_referee:
             logger.warning(
@@ -214,8 +214,14 @@ class GroupRound(GroupInbox):
             agreed=None if held.gradient is None else (held.gradient, agreeing),
             otherwise_wrong=otherwise_wrong | self._wrong_digests(vector) if self.needs_equal_bits else None,
             alike=len(self.alike.intersection(node for node in self.nodes if node is not None)) > self.byzantine,
+            fewest=self._fewest_telling,
             further={slot for slots in self.also.values() for slot in slots},
         )
+
+    @property
+    def _fewest_telling(self) -> int:
+        """See `hear`."""
+        return self.decoder.code.compression
 
     def _unlike(self, unreached: set[str]) -> set[int]:
         """Return the slots of nodes that say otherwise which parameters no loss depends on; () if all do."""
@@ -235,7 +241,10 @@ class GroupRound(GroupInbox):
         """Close the group without the referee, which has not answered in time."""
         assert self.question is not None
         assert self._held is not None
-        return self._close(self._held, RefereeReport(reason=self.question, answered=False))
+        outcome = self._held
+        if self.question == "unclear which parameters have gradients":
+            outcome = Outcome(Decoded.failed(DecodeStatus.UNDECODABLE))
+        return self._close(outcome, RefereeReport(reason=self.question, answered=False))
 
     def let_rest(self, slot: int) -> None:
         """Do without a node that was asked and lacks the model, unless all others turn out not to be enough."""
@@ -291,11 +300,12 @@ class GroupRound(GroupInbox):
         self.question = self._reason_to_ask(outcome.decoded)
         if self.question is None:
             return self._close(outcome)
-        self._held = outcome
+        here = tuple(slot for slot in outcome.decoded.erased_slots if slot in self._shares)  # others may still come
+        self._held = replace(outcome, decoded=replace(outcome.decoded, erased_slots=here))
         return None
 
     def _reason_to_ask(self, decoded: Decoded) -> Asked | None:
-        if self.audit is None or decoded.status is DecodeStatus.DIVERGED:
+        if self.audit is None or (decoded.gradient is not None and not self.is_usable(decoded.gradient)):
             return None
         if not decoded.ok:
             return "shares disagree" if len(self._shares) >= self.num_needed else "shares missing"

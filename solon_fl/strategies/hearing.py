@@ -34,10 +34,11 @@ class Findings:
         Slots whose bits are not the referee's, where nodes must compute the same bits and some have those of the
         referee.
     right : frozenset of int
-        Slots of nodes that sent what the referee has, to the bit where that is needed.
+        Slots of nodes that sent what the referee has, to the bit where that is needed; none if they are too few to tell
+        that they are like it.
     odd_referee : bool
-        Whether the referee may be of another make than the nodes: nobody sent what it has, or where that must be the
-        same bits fewer than all but s did, and others are near to it.
+        Whether the referee may be of another make than the nodes: too few sent what it has, or fewer than all but s,
+        and others are near to it.
     """
 
     lies: frozenset[int] = frozenset()
@@ -63,6 +64,7 @@ def hear(
     agreed: tuple[Tensor, Collection[int]] | None = None,
     otherwise_wrong: Collection[int] | None = None,
     alike: bool = False,
+    fewest: int = 1,
     further: Collection[int] = (),
 ) -> Findings:
     """Compare shares with those of the referee's vector.
@@ -83,6 +85,9 @@ def hear(
         Slots of nodes that sent something else wrong, such as digests. None if nodes need not compute the same bits.
     alike : bool
         Whether honest nodes are known to be like the referee.
+    fewest : int
+        Right shares that tell that nodes are like the referee: k, for these fix the vector; 1 if right digests of all
+        shares came with each.
     further : collection of int
         Empty slots, whose shares nodes in others send beside their own.
 
@@ -92,8 +97,8 @@ def hear(
     within `LARGEST_NOISE` of each other: a share must differ by twice that in some class of tensors, relative to the
     largest share of the vector, or to the vector itself. An exact code's shares from k on are no numbers: of these can
     only be said that bits differ.
-    Where nobody sent what the referee has, and nobody did before, it may be the referee that is of another make, whose
-    rounding may have grown to anything: then only shares that are farther from its own than zeros would be are lies.
+    Where too few sent what the referee has, and did not before, it may be the referee that is of another make, whose
+    rounding may have grown to anything: then only shares that are off by more than the largest one is are lies.
     Cost: d multiply-adds for each share; all n true shares in memory.
     """
     expected = {slot: code.encode(vector, slot) for slot in shares}
@@ -104,19 +109,18 @@ def hear(
     not_finite = {slot for slot, distance in apart.items() if math.isnan(distance) and slot not in same}
     far = {slot for slot, distance in apart.items() if distance > tolerance and slot not in same}
     if otherwise_wrong is None:
-        right, near = shares.keys() - far - not_finite, set[int]()
+        right, near = shares.keys() - far - not_finite, {slot for slot in far if apart[slot] <= LARGEST_NOISE}
     else:
         right, near = same - set(otherwise_wrong), apart.keys() - far - not_finite - same
     own = shares.keys() - set(further)
-    telling = {slot for slot in right & own if bool(expected[slot].any())} if bool(vector.any()) else right & own
-    supported = alike or bool(telling)  # zeros are the same for every make
-    limit = tolerance if supported else NOTHING
+    telling = right & own if len(right & own) >= fewest else set[int]()
+    # All but s of those who sent a share are honest: if the referee is of their make all these have what it has.
+    odd = not alike and bool(shares) and (not telling or (bool(near) and len(telling) < len(own) - byzantine))
+    limit = NOTHING if odd else tolerance
     lies = {slot for slot in far if apart[slot] > limit}
     if agreed is not None and is_exact and _relative_distance(agreed[0], vector) > limit:
         lies |= set(agreed[1]) - same
     others = set[int]() if otherwise_wrong is None else shares.keys() - right - lies - not_finite
-    # All but s of those who sent a share are honest: if the referee is of their make all these have what it has.
-    odd = not alike and bool(shares) and (not telling or (bool(near) and len(telling) < len(own) - byzantine))
     return Findings(
         lies=frozenset(lies),
         not_finite=frozenset(not_finite),
@@ -158,7 +162,9 @@ def _quotients(apart: FloatArray, scale: FloatArray | float) -> FloatArray:
 
 
 def _relative_distance(agreed: Tensor, vector: Tensor) -> float:
-    """Return how far a gradient is from the referee's, by the norm of that; inf if it holds NaN."""
+    """Return how far a gradient is from the referee's, by the norm of that; 0 if the latter is not finite."""
+    if not math.isfinite(_norm(vector)):
+        return 0.0
     apart = _norm(agreed.to(torch.float64) - vector.to(torch.float64))
     return math.inf if math.isnan(apart) else float(_quotients(np.array(apart), _norm(vector)))
 

@@ -15,7 +15,8 @@ class Patience:
 
     The time that counts is the latest of each node. Liars can't move the median beyond what honest nodes take, as they
     are fewer than half of every group: neither by answering at the last moment nor by answering at once. A node that
-    takes more than three times the median is slow, whoever it is.
+    takes more than three times the median is slow, whoever it is. (With a referee liars may be more. Where they make
+    honest nodes count as slow it computes in their place.)
     """
 
     def __init__(self) -> None:

@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 
 from solon_fl.errors import NodesMissingError
 
-__all__ = ["connected_nodes", "identity_of", "wait_for_nodes", "without"]
+__all__ = ["connected_nodes", "identity_of", "is_called", "wait_for_nodes", "without"]
 
 logger = logging.getLogger("flwr")
 
@@ -50,7 +50,12 @@ def connected_nodes(grid: Grid) -> list[NodeInfo]:
 
 def without(nodes: list[NodeInfo], trusted: Collection[str]) -> list[NodeInfo]:
     """Return the nodes that have none of these names or identities."""
-    return [node for node in nodes if not trusted or not {node.name, identity_of(node)} & set(trusted)]
+    return [node for node in nodes if not any(is_called(node, name) for name in trusted)]
+
+
+def is_called(node: NodeInfo, name: str) -> bool:
+    """Return whether a node has this identity, "key:..." or "id:...", or else is registered under this name."""
+    return name == (identity_of(node) if name.startswith(("key:", "id:")) else node.name)
 
 
 def identity_of(node: NodeInfo) -> str:

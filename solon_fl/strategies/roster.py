@@ -13,7 +13,7 @@ from solon_fl.config import SolonConfig
 from solon_fl.errors import NodesMissingError, RefereeError
 from solon_fl.strategies.keeper import Keeper, Places
 from solon_fl.strategies.ledger import NodeRecord, Place, namesakes
-from solon_fl.strategies.presence import connected_nodes, identity_of, wait_for_nodes, without
+from solon_fl.strategies.presence import connected_nodes, identity_of, is_called, wait_for_nodes, without
 from solon_fl.strategies.replies import one_line
 from solon_fl.strategies.silos import groups_by_silo, learn_silos
 
@@ -55,6 +55,7 @@ class Roster(Keeper):
     def __init__(self, config: SolonConfig, seed: int | None = None, trusted: Collection[str] = ()) -> None:
         super().__init__(config)
         self._trusted = tuple(trusted)
+        self._pinned: dict[str, str] = {}  # identities of trusted nodes, by what they were called by
         self._referees: dict[int, str] = {}  # names under which they are registered, by id
         self._seed = seed
         self._substitutes: dict[Place, str] = {}
@@ -126,7 +127,13 @@ class Roster(Keeper):
         """
         found = {}
         for name in self._trusted:
-            holders = [node for node in nodes if name in (node.name, identity_of(node))]
+            holders = [node for node in nodes if is_called(node, name)]
+            for node in [node for node in holders if identity_of(node) != self._pinned.get(name, identity_of(node))]:
+                holders.remove(node)
+                logger.error(
+                    "Node %s (%s) is not trusted: %s was that of %s before. To trust it, start a new run.",
+                    *(one_line(node.name), identity_of(node), name, self._pinned[name]),
+                )
             if len(holders) > 1:
                 identities = ", ".join(identity_of(node) for node in holders[:LINES])
                 raise RefereeError(
@@ -135,6 +142,7 @@ class Roster(Keeper):
                 )
             for node in holders:
                 found[node.node_id] = node.name
+                self._pinned[name] = identity_of(node)
                 if node.node_id not in self._referees:
                     logger.info("Trusted node %s (%s) is a referee.", one_line(node.name) or name, identity_of(node))
         return found
@@ -145,6 +153,7 @@ class Roster(Keeper):
             "nodes": [asdict(record) for record in self._nodes.values()],
             "substitutes": [[*place, identity] for place, identity in self._substitutes.items()],
             "idle_strangers": sorted(self._idle_strangers),
+            "referees": self._pinned,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -175,6 +184,7 @@ class Roster(Keeper):
         self._substitutes = substitutes
         self._idle_strangers = strangers
         self._connected = frozenset()
+        self._pinned = {str(name): str(identity) for name, identity in state.get("referees", {}).items()}
         self._index()
 
     # Who is who

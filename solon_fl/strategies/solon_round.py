@@ -57,6 +57,7 @@ class SolonRound(Round[Place]):
         self._sum_of_weights = 0.0
         self._sent: dict[Place, float] = {}  # when each was asked
         self._asked_at: dict[int, float] = {}  # when nodes of each group were last asked, plus the server's own time
+        self._began = time.monotonic()
         self._looked = 0.0  # when the latest replies came
         self._questions: dict[Place, int] = {}  # ids of trusted nodes asked, each with a place below all slots
         self._bytes_of_referee = 0  # that trusted nodes sent
@@ -83,9 +84,11 @@ class SolonRound(Round[Place]):
         """Wake the nodes at rest of groups that need them, or ask the referee. Each group has its own patience."""
         may_wait = self._run.referee is not None or any(group.resting for group in self._groups)
         patience = self.patience() if may_wait else math.inf
+        timeout = math.inf if self._run.timeout is None or self._run.referee is None else self._run.timeout
+        half_over = time.monotonic() - self._began >= timeout / 2  # however often nodes lack the model
         places = []
         for group in self._groups:
-            is_late = late or self._looked - self._asked_at.get(group.group, math.inf) >= patience
+            is_late = late or half_over or self._looked - self._asked_at.get(group.group, math.inf) >= patience
             places += [(group.group, slot) for slot in group.wake(is_late)]
         messages = self._tasks(places) if places else {}
         if self._run.referee is not None:
