@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from solon_fl.coding import Decoded, Decoder, DecodeStatus
+from solon_fl.coding import Decoded, Decoder, DecodeStatus, ExactCode
 from solon_fl.errors import RefereeError
 from solon_fl.strategies.hearing import Findings, hear
 from solon_fl.strategies.inbox import GroupInbox
@@ -221,7 +221,7 @@ class GroupRound(GroupInbox):
     @property
     def _fewest_telling(self) -> int:
         """See `hear`."""
-        return self.decoder.code.compression
+        return self.decoder.code.compression if isinstance(self.decoder.code, ExactCode) else 1
 
     def _unlike(self, unreached: set[str]) -> set[int]:
         """Return the slots of nodes that say otherwise which parameters no loss depends on; () if all do."""

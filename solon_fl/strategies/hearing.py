@@ -17,6 +17,7 @@ from solon_fl.strategies.comparing import LARGEST_NOISE, distances, norms, same_
 __all__ = ["Findings", "hear"]
 
 BOTH = 2.0  # the node and the referee are each within rtol of the truth
+TELLING = 0.1  # a share's size, by that of the largest, from which on its being right tells of the referee's make
 NOTHING = 1.0  # how far zeros are from what should be there, relative to that
 
 
@@ -86,8 +87,8 @@ def hear(
     alike : bool
         Whether honest nodes are known to be like the referee.
     fewest : int
-        Right shares that tell that nodes are like the referee: k, for these fix the vector; 1 if right digests of all
-        shares came with each.
+        Right shares that tell that nodes are like the referee. With an exact code k, for these fix the vector, unless
+        right digests of all shares came with each. Of a real code each mixes all tensors.
     further : collection of int
         Empty slots, whose shares nodes in others send beside their own.
 
@@ -113,7 +114,12 @@ def hear(
     else:
         right, near = same - set(otherwise_wrong), apart.keys() - far - not_finite - same
     own = shares.keys() - set(further)
-    telling = right & own if len(right & own) >= fewest else set[int]()
+    telling = right & own
+    if otherwise_wrong is None:  # whatever made a share that is next to nothing, it is within rtol of a large one
+        sizes = {slot: _norm(share) for slot, share in expected.items()}
+        telling = {slot for slot in telling if not sizes[slot] < TELLING * max(sizes.values())}
+    if len(telling) < fewest:
+        telling = set()
     # All but s of those who sent a share are honest: if the referee is of their make all these have what it has.
     odd = not alike and bool(shares) and (not telling or (bool(near) and len(telling) < len(own) - byzantine))
     limit = NOTHING if odd else tolerance
