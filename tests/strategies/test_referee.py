@@ -59,7 +59,7 @@ def crowds(draw: st.DrawFn) -> tuple[SolonConfig, dict[int, str], dict[int, int]
 
 
 @pytest.mark.slow
-@settings(max_examples=150)
+@settings(max_examples=50)
 @given(crowds())
 def test_whatever_s_nodes_of_a_group_do_the_model_is_the_honest_one_and_no_honest_node_is_named(crowd: Any) -> None:
     config, kinds, since, missing = crowd
