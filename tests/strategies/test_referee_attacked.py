@@ -174,7 +174,7 @@ class Endless(nn.Module):
         self.register_buffer("mask", torch.zeros(3))
 
     def forward(self, x: Tensor) -> Tensor:
-        self.mask.copy_(torch.tensor([0.0, -math.inf, -math.inf]))
+        self.get_buffer("mask").copy_(torch.tensor([0.0, -math.inf, -math.inf]))
         out: Tensor = self.linear(x)
         return out
 
@@ -201,7 +201,7 @@ class Noisy(Remembering):
     def gradient(self, arrays: ArrayRecord, task: SolonTask, context: Context, config: dict[str, object]) -> Tensor:
         gradient = super().gradient(arrays, task, context, config)
         noise = torch.randn(gradient.shape, generator=torch.Generator().manual_seed(task.round))
-        return gradient + self.size * gradient.norm() * noise / noise.norm()
+        return gradient.add(noise, alpha=self.size * float(gradient.norm() / noise.norm()))
 
 
 NOT_YET = pytest.mark.xfail(strict=True, reason="with noise of 2 to 5 rtol honest nodes are convicted")
@@ -217,52 +217,35 @@ def test_with_the_fourier_code_a_referee_with_more_noise_than_rtol_convicts_nobo
 # ---- somebody else with a trusted node's name ----------------------------------------------------------------
 
 
-def by_name(grid: Court) -> str:
-    return "judge"
-
-
-def by_identity(grid: Court) -> str:
-    return identity_of(grid.nodes_of_old()[JUDGE - 1])
-
-
 class Takeover(Court):
-    """From round 3 on the judge is away, and a node that was not there before is registered as what it is called."""
+    """From round 3 on the judge is away, and a node that was not there before is registered under a name."""
 
-    called: Callable[[Court], str]
+    name = "judge"
     taken = False
 
-    def nodes_of_old(self) -> list[NodeInfo]:
-        return super().get_nodes()
-
     def get_nodes(self) -> list[NodeInfo]:
-        nodes = self.nodes_of_old()
+        nodes = super().get_nodes()
         if not (self.taken or any(server_round >= 2 for server_round, _ in self.asked)):
             return [node for node in nodes if node.node_id != DEPUTY]
-        impostor = NodeInfo(node_id=DEPUTY, name=type(self).called(self), public_key=nodes[DEPUTY - 1].public_key)
+        impostor = NodeInfo(node_id=DEPUTY, name=self.name, public_key=nodes[DEPUTY - 1].public_key)
         return [*nodes[: JUDGE - 1], impostor]
 
 
-class TakeoverByName(Takeover):
-    called = by_name
-
-
-class TakeoverByIdentity(Takeover):
-    called = by_identity
-
-
-@pytest.mark.parametrize("make_grid", [TakeoverByName, TakeoverByIdentity])
+@pytest.mark.parametrize("is_identity", [False, True])
 def test_who_takes_over_the_name_of_a_trusted_node_is_not_trusted(
-    make_grid: type[Takeover], caplog: pytest.LogCaptureFixture
+    is_identity: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    grid = make_grid({1: "reverse"}, lies_in=lambda server_round, node: server_round >= 4)
-    model, reports, strategy = play(refereed(), grid=grid, referee=make_grid.called(grid))
+    grid = Takeover({1: "reverse"}, lies_in=lambda server_round, node: server_round >= 4)
+    if is_identity:
+        grid.name = identity_of(grid.get_nodes()[JUDGE - 1])
+    model, reports, strategy = play(refereed(), grid=grid, referee=grid.name)
     assert grid.asked_of(JUDGE, DEPUTY) == [(1, JUDGE)]
     assert [report.failed_groups for report in reports] == [(), (), (), (0,)]
     assert all(DEPUTY not in group.nodes for report in reports for group in report.groups)
     assert torch.equal(model, honest_model(3))
     assert named(reports) == quarantined(strategy) == NOBODY
     told = any("is not trusted: judge was that of key:" in record.getMessage() for record in caplog.records)
-    assert told == (make_grid is TakeoverByName)  # what is called like an identity is a node like any other
+    assert told != is_identity  # what is called like an identity is a node like any other
 
 
 def test_two_nodes_of_which_one_is_registered_under_the_others_identity_are_told_apart() -> None:
@@ -275,7 +258,7 @@ def test_two_nodes_of_which_one_is_registered_under_the_others_identity_are_told
 
 
 def test_a_checkpoint_keeps_who_was_trusted(caplog: pytest.LogCaptureFixture) -> None:
-    grid = TakeoverByName({})
+    grid = Takeover({})
     before = Roster(refereed(), trusted=["judge"])
     before.update(grid, 1.0, server_round=1)
     assert before.referees == [JUDGE]
