@@ -38,9 +38,10 @@ def exchange(
         answered; returns True when no more are needed. It may take them out of the list. Called with an empty one, too,
         after `follow_up` was told that it is late.
     follow_up : callable, optional
-        Returns further messages to send in the same exchange. Called after every `receive` that did not say stop, with
-        False; and with True when it is late: when the patience, or half of the timeout, has passed since messages were
-        last sent, or no more replies can come. Further messages start that time again.
+        Returns further messages to send in the same exchange. Called after every `receive` that did not say stop, and
+        when half of the timeout has passed since the exchange began, with False; and with True when it is late: when
+        the patience, or half of the timeout, has passed since messages were last sent, or no more replies can come.
+        Further messages start that time again.
     patience : callable, optional
         Returns seconds.
 
@@ -62,7 +63,7 @@ def exchange(
     fetcher = fetcher_of(grid)
     key_of = push(grid, messages, fetcher)
     pause = 0.005
-    late = False
+    late, half_over = False, timeout is None
     sent = started
     while key_of or (follow_up is not None and not late):
         looked = time.monotonic()
@@ -81,7 +82,9 @@ def exchange(
         # Late is what a look did not find that began when the patience was over.
         is_over = looked - sent >= min(patience(), math.inf if timeout is None else timeout / 2)
         turns_late = not late and (not key_of or (is_over and not anything))
-        if follow_up is not None and (anything or turns_late):
+        reaches_half = not half_over and timeout is not None and looked - started >= timeout / 2
+        half_over = half_over or reaches_half
+        if follow_up is not None and (anything or turns_late or reaches_half):
             late = late or turns_late
             entered = time.monotonic()
             further = follow_up(turns_late)
