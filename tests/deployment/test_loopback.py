@@ -33,7 +33,7 @@ def start(temporary_folder: Path, spares: int, *arguments: str) -> subprocess.Po
 
 @pytest.mark.slow
 def test_the_program_runs_an_example_and_leaves_nothing(tmp_path: Path) -> None:
-    with start(tmp_path, 0, "--rounds", "1") as program:
+    with start(tmp_path, 0, "--rounds", "1", "--setting", "referee=server", "--setting", "audit=1.0") as program:
         assert program.stdout is not None
         assert program.stderr is not None
         lines = []
@@ -48,6 +48,7 @@ def test_the_program_runs_an_example_and_leaves_nothing(tmp_path: Path) -> None:
     assert lines[:2] == ["Starting 1 SuperNodes: node-1", "Running fashion-mnist"]
     assert len(ports) == 2, ports  # the SuperLink's, and the node's
     assert "round 1: accuracy" in output
+    assert "lying: nobody, referee asked: audit" in output
     assert_nothing_is_left(tmp_path, ports)
 
 

@@ -8,7 +8,7 @@ import pytest
 from solon_fl.config import SolonConfig
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations import Outcome
-from tests.simulations.run.small import EXACT, curve, run
+from tests.simulations.run.small import curve, run
 
 
 def test_ray_that_is_not_installed_is_a_plain_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,25 +29,13 @@ def run_on_ray(options: str, settings: str, folder: Path) -> Outcome:
 
 @pytest.mark.slow
 def test_flowers_own_engine_gives_the_same_model_bit_for_bit(tmp_path: Path) -> None:
-    pytest.importorskip("ray")
-    outcome = run(config=EXACT, rounds=3)
-    options = "--nodes 14 --compression 3 --model logistic --attack reverse --rounds 3"
-    on_ray = run_on_ray(options, "batch_size=8 code=exact", tmp_path)
-    assert on_ray.model_sha256 == outcome.model_sha256, "that of an honest run in this process"
-    assert curve(on_ray) == curve(outcome)
-    # Replies trickle in here: a group may be decoded before a slow node, liar or not, was heard.
-    different = {number for number, kinds in on_ray.offences.items() if "different" in kinds}
-    assert different
-    assert different <= on_ray.liars
-
-
-@pytest.mark.slow
-def test_on_flowers_own_engine_the_referee_computes_in_the_servers_process_on_what_nodes_keep(tmp_path: Path) -> None:
+    """With patches, liars, and a referee in the server's process."""
     pytest.importorskip("ray")
     config = SolonConfig(num_nodes=5, byzantine=2, compression=3, code="exact", referee=True, downlink="delta")
     outcome = run(config=config, rounds=3)
     options = "--nodes 5 --byzantine 2 --compression 3 --referee --model logistic --attack reverse --rounds 3"
     on_ray = run_on_ray(options, "batch_size=8 code=exact downlink=delta", tmp_path)
     assert on_ray.model_sha256 == outcome.model_sha256, "that of an honest run in this process"
+    assert curve(on_ray) == curve(outcome)
     assert on_ray.convicted == on_ray.liars
     assert on_ray.referee_computations == 1
