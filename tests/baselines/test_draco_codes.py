@@ -186,7 +186,7 @@ def test_zero_gradients(code: DracoCode) -> None:
     seed=seeds,
     adjacent=st.booleans(),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_s_liars_do_not_matter(code: DracoCode, kind: str, exponent: float, seed: int, adjacent: bool) -> None:
     rng = np.random.default_rng(seed)
     gradients = gradients_of(code, seed)

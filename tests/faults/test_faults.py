@@ -84,7 +84,7 @@ def test_offenders_are_quarantined_and_the_rest_is_enough(fault: Fault, honest: 
 OTHERS = tuple(option for option in OPTIONS if OPTIONS[option])  # than the defaults, which have the tests above
 ALL = [(option, fault) for option in OTHERS for fault in FAULTS]
 ALL += [(option, fault) for option in OTHERS if "verification" in OPTIONS[option] for fault in DIGEST_FAULTS]
-FEW_ROUNDS = 3
+FEW_ROUNDS = 2
 
 
 @cache

@@ -93,8 +93,8 @@ def test_one_more_than_s_can_make_another_gradient_of_the_honest_nodes_shares(mo
 
 @pytest.mark.slow
 def test_they_are_caught_as_often_as_the_probability_says() -> None:
-    """In n rounds with 1 - (1 - p)^n, here over 200 runs: within four standard deviations."""
-    runs, rounds, probability = 200, 4, 0.3
+    """In n rounds with 1 - (1 - p)^n, here over 120 runs: within four standard deviations."""
+    runs, rounds, probability = 120, 4, 0.3
     config = refereed(byzantine=1, compression=1, audit=probability)
     caught = [0] * rounds  # in this round or before
     for seed in range(runs):
