@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 from solon_fl.coding import DecodeStatus
 from solon_fl.config import SolonConfig
+from solon_fl.errors import GroupFailedError
 from solon_fl.strategies.reports import NOT_FINITE, GroupReport, RoundReport
 
-__all__ = ["failed_for_good", "log_failure", "why_none"]
+__all__ = ["failed_for_good", "log_failure", "refuse_silence_at_the_start", "why_none"]
 
 DIVERGED = (
     "all nodes that answered sent NaN or inf, and they can't all lie: the training has diverged, or the loss is not "
@@ -30,6 +31,10 @@ WHY_HONEST_NODES_DIFFER = (
     "do not follow from the task's batches (numpy: seed it with batch.torch_seed % 2**32); something kept from earlier "
     "rounds, in context.state (keeps_state=True) or elsewhere, which a node that missed a round lacks; data that "
     "differ; versions of the app, torch or solon_fl that differ."
+)
+IN_PARTS = (
+    "; the model is sent in parts (downlink='delta', or frozen weights): functions of your own need solon_mod(), or "
+    "solon_fl.clients.downlink_mod, as in @app.train(mods=[downlink_mod])"
 )
 logger = logging.getLogger("flwr")
 
@@ -85,3 +90,14 @@ def log_failure(report: GroupReport, config: SolonConfig, label: Callable[[int],
         WHY_HONEST_NODES_DIFFER,
         config.on_group_failure,
     )
+
+
+def refuse_silence_at_the_start(report: RoundReport, *, in_parts: bool) -> None:
+    """Raise GroupFailedError if no node sent anything usable in the first round, of a model in parts or whole."""
+    if report.round == 1 and report.bytes_in == 0:
+        reasons = [reason for group in report.groups for reason in group.malformed_nodes.values()]
+        first = reasons[0] + IN_PARTS * in_parts if reasons else "none answered within the timeout"
+        raise GroupFailedError(
+            "no node sent anything usable in the first round, so there is nothing to train with; "
+            f"the first node's reason: {first}"
+        )

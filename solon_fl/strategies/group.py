@@ -165,7 +165,8 @@ class GroupRound(GroupInbox):
                     "that does not; it must run what the nodes run, with the same data and the same versions."
                 )
             return self._close(Outcome(Decoded.failed(DecodeStatus.DIVERGED)), self._asked_referee(seconds))
-        findings = self._findings(vector, held, set(unreached))
+        false_voters = self._unlike(set(unreached))
+        findings = self._findings(vector, held, false_voters)
         if len(findings.right) > self.byzantine and not findings.odd_referee:
             self.alike.update(self._ids(findings.right))
         if findings.odd_referee:
@@ -176,7 +177,6 @@ class GroupRound(GroupInbox):
                 self.group,
             )
         if not self.needs_equal_bits:
-            false_voters = self._unlike(set(unreached))
             self._malformed |= dict.fromkeys(self._ids(false_voters), FALSE_VOTE)
             self._garbled |= false_voters
         convicted = self._ids(findings.wrong | self._garbled)
@@ -200,10 +200,9 @@ class GroupRound(GroupInbox):
         )
         return self._close(Outcome(found), asked, unreached)
 
-    def _findings(self, vector: Tensor, held: Decoded, unreached: set[str]) -> Findings:
+    def _findings(self, vector: Tensor, held: Decoded, false_voters: set[int]) -> Findings:
         """Return what the referee's vector says of the shares, and of all else that nodes sent."""
         agreeing = self._shares.keys() - {*held.corrupt_slots, *held.suspect_slots, *held.different_slots}
-        otherwise_wrong = self._unlike(unreached)
         return hear(
             self._shares,
             vector,
@@ -212,7 +211,7 @@ class GroupRound(GroupInbox):
             rtol=self.rtol,
             byzantine=self.byzantine,
             agreed=None if held.gradient is None else (held.gradient, agreeing),
-            otherwise_wrong=otherwise_wrong | self._wrong_digests(vector) if self.needs_equal_bits else None,
+            otherwise_wrong=false_voters | self._wrong_digests(vector) if self.needs_equal_bits else None,
             alike=len(self.alike.intersection(node for node in self.nodes if node is not None)) > self.byzantine,
             fewest=self._fewest_telling,
             further={slot for slots in self.also.values() for slot in slots},

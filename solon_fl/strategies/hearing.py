@@ -117,7 +117,8 @@ def hear(
     telling = right & own
     if otherwise_wrong is None:  # whatever made a share that is next to nothing, it is within rtol of a large one
         sizes = {slot: _norm(share) for slot, share in expected.items()}
-        telling = {slot for slot in telling if not sizes[slot] < TELLING * max(sizes.values())}
+        least = TELLING * max(sizes.values(), default=0.0)
+        telling = {slot for slot in telling if not sizes[slot] < least}
     if len(telling) < fewest:
         telling = set()
     # All but s of those who sent a share are honest: if the referee is of their make all these have what it has.

@@ -25,6 +25,7 @@ from solon_fl.strategies.checkpoint import Checkpoint, Checkpoints
 from solon_fl.strategies.evaluating import Evaluate, evaluate_centrally, warn_of_failed_evaluations
 from solon_fl.strategies.exchange import exchange
 from solon_fl.strategies.factories import OptimizerFactory, SchedulerFactory, check_factories
+from solon_fl.strategies.failing import refuse_silence_at_the_start
 from solon_fl.strategies.fetching import fetcher_of
 from solon_fl.strategies.late import collect_late
 from solon_fl.strategies.model import ServerModel
@@ -38,10 +39,6 @@ from solon_fl.wire import BufferNames
 __all__ = ["RoundStrategy"]
 
 METRICS = ("train_metrics_clientapp", "evaluate_metrics_clientapp", "evaluate_metrics_serverapp")  # of a Result
-IN_PARTS = (
-    "; the model is sent in parts (downlink='delta', or frozen weights): functions of your own need solon_mod(), or "
-    "solon_fl.clients.downlink_mod, as in @app.train(mods=[downlink_mod])"
-)
 logger = logging.getLogger("flwr")
 
 
@@ -232,7 +229,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
             seconds_aggregating=opened.seconds_receiving + aggregated_at - started,
             seconds_stepping=time.monotonic() - aggregated_at,
         )
-        _refuse_silence_at_the_start(report, in_parts=run.sender.keeps_state)
+        refuse_silence_at_the_start(report, in_parts=run.sender.keeps_state)
         if report.corrupt_nodes:
             labels = ", ".join(map(run.label, report.corrupt_nodes))
             logger.info("\tround %d: nodes caught lying: %s", report.round, labels)
@@ -393,13 +390,3 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
             )
         result.arrays = run.model.to_record()
         return checkpoint.round
-
-
-def _refuse_silence_at_the_start(report: RoundReport, *, in_parts: bool) -> None:
-    if report.round == 1 and report.bytes_in == 0:
-        reasons = [reason for group in report.groups for reason in group.malformed_nodes.values()]
-        first = reasons[0] + IN_PARTS * in_parts if reasons else "none answered within the timeout"
-        raise GroupFailedError(
-            "no node sent anything usable in the first round, so there is nothing to train with; "
-            f"the first node's reason: {first}"
-        )
