@@ -11,6 +11,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Python compiles a module when it is first imported, and keeps that: pip need not compile all of torch before.
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: demo deployment clock test check fuzz bench bench-check setup lint types clean
 
@@ -33,7 +36,7 @@ check: $(VENV)/.installed-dev lint types
 FUZZ_RUNS ?= 250000
 FUZZ = $(BIN)/python -m tests.hostile.fuzz -max_len=512 -len_control=20 -rss_limit_mb=4096 -artifact_prefix=.fuzz/
 fuzz: $(VENV)/.installed-dev
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[fuzz]"
+	$(INSTALL) -e ".[fuzz]"
 	set -e; for check in check_group check_digests check_exchange check_silo check_metrics; do \
 		mkdir -p .fuzz/$$check; SOLON_FUZZ_CHECK=$$check $(FUZZ) -runs=$(FUZZ_RUNS) .fuzz/$$check; done
 	set -e; for check in check_calibration check_draco check_signum check_strategy; do \
@@ -58,11 +61,11 @@ setup: $(VENV)/.installed-dev
 # constraints.txt pins torch: its exact version decides which wheel is taken.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[simulation]"
+	$(INSTALL) -e ".[simulation]"
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,ray]"
+	$(INSTALL) -e ".[dev,ray]"
 	touch $@
 
 clean:
