@@ -108,6 +108,7 @@ PUBLIC_NAMES: dict[ModuleType, list[str]] = {
         "build_model",
         "calibrate_scenario",
         "load_dataset",
+        "Stopped",
         "simulate",
     ],
 }

@@ -9,12 +9,12 @@ from solon_fl.cli import options
 from solon_fl.cli.meanings import CONFIG, SCENARIO, without
 from solon_fl.cli.settings import Keys, SetOption
 from solon_fl.cli.terminal import console, set_log_level
-from solon_fl.config import SolonConfig
+from solon_fl.config import SolonConfig, Verification
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.run.float_noise import Kernels, NodeKind, calibrate_scenario
 from solon_fl.simulations.run.scenario import Scenario
 from solon_fl.simulations.settings import defaults_of
-from solon_fl.simulations.threads import check_threads
+from solon_fl.simulations.threads import check_threads, usable_cores
 
 __all__ = ["KEYS", "calibrate_command"]
 
@@ -22,7 +22,7 @@ __all__ = ["KEYS", "calibrate_command"]
 NOT_TAKEN = ("strategy", "rounds", "learning_rate", "momentum", "sign_learning_rate", "compute_once")
 KEYS = Keys(
     {SolonConfig: CONFIG, Scenario: without(SCENARIO, *NOT_TAKEN)},
-    options=("num_nodes", "byzantine", "compression", "attack", "dataset", "model"),
+    options=("num_nodes", "byzantine", "compression", "verification", "attack", "dataset", "model"),
 )
 
 
@@ -30,8 +30,15 @@ def calibrate_command(
     nodes: options.Nodes = None,
     byzantine: options.Byzantine = None,
     compression: options.Compression = None,
+    verification: Annotated[
+        str | None, typer.Option(help=f"{CONFIG['verification']} One of {', '.join(get_args(Verification))}.")
+    ] = None,
     threads: Annotated[
-        str, typer.Option(help="Threads of torch; several numbers, like 1,2, are given to the nodes in turn.")
+        str,
+        typer.Option(
+            help="Threads of torch; several numbers, like 1,2, are given to the nodes in turn. This machine has "
+            f"{usable_cores()} cores."
+        ),
     ] = "1",
     kernels: Annotated[
         str,
@@ -62,6 +69,7 @@ def calibrate_command(
         "num_nodes": nodes,
         "byzantine": byzantine,
         "compression": compression,
+        "verification": verification,
         "attack": attack,
         "dataset": dataset,
         "model": model,

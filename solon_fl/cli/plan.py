@@ -110,6 +110,12 @@ def plan_command(
     set_log_level(verbose=False)
     given = {"num_nodes": nodes, "byzantine": byzantine, "batch_seconds": batch_seconds, "referee": referee or None}
     values = KEYS.read(settings, given)
+    if liars_in_all is None and values[Regrouping]:
+        name, value = next(iter(values[Regrouping].items()))
+        raise ConfigurationError(
+            f"{name} is for nodes that are regrouped, with --liars-in-all; got --set {name}={value} without it; add "
+            f"--liars-in-all, or leave out {name}."
+        )
     regrouping = None if liars_in_all is None else Regrouping(liars=liars_in_all, **values[Regrouping])
     if regrouping is not None:
         regrouping.check(nodes)

@@ -10,13 +10,15 @@ from rich.markup import escape
 
 from solon_fl.checks import check_whole
 from solon_fl.cli import options
+from solon_fl.cli.earlier import PLOT, ROUNDS, keep_earlier_run
 from solon_fl.cli.meanings import CONFIG, SCENARIO
 from solon_fl.cli.options import SCENARIO_DEFAULTS
 from solon_fl.cli.settings import Keys, SetOption
 from solon_fl.cli.terminal import check_output, console, progress_bar, run_scenario, set_log_level
 from solon_fl.config import SolonConfig
-from solon_fl.simulations.run import STRATEGIES, Outcome, Scenario
-from solon_fl.simulations.threads import limited_threads
+from solon_fl.errors import ConfigurationError
+from solon_fl.simulations.run import STRATEGIES, Outcome, Scenario, Stopped
+from solon_fl.simulations.threads import limited_threads, usable_cores
 from solon_fl.strategies import Checkpoints
 
 __all__ = ["KEYS", "simulate_command"]
@@ -45,7 +47,8 @@ KEYS = Keys(
         SolonConfig: CONFIG,
         Scenario: SCENARIO,
         options.Machine: {
-            "threads": "Threads of torch. One is quickest for small networks; give resnet18 and vgg13 all cores."
+            "threads": "Threads of torch. One is quickest for small networks; give resnet18 and vgg13 all cores (here "
+            f"{usable_cores()})."
         },
         Saving: {
             "checkpoint_every": "Save the run after every so many rounds, in OUTPUT/checkpoints: the same command goes "
@@ -112,6 +115,10 @@ def simulate_command(
     named = STRATEGIES.get(values[Scenario].get("strategy", SCENARIO_DEFAULTS["strategy"]))
     config = options.config_of({**values[SolonConfig], **(named.settings if named else {})})
     scenario = Scenario(config=config, **values[Scenario])
+    if config.referee and STRATEGIES[scenario.strategy].client != "solon":
+        raise ConfigurationError(
+            f"a referee is for strategy=solon; got --referee and strategy={scenario.strategy}; leave one out."
+        )
     with limited_threads(machine.threads):
         run(scenario, saving, output)
 
@@ -119,16 +126,23 @@ def simulate_command(
 def run(scenario: Scenario, saving: Saving, output: Path) -> None:
     """Run a scenario with a progress bar, write its files, and say what came of it."""
     from solon_fl.simulations.run.plots import plot_run  # matplotlib takes a second
-    from solon_fl.simulations.run.tables import offences_table
+    from solon_fl.simulations.run.tables import named_sentence, offences_table
 
     check_output(output)
     checkpoints = saving.checkpoints(output)
+    is_stopped = False
     with progress_bar() as progress:
-        outcome = run_scenario(scenario, progress, checkpoints)
-    outcome.save(output / "rounds.jsonl")
-    plot_run(outcome, output / "plot.png")
+        try:
+            outcome = run_scenario(scenario, progress, checkpoints)
+        except Stopped as stopped:
+            outcome, is_stopped = stopped.outcome, True
+    kept = keep_earlier_run(output, outcome)
+    outcome.save(output / ROUNDS)
+    plot_run(outcome, output / PLOT)
     if STRATEGIES[scenario.strategy].client == "solon" or outcome.offences:
-        console.print(offences_table(outcome))
+        if (table := offences_table(outcome)).row_count:
+            console.print(table)
+        console.print(named_sentence(outcome), highlight=False)
         _print_failures(outcome)
     _print_saving(outcome)
     _print_referee(outcome)
@@ -145,11 +159,26 @@ def run(scenario: Scenario, saving: Saving, output: Path) -> None:
     losses = [report.unprotected_training_loss for report in outcome.reports]
     if losses and losses[-1] is not None:
         console.print(f"Training loss of the last round, as the nodes report it (unprotected): {losses[-1]:.3g}.")
-    if outcome.error:
+    if is_stopped:
+        console.print(f"[yellow]Stopped[/] {_how_to_go_on(outcome, saving)}", highlight=False)
+    elif outcome.error:
         console.print(f"[red]The run broke off:[/] {escape(outcome.error)}", highlight=False)
-    console.print(f"Written: {output / 'rounds.jsonl'}, {output / 'plot.png'}", highlight=False, soft_wrap=True)
+    if kept:
+        names = ", ".join(path.name for path in kept)
+        console.print(f"An earlier run's files in {output} are now {names}.", highlight=False, soft_wrap=True)
+    console.print(f"Written: {output / ROUNDS}, {output / PLOT}", highlight=False, soft_wrap=True)
     if outcome.error:
-        raise typer.Exit(1)
+        raise typer.Exit(130 if is_stopped else 1)
+
+
+def _how_to_go_on(outcome: Outcome, saving: Saving) -> str:
+    """Say where a run was stopped, and how it can go on."""
+    rounds, wanted = len(outcome.reports), outcome.scenario.rounds
+    where = f"after {rounds} of {wanted} rounds. "
+    if saving.checkpoint_every is None:
+        return where + "It was not saved: with --set checkpoint_every=10 the same command goes on where it was stopped."
+    saved = rounds // saving.checkpoint_every * saving.checkpoint_every
+    return where + f"The same command goes on after round {saved}, the last that was saved."
 
 
 def _print_saving(outcome: Outcome) -> None:

@@ -9,6 +9,7 @@ from solon_fl.simulations.run import (
     Outcome,
     RoundRecord,
     Scenario,
+    Stopped,
     calibrate_scenario,
     simulate,
 )
@@ -27,5 +28,6 @@ __all__ = [
     "build_model",
     "calibrate_scenario",
     "load_dataset",
+    "Stopped",
     "simulate",
 ]

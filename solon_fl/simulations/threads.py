@@ -9,14 +9,24 @@ import torch
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.extras import simulation_extra
 
-__all__ = ["check_threads", "limited_threads"]
+__all__ = ["check_threads", "limited_threads", "usable_cores"]
 
 
 def check_threads(threads: int) -> None:
     """Raise ConfigurationError if this machine can't have so many threads."""
-    most = 4 * (os.cpu_count() or 1)
-    if not 1 <= threads <= most:
-        raise ConfigurationError(f"threads must be from 1 to {most} on this machine; got threads={threads}.")
+    cores = usable_cores()
+    if not 1 <= threads <= 4 * cores:
+        has = f"{cores} core{'s' if cores > 1 else ''}"
+        raise ConfigurationError(
+            f"threads must be from 1 to {4 * cores} on this machine, which has {has}; got threads={threads}."
+        )
+
+
+def usable_cores() -> int:
+    """Return how many of this machine's cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @contextmanager

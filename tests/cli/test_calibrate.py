@@ -23,6 +23,7 @@ def test_the_command_prints_a_table_and_the_line_to_use() -> None:
     [
         (["--threads", "1,x"], "--threads '1,x'"),
         (["--threads", "0"], "threads must be from 1 to "),
+        (["--verification", "digset"], "verification must be one of algebra, digest; got verification='digset'"),
         (["--kernels", "gpu"], "kernels='gpu'"),
         (["--set", "mode=both"], "mode must be one of gradient, update; got mode='both'"),
         (["--set", "learning_rate=1"], "--set: there is no 'learning_rate'; did you mean local_learning_rate?"),
@@ -39,5 +40,5 @@ def test_help_leads_to_the_how_to_and_lists_every_key() -> None:
     assert "docs/how-to/calibrate.md" in " ".join(told.split())
     _, _, table = told.partition("Keys of --set KEY=VALUE")
     keys = {line.split()[0] for line in table.splitlines() if line[1:2].isalpha()}
-    own_option = {"num_nodes", "byzantine", "compression", "attack", "dataset", "model"}
+    own_option = {"num_nodes", "byzantine", "compression", "verification", "attack", "dataset", "model"}
     assert keys == {*CONFIG, *SCENARIO, "key"} - own_option - set(NOT_TAKEN)

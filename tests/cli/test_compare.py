@@ -55,7 +55,7 @@ def test_compare_lists_what_comes_with_the_package() -> None:
         (["--nodes", "23"], "demo: [config] num_nodes must be a multiple of group_size; got num_nodes=23"),
         (["papper-mr"], "there is no 'papper-mr'; did you mean paper-mr?"),
         (["[/red].toml"], "[/red].toml: can't be read"),
-        (["--set", "threads=0"], " on this machine; got threads=0."),
+        (["--set", "threads=0"], "; got threads=0."),
         (["--set", "strategy=solon"], "--set: there is no 'strategy'; did you mean strategies?"),
         (
             ["--set", "batch_seconds=soon"],

@@ -140,6 +140,11 @@ def test_json_has_every_number_and_the_server_measures() -> None:
         (["--set", "verification=trust"], "verification must be one of algebra, digest, any; got verification='trust'"),
         (["--set", "redundancy=none"], "redundancy must be one of full, reactive, any; got redundancy='none'"),
         (["--set", "threads=100000"], "threads must be from 1 to "),
+        (
+            ["--set", "risk=0.1"],
+            "risk is for nodes that are regrouped, with --liars-in-all; got --set risk=0.1",
+        ),
+        (["--set", "rounds=9"], "rounds is for nodes that are regrouped, with --liars-in-all; got --set rounds=9"),
         (["--liars-in-all", "21"], "liars must be at most num_nodes=20; got liars=21"),
         (
             ["--liars-in-all", "3", "--set", "rounds=0"],

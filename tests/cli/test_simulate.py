@@ -1,12 +1,16 @@
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import Result
+from rich.progress import Progress
 
+from solon_fl.cli import terminal
 from solon_fl.cli.meanings import CONFIG, SCENARIO
+from solon_fl.simulations.run import RoundRecord, Scenario
 from tests.cli.command import is_refused, solon_fl
 
 SMALL = ("--nodes", "14", "--compression", "3", "--model", "logistic", "--set", "batch_size=8")
@@ -22,6 +26,56 @@ def test_simulate_names_the_liars_and_leaves_files(tmp_path: Path) -> None:
     assert re.search(r"A round: 0\.443 MB down to all nodes, 0\.147 MB up from them, [\d.]+ ms of the server", told)
     assert "Training loss of the last round, as the nodes report it (unprotected):" in done.stdout
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"rounds.jsonl", "plot.png"}
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_leaves_what_there_is_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def show_and_stop(scenario: Scenario, progress: Progress) -> Callable[[RoundRecord], None]:
+        def on_round(record: RoundRecord) -> None:
+            if record.round == 2:
+                raise KeyboardInterrupt
+
+        return on_round
+
+    command = ("simulate", *SMALL, "--rounds", "4", "--output", str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(terminal, "show_rounds", show_and_stop)
+        unsaved = solon_fl(*command)
+        assert unsaved.exit_code == 130
+        told = " ".join(unsaved.stdout.split())
+        assert "Stopped after 2 of 4 rounds. It was not saved: with --set checkpoint_every=10 the same command" in told
+        saved = solon_fl(*command, "--set", "checkpoint_every=1")
+        assert "The same command goes on after round 2, the last that was saved." in " ".join(saved.stdout.split())
+    _, *rounds, summary = map(json.loads, (tmp_path / "rounds.jsonl").read_text().splitlines())
+    assert [line["round"] for line in rounds] == [0, 1, 2]
+    assert summary["error"] == "stopped in round 3 of 4"
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+    (tmp_path / "plot.png").unlink()
+    resumed = solon_fl(*command, "--set", "checkpoint_every=1")
+    assert resumed.exit_code == 0, resumed.output
+    _, *rounds, summary = map(json.loads, (tmp_path / "rounds.jsonl").read_text().splitlines())
+    assert [line["round"] for line in rounds] == [0, 1, 2, 3, 4]
+    assert summary["error"] is None
+    assert (tmp_path / "plot.png").exists()
+    assert not (tmp_path / "rounds-1.jsonl").exists()  # nothing of the first two is lost
+
+
+@pytest.mark.slow
+def test_an_earlier_run_of_other_settings_keeps_its_files(tmp_path: Path) -> None:
+    command = ("simulate", *SMALL, "--output", str(tmp_path), "--rounds")
+    first = solon_fl(*command, "2")
+    assert "An earlier run" not in first.stdout
+    before = (tmp_path / "rounds.jsonl").read_bytes()
+    other = solon_fl(*command, "2", "--seed", "5")
+    assert "are now rounds-1.jsonl, plot-1.png." in " ".join(other.stdout.split())
+    assert (tmp_path / "rounds-1.jsonl").read_bytes() == before
+    shorter = solon_fl(*command, "1", "--seed", "5")
+    assert "are now rounds-2.jsonl, plot-2.png." in " ".join(shorter.stdout.split())
+    longer = solon_fl(*command, "2", "--seed", "5")
+    assert longer.exit_code == 0
+    assert {path.name for path in tmp_path.glob("*.jsonl")} == {"rounds.jsonl", "rounds-1.jsonl", "rounds-2.jsonl"}
 
 
 @pytest.mark.slow
@@ -141,6 +195,7 @@ def test_without_a_number_of_nodes_there_are_enough_for_whole_groups(
             ["--referee", "--set", "group_size=7"],
             "byzantine + stragglers + compression with a referee; got group_size=7",
         ),
+        (["--referee", "--strategy", "fedavg"], "a referee is for strategy=solon; got --referee and strategy=fedavg"),
         (["--set", "attack_from=0"], "attack_from must be at least 1; got attack_from=0"),
         (["--set", "checkpoint_every=0"], "checkpoint_every must be a whole number >= 1; got checkpoint_every=0"),
         (["--set", "threads=0"], "threads must be from 1 to "),

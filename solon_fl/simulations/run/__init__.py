@@ -11,7 +11,7 @@ from solon_fl.simulations.run.outcome import Outcome
 from solon_fl.simulations.run.plain import jsonable, rebuilt
 from solon_fl.simulations.run.round_record import NumberedGroup, NumberedReferee, NumberedReport, RoundRecord
 from solon_fl.simulations.run.scenario import Engine, Scenario
-from solon_fl.simulations.run.simulation import ScenarioServer, simulate
+from solon_fl.simulations.run.simulation import ScenarioServer, Stopped, simulate
 from solon_fl.simulations.run.strategies import STRATEGIES, NamedStrategy
 
 __all__ = [
@@ -36,5 +36,6 @@ __all__ = [
     "measure_batch_seconds",
     "rebuilt",
     "run_apps",
+    "Stopped",
     "simulate",
 ]

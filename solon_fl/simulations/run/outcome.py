@@ -119,6 +119,14 @@ class Outcome:
         return dict(sorted(counts.items()))
 
     @property
+    def named(self) -> frozenset[int]:
+        """Numbers of the nodes of which the server said that what they sent was wrong.
+
+        Silent and late nodes are not named, and neither are suspects.
+        """
+        return frozenset(number for number, kinds in self.offences.items() if kinds.keys() - {"silent", "suspected"})
+
+    @property
     def has_referee(self) -> bool:
         """Whether there was a referee to ask."""
         return STRATEGIES[self.scenario.strategy].client == "solon" and self.scenario.config.referee

@@ -25,7 +25,21 @@ from solon_fl.strategies import Checkpoints, RoundReport, SolonStrategy, buffer_
 from solon_fl.strategies.solon_run import MOST_SILENCES
 from solon_fl.wire import model_sha256, to_array, trusted_tensor
 
-__all__ = ["ScenarioServer", "simulate"]
+__all__ = ["ScenarioServer", "Stopped", "simulate"]
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C during a run.
+
+    Parameters
+    ----------
+    outcome : Outcome
+        What there was of it by then; its `error` says that it was stopped.
+    """
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome.error)
+        self.outcome = outcome
 
 
 def simulate(
@@ -47,6 +61,8 @@ def simulate(
 
     Raises
     ------
+    Stopped
+        On Ctrl-C: a KeyboardInterrupt that holds the outcome so far.
     CheckpointError
         If there are checkpoints of another scenario.
     ConfigurationError
@@ -65,7 +81,11 @@ def simulate(
     liars = scenario.make_liars()
     client_app = make_client_app(ImageClient(scenario, dataset), liars)
     server = ScenarioServer(outcome, dataset, on_round, checkpoints)
-    run_apps(server.app(), client_app, scenario, liars)
+    try:
+        run_apps(server.app(), client_app, scenario, liars)
+    except KeyboardInterrupt as interrupt:
+        outcome.error = f"stopped in round {len(outcome.records)} of {scenario.rounds}"
+        raise Stopped(outcome) from interrupt
     return outcome
 
 
@@ -133,9 +153,10 @@ class ScenarioServer:
             raise
         except Exception as error:  # an attack that aborts a strategy is a result, not a crash
             outcome.error = f"{type(error).__name__}: {str(error).strip()}"
-        outcome.model_sha256 = model_sha256(outcome.arrays) if outcome.arrays else ""
-        if isinstance(strategy, SolonStrategy):
-            outcome.ledger = tuple(strategy.ledger.values())
+        finally:
+            outcome.model_sha256 = model_sha256(outcome.arrays) if outcome.arrays else ""
+            if isinstance(strategy, SolonStrategy):
+                outcome.ledger = tuple(strategy.ledger.values())
 
     def _keep(self, report: RoundReport) -> None:
         self._report = report

@@ -6,7 +6,9 @@ from rich.table import Table
 
 from solon_fl.simulations.run.outcome import Outcome
 
-__all__ = ["KIND_LABELS", "offences_table"]
+__all__ = ["KIND_LABELS", "named_sentence", "offences_table"]
+
+MOST_ROWS = 12
 
 KIND_LABELS = {
     "lying": "lying",
@@ -18,13 +20,20 @@ KIND_LABELS = {
 
 
 def offences_table(outcome: Outcome) -> Table:
-    """Return a table of the nodes that were named, beside those that really lied."""
+    """Return a table of the nodes that were named, and of those that lie: the first dozen.
+
+    Honest nodes that were named stand first, then liars who were not. An honest node that was just silent or late is
+    not in the table: that is no accusation.
+    """
     config = outcome.scenario.config
     table = Table(title="Nodes named by the server", title_justify="left")
     for heading in ("node", "group", "slot", "named in", "as", "really lies"):
         table.add_column(heading, justify="left" if heading in ("as", "really lies") else "right")
     rounds = max(len(outcome.records) - 1, 0)
-    for number in sorted(set(outcome.offences) | outcome.liars):
+    numbers = sorted(outcome.named | outcome.liars, key=lambda number: (_is_expected(outcome, number), number))
+    if len(numbers) > MOST_ROWS:
+        table.caption = f"The first {MOST_ROWS} of {len(numbers)}; rounds.jsonl has all."
+    for number in numbers[:MOST_ROWS]:
         kinds: Mapping[str, int] = outcome.offences.get(number, {})
         named = sum(kinds.values())
         named_as = [KIND_LABELS[kind] for kind in kinds] + ["convicted"] * (number in outcome.convicted)
@@ -37,3 +46,22 @@ def offences_table(outcome: Outcome) -> Table:
             truth,
         )
     return table
+
+
+def _is_expected(outcome: Outcome, number: int) -> bool:
+    return number in outcome.named and number in outcome.liars
+
+
+def named_sentence(outcome: Outcome) -> str:
+    """Return in a sentence whom the server named, and how many honest nodes were silent or late."""
+    liars, named = outcome.liars, outcome.named
+    wrongly = len(named - liars)
+    honest = f"{wrongly or 'no'} honest node{'' if wrongly in (0, 1) else 's'}"
+    told = f"The server named {len(named & liars)} of {len(liars)} liar{'s' * (len(liars) > 1)}, and {honest}."
+    if not liars:
+        told = f"Nobody lies, and the server named {honest}."
+    silent = [kinds["silent"] for number, kinds in outcome.offences.items() if kinds["silent"] and number not in named]
+    if silent:
+        nodes = f"{len(silent)} node{'s were' if len(silent) > 1 else ' was'}"
+        told += f" {nodes} silent or late, in up to {max(silent)} of {len(outcome.reports)} rounds."
+    return told
