@@ -84,15 +84,13 @@ def chernoff_underestimate(num_projections: int, failure_probability: float) -> 
     one, where |V F|^2 is |V|^2 times two independent chi-square(q) / q.
     """
     q = num_projections
+    u = np.linspace(-12, 3, 3001)
+    w = np.exp(u)  # chi-square(q) / q
+    density = q * w * stats.chi2.pdf(q * w, q)  # of u
 
     def log_chernoff(log_rate: float, log_square: float) -> float:
         rate = math.exp(log_rate)
-
-        def density(u: float) -> float:  # of w = e^u = chi-square(q) / q, times E exp(-rate w chi-square(q) / q)
-            w = math.exp(u)
-            return float(q * w * stats.chi2.pdf(q * w, q) * (1 + 2 * rate * w / q) ** (-q / 2))
-
-        mean = integrate.quad(density, -12, 3, limit=500)[0]
+        mean = integrate.trapezoid(density * (1 + 2 * rate * w / q) ** (-q / 2), u)  # E exp(-rate w chi-square(q) / q)
         return rate * math.exp(log_square) + math.log(mean)
 
     def excess(log_square: float) -> float:

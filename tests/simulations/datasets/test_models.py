@@ -203,11 +203,11 @@ def test_a_few_steps_lower_the_loss() -> None:
 
 @pytest.mark.slow
 def test_cnn_passes_four_fifths_in_a_hundred_steps() -> None:
-    _, _, accuracy = train("fashion-mnist-6k", "cnn", steps=100, batch_size=640)
+    _, _, accuracy = train("fashion-mnist-6k", "cnn", steps=100, batch_size=320)
     assert accuracy > 0.8
 
 
 @pytest.mark.slow
 def test_textcnn_passes_four_fifths_on_made_up_texts() -> None:
-    _, _, accuracy = train("synthetic-reviews", "textcnn", steps=240, batch_size=64)
+    _, _, accuracy = train("synthetic-reviews", "textcnn", steps=160, batch_size=64)
     assert accuracy > 0.8

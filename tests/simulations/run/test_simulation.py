@@ -29,13 +29,13 @@ NAMED_AS = {
 
 @pytest.fixture(scope="module")
 def long_honest() -> Outcome:
-    return run(rounds=10)
+    return run(rounds=5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_under_every_attack_training_ends_where_it_does_without(attack: str, long_honest: Outcome) -> None:
-    outcome = run(attack=attack, rounds=10)
+    outcome = run(attack=attack, rounds=5)
     assert_same_model(outcome.arrays, long_honest.arrays)
     assert curve(outcome) == pytest.approx(curve(long_honest), abs=0.003)
     liars = outcome.scenario.liars
@@ -48,7 +48,7 @@ def test_under_every_attack_training_ends_where_it_does_without(attack: str, lon
     if attack == "below-tolerance":
         liars = frozenset()
     kind = NAMED_AS.get(attack, "lying")
-    assert outcome.offences == {liar: {kind: 10} for liar in liars}
+    assert outcome.offences == {liar: {kind: 5} for liar in liars}
 
 
 @pytest.fixture(scope="module")
