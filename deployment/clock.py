@@ -82,6 +82,7 @@ def main(
             model=model,
             rounds=most_rounds,
             sign_learning_rate=0.0005,
+            momentum_at="server",  # a process that ends with its message has no memory
         )
         reference, others = scenarios(honest, strategy or STRATEGIES, attack)
         batch_seconds = seconds_of_a_batch(honest)

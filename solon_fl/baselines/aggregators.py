@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, Metadata, MetricRecord, RecordDict
@@ -17,7 +18,7 @@ from solon_fl.strategies.downlink import Records
 from solon_fl.strategies.factories import OptimizerFactory
 from solon_fl.strategies.loop import RoundStrategy
 from solon_fl.strategies.model import ServerModel
-from solon_fl.strategies.replies import is_silence, one_line
+from solon_fl.strategies.replies import Unusable, is_silence, one_line, read, read_arrays
 from solon_fl.strategies.reports import GroupReport, RoundReport
 from solon_fl.strategies.rounds import Aggregated, Round, Run
 from solon_fl.task import ARRAYS
@@ -102,6 +103,10 @@ class GradientStrategy(RoundStrategy["InnerRun"]):
     ----------
     inner : Strategy
         For example ``flwr.serverapp.strategy.MultiKrum(...)``; does everything but the step.
+    for_present : callable, optional
+        Takes the number n of vectors that are there and returns the strategy that aggregates them, in place of `inner`,
+        so that it can be told `liars_among` them. What is malformed or not finite is then dropped and reported, and
+        each vector has the same weight, whatever examples its node claims.
     optimizer, buffers, on_round
         See `SolonStrategy`.
     downlink
@@ -109,8 +114,8 @@ class GradientStrategy(RoundStrategy["InnerRun"]):
 
     Notes
     -----
-    Guarantee: that of `inner`, for replies that Flower's own checks let through. One odd reply aborts the run, and
-    one NaN can pass into the model, as they do in Flower.
+    Guarantee: that of `inner`, for replies that Flower's own checks let through. Without `for_present`, one odd reply
+    aborts the run, and one NaN can pass into the model, as they do in Flower.
     """
 
     def __init__(
@@ -118,11 +123,13 @@ class GradientStrategy(RoundStrategy["InnerRun"]):
         inner: Strategy,
         optimizer: OptimizerFactory,
         *,
+        for_present: Callable[[int], Strategy] | None = None,
         buffers: Collection[str] = (),
         on_round: Callable[[RoundReport], object] | None = None,
         downlink: DownlinkName = "full",
     ) -> None:
         self.inner = inner
+        self.for_present = for_present
         super().__init__(optimizer, buffers=buffers, on_round=on_round, downlink=downlink)
 
     def summary(self) -> None:
@@ -141,15 +148,23 @@ class GradientStrategy(RoundStrategy["InnerRun"]):
 
     def begin(self, model: ServerModel, timeout: float | None, *, follows_up: bool) -> "InnerRun":
         """See `RoundStrategy.begin`."""
-        return InnerRun(self.inner, model, timeout, self._downlink)
+        return InnerRun(self.inner, self.for_present, model, timeout, self._downlink)
 
 
 class InnerRun(Run):
     """A run whose nodes the inner strategy chooses, in every round."""
 
-    def __init__(self, inner: Strategy, model: ServerModel, timeout: float | None, downlink: DownlinkName) -> None:
+    def __init__(
+        self,
+        inner: Strategy,
+        for_present: Callable[[int], Strategy] | None,
+        model: ServerModel,
+        timeout: float | None,
+        downlink: DownlinkName,
+    ) -> None:
         super().__init__(model, timeout, downlink)
         self.inner = inner
+        self.for_present = for_present
 
     def open_round(self, server_round: int, config: ConfigRecord, grid: Grid) -> "InnerRound":
         """See `Run.open_round`."""
@@ -161,11 +176,13 @@ class InnerRound(Round[int]):
 
     def __init__(self, run: InnerRun, server_round: int, config: ConfigRecord, grid: Grid) -> None:
         self._run = run
+        self._reader = partial(read_arrays, name=ARRAYS, layout=run.model.layout)
         self._round = server_round
         self._config = config
         self._grid = grid
         self._sent: dict[int, tuple[Metadata, Records]] = {}  # but for the model
         self._replies: dict[int, Message] = {}
+        self._unusable: dict[int, str] = {}  # why, of those in place of which nothing is aggregated
 
     def messages(self, arrays: ArrayRecord) -> dict[int, Message]:
         """See `Round.messages`; they are the inner strategy's."""
@@ -197,33 +214,54 @@ class InnerRound(Round[int]):
 
     def receive(self, batch: list[tuple[int, Message]]) -> bool:
         """See `Round.receive`."""
-        self._replies.update(batch)
+        for key, reply in batch:
+            self._replies[key] = reply
+            if self._run.for_present is not None and not reply.has_error():
+                self._check(key, reply)
         return len(self._replies) == len(self._nodes)
+
+    def _check(self, key: int, reply: Message) -> None:
+        """Give a valid gradient the weight of one example, and note why another reply is of no use."""
+        found = read(reply, self._reader)
+        if isinstance(found, Unusable):
+            self._unusable[key] = found.reason
+            logger.warning("Node %d: unusable: %s", self._nodes[key], found.reason)
+            return
+        weighted_by = getattr(self._run.inner, "weighted_by_key", "num-examples")
+        reply.content = RecordDict({ARRAYS: reply.content[ARRAYS], "metrics": MetricRecord({weighted_by: 1})})
 
     def close(self) -> Aggregated:
         """See `Round.close`; the inner strategy aggregates the gradients."""
         replies, self._replies = self._replies, {}
         bytes_in = sum(_size(reply) for reply in replies.values())
         report = self._report(replies)
+        inner = self._run.inner
+        if self._run.for_present is not None:
+            present = {key: reply for key, reply in replies.items() if not reply.has_error()}
+            replies = {key: reply for key, reply in present.items() if key not in self._unusable}
+            if not replies:
+                return Aggregated(direction=None, groups=(report,), bytes_in=bytes_in)
+            inner = self._run.for_present(len(replies))
         with quick_collections():
-            gradient, _ = self._run.inner.aggregate_train(self._round, list(replies.values()))
+            gradient, _ = inner.aggregate_train(self._round, list(replies.values()))
         direction = None if gradient is None else self._run.model.to_vector(gradient)
         return Aggregated(direction=direction, groups=(report,), bytes_in=bytes_in)
 
     def _report(self, replies: dict[int, Message]) -> GroupReport:
         """Report who answered; whether what they sent is true, nobody knows here."""
         silent = {key for key, reply in replies.items() if reply.has_error() and is_silence(reply)}
+        failed = {
+            self._nodes[key]: one_line(str(reply.error.reason))
+            for key, reply in replies.items()
+            if reply.has_error() and key not in silent
+        }
         return GroupReport(
             group=0,
             nodes=tuple(sorted(self._nodes.values())),
             status="clean",
             corrupt_nodes=(),
             silent_nodes=tuple(node_id for key, node_id in self._nodes.items() if key not in replies or key in silent),
-            malformed_nodes={
-                self._nodes[key]: one_line(str(reply.error.reason))
-                for key, reply in replies.items()
-                if reply.has_error() and key not in silent
-            },
+            malformed_nodes=failed | {self._nodes[key]: reason for key, reason in self._unusable.items()},
             residual=0.0,
             tolerance=math.inf,
             error_bound=math.inf,

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from flwr.app import ArrayRecord
-from flwr.serverapp.strategy import Bulyan
+from flwr.serverapp.strategy import Bulyan, FedAvg, MultiKrum
 
 from solon_fl.baselines.garbage import quick_collections
 from solon_fl.config import SolonConfig
@@ -34,17 +34,22 @@ def test_what_others_have_frozen_stays_frozen() -> None:
 @pytest.mark.slow
 def test_aggregators_are_timed_without_visiting_the_objects_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
     visible: list[int] = []
-    aggregate: Callable[..., tuple[ArrayRecord | None, Any]] = Bulyan.aggregate_train
 
-    def noting(*arguments: Any) -> tuple[ArrayRecord | None, Any]:
-        visible.append(len(gc.get_objects()))
-        return aggregate(*arguments)
+    def noting(strategy: type[FedAvg]) -> None:
+        aggregate: Callable[..., tuple[ArrayRecord | None, Any]] = strategy.aggregate_train
 
-    monkeypatch.setattr(Bulyan, "aggregate_train", noting)
+        def noted(*arguments: Any) -> tuple[ArrayRecord | None, Any]:
+            visible.append(len(gc.get_objects()))
+            return aggregate(*arguments)
+
+        monkeypatch.setattr(strategy, "aggregate_train", noted)
+
+    noting(Bulyan)
+    noting(MultiKrum)
     config = SolonConfig(num_nodes=7, byzantine=1, compression=1, group_size=7)
-    simulate(Scenario(config=config, strategy="bulyan", model="logistic", rounds=2))
+    simulate(Scenario(config=config, strategy="flower-bulyan", model="logistic", rounds=2))
     assert len(visible) == 2
-    MeasuredServer(byzantine=1)("bulyan", 7, 7, 1, 1000)
+    MeasuredServer(byzantine=1)("multikrum", 7, 7, 1, 1000)
     assert len(visible) == 2 + 2 * 4
     assert max(visible) < 50_000
     assert gc.get_freeze_count() == 0

@@ -5,9 +5,10 @@ from typing import Literal, get_args
 
 import torch
 from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
-from flwr.serverapp.strategy import Bulyan, MultiKrum
+from flwr.serverapp.strategy import MultiKrum
 from torch import Tensor
 
+from solon_fl.baselines.rules import bulyan
 from solon_fl.baselines.signum import majority_of_signs
 from solon_fl.simulations.run._compat import become_server
 from solon_fl.task import ARRAYS
@@ -30,7 +31,7 @@ def aggregation(name: Aggregator, vectors: Tensor, liars: int) -> Callable[[], o
     Parameters
     ----------
     name : "signum", "multikrum" or "bulyan"
-        The last two are Flower's own.
+        MultiKrum is Flower's own, Bulyan is `solon_fl.baselines.rules.bulyan`.
     vectors : Tensor, (n, d), float32 or float64
         A gradient of every node.
     liars : int
@@ -41,11 +42,11 @@ def aggregation(name: Aggregator, vectors: Tensor, liars: int) -> Callable[[], o
         rng = torch.Generator().manual_seed(0)
         packed = list(torch.randint(256, (len(vectors), -(-dim // 8)), dtype=torch.uint8, generator=rng))
         return lambda: majority_of_signs(packed, dim)
-    become_server()
     if name == "bulyan":
-        strategy: MultiKrum | Bulyan = Bulyan(num_malicious_nodes=liars)
-    else:
-        strategy = MultiKrum(num_malicious_nodes=liars, num_nodes_to_select=len(vectors) - liars)
+        sent = list(vectors)
+        return lambda: bulyan(torch.stack(sent), liars)
+    become_server()
+    strategy = MultiKrum(num_malicious_nodes=liars, num_nodes_to_select=len(vectors) - liars)
     arrays = [to_array(vector) for vector in vectors]
 
     def aggregate() -> object:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 
+import torch
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
@@ -46,6 +47,7 @@ class ImageClient(SolonClientMixin):
         self._model: nn.Module | None = None
         self._computed_round = 0
         self._computed: dict[object, tuple[Tensor, Losses]] = {}  # of that round, by what was computed
+        self._momenta: dict[int, tuple[int, Tensor]] = {}  # round and momentum, by the node's number
 
     def __getstate__(self) -> dict[str, object]:
         # A Ray actor is sent the scenario, and loads the data itself.
@@ -102,6 +104,8 @@ class ImageClient(SolonClientMixin):
         batch = Batch(config.seed, server_round, number, (server_round - 1) * config.num_nodes + number)
         buffers = buffer_names(self.build_model(context))
         gradient = self.mean_gradient(arrays, [batch], buffers, context)
+        if self.scenario.nodes_have_momentum:
+            gradient = self._with_momentum(gradient, number, server_round, _where(buffers, arrays, buffers.frozen))
         content = RecordDict(
             {
                 ARRAYS: _split(gradient, arrays, buffers.frozen),
@@ -109,6 +113,18 @@ class ImageClient(SolonClientMixin):
             }
         )
         return Message(content, reply_to=message)
+
+    def _with_momentum(self, gradient: Tensor, number: int, server_round: int, is_buffer: Tensor) -> Tensor:
+        """Return momentum * (the node's momentum of the round before) + gradient, and where buffers stand the gradient.
+
+        The server's SGD would do the same with the mean of the gradients, so that the learning rate means the same.
+        Who asks again in a round, as an attacker does that knows all nodes, gets what it got before.
+        """
+        latest, momentum = self._momenta.get(number, (0, torch.zeros_like(gradient)))
+        if latest != server_round:
+            momentum = (self.scenario.momentum * momentum).masked_fill_(is_buffer, 0).add_(gradient)
+            self._momenta[number] = server_round, momentum
+        return momentum
 
     def _once(self, context: Context, server_round: int, what: object, compute: Callable[[], Tensor]) -> Tensor:
         """Return what `compute` returns, from memory if it was computed before in this round."""
@@ -167,11 +183,19 @@ def _nobody() -> Context:
 
 def _split(vector: Tensor, arrays: ArrayRecord, frozen: Collection[str]) -> ArrayRecord:
     """Return a vector as an ArrayRecord that has the names and shapes of a model's entries that are coded."""
-    parts: dict[str, Array] = {}
-    start = 0
-    for name, array in arrays.items():
-        if array.dtype.startswith("float") and name not in frozen:
-            size = math.prod(array.shape)
-            parts[name] = to_array(vector[start : start + size].view(tuple(array.shape)))
-            start += size
-    return ArrayRecord(parts)
+    coded = _coded(arrays, frozen)
+    parts = torch.split(vector, [math.prod(array.shape) for array in coded.values()])
+    return ArrayRecord(
+        {name: to_array(part.view(tuple(coded[name].shape))) for name, part in zip(coded, parts, strict=True)}
+    )
+
+
+def _where(names: Collection[str], arrays: ArrayRecord, frozen: Collection[str]) -> Tensor:
+    """Return where the entries of these names stand in the vector of a model's entries that are coded, (d,) bool."""
+    coded = _coded(arrays, frozen).items()
+    return torch.cat([torch.full((math.prod(array.shape),), name in names) for name, array in coded])
+
+
+def _coded(arrays: ArrayRecord, frozen: Collection[str]) -> dict[str, Array]:
+    """Return a model's entries of which nodes send something."""
+    return {name: array for name, array in arrays.items() if array.dtype.startswith("float") and name not in frozen}

@@ -22,6 +22,7 @@ from solon_fl.strategies.loop import RoundStrategy
 __all__ = ["Engine", "Scenario"]
 
 Engine = Literal["in-process", "ray"]
+MomentumAt = Literal["best", "server", "nodes"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,13 @@ class Scenario:
     rounds, batch_size : int
         In each round every group computes batches_per_group batches of batch_size examples.
     learning_rate, momentum : float
-        Of the server's SGD.
+        Of SGD.
+    momentum_at : "best", "server" or "nodes"
+        Of strategies that aggregate plain gradients: whether the server's optimizer has the momentum, or every node
+        sends its own, m = momentum * m + gradient, and the server has none (Karimireddy et al. 2021). "best": as the
+        strategy's `NamedStrategy.momentum_at` says; with engine "ray" the server. FedAvg trains alike either way.
+        Solon's and Draco's is the server's, and Signum's the nodes', whatever stands here. All nodes' momenta are in
+        this process's memory, P vectors of the model's size.
     sign_learning_rate : float
         Of the server's SGD with strategy "signum", where the nodes have the momentum.
     local_learning_rate : float
@@ -80,6 +87,7 @@ class Scenario:
     batch_size: int = 32
     learning_rate: float = 0.05
     momentum: float = 0.9
+    momentum_at: MomentumAt = "best"
     sign_learning_rate: float = 0.002
     local_learning_rate: float = 0.05
     engine: Engine = "in-process"
@@ -101,6 +109,7 @@ class Scenario:
             ("dataset", self.dataset, tuple(DATASETS)),
             ("model", self.model, tuple(MODELS)),
             ("engine", self.engine, get_args(Engine)),
+            ("momentum_at", self.momentum_at, get_args(MomentumAt)),
         ):
             check_one_of(name, value, known)
 
@@ -134,11 +143,25 @@ class Scenario:
                 f"attack={self.attack!r} is made against Solon's code; got strategy={self.strategy!r}; use "
                 "strategy='solon', or another attack."
             )
+        if self.nodes_have_momentum and self.engine == "ray":
+            raise ConfigurationError(
+                "momentum_at='nodes' is simulated with engine='in-process' alone, where liars can know the momentum of "
+                f"others; got engine={self.engine!r}; use momentum_at='server'."
+            )
         if self.config.regroup == "round" and self.engine != "in-process":
             raise ConfigurationError(
                 "regroup='round' is simulated with engine='in-process' alone, where the liars can tell each other "
                 f"their places; got engine={self.engine!r}."
             )
+
+    @property
+    def nodes_have_momentum(self) -> bool:
+        """Whether nodes that send plain gradients send their momentum instead."""
+        strategy = STRATEGIES[self.strategy]
+        place = self.momentum_at
+        if place == "best":
+            place = "server" if self.engine == "ray" else strategy.momentum_at
+        return strategy.client == "plain" and place == "nodes"
 
     @property
     def expected_liars(self) -> int:
@@ -201,7 +224,8 @@ class Scenario:
     def make_optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
         """Return the server's optimizer."""
         rate = self.learning_rate if self.config.mode == "gradient" else 1.0
-        momentum = self.momentum if self.config.mode == "gradient" else 0.0
+        at_server = self.config.mode == "gradient" and not self.nodes_have_momentum
+        momentum = self.momentum if at_server else 0.0
         return torch.optim.SGD(parameters, lr=rate, momentum=momentum)
 
     def make_sign_optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:

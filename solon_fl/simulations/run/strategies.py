@@ -3,6 +3,7 @@
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Set
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from solon_fl.baselines import AggregatorStrategy, DracoStrategy, GradientStrategy, SignumStrategy
 from solon_fl.baselines.draco.task import DracoCodeName, make_draco_code
+from solon_fl.baselines.rules import Rule, bulyan, liars_among, ready_for
 from solon_fl.config import SolonConfig
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.attacks import Aggregate
@@ -25,6 +27,7 @@ from solon_fl.wire import to_array, trusted_tensor
 __all__ = ["STRATEGIES", "NamedStrategy", "Setting"]
 
 Client = Literal["solon", "plain", "draco", "signum"]
+Place = Literal["server", "nodes"]
 
 
 class Setting(Protocol):
@@ -60,6 +63,9 @@ class NamedStrategy(ABC):
         In plots; the colour-blind can tell the colours apart (Okabe & Ito, Tol).
     client : str
         What the nodes run: "solon" (shares), "plain" (the gradient of one batch), "draco" or "signum".
+    momentum_at : "server" or "nodes"
+        Where the momentum is if the scenario says "best": where the strategy bore attacks better when that was
+        measured. It matters for client "plain" alone: Solon's and Draco's is the server's, Signum's the nodes'.
     settings : mapping
         Entries of the scenario's `SolonConfig` that it overrides.
     """
@@ -67,6 +73,7 @@ class NamedStrategy(ABC):
     title: str
     colour: str
     client: Client = "plain"
+    momentum_at: Place = "server"
     settings: Mapping[str, Any] = MappingProxyType({})
 
     @abstractmethod
@@ -136,27 +143,33 @@ class _Flower(NamedStrategy):
     """One of Flower's own strategies, on gradients."""
 
     def __init__(
-        self, title: str, colour: str, make_inner: Callable[..., Strategy], least_nodes: Callable[[int], int]
+        self,
+        title: str,
+        colour: str,
+        make_inner: Callable[..., Strategy],
+        least_nodes: Callable[[int], int],
+        momentum_at: Place = "nodes",
     ) -> None:
         self.title, self.colour = title, colour
+        self.momentum_at = momentum_at
         self._make_inner = make_inner
         self._least_nodes = least_nodes
 
+    @property
+    def _robust(self) -> bool:
+        """Whether it leaves liars out; FedAvg does not, and takes what comes, as it does in Flower."""
+        return self._least_nodes(1) > 1
+
     def check(self, setting: Setting) -> None:
-        nodes, liars = setting.config.num_nodes, setting.expected_liars
-        if nodes < self._least_nodes(liars):
-            raise ConfigurationError(
-                f"{self.title} needs at least {self._least_nodes(liars)} nodes for {liars} liars; got "
-                f"num_nodes={nodes}; add nodes, or lower num_liars or byzantine."
-            )
+        _check_nodes(self, self._least_nodes(setting.expected_liars), setting)
 
     def make(self, setting: Setting, **arguments: Any) -> RoundStrategy[Any]:
-        return GradientStrategy(
-            self._inner(setting), setting.make_optimizer, downlink=setting.config.downlink, **arguments
-        )
+        inner = self._inner(setting, setting.config.num_nodes)
+        if self._robust:
+            arguments["for_present"] = partial(self._inner, setting)
+        return GradientStrategy(inner, setting.make_optimizer, downlink=setting.config.downlink, **arguments)
 
     def aggregate(self, setting: Setting) -> Aggregate:
-        inner = self._inner(setting)
         become_server()
 
         def aggregate(vectors: Tensor) -> Tensor:
@@ -169,17 +182,56 @@ class _Flower(NamedStrategy):
                     }
                 )
                 replies.append(Message(content, reply_to=Message(RecordDict(), 1, MessageType.TRAIN)))
-            arrays, _ = inner.aggregate_train(1, replies)
+            arrays, _ = self._inner(setting, len(vectors)).aggregate_train(1, replies)
             if arrays is None:
                 raise ArithmeticError(f"{self.title} returned nothing")
             return trusted_tensor(arrays["vector"])
 
         return aggregate
 
-    def _inner(self, setting: Setting) -> Strategy:
+    def _inner(self, setting: Setting, present: int) -> Strategy:
+        """Return the strategy that aggregates so many vectors, and asks all nodes for them."""
         nodes = setting.config.num_nodes
         everybody = {"fraction_evaluate": 0.0, "min_train_nodes": nodes, "min_available_nodes": nodes}
-        return self._make_inner(nodes, setting.expected_liars, **everybody)
+        return self._make_inner(present, liars_among(setting.expected_liars, nodes, present), **everybody)
+
+
+def _check_nodes(strategy: NamedStrategy, least: int, setting: Setting) -> None:
+    nodes, liars = setting.config.num_nodes, setting.expected_liars
+    if nodes < least:
+        raise ConfigurationError(
+            f"{strategy.title} needs at least {least} nodes for {liars} liars; got num_nodes={nodes}; add nodes, or "
+            "lower num_liars or byzantine."
+        )
+
+
+class _Rule(NamedStrategy):
+    """A robust rule of this package."""
+
+    def __init__(
+        self,
+        title: str,
+        colour: str,
+        rule: Rule,
+        least_nodes: Callable[[int], int],
+        momentum_at: Place = "nodes",
+    ) -> None:
+        self.title, self.colour = title, colour
+        self.momentum_at = momentum_at
+        self._rule = rule
+        self._least_nodes = least_nodes
+
+    def check(self, setting: Setting) -> None:
+        _check_nodes(self, self._least_nodes(setting.expected_liars), setting)
+
+    def make(self, setting: Setting, **arguments: Any) -> RoundStrategy[Any]:
+        config = setting.config
+        return AggregatorStrategy(
+            config.num_nodes, self.aggregate(setting), setting.make_optimizer, downlink=config.downlink, **arguments
+        )
+
+    def aggregate(self, setting: Setting) -> Aggregate:
+        return ready_for(self._rule, setting.expected_liars, setting.config.num_nodes)
 
 
 def _trimmed(nodes: int, liars: int, **everybody: Any) -> Strategy:
@@ -296,7 +348,9 @@ STRATEGIES: dict[str, NamedStrategy] = {
     "solon-reactive-digest": _Solon("Solon (dig.+react)", "#EE3377", verification="digest", redundancy="reactive"),
     "solon-referee": _Solon("Solon (referee)", "#CC6677", referee=True),
     "solon-referee-digest": _Solon("Solon (dig.+ref.)", "#000000", verification="digest", referee=True),
-    "fedavg": _Flower("FedAvg", "#D55E00", lambda nodes, liars, **everybody: FedAvg(**everybody), lambda f: 1),
+    "fedavg": _Flower(
+        "FedAvg", "#D55E00", lambda nodes, liars, **everybody: FedAvg(**everybody), lambda f: 1, momentum_at="server"
+    ),
     "fedmedian": _Flower(
         "FedMedian", "#999933", lambda nodes, liars, **everybody: FedMedian(**everybody), lambda f: 2 * f + 1
     ),
@@ -308,9 +362,10 @@ STRATEGIES: dict[str, NamedStrategy] = {
         lambda f: 2 * f + 3,
     ),
     "multikrum": _Flower("MultiKrum", "#E69F00", _multikrum, lambda f: 2 * f + 3),
-    "bulyan": _Flower(
-        "Bulyan",
-        "#009E73",
+    "bulyan": _Rule("Bulyan", "#009E73", bulyan, lambda f: 4 * f + 3),
+    "flower-bulyan": _Flower(
+        "Bulyan (Flower's)",
+        "#88CCEE",
         lambda nodes, liars, **everybody: Bulyan(num_malicious_nodes=liars, **everybody),
         lambda f: 4 * f + 3,
     ),

@@ -146,6 +146,48 @@ def test_the_trimmed_mean_cuts_as_many_at_each_end_as_there_are_liars(num_nodes:
     assert_close(aggregate(vectors), mean_of_the_rest(vectors, num_liars))
 
 
+@pytest.mark.slow
+def test_what_no_honest_node_sends_costs_a_robust_baseline_only_that_vector() -> None:
+    """Once all liars have given themselves away, nobody is left to leave out: what steps is the mean of the honest."""
+    mean = vector_of(run("fedavg", attack="silent").arrays)
+    for strategy in ("multikrum", "bulyan", "flower-bulyan", "fedtrimmedavg"):
+        for attack in ("nan", "malformed", "silent"):
+            outcome = run(strategy, attack=attack, momentum_at="server")
+            assert outcome.error is None
+            torch.testing.assert_close(vector_of(outcome.arrays), mean, rtol=1e-5, atol=1e-6)
+            how = "silent" if attack == "silent" else "malformed"
+            assert outcome.offences == {liar: {how: 2} for liar in outcome.scenario.liars}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attack", [None, "ipm"])
+def test_the_mean_of_the_nodes_momenta_is_the_servers_momentum(attack: str | None) -> None:
+    """And liars lie about momenta: minus a tenth of the mean of the honest nodes'."""
+    at_server, at_nodes = (run("fedavg", attack=attack, rounds=3, momentum_at=place) for place in ("server", "nodes"))
+    torch.testing.assert_close(vector_of(at_nodes.arrays), vector_of(at_server.arrays), rtol=1e-5, atol=1e-6)
+
+
+def test_a_node_has_one_momentum_a_round_and_none_of_buffers() -> None:
+    client = ImageClient(scenario("fedmedian", momentum=0.5))
+    is_buffer = torch.tensor([False, True])
+    sent = [client._with_momentum(torch.tensor([8.0, 8.0]), 3, number, is_buffer).tolist() for number in (1, 1, 2, 3)]
+    assert sent == [[8, 8], [8, 8], [12, 8], [14, 8]]
+    assert client._with_momentum(torch.tensor([8.0, 8.0]), 4, 3, is_buffer).tolist() == [8, 8]
+
+
+def test_the_momentum_is_where_the_strategy_or_the_scenario_says() -> None:
+    def rates(strategy: str, **changes: Any) -> tuple[bool, float]:
+        chosen = scenario(strategy, **changes)
+        optimizer = chosen.make_optimizer([torch.zeros(1)])
+        return chosen.nodes_have_momentum, optimizer.param_groups[0]["momentum"]
+
+    assert rates("fedavg") == rates("solon") == rates("solon", momentum_at="nodes") == (False, 0.9)
+    assert rates("fedmedian") == rates("fedavg", momentum_at="nodes") == (True, 0.0)
+    assert rates("fedmedian", momentum_at="server") == rates("fedmedian", engine="ray") == (False, 0.9)
+    with pytest.raises(ConfigurationError, match=r"momentum_at='nodes' is simulated with .*; got engine='ray'"):
+        scenario("fedmedian", momentum_at="nodes", engine="ray")
+
+
 def test_krum_picks_one_of_the_vectors_and_no_lie() -> None:
     vectors = random_vectors()
     vectors[[3, 8]] += 100
@@ -163,10 +205,11 @@ def test_multikrum_averages_all_but_the_liars() -> None:
 
 
 @pytest.mark.slow  # Flower collects garbage for every node
-def test_bulyan_stays_among_the_honest() -> None:
+@pytest.mark.parametrize("strategy", ["bulyan", "flower-bulyan"])
+def test_bulyan_stays_among_the_honest(strategy: str) -> None:
     vectors = random_vectors()
     vectors[[3, 8]] += 100
-    aggregated = STRATEGIES["bulyan"].aggregate(scenario("bulyan"))(vectors)
+    aggregated = STRATEGIES[strategy].aggregate(scenario(strategy))(vectors)
     honest = vectors[[row for row in range(14) if row not in (3, 8)]]
     assert (aggregated >= honest.min(0).values).all()
     assert (aggregated <= honest.max(0).values).all()
