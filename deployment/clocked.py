@@ -9,7 +9,7 @@ from statistics import fmean
 from deployment.errors import FederationError
 from solon_fl.simulations.compare import Cell
 from solon_fl.simulations.network import Network
-from solon_fl.simulations.run import STRATEGIES, Outcome, RoundRecord, rebuilt
+from solon_fl.simulations.run import Outcome, RoundRecord, rebuilt, strategy_named
 
 __all__ = ["Clocked", "measured_network", "read_record", "rounds_to", "table"]
 
@@ -140,7 +140,7 @@ def _row(run: Clocked, measured: Network, accuracy: float) -> list[str]:
     )
     return [
         f"{run.network.node_upload / 1e6:g} Mbit/s",
-        STRATEGIES[scenario.strategy].title,
+        strategy_named(scenario.strategy).title,
         "whole" if scenario.config.downlink == "full" else "in patches",
         str(len(scenario.liars)),
         f"{run.sent / 1e6:.1f}",

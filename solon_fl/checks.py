@@ -3,12 +3,13 @@
 A message states the rule, then the value that broke it. Numbers of numpy are numbers.
 """
 
-from collections.abc import Collection
+import difflib
+from collections.abc import Collection, Iterable
 from numbers import Integral, Real
 
 from solon_fl.errors import ConfigurationError
 
-__all__ = ["check_between", "check_number", "check_one_of", "check_timeout", "check_whole"]
+__all__ = ["check_between", "check_number", "check_one_of", "check_timeout", "check_whole", "closest"]
 
 
 def check_whole(name: str, value: object, least: int, most: int | None = None) -> int:
@@ -38,11 +39,23 @@ def check_timeout(timeout: float | None) -> float | None:
     return seconds
 
 
-def check_one_of(name: str, value: object, allowed: Collection[object]) -> None:
-    """Raise ConfigurationError unless the value is one of those allowed; None is shown as "none"."""
-    if value not in allowed:
-        names = ", ".join("none" if option is None else str(option) for option in allowed)
-        raise ConfigurationError(f"{name} must be one of {names}; got {name}={value!r}.")
+def check_one_of(name: str, value: object, allowed: Collection[object], also: str = "") -> None:
+    """Raise ConfigurationError unless the value is one of those allowed; None is shown as "none".
+
+    The message has the closest of them; `also` says what else would be right.
+    """
+    if value in allowed:
+        return
+    names = ["none" if option is None else str(option) for option in allowed]
+    rule = ", ".join(names) + (f", or {also}" if also else "")
+    guess = closest(value, names)
+    hint = f"; did you mean {guess}?" if guess else "."
+    raise ConfigurationError(f"{name} must be one of {rule}; got {name}={value!r}{hint}")
+
+
+def closest(value: object, names: Iterable[str]) -> str | None:
+    """Return the name that a misspelt one is most like, or None if it is like none."""
+    return next(iter(difflib.get_close_matches(str(value), list(names), n=1)), None)
 
 
 def check_between(name: str, value: float, low: float, high: float, remedy: str = "") -> None:

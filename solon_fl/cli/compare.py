@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from solon_fl.cli.meanings import CONFIG, SCENARIO, without
-from solon_fl.cli.options import Machine
+from solon_fl.cli.options import DATASET_HELP, MODEL_HELP, Machine
 from solon_fl.cli.settings import Keys, SetOption
 from solon_fl.cli.terminal import check_output, console, progress_bar, set_log_level, show_rounds
 from solon_fl.config import SolonConfig
@@ -19,6 +19,7 @@ from solon_fl.simulations.compare.comparison import Comparison, load_comparison,
 from solon_fl.simulations.compare.results import Cell, Results, run_comparison
 from solon_fl.simulations.compare.tables import comparison_table, rounds_table, times_table
 from solon_fl.simulations.network import NETWORKS
+from solon_fl.simulations.own import OWN
 from solon_fl.simulations.run import STRATEGIES, RoundRecord, Scenario
 from solon_fl.simulations.threads import limited_threads
 
@@ -41,7 +42,10 @@ KEYS = Keys(
         Scenario: without(SCENARIO, "strategy", "attack"),
         Machine: {"threads": "Threads of torch. Default: 1."},
     },
-    options=("strategies", "attacks", "networks", "num_nodes", "byzantine", "compression", "rounds", "seed"),
+    options=(
+        *("strategies", "attacks", "networks", "num_nodes", "byzantine", "compression", "rounds", "dataset", "model"),
+        "seed",
+    ),
 )
 
 
@@ -50,8 +54,8 @@ def compare_command(
         str,
         typer.Argument(metavar="COMPARISON", help="A name that --list shows, or your .toml file."),
     ] = "demo",
-    strategies: Annotated[str | None, typer.Option(help=f"Comma-separated: {', '.join(STRATEGIES)}.")] = None,
-    attacks: Annotated[str | None, typer.Option(help=f"Comma-separated: none, {', '.join(ATTACKS)}.")] = None,
+    strategies: Annotated[str | None, typer.Option(help=f"Comma-separated: {', '.join(STRATEGIES)}, or {OWN}.")] = None,
+    attacks: Annotated[str | None, typer.Option(help=f"Comma-separated: none, {', '.join(ATTACKS)}, or {OWN}.")] = None,
     networks: Annotated[
         str | None, typer.Option(help=f"Comma-separated: {', '.join(NETWORKS)}, or the file's own.")
     ] = None,
@@ -59,6 +63,8 @@ def compare_command(
     byzantine: Annotated[int | None, typer.Option(help="s: liars that Solon must find in each group.")] = None,
     compression: Annotated[int | None, typer.Option(help=CONFIG["compression"])] = None,
     rounds: Annotated[int | None, typer.Option(help="Rounds of every run.")] = None,
+    dataset: Annotated[str | None, typer.Option(help=DATASET_HELP)] = None,
+    model: Annotated[str | None, typer.Option(help=MODEL_HELP)] = None,
     seed: Annotated[int | None, typer.Option(help=CONFIG["seed"])] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder for runs, report.html and accuracy.png. Default: solon-results/NAME.")
@@ -74,6 +80,10 @@ def compare_command(
 
         solon-fl compare --strategies solon,bulyan,signum --attacks none,alie,foe --networks wan-100m
 
+    With data, a network, an aggregator and an attack of your own, the last three in mine.py of this folder:
+
+        solon-fl compare --dataset photos --model mine:Net --strategies solon,mine:median --attacks none,mine:Attack
+
     Options and --set replace what the comparison says. To write a file of your own, start from one in the package's
     folder solon_fl/simulations/compare/comparisons.
     """
@@ -88,6 +98,8 @@ def compare_command(
         "byzantine": byzantine,
         "compression": compression,
         "rounds": rounds,
+        "dataset": dataset,
+        "model": model,
         "seed": seed,
     }
     values = KEYS.read(settings, given)

@@ -10,11 +10,14 @@ from solon_fl.cli.meanings import CONFIG
 from solon_fl.config import SolonConfig, smallest_group_of
 from solon_fl.simulations.attacks import ATTACKS
 from solon_fl.simulations.datasets import DATASETS, MODELS
+from solon_fl.simulations.own import OWN
 from solon_fl.simulations.run import Scenario
 from solon_fl.simulations.settings import defaults_of
 from solon_fl.simulations.threads import check_threads
 
 __all__ = [
+    "DATASET_HELP",
+    "MODEL_HELP",
     "SCENARIO_DEFAULTS",
     "AttackName",
     "Byzantine",
@@ -36,13 +39,13 @@ Byzantine = Annotated[int | None, typer.Option(help=f"{CONFIG['byzantine']} Defa
 Compression = Annotated[
     int | None, typer.Option(help=f"{CONFIG['compression']} Default: {DEFAULT_CONFIG['compression']}.")
 ]
-AttackName = Annotated[str | None, typer.Option(help=f"What the liars do: none (the default), {', '.join(ATTACKS)}.")]
-DatasetName = Annotated[
-    str | None, typer.Option(help=f"Data: {', '.join(DATASETS)}. Default: {SCENARIO_DEFAULTS['dataset']}.")
+AttackName = Annotated[
+    str | None, typer.Option(help=f"What the liars do: none (the default), {', '.join(ATTACKS)}, or {OWN}.")
 ]
-ModelName = Annotated[
-    str | None, typer.Option(help=f"Network: {', '.join(MODELS)}. Default: {SCENARIO_DEFAULTS['model']}.")
-]
+DATASET_HELP = f"Data: {', '.join(DATASETS)}, a folder of class folders, or {OWN}."
+MODEL_HELP = f"Network: {', '.join(MODELS)}, or {OWN}."
+DatasetName = Annotated[str | None, typer.Option(help=f"{DATASET_HELP} Default: {SCENARIO_DEFAULTS['dataset']}.")]
+ModelName = Annotated[str | None, typer.Option(help=f"{MODEL_HELP} Default: {SCENARIO_DEFAULTS['model']}.")]
 Verbose = Annotated[bool, typer.Option(help="Show Flower's log.")]
 
 

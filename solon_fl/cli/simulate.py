@@ -17,7 +17,8 @@ from solon_fl.cli.settings import Keys, SetOption
 from solon_fl.cli.terminal import check_output, console, progress_bar, run_scenario, set_log_level
 from solon_fl.config import SolonConfig
 from solon_fl.errors import ConfigurationError
-from solon_fl.simulations.run import STRATEGIES, Outcome, Scenario, Stopped
+from solon_fl.simulations.own import OWN
+from solon_fl.simulations.run import STRATEGIES, Outcome, Scenario, Stopped, strategy_named
 from solon_fl.simulations.threads import limited_threads, usable_cores
 from solon_fl.strategies import Checkpoints
 
@@ -69,7 +70,9 @@ def simulate_command(
     attack: options.AttackName = None,
     strategy: Annotated[
         str | None,
-        typer.Option(help=f"Who aggregates: {', '.join(STRATEGIES)}. Default: {SCENARIO_DEFAULTS['strategy']}."),
+        typer.Option(
+            help=f"Who aggregates: {', '.join(STRATEGIES)}, or {OWN}. Default: {SCENARIO_DEFAULTS['strategy']}."
+        ),
     ] = None,
     referee: Annotated[bool, typer.Option("--referee", help=CONFIG["referee"])] = False,
     rounds: Annotated[
@@ -112,10 +115,10 @@ def simulate_command(
     }
     values = KEYS.read(settings, given)
     machine, saving = options.Machine(**values[options.Machine]), Saving(**values[Saving])
-    named = STRATEGIES.get(values[Scenario].get("strategy", SCENARIO_DEFAULTS["strategy"]))
-    config = options.config_of({**values[SolonConfig], **(named.settings if named else {})})
+    named = strategy_named(values[Scenario].get("strategy", SCENARIO_DEFAULTS["strategy"]))
+    config = options.config_of({**values[SolonConfig], **named.settings})
     scenario = Scenario(config=config, **values[Scenario])
-    if config.referee and STRATEGIES[scenario.strategy].client != "solon":
+    if config.referee and strategy_named(scenario.strategy).client != "solon":
         raise ConfigurationError(
             f"a referee is for strategy=solon; got --referee and strategy={scenario.strategy}; leave one out."
         )
@@ -139,7 +142,7 @@ def run(scenario: Scenario, saving: Saving, output: Path) -> None:
     kept = keep_earlier_run(output, outcome)
     outcome.save(output / ROUNDS)
     plot_run(outcome, output / PLOT)
-    if STRATEGIES[scenario.strategy].client == "solon" or outcome.offences:
+    if strategy_named(scenario.strategy).client == "solon" or outcome.offences:
         if (table := offences_table(outcome)).row_count:
             console.print(table)
         console.print(named_sentence(outcome), highlight=False)

@@ -1,12 +1,12 @@
 """Reads the fields of dataclasses from the tables of a TOML file, or from texts on the command line."""
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from solon_fl.checks import closest
 from solon_fl.errors import ConfigurationError
 
 __all__ = ["choices_of", "defaults_of", "from_text", "read_table", "text_of", "typed", "unknown"]
@@ -146,8 +146,8 @@ def unknown(what: str, value: object, known: Iterable[str]) -> str:
     "strategies: there is no 'fedagv'; did you mean fedavg?"
     """
     names = list(known)
-    close = difflib.get_close_matches(str(value), names, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(names)}."
+    guess = closest(value, names)
+    hint = f"did you mean {guess}?" if guess else f"choose from {', '.join(names)}."
     return f"{what}: there is no {value!r}; {hint}"
 
 

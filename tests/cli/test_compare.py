@@ -76,7 +76,7 @@ def test_bad_settings_of_a_comparison_are_one_line(arguments: list[str], message
 def test_help_lists_every_key() -> None:
     _, _, table = solon_fl("compare", "--help").stdout.partition("Keys of --set KEY=VALUE")
     keys = {line.split()[0] for line in table.splitlines() if line[1:2].isalpha()}
-    own_option = {"num_nodes", "byzantine", "compression", "rounds", "seed", "strategy", "attack"}
+    own_option = {"num_nodes", "byzantine", "compression", "rounds", "seed", "strategy", "attack", "dataset", "model"}
     others = {"title", "description", "batch_seconds", "target_accuracy", "group_sizes", "threads", "key"}
     assert keys == ({*CONFIG, *SCENARIO} - own_option) | others
 

@@ -6,7 +6,8 @@ from .labels import flips_labels, seen_labels
 from .liars import Liars, RegroupedLiars, partition_id, place_number
 from .mods import MALFORMATIONS, attack_mod, crash_mod, from_round, label_flip_mod, late_mod, malformed_mod, silent_mod
 from .omniscient import Alie, FallOfEmpires, InnerProduct, Mimic, MinMax, MinSum
-from .registry import ATTACKS, NamedAttack, lie_if_told, lone_liar_mod, make_attack_mod
+from .own import try_own_attack
+from .registry import ATTACKS, NamedAttack, attack_named, lie_if_told, lone_liar_mod, make_attack_mod
 from .simple import BitFlip, Constant, NotFinite, RandomGaussian, Reverse, SignFlip
 from .tuning import Aggregate, damage
 
@@ -38,6 +39,7 @@ __all__ = [
     "SameLie",
     "SignFlip",
     "attack_mod",
+    "attack_named",
     "crash_mod",
     "damage",
     "flips_labels",
@@ -52,4 +54,5 @@ __all__ = [
     "place_number",
     "seen_labels",
     "silent_mod",
+    "try_own_attack",
 ]

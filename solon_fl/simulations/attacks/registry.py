@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 
 from flwr.app import Context, Message
 from flwr.clientapp.typing import ClientAppCallable, Mod
@@ -12,6 +13,7 @@ from solon_fl.checks import check_one_of
 from solon_fl.coding import CertificateWarning, Code, Decoder, FourierCode, RealDecoder
 from solon_fl.config import make_decoder
 from solon_fl.errors import ConfigurationError
+from solon_fl.simulations.own import OWN, is_own
 from solon_fl.task import SolonTask
 
 from .base import Attack
@@ -19,10 +21,19 @@ from .code_aware import BelowTolerance, Encoded, NearCodeword, OtherGradient, Pa
 from .liars import Liars, partition_id, place_number
 from .mods import attack_mod, crash_mod, label_flip_mod, late_mod, malformed_mod, silent_mod
 from .omniscient import Alie, FallOfEmpires, InnerProduct, Mimic, MinMax, MinSum
+from .own import own_attack_mod
 from .simple import BitFlip, Constant, NotFinite, RandomGaussian, Reverse, SignFlip
 from .tuning import Aggregate
 
-__all__ = ["ATTACKS", "AttackFactory", "NamedAttack", "lie_if_told", "lone_liar_mod", "make_attack_mod"]
+__all__ = [
+    "ATTACKS",
+    "AttackFactory",
+    "NamedAttack",
+    "attack_named",
+    "lie_if_told",
+    "lone_liar_mod",
+    "make_attack_mod",
+]
 
 AttackFactory = Callable[[Liars, int, Aggregate | None, Decoder | None], Mod]
 """Makes a mod from the liars, a seed, the aggregator under attack, and Solon's decoder."""
@@ -50,6 +61,20 @@ class NamedAttack:
     spoils_replies: bool = False
 
 
+def attack_named(name: str) -> NamedAttack:
+    """Return the attack of `ATTACKS` that a name stands for, or of the user's, if it is an import path.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is none.
+    """
+    if is_own(name):
+        return NamedAttack("your own", partial(own_attack_mod, name))
+    check_one_of("attack", name, ATTACKS, OWN)
+    return ATTACKS[name]
+
+
 def make_attack_mod(
     name: str,
     liars: Liars | Collection[int],
@@ -57,12 +82,14 @@ def make_attack_mod(
     aggregate: Aggregate | None = None,
     decoder: Decoder | None = None,
 ) -> Mod:
-    """Return the mod of an attack of `ATTACKS`.
+    """Return the mod of an attack.
 
     Parameters
     ----------
     name : str
-        A key of `ATTACKS`.
+        A key of `ATTACKS`; or ``module:name`` of your own: an `Attack`, a class of which one can be made, a Flower mod,
+        which then runs on the liars alone, or a function that returns one of them. What is called gets those of `seed`,
+        `aggregate` and `decoder` that its signature names.
     liars : collection of int or Liars
         Numbers of the nodes that lie; see `attack_mod`.
     seed : int
@@ -76,10 +103,9 @@ def make_attack_mod(
     Raises
     ------
     ConfigurationError
-        If there is no such attack, or it is made against Solon's code and there is none.
+        If there is no such attack, it is made against Solon's code and there is none, or your own raises.
     """
-    check_one_of("attack", name, ATTACKS)
-    attack = ATTACKS[name]
+    attack = attack_named(name)
     if attack.needs_code and decoder is None:
         raise ConfigurationError(
             f"attack={name!r} is made against Solon's code; got decoder=None; use it with strategy='solon'."
@@ -88,7 +114,7 @@ def make_attack_mod(
 
 
 def lone_liar_mod(name: str, task: SolonTask) -> Mod:
-    """Return the mod of an attack of `ATTACKS` for a node of Solon's that knows its own task and no other liar.
+    """Return the mod of an attack for a node of Solon's that knows its own task and no other liar.
 
     The node supposes that the decoder's s is the largest that r and k allow.
     """

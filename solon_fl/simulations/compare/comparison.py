@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from importlib import resources
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -13,7 +14,8 @@ from solon_fl.config import SolonConfig
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.attacks import ATTACKS
 from solon_fl.simulations.network import NETWORKS, Network
-from solon_fl.simulations.run import STRATEGIES, Scenario
+from solon_fl.simulations.own import OwnCodeError, import_path, is_own
+from solon_fl.simulations.run import STRATEGIES, Scenario, strategy_named
 from solon_fl.simulations.settings import NONE, read_table, unknown
 
 __all__ = ["NO_ATTACK", "Comparison", "GroupSizes", "load_comparison", "parse_comparison", "shipped_comparisons"]
@@ -35,9 +37,9 @@ class Comparison:
     scenario : Scenario
         What all runs have in common.
     strategies : tuple of str
-        Keys of `STRATEGIES`.
+        Keys of `STRATEGIES`, or your own; see `Scenario`.
     attacks : tuple of str or None
-        Keys of `ATTACKS`, or None for no attack.
+        Keys of `ATTACKS`, or your own, or None for no attack.
     networks : tuple of Network
         The times of a run are computed for each of them, without running it again.
     batch_seconds : float, optional
@@ -53,7 +55,7 @@ class Comparison:
     Raises
     ------
     ConfigurationError
-        If a name is unknown or a number out of its range.
+        If a name is unknown, a number out of its range, or code of your own does not do what it must.
     """
 
     title: str
@@ -67,6 +69,8 @@ class Comparison:
     group_sizes: GroupSizes = "same"
 
     def __post_init__(self) -> None:
+        for name in ("strategies", "attacks"):
+            object.__setattr__(self, name, tuple(import_path(name, value) for value in getattr(self, name)))
         for name, values, known in (
             ("strategies", self.strategies, tuple(STRATEGIES)),
             ("attacks", self.attacks, (None, *ATTACKS)),
@@ -74,7 +78,7 @@ class Comparison:
             if not values:
                 raise ConfigurationError(f"{name} must name at least one; got none.")
             for value in values:
-                if value not in known:
+                if value not in known and not is_own(value):
                     raise ConfigurationError(unknown(name, value, [item or NO_ATTACK for item in known]))
             if len(set(values)) < len(values):
                 got = ", ".join(value or NO_ATTACK for value in values)
@@ -96,6 +100,18 @@ class Comparison:
                 f"has the same ones whatever the groups; got batches_per_group={config.batches_per_group}, "
                 f"group_size={config.group_size}; leave out batches_per_group."
             )
+        self._try_own()
+
+    def _try_own(self) -> None:
+        """Let code of the user's fail now, and not when the runs before it are finished."""
+        for strategy, attack in product(self.strategies, self.attacks):
+            if is_own(strategy) or is_own(attack):
+                try:
+                    self.cell(strategy, attack)
+                except OwnCodeError:
+                    raise
+                except ConfigurationError:  # the report will say that this run is not possible
+                    continue
 
     def cell(self, strategy: str, attack: str | None) -> Scenario:
         """Return the scenario of one run.
@@ -107,7 +123,7 @@ class Comparison:
         """
         config = self.scenario.config
         if self.group_sizes == "smallest":
-            config = replace(config, **STRATEGIES[strategy].settings, group_size=0, batches_per_group=0)
+            config = replace(config, **strategy_named(strategy).settings, group_size=0, batches_per_group=0)
         return replace(self.scenario, config=config, strategy=strategy, attack=attack)
 
 

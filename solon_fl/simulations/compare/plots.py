@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from solon_fl.simulations.compare.results import Cell, Results
 from solon_fl.simulations.extras import simulation_extra
 from solon_fl.simulations.network import Network
-from solon_fl.simulations.run import STRATEGIES
+from solon_fl.simulations.run import strategy_named
 from solon_fl.simulations.run.plots import style_axes
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def _draw_cells(axes: "Axes", cells: Sequence[Cell], results: Results, network: 
     from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 
     for cell in cells:
-        strategy = STRATEGIES[cell.strategy]
+        strategy = strategy_named(cell.strategy)
         across = cell.clock(network, results.batch_seconds) if network else list(range(len(cell.accuracies)))
         first = 1 if network else 0  # a logarithm has no place for 0
         style: dict[str, Any] = {"color": strategy.colour, "linewidth": 1.4}

@@ -10,14 +10,14 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from solon_fl.simulations.attacks import ATTACKS
+from solon_fl.simulations.attacks import attack_named
 from solon_fl.simulations.compare.comparison import Comparison
 from solon_fl.simulations.compare.plots import plot_accuracy
 from solon_fl.simulations.compare.results import Cell, Results
 from solon_fl.simulations.compare.tables import SCATTER, named_liars, show_seconds
 from solon_fl.simulations.extras import simulation_extra
 from solon_fl.simulations.network import Network
-from solon_fl.simulations.run import STRATEGIES
+from solon_fl.simulations.run import strategy_named
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,7 +67,7 @@ def _settings(comparison: Comparison) -> dict[str, Any]:
     scenario = comparison.scenario
     shown = {name: value for name, value in asdict(scenario).items() if name not in NOT_SHOWN and value is not None}
     attacks = [
-        (attack, attack or "no attack", ATTACKS[attack].description if attack else "all nodes are honest")
+        (attack, attack or "no attack", attack_named(attack).description if attack else "all nodes are honest")
         for attack in comparison.attacks
     ]
     return {
@@ -76,7 +76,7 @@ def _settings(comparison: Comparison) -> dict[str, Any]:
         "scenario": shown,
         "expected_liars": scenario.expected_liars,
         "given": comparison.batch_seconds is not None,
-        "strategies": [(name, STRATEGIES[name]) for name in comparison.strategies],
+        "strategies": [(name, strategy_named(name)) for name in comparison.strategies],
         "attacks": attacks,
     }
 
@@ -119,7 +119,7 @@ def _survival(results: Results, strategy: str) -> str | None:
         verdict = results.verdict(cell)
         if verdict is not None:
             by[verdict].append(str(cell.attack))
-    title = STRATEGIES[strategy].title
+    title = strategy_named(strategy).title
     if cells and len(by["survived"]) == len(cells):
         return f"{title} survived {_all_of(by['survived'])}."
     parts = [f"{verdict} by {', '.join(by[verdict])}" for verdict in ("broken", "harmed") if by[verdict]]
@@ -132,7 +132,7 @@ def _relative_times(results: Results, network: Network) -> str | None:
     for strategy in results.comparison.strategies:
         ratio = results.speed(results.cell(strategy, None), network) if strategy != "solon" else None
         if ratio is not None:
-            parts.append(f"{STRATEGIES[strategy].title} {ratio:.2g}")
+            parts.append(f"{strategy_named(strategy).title} {ratio:.2g}")
     times = ", ".join(parts)
     sentence = f"On {network.name}, without an attack, to the same accuracy in units of Solon's time: {times}."
     return sentence if parts else None

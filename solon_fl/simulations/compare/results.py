@@ -14,6 +14,7 @@ from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.compare.comparison import NO_ATTACK, Comparison
 from solon_fl.simulations.network import Network, RoundSeconds, round_seconds
 from solon_fl.simulations.run import Outcome, RoundRecord, Scenario, jsonable, measure_batch_seconds, simulate
+from solon_fl.simulations.sources import digest_of
 
 __all__ = ["Cell", "Results", "Verdict", "run_comparison"]
 
@@ -31,9 +32,9 @@ class Cell:
     Attributes
     ----------
     strategy : str
-        A key of `STRATEGIES`.
+        A key of `STRATEGIES`, or the user's own.
     attack : str or None
-        A key of `ATTACKS`, or None.
+        A key of `ATTACKS`, the user's own, or None.
     outcome : Outcome or None
         As its file has it; None if the run is impossible.
     refusal : str or None
@@ -244,7 +245,8 @@ def run_comparison(
         What to run.
     folder : Path
         Where outcomes are kept, one file a run. The file's name holds a hash of the scenario, so that several
-        comparisons can share a folder and none overwrites another's runs.
+        comparisons can share a folder and none overwrites another's runs; also of the user's own code and folders of
+        data, as `digest_of` tells them apart.
     on_cell : callable, optional
         Called with the scenario before a run, it returns what to call after every round. If there is nothing to run, it
         is called with the Cell.
@@ -264,7 +266,8 @@ def _cell(comparison: Comparison, strategy: str, attack: str | None, folder: Pat
         refused = Cell(strategy, attack, refusal=str(error))
         on_cell(refused)
         return refused
-    path = folder / f"{strategy}-{attack or NO_ATTACK}-{_digest(scenario)}.jsonl"
+    name = f"{strategy}-{attack or NO_ATTACK}".replace(":", ".")  # which not every file system takes
+    path = folder / f"{name}-{_digest(scenario)}.jsonl"
     if (outcome := _finished(path)) is not None:
         cell = Cell(strategy, attack, outcome)
         on_cell(cell)
@@ -287,8 +290,10 @@ def _finished(path: Path) -> Outcome | None:
 
 
 def _digest(scenario: Scenario) -> str:
-    """Return 8 characters that differ where the scenario does."""
-    text = json.dumps(jsonable(asdict(scenario)), sort_keys=True)
+    """Return 8 characters that differ where the scenario does, or code or folders of the user's that it names."""
+    names = [scenario.strategy, scenario.attack, scenario.dataset, scenario.model]
+    files = {name: digest for name in names if name and (digest := digest_of(name))}
+    text = json.dumps(jsonable(asdict(scenario)), sort_keys=True) + (json.dumps(files) if files else "")
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

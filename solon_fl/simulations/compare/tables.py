@@ -6,7 +6,8 @@ from rich.table import Table
 
 from solon_fl.simulations.compare.comparison import NO_ATTACK
 from solon_fl.simulations.compare.results import Cell, Results
-from solon_fl.simulations.run import STRATEGIES
+from solon_fl.simulations.own import is_own
+from solon_fl.simulations.run import strategy_named
 
 __all__ = ["SCATTER", "comparison_table", "named_liars", "rounds_table", "show_seconds", "times_table"]
 
@@ -61,7 +62,7 @@ def rounds_table(results: Results) -> Table:
         table.add_column(escape(network.name), justify="right", overflow="fold")
     for cell in results.cells:
         if cell.outcome is not None:
-            group = cell.outcome.scenario.config.group_size if STRATEGIES[cell.strategy].client == "solon" else "-"
+            group = cell.outcome.scenario.config.group_size if strategy_named(cell.strategy).client == "solon" else "-"
             numbers = [str(group), f"{cell.nodes_asked:.3g}", f"{cell.batches_of_all:.4g}"]
             numbers.append(str(cell.referee_computations) if cell.has_referee else "-")
             times = [cell.mean_round(network, results.batch_seconds) for network in results.comparison.networks]
@@ -90,7 +91,12 @@ def _names(cell: Cell) -> tuple[str, str]:
     attack = cell.attack or NO_ATTACK
     if len(attack) > 10:
         attack = attack.replace("-", "-\n", 1)
-    return attack, STRATEGIES[cell.strategy].title
+    return _broken(attack), _broken(strategy_named(cell.strategy).title)
+
+
+def _broken(name: str) -> str:
+    """Return a name of the user's in two lines."""
+    return name.replace(":", ":\n") if is_own(name) else name
 
 
 def _outcome(results: Results, cell: Cell) -> tuple[str, ...]:
@@ -114,7 +120,7 @@ def _ends_section(results: Results, cell: Cell) -> bool:
 
 def named_liars(cell: Cell) -> str:
     """Return in words how many of the liars the server named; an empty text for strategies that name none."""
-    if not cell.named and (not cell.liars or STRATEGIES[cell.strategy].client not in ("solon", "draco")):
+    if not cell.named and (not cell.liars or strategy_named(cell.strategy).client not in ("solon", "draco")):
         return ""
     right, wrong = len(cell.named & cell.liars), len(cell.named - cell.liars)
     named = f"all {right}" if right == len(cell.liars) else f"{right} of {len(cell.liars)}"

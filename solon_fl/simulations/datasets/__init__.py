@@ -1,7 +1,7 @@
-"""Images and texts, embedded in the package or read from the user's files, and the networks that learn them."""
+"""Images and texts, from the package, files or code of the user's, and the networks that learn them."""
 
 from solon_fl.simulations.datasets.dataset import Dataset
-from solon_fl.simulations.datasets.loading import DATASETS, load_dataset
-from solon_fl.simulations.datasets.models import MODELS, build_model
+from solon_fl.simulations.datasets.loading import DATASETS, check_dataset_name, load_dataset
+from solon_fl.simulations.datasets.models import MODELS, build_model, check_model_name
 
-__all__ = ["DATASETS", "MODELS", "Dataset", "build_model", "load_dataset"]
+__all__ = ["DATASETS", "MODELS", "Dataset", "build_model", "check_dataset_name", "check_model_name", "load_dataset"]

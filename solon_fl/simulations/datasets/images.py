@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.datasets.dataset import Dataset, damaged, existing_folder
 
-__all__ = ["NUM_CLASSES", "Split", "fashion_mnist", "fashion_mnist_6k", "normalised"]
+__all__ = ["NUM_CLASSES", "Split", "fashion_mnist", "fashion_mnist_6k", "normalise", "normalised"]
 
 NUM_CLASSES = 10  # of every set of images here
 Split = tuple[npt.NDArray[np.uint8], npt.NDArray[np.integer]]  # stored images (N, C, H, W), labels (N,)
@@ -58,12 +59,17 @@ def normalised(name: str, train: Split, test: Split, source: object) -> Dataset:
             got = f"labels from {labels.min()} to {labels.max()}"
             raise damaged(source, f"{name}'s labels must be from 0 to {NUM_CLASSES - 1}", got)
     train_images, test_images = (torch.tensor(images, dtype=torch.float32) for images, _ in (train, test))
+    normalise(train_images, test_images)
+    train_labels, test_labels = (torch.tensor(labels, dtype=torch.int64) for _, labels in (train, test))
+    return Dataset(name, train_images, train_labels, test_images, test_labels, NUM_CLASSES)
+
+
+def normalise(train_images: Tensor, test_images: Tensor) -> None:
+    """Shift and scale images, float32, (N, C, H, W), so that each channel of the first has mean 0 and deviation 1."""
     deviations, means = torch.std_mean(train_images, dim=(0, 2, 3), correction=0, keepdim=True)
     deviations[deviations == 0] = 1  # a constant channel becomes zeros, not NaN
     for tensor in (train_images, test_images):
         tensor.sub_(means).div_(deviations)
-    train_labels, test_labels = (torch.tensor(labels, dtype=torch.int64) for _, labels in (train, test))
-    return Dataset(name, train_images, train_labels, test_images, test_labels, NUM_CLASSES)
 
 
 def _read_idx(path: Path, dimensions: int) -> npt.NDArray[np.uint8]:

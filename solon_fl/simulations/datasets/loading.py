@@ -3,14 +3,18 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from solon_fl.checks import check_one_of, check_whole
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.datasets.cifar10 import cifar10
 from solon_fl.simulations.datasets.dataset import Dataset
+from solon_fl.simulations.datasets.examples import dataset_of
+from solon_fl.simulations.datasets.folders import read_folder
 from solon_fl.simulations.datasets.images import fashion_mnist, fashion_mnist_6k
 from solon_fl.simulations.datasets.reviews import movie_reviews, synthetic_reviews
 from solon_fl.simulations.datasets.svhn import svhn
+from solon_fl.simulations.own import OWN, arguments_for, call_own, is_own, load_own, seeded
 
-__all__ = ["DATASETS", "load_dataset"]
+__all__ = ["DATASETS", "check_dataset_name", "load_dataset"]
 
 DATASETS: dict[str, Callable[[Path | None], Dataset]] = {
     "fashion-mnist-6k": fashion_mnist_6k,
@@ -23,8 +27,8 @@ DATASETS: dict[str, Callable[[Path | None], Dataset]] = {
 """The data sets' names, each with the function that reads it from a folder (``None``: no folder was given)."""
 
 
-def load_dataset(name: str, data_dir: Path | None = None) -> Dataset:
-    """Return a data set by name. It is read into memory; nothing is downloaded.
+def load_dataset(name: str, data_dir: Path | None = None, image_size: int | None = None) -> Dataset:
+    """Return a data set by name, from a folder, or of your own. It is read into memory; nothing is downloaded.
 
     Parameters
     ----------
@@ -36,6 +40,18 @@ def load_dataset(name: str, data_dir: Path | None = None) -> Dataset:
         Texts of 2 classes. ``synthetic-reviews``: 5,000 training and 1,000 test texts of random words, made by code.
         No person wrote them, and a score on them says nothing about real language. ``movie-reviews``: snippets of film
         reviews, unfavourable (0) or favourable (1). They are shuffled, and every 10th is kept for the test.
+
+        Or a folder: of folders of images, one a class, or ``train/`` and ``test/`` with such folders in them; or what
+        ``save_to_disk`` of Hugging Face's ``datasets`` wrote, with a column of images and one of labels. Images of PNG,
+        JPEG, BMP or WEBP, of one size, or see `image_size`.
+
+        Or ``module:name`` of your own: a `Dataset`; or a map-style data set, such as a ``torch.utils.data.Dataset``, of
+        pairs of an input and the number of its class; or a tuple of two of them, train and test; or a function that
+        returns any of these. It is called with `data_dir` if its signature names it, with seeded random states.
+        Inputs: images, of PIL or uint8 with channels first, are normalised; floating-point numbers are taken as they
+        are; whole numbers (int64) of one dimension are the tokens of a text.
+
+        Where there is no test set, one of five examples of each class, rounded down, is kept for it: always the same.
     data_dir : Path, optional
         The folder to read, for all sets but ``fashion-mnist-6k`` and ``synthetic-reviews``.
         For ``fashion-mnist`` it holds the four idx files, gzipped or not, itself or in ``FashionMNIST/raw/`` (as
@@ -46,6 +62,9 @@ def load_dataset(name: str, data_dir: Path | None = None) -> Dataset:
         For ``movie-reviews`` it holds ``rt-polarity.pos`` and ``rt-polarity.neg``. Or it is a file, gzipped or not, of
         lines with an id, the mean rating and the text, separated by tabs (VADER's
         ``movieReviewSnippets_GroundTruth.txt``). A text is favourable if rated above 0, and left out at exactly 0.
+    image_size : int, optional
+        For images of PIL, in a folder or of your own: each is scaled so that its shorter side has so many pixels
+        (bilinear), and cropped in the middle to a square.
 
     Returns
     -------
@@ -55,8 +74,9 @@ def load_dataset(name: str, data_dir: Path | None = None) -> Dataset:
     Raises
     ------
     ConfigurationError
-        If the name is not in `DATASETS`, if `data_dir` is missing or is given to a set that reads none, if a file is
-        not found there, or if a file is truncated, malformed, or a pickle that asks for more than arrays.
+        If the name is not in `DATASETS`, no folder and no import path, if `data_dir` is missing or is given to a set
+        that reads none, if a file is not found there, or if a file is truncated, malformed, or a pickle that asks for
+        more than arrays. If your own raises, or is not as above.
 
     Notes
     -----
@@ -78,6 +98,37 @@ def load_dataset(name: str, data_dir: Path | None = None) -> Dataset:
     deep learning 2011. ``movie-reviews``: B. Pang, L. Lee, "Seeing stars", ACL 2005; rated by C. Hutto, E. Gilbert,
     "VADER", ICWSM 2014.
     """
-    if name not in DATASETS:
-        raise ConfigurationError(f"dataset must be one of {', '.join(DATASETS)}; got dataset={name!r}; choose one.")
-    return DATASETS[name](data_dir)
+    check_dataset_name(name)
+    if image_size is not None:
+        check_whole("image_size", image_size, 1)
+    if name in DATASETS:
+        if image_size is not None:
+            rule = "image_size is for folders of images and data of your own"
+            raise ConfigurationError(f"{rule}; got image_size={image_size}, dataset={name!r}; leave image_size out.")
+        return DATASETS[name](data_dir)
+    if not is_own(name):
+        _refuse_folder(name, data_dir)
+        return dataset_of(name, read_folder(Path(name)), image_size)
+    with seeded(0):
+        found = load_own("dataset", name)
+        if isinstance(found, type) or (callable(found) and not hasattr(found, "__getitem__")):
+            if "data_dir" not in arguments_for(found, {"data_dir": data_dir})[0]:
+                _refuse_folder(name, data_dir)
+            found = call_own("dataset", name, found, {"data_dir": data_dir})
+        return dataset_of(name, found, image_size)
+
+
+def check_dataset_name(name: str) -> None:
+    """Raise ConfigurationError unless the name is in `DATASETS`, a folder, or leads to something of the user's.
+
+    Whether a folder is there that is written with a slash shows when it is read.
+    """
+    if is_own(name):
+        load_own("dataset", name)
+    elif name not in DATASETS and not (isinstance(name, str) and name and ("/" in name or Path(name).is_dir())):
+        check_one_of("dataset", name, DATASETS, f"a folder, or {OWN}")
+
+
+def _refuse_folder(name: str, data_dir: Path | None) -> None:
+    if data_dir is not None:
+        raise ConfigurationError(f"dataset={name!r} takes no data_dir; got data_dir={str(data_dir)!r}; leave it out.")

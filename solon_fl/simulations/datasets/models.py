@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from solon_fl.checks import check_one_of
 from solon_fl.errors import ConfigurationError
+from solon_fl.simulations.own import OWN, OwnCodeError, call_own, is_own, load_own, seeded
 
-__all__ = ["MODELS", "build_model"]
+__all__ = ["MODELS", "build_model", "check_model_name"]
 
 _Shape = tuple[int, ...]  # channels, height, width; or vocabulary size, length
 
@@ -27,13 +29,17 @@ def build_model(name: str, input_shape: _Shape, num_classes: int, seed: int) -> 
 
         For texts. ``textcnn``: an embedding of 64, 50 filters for each window of 3, 4 and 5 words, each filter's
         greatest value, and a linear layer; no dropout.
+
+        Or ``module:name`` of your own: a class or a function that returns a new ``nn.Module``. It is called with
+        those of `input_shape` and `num_classes` that its signature names. The random states of torch's CPU, of numpy
+        and of Python are seeded while it runs.
     input_shape : tuple of int
         An image's channels, height and width (pixels), or the vocabulary's size and a text's length (tokens), each at
-        least 1. `Dataset.input_shape` has it.
+        least 1; a network of your own may be for any other. `Dataset.input_shape` has it.
     num_classes : int
         The length of an output row, at least 1.
     seed : int
-        Of the initial weights, from 0 to 2**63 - 1. The global random state is left as it was.
+        Of the initial weights, from 0 to 2**63 - 1. The global random states are left as they were.
 
     Returns
     -------
@@ -43,8 +49,8 @@ def build_model(name: str, input_shape: _Shape, num_classes: int, seed: int) -> 
     Raises
     ------
     ConfigurationError
-        If the name is not in `MODELS`, the network is not for this kind of input, a text is shorter than textcnn's
-        widest window, or a number is out of its range.
+        If the name is neither in `MODELS` nor an import path, the network is not for this kind of input, a text is
+        shorter than textcnn's widest window, a number is out of its range, or your own raises or returns no module.
 
     Notes
     -----
@@ -74,12 +80,17 @@ def build_model(name: str, input_shape: _Shape, num_classes: int, seed: int) -> 
     ``textcnn``: Y. Kim, "Convolutional neural networks for sentence classification", EMNLP 2014, CNN-rand. Differs:
     50 filters a window in place of 100, words of 64 values in place of 300, no dropout, no limit on the norm.
     """
-    if name not in MODELS:
-        raise ConfigurationError(f"model must be one of {', '.join(MODELS)}; got model={name!r}; choose one.")
+    check_model_name(name)
+    if not 0 <= seed < 2**63:
+        raise ConfigurationError(f"seed must be from 0 to 2**63 - 1; got seed={seed}; choose another.")
+    if is_own(name):
+        with seeded(seed):
+            return _own_model(name, input_shape, num_classes)
     if len(input_shape) not in (2, 3) or min(*input_shape, num_classes) < 1:
         raise ConfigurationError(
             "input_shape must be channels, height, width, or vocabulary size, length, and each, and num_classes, at "
-            f"least 1; got input_shape={input_shape}, num_classes={num_classes}; raise the one that is lower."
+            f"least 1; got input_shape={input_shape}, num_classes={num_classes}; raise the one that is lower, or give "
+            f"{OWN} as model."
         )
     kinds = ("texts", _TEXT_MODELS), ("images", _IMAGE_MODELS)
     (given, fitting), (needed, _) = kinds if len(input_shape) == 2 else kinds[::-1]
@@ -88,12 +99,36 @@ def build_model(name: str, input_shape: _Shape, num_classes: int, seed: int) -> 
             f"model={name!r} needs {needed}; the data set gives {given}, input_shape={input_shape}; "
             f"choose {' or '.join(fitting)}."
         )
-    if not 0 <= seed < 2**63:
-        raise ConfigurationError(f"seed must be from 0 to 2**63 - 1; got seed={seed}; choose another.")
-    # devices=[] and the CPU's own generator: torch.manual_seed would also reseed every accelerator.
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         return MODELS[name](input_shape, num_classes)
+
+
+def check_model_name(name: str) -> None:
+    """Raise ConfigurationError unless the name is in `MODELS` or leads to something of the user's."""
+    if is_own(name):
+        load_own("model", name)
+    else:
+        check_one_of("model", name, MODELS, OWN)
+
+
+def _own_model(name: str, input_shape: _Shape, num_classes: int) -> nn.Module:
+    make = load_own("model", name)
+    if isinstance(make, nn.Module) or not callable(make):
+        raise OwnCodeError(
+            f"model={name!r} must be a class or a function that makes a network; got {type(make).__name__}; let a "
+            "function return a new one, so that its weights follow from the seed."
+        )
+    made = call_own("model", name, make, {"input_shape": input_shape, "num_classes": num_classes})
+    if not isinstance(made, nn.Module):
+        raise OwnCodeError(
+            f"model={name!r} must return a torch.nn.Module; got {type(made).__name__}; return the network."
+        )
+    if any(isinstance(parameter, nn.UninitializedParameter) for parameter in made.parameters()):
+        raise OwnCodeError(
+            f"model={name!r} must return a network whose lazy layers have their shapes; got one that has not; call it "
+            "once, such as on torch.zeros(1, *input_shape), before you return it."
+        )
+    return made
 
 
 def _logistic(input_shape: _Shape, num_classes: int) -> nn.Module:

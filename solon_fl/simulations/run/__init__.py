@@ -8,6 +8,7 @@ from solon_fl.simulations.run.float_noise import Kernels, NodeKind, calibrate_sc
 from solon_fl.simulations.run.grid import InProcessGrid
 from solon_fl.simulations.run.nodes import ImageClient, load_data, make_client_app, measure_batch_seconds
 from solon_fl.simulations.run.outcome import Outcome
+from solon_fl.simulations.run.own_strategies import strategy_named
 from solon_fl.simulations.run.plain import jsonable, rebuilt
 from solon_fl.simulations.run.round_record import NumberedGroup, NumberedReferee, NumberedReport, RoundRecord
 from solon_fl.simulations.run.scenario import Engine, Scenario
@@ -38,4 +39,5 @@ __all__ = [
     "run_apps",
     "Stopped",
     "simulate",
+    "strategy_named",
 ]

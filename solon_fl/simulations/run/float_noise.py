@@ -16,7 +16,7 @@ from solon_fl.errors import ConfigurationError, SolonError
 from solon_fl.simulations.attacks import lone_liar_mod, partition_id
 from solon_fl.simulations.datasets import build_model
 from solon_fl.simulations.run.engines import run_apps
-from solon_fl.simulations.run.nodes import ImageClient, load_data
+from solon_fl.simulations.run.nodes import ImageClient, load_data, try_own_model
 from solon_fl.simulations.run.scenario import Scenario
 from solon_fl.strategies import Calibration, buffer_names, calibrate
 from solon_fl.wire import to_array
@@ -75,6 +75,7 @@ def calibrate_scenario(
             f"calibration with an attack needs engine='in-process'; got engine='ray', attack={scenario.attack!r}."
         )
     dataset = load_data(scenario)
+    try_own_model(scenario, dataset)
     client = ImageClient(replace(scenario, compute_once=False), dataset)
     model = build_model(scenario.model, dataset.input_shape, dataset.num_classes, seed=scenario.config.seed)
     arrays = ArrayRecord({name: to_array(value) for name, value in model.state_dict().items()})

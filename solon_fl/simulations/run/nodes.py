@@ -17,25 +17,60 @@ from torch.nn import functional
 from solon_fl.baselines import draco_client_app, signum_mod
 from solon_fl.clients import Batch, SolonClientMixin, SolonTask, downlink_mod
 from solon_fl.clients.losses import Losses, collected_losses, note_loss
-from solon_fl.simulations.attacks import ATTACKS, Liars, flips_labels, partition_id, seen_labels
+from solon_fl.simulations.attacks import Liars, attack_named, flips_labels, partition_id, seen_labels
 from solon_fl.simulations.datasets import Dataset, build_model, load_dataset
+from solon_fl.simulations.own import OwnCodeError, is_own, seeded, theirs
+from solon_fl.simulations.run.own_strategies import strategy_named
 from solon_fl.simulations.run.scenario import Scenario
-from solon_fl.simulations.run.strategies import STRATEGIES
 from solon_fl.strategies import buffer_names
 from solon_fl.task import ARRAYS, CONFIG
 from solon_fl.wire import to_array
 
-__all__ = ["ImageClient", "load_data", "make_client_app", "measure_batch_seconds"]
+__all__ = ["ImageClient", "load_data", "make_client_app", "measure_batch_seconds", "try_own_model"]
+
+_TRIED_EXAMPLES = 8
 
 
 def load_data(scenario: Scenario) -> Dataset:
     """Return a scenario's data, from memory if it was loaded last."""
-    return _load(scenario.dataset, scenario.data_dir)
+    return _load(scenario.dataset, scenario.data_dir, scenario.image_size)
 
 
 @lru_cache(maxsize=1)
-def _load(name: str, data_dir: Path | None) -> Dataset:
-    return load_dataset(name, data_dir)
+def _load(name: str, data_dir: Path | None, image_size: int | None) -> Dataset:
+    return load_dataset(name, data_dir, image_size)
+
+
+def try_own_model(scenario: Scenario, dataset: Dataset) -> None:
+    """Let a network of the user's learn from a few examples, as a node on which it raises only counts as failed.
+
+    Raises
+    ------
+    OwnCodeError
+        If it raises, returns other logits than it must, or gets other weights when it is made again.
+    """
+    name = scenario.model
+    if not is_own(name):
+        return
+    shape, classes = dataset.input_shape, dataset.num_classes
+    model, again = (build_model(name, shape, classes, seed=scenario.config.seed) for _ in range(2))
+    for (entry, one), other in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
+        if not torch.equal(one.nan_to_num(), other.nan_to_num()):
+            raise OwnCodeError(
+                f"model={name!r} must have the same weights whenever it is made with one seed; got others in {entry}; "
+                "draw them from torch, numpy or random, whose states are seeded."
+            )
+    count = min(_TRIED_EXAMPLES, scenario.batch_size, len(dataset.train_labels))
+    with seeded(0), theirs("model", name):
+        outputs = model(dataset.train_inputs[:count])
+    if not isinstance(outputs, Tensor) or outputs.shape != (count, classes) or not outputs.is_floating_point():
+        got = f"shape {tuple(outputs.shape)} {outputs.dtype}" if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise OwnCodeError(
+            f"model={name!r} must return a number for each input and class, floating-point, ({count}, {classes}) here; "
+            f"got {got}; let it take num_classes. Simulations classify, with cross-entropy as the loss."
+        )
+    with theirs("model", name):
+        functional.cross_entropy(outputs, dataset.train_labels[:count]).backward()  # type: ignore[no-untyped-call]
 
 
 class ImageClient(SolonClientMixin):
@@ -146,7 +181,7 @@ def make_client_app(client: ImageClient, liars: Liars | None = None) -> ClientAp
     """Return the ClientApp of a scenario's nodes, honest or not; see `Scenario.mods` for `liars`."""
     scenario = client.scenario
     attack = scenario.mods(liars)
-    kind = STRATEGIES[scenario.strategy].client
+    kind = strategy_named(scenario.strategy).client
     if kind == "solon":
         return client.client_app(attack)
     if kind == "draco":
@@ -156,7 +191,7 @@ def make_client_app(client: ImageClient, liars: Liars | None = None) -> ClientAp
         model = client.build_model(_nobody())
         signs = signum_mod(scenario.momentum, buffer_names(model))
         # Liars lie about the gradient and send its signs, but a mod that spoils replies spoils the signs.
-        spoils_replies = scenario.attack is not None and ATTACKS[scenario.attack].spoils_replies
+        spoils_replies = scenario.attack is not None and attack_named(scenario.attack).spoils_replies
         attack = [*attack, signs] if spoils_replies else [signs, *attack]
     app.train(mods=[downlink_mod, *attack])(client.train_alone)
     return app
@@ -164,7 +199,9 @@ def make_client_app(client: ImageClient, liars: Liars | None = None) -> ClientAp
 
 def measure_batch_seconds(scenario: Scenario) -> float:
     """Return how many seconds one node takes for the gradient of one batch on this machine (median of 5)."""
-    client = ImageClient(replace(scenario, compute_once=False), load_data(scenario))
+    dataset = load_data(scenario)
+    try_own_model(scenario, dataset)
+    client = ImageClient(replace(scenario, compute_once=False), dataset)
     context = _nobody()
     model = client.build_model(context)
     arrays = ArrayRecord({name: to_array(value) for name, value in model.state_dict().items()})

@@ -13,10 +13,10 @@ import torch
 from flwr.app import ArrayRecord
 
 from solon_fl.errors import ConfigurationError
+from solon_fl.simulations.run.own_strategies import strategy_named
 from solon_fl.simulations.run.plain import jsonable, rebuilt
 from solon_fl.simulations.run.round_record import NumberedReport, RoundRecord
 from solon_fl.simulations.run.scenario import Scenario
-from solon_fl.simulations.run.strategies import STRATEGIES
 from solon_fl.strategies import NodeRecord
 
 __all__ = ["Outcome", "Software"]
@@ -94,7 +94,7 @@ class Outcome:
         """Return the outcome of a run that has not begun."""
         return cls(
             scenario=scenario,
-            batches_per_node=STRATEGIES[scenario.strategy].batches_per_node(scenario),
+            batches_per_node=strategy_named(scenario.strategy).batches_per_node(scenario),
             liars=scenario.liars,
             software=Software.here(),
         )
@@ -129,7 +129,7 @@ class Outcome:
     @property
     def has_referee(self) -> bool:
         """Whether there was a referee to ask."""
-        return STRATEGIES[self.scenario.strategy].client == "solon" and self.scenario.config.referee
+        return strategy_named(self.scenario.strategy).client == "solon" and self.scenario.config.referee
 
     @property
     def convicted(self) -> frozenset[int]:

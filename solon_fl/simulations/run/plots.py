@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from solon_fl.simulations.extras import simulation_extra
 from solon_fl.simulations.run.outcome import Outcome
-from solon_fl.simulations.run.strategies import STRATEGIES
+from solon_fl.simulations.run.own_strategies import strategy_named
 from solon_fl.simulations.run.tables import KIND_LABELS
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def plot_run(outcome: Outcome, path: Path) -> None:
     else:
         top = figure.subplots()
     scenario = outcome.scenario
-    strategy = STRATEGIES[scenario.strategy]
+    strategy = strategy_named(scenario.strategy)
     rounds = [record.round for record in outcome.records]
     top.plot(rounds, outcome.accuracies, color=strategy.colour, linewidth=1.8)
     style_axes(top)

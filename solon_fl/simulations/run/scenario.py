@@ -10,12 +10,20 @@ import torch
 from flwr.clientapp.typing import Mod
 from torch import Tensor
 
-from solon_fl.checks import check_one_of
+from solon_fl.checks import check_one_of, check_whole
 from solon_fl.config import SolonConfig
 from solon_fl.errors import ConfigurationError
-from solon_fl.simulations.attacks import ATTACKS, Liars, RegroupedLiars, from_round, make_attack_mod
-from solon_fl.simulations.datasets import DATASETS, MODELS
-from solon_fl.simulations.run.strategies import STRATEGIES
+from solon_fl.simulations.attacks import (
+    Liars,
+    RegroupedLiars,
+    attack_named,
+    from_round,
+    make_attack_mod,
+    try_own_attack,
+)
+from solon_fl.simulations.datasets import check_dataset_name, check_model_name
+from solon_fl.simulations.own import import_path, is_own
+from solon_fl.simulations.run.own_strategies import strategy_named
 from solon_fl.strategies import RoundReport
 from solon_fl.strategies.loop import RoundStrategy
 
@@ -35,9 +43,11 @@ class Scenario:
         Nodes, liars, code, seed. Other strategies than Solon use those settings that they know. A referee is honest,
         and computes in the server's process.
     strategy : str
-        One of `STRATEGIES`.
+        One of `STRATEGIES`, or your own aggregator: ``module:name`` of a function that makes one tensor, (d,), of the
+        nodes' gradients, an (n, d) tensor, or of a Flower strategy, or of a class or function that makes one of them.
+        Those of ``num_nodes`` and ``num_liars`` that its signature names are passed.
     attack : str or None
-        One of `ATTACKS`. None: all nodes are honest.
+        One of `ATTACKS`, or your own, as `make_attack_mod` takes it. None: all nodes are honest.
     attack_from : int
         Round from which on the liars lie. Before it they are honest.
     num_liars : int, optional
@@ -46,9 +56,12 @@ class Scenario:
         number. Default: s in every group. With the config's regroup "round" any node may lie and the default is s in
         all; if there are more, chance decides whether a group ever has more than s.
     dataset, model : str
-        One of `DATASETS` and one of `MODELS`. The model must be for the kind of data, images or texts.
+        One of `DATASETS` and one of `MODELS`, or your own, as `load_dataset` and `build_model` take them. The model
+        must be for the kind of data.
     data_dir : Path, optional
         Folder or file of a data set that is not embedded.
+    image_size : int, optional
+        Side in pixels to which images of your own are scaled and cropped; see `load_dataset`.
     rounds, batch_size : int
         In each round every group computes batches_per_group batches of batch_size examples.
     learning_rate, momentum : float
@@ -72,7 +85,13 @@ class Scenario:
     ------
     ConfigurationError
         If a name is unknown (the message lists those that exist), a number is out of its range, or the settings exclude
-        each other, such as an attack against Solon's code and another strategy.
+        each other, such as an attack against Solon's code and another strategy. If code of your own is not found, or
+        does not do what it must in a trial on random vectors.
+
+    Notes
+    -----
+    Code of your own is imported when a scenario is made, also by `Outcome.load`. In Python the function or class
+    itself is taken, too, and becomes the text by which it can be imported.
     """
 
     config: SolonConfig
@@ -83,6 +102,7 @@ class Scenario:
     dataset: str = "fashion-mnist-6k"
     model: str = "cnn"
     data_dir: Path | None = None
+    image_size: int | None = None
     rounds: int = 60
     batch_size: int = 32
     learning_rate: float = 0.05
@@ -94,29 +114,32 @@ class Scenario:
     compute_once: bool = True
 
     def __post_init__(self) -> None:
+        for name in ("strategy", "attack", "dataset", "model"):
+            object.__setattr__(self, name, import_path(name, getattr(self, name)))
         self._check_names()
-        if settings := STRATEGIES[self.strategy].settings:
+        if settings := strategy_named(self.strategy).settings:
             object.__setattr__(self, "config", replace(self.config, **settings))
         self._check_numbers()
         self._check_num_liars()
         self._check_combination()
-        STRATEGIES[self.strategy].check(self)
+        strategy_named(self.strategy).check(self)
+        self._try_own_attack()
 
     def _check_names(self) -> None:
-        for name, value, known in (
-            ("strategy", self.strategy, tuple(STRATEGIES)),
-            ("attack", self.attack, (None, *ATTACKS)),
-            ("dataset", self.dataset, tuple(DATASETS)),
-            ("model", self.model, tuple(MODELS)),
-            ("engine", self.engine, get_args(Engine)),
-            ("momentum_at", self.momentum_at, get_args(MomentumAt)),
-        ):
-            check_one_of(name, value, known)
+        strategy_named(self.strategy)
+        if self.attack is not None:
+            attack_named(self.attack)
+        check_dataset_name(self.dataset)
+        check_model_name(self.model)
+        check_one_of("engine", self.engine, get_args(Engine))
+        check_one_of("momentum_at", self.momentum_at, get_args(MomentumAt))
 
     def _check_numbers(self) -> None:
         for name in ("rounds", "batch_size", "attack_from"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} must be at least 1; got {name}={getattr(self, name)}.")
+        if self.image_size is not None:
+            check_whole("image_size", self.image_size, 1)
         for name in ("learning_rate", "sign_learning_rate", "local_learning_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigurationError(f"{name} must be positive; got {name}={getattr(self, name)}.")
@@ -135,10 +158,10 @@ class Scenario:
         )
 
     def _check_combination(self) -> None:
-        runs_solon = STRATEGIES[self.strategy].client == "solon"
+        runs_solon = strategy_named(self.strategy).client == "solon"
         if not runs_solon and self.config.mode == "update":
             raise ConfigurationError(f"mode='update' is for strategy='solon'; got strategy={self.strategy!r}.")
-        if not runs_solon and self.attack is not None and ATTACKS[self.attack].needs_code:
+        if not runs_solon and self.attack is not None and attack_named(self.attack).needs_code:
             raise ConfigurationError(
                 f"attack={self.attack!r} is made against Solon's code; got strategy={self.strategy!r}; use "
                 "strategy='solon', or another attack."
@@ -154,10 +177,16 @@ class Scenario:
                 f"their places; got engine={self.engine!r}."
             )
 
+    def _try_own_attack(self) -> None:
+        if self.attack is not None and is_own(self.attack):
+            is_coded = strategy_named(self.strategy).client == "solon"
+            num_vectors = self.config.group_size if is_coded else self.config.num_nodes
+            try_own_attack(self.attack, num_vectors, self.config.make_decoder() if is_coded else None)
+
     @property
     def nodes_have_momentum(self) -> bool:
         """Whether nodes that send plain gradients send their momentum instead."""
-        strategy = STRATEGIES[self.strategy]
+        strategy = strategy_named(self.strategy)
         place = self.momentum_at
         if place == "best":
             place = "server" if self.engine == "ray" else strategy.momentum_at
@@ -215,7 +244,7 @@ class Scenario:
         """
         if self.attack is None:
             return []
-        strategy = STRATEGIES[self.strategy]
+        strategy = strategy_named(self.strategy)
         decoder = self.config.make_decoder() if strategy.client == "solon" else None
         told = Liars(self.liars) if liars is None else liars
         attack = make_attack_mod(self.attack, told, self.config.seed, strategy.aggregate(self), decoder)
@@ -236,4 +265,4 @@ class Scenario:
         self, buffers: tuple[str, ...], on_round: Callable[[RoundReport], None], **arguments: Any
     ) -> RoundStrategy[Any]:
         """Return the Flower strategy; `arguments` are others of its own."""
-        return STRATEGIES[self.strategy].make(self, buffers=buffers, on_round=on_round, **arguments)
+        return strategy_named(self.strategy).make(self, buffers=buffers, on_round=on_round, **arguments)

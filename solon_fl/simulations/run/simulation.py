@@ -16,11 +16,11 @@ from solon_fl.errors import CheckpointError, ConfigurationError
 from solon_fl.simulations.datasets import Dataset, build_model
 from solon_fl.simulations.run.checkpoints import RecordedCheckpoints
 from solon_fl.simulations.run.engines import run_apps
-from solon_fl.simulations.run.nodes import ImageClient, load_data, make_client_app
+from solon_fl.simulations.run.nodes import ImageClient, load_data, make_client_app, try_own_model
 from solon_fl.simulations.run.outcome import Outcome
+from solon_fl.simulations.run.own_strategies import strategy_named
 from solon_fl.simulations.run.round_record import NumberedReport, RoundRecord
 from solon_fl.simulations.run.scenario import Scenario
-from solon_fl.simulations.run.strategies import STRATEGIES
 from solon_fl.strategies import Checkpoints, RoundReport, SolonStrategy, buffer_names
 from solon_fl.strategies.solon_run import MOST_SILENCES
 from solon_fl.wire import model_sha256, to_array, trusted_tensor
@@ -69,7 +69,7 @@ def simulate(
         If checkpoints are given for another strategy, the data can't be found, the model is not for such data,
         batch_size exceeds the data, or the engine is not installed.
     """
-    if checkpoints is not None and STRATEGIES[scenario.strategy].client != "solon":
+    if checkpoints is not None and strategy_named(scenario.strategy).client != "solon":
         raise ConfigurationError(f"checkpoints are for strategy='solon'; got strategy={scenario.strategy!r}.")
     dataset = load_data(scenario)
     if scenario.batch_size > len(dataset.train_labels):
@@ -77,6 +77,7 @@ def simulate(
             f"batch_size must be at most the number of training examples; got batch_size={scenario.batch_size}, "
             f"dataset {dataset.name} has {len(dataset.train_labels)}."
         )
+    try_own_model(scenario, dataset)
     outcome = Outcome.of(scenario)
     liars = scenario.make_liars()
     client_app = make_client_app(ImageClient(scenario, dataset), liars)
@@ -164,7 +165,7 @@ class ScenarioServer:
     def _waited(self, report: RoundReport) -> bool:
         """Return whether the server would have waited for its deadline, and note who was silent."""
         unheard = {node for node, rounds in self._silences.items() if rounds >= MOST_SILENCES}
-        waited = STRATEGIES[self._outcome.scenario.strategy].waited(report, unheard)
+        waited = strategy_named(self._outcome.scenario.strategy).waited(report, unheard)
         self._silences = {node: self._silences.get(node, 0) + 1 for node in report.silent_nodes}
         return waited
 

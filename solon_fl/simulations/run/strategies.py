@@ -24,7 +24,7 @@ from solon_fl.strategies.loop import RoundStrategy
 from solon_fl.task import ARRAYS
 from solon_fl.wire import to_array, trusted_tensor
 
-__all__ = ["STRATEGIES", "NamedStrategy", "Setting"]
+__all__ = ["STRATEGIES", "NamedStrategy", "Setting", "flower_aggregate"]
 
 Client = Literal["solon", "plain", "draco", "signum"]
 Place = Literal["server", "nodes"]
@@ -170,24 +170,7 @@ class _Flower(NamedStrategy):
         return GradientStrategy(inner, setting.make_optimizer, downlink=setting.config.downlink, **arguments)
 
     def aggregate(self, setting: Setting) -> Aggregate:
-        become_server()
-
-        def aggregate(vectors: Tensor) -> Tensor:
-            replies = []
-            for vector in vectors:
-                content = RecordDict(
-                    {
-                        ARRAYS: ArrayRecord({"vector": to_array(vector)}),
-                        "metrics": MetricRecord({"num-examples": 1}),
-                    }
-                )
-                replies.append(Message(content, reply_to=Message(RecordDict(), 1, MessageType.TRAIN)))
-            arrays, _ = self._inner(setting, len(vectors)).aggregate_train(1, replies)
-            if arrays is None:
-                raise ArithmeticError(f"{self.title} returned nothing")
-            return trusted_tensor(arrays["vector"])
-
-        return aggregate
+        return flower_aggregate(self.title, partial(self._inner, setting))
 
     def _inner(self, setting: Setting, present: int) -> Strategy:
         """Return the strategy that aggregates so many vectors, and asks all nodes for them."""
@@ -232,6 +215,28 @@ class _Rule(NamedStrategy):
 
     def aggregate(self, setting: Setting) -> Aggregate:
         return ready_for(self._rule, setting.expected_liars, setting.config.num_nodes)
+
+
+def flower_aggregate(title: str, inner_for: Callable[[int], Strategy]) -> Aggregate:
+    """Return what a strategy of Flower's makes of vectors, given the one that aggregates so many of them."""
+    become_server()
+
+    def aggregate(vectors: Tensor) -> Tensor:
+        replies = []
+        for vector in vectors:
+            content = RecordDict(
+                {
+                    ARRAYS: ArrayRecord({"vector": to_array(vector)}),
+                    "metrics": MetricRecord({"num-examples": 1}),
+                }
+            )
+            replies.append(Message(content, reply_to=Message(RecordDict(), 1, MessageType.TRAIN)))
+        arrays, _ = inner_for(len(vectors)).aggregate_train(1, replies)
+        if arrays is None:
+            raise ArithmeticError(f"{title} returned nothing")
+        return trusted_tensor(arrays["vector"])
+
+    return aggregate
 
 
 def _trimmed(nodes: int, liars: int, **everybody: Any) -> Strategy:

@@ -148,7 +148,9 @@ def test_a_failed_build_leaves_the_global_state() -> None:
 
 
 def test_unknown_name_lists_those_that_exist() -> None:
-    with pytest.raises(ConfigurationError, match="logistic, mlp, cnn, resnet18, vgg13, textcnn; got model='vgg'"):
+    with pytest.raises(
+        ConfigurationError, match="textcnn, or module:name of your own; got model='vgg'; did you mean vgg13"
+    ):
         build_model("vgg", GREY, 10, seed=0)
 
 

@@ -1,0 +1,113 @@
+"""Attacks of the user's: what a name like "my_package.attacks:Mine" leads to, as a Flower mod of the liars."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp.typing import ClientAppCallable, Mod
+from torch import Tensor
+
+from solon_fl.coding import Decoder
+from solon_fl.simulations.attacks.base import Attack
+from solon_fl.simulations.attacks.liars import Addressee, Liars
+from solon_fl.simulations.attacks.mods import attack_mod
+from solon_fl.simulations.attacks.tuning import Aggregate
+from solon_fl.simulations.own import OwnCodeError, arguments_for, call_own, load_own, theirs
+
+__all__ = ["own_attack_mod", "try_own_attack"]
+
+_TRIED_LENGTH = 1000  # entries of a vector
+_LIES = ["vectors", "liars", "rng"]  # what the function of an Attack takes
+
+
+def own_attack_mod(
+    name: str, liars: Liars, seed: int, aggregate: Aggregate | None = None, decoder: Decoder | None = None
+) -> Mod:
+    """Return the mod of an attack of the user's: their own mod on liars alone, or that of their `Attack`.
+
+    Raises
+    ------
+    OwnCodeError
+        If there is none of that name, it raises when it is made, or it is neither.
+    """
+    made = _made(name, seed, aggregate, decoder)
+    if _is_attack(made):
+        return attack_mod(cast(Attack, made), liars, seed)
+
+    def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        if liars.include(Addressee.of(message, context)):
+            return cast(Mod, made)(message, context, call_next)
+        return call_next(message, context)
+
+    return mod
+
+
+def try_own_attack(name: str, num_vectors: int, decoder: Decoder | None) -> None:
+    """Let an attack of the user's make a lie out of random vectors, as what it raises later passes for a node's crash.
+
+    Parameters
+    ----------
+    name : str
+        Its import path.
+    num_vectors : int
+        Of the nodes that a server combines.
+    decoder : Decoder or None
+        Solon's.
+
+    Raises
+    ------
+    OwnCodeError
+        If it raises, or returns something else than an `Attack` must.
+    """
+    attack = _made(name, 0, lambda vectors: vectors.mean(0), decoder)
+    if not _is_attack(attack):
+        return
+    rng = torch.Generator().manual_seed(0)
+    with theirs("attack", name):
+        liars: Sequence[int] = range(min(2, num_vectors)) if attack.omniscient else [0]
+        vectors = torch.randn(num_vectors if attack.omniscient else 1, _TRIED_LENGTH, generator=rng)
+        lies = attack.lies(vectors, liars, rng)
+    wanted = (len(liars), _TRIED_LENGTH)
+    if not isinstance(lies, Tensor) or tuple(lies.shape) != wanted or lies.dtype != vectors.dtype:
+        got = f"{tuple(lies.shape)} {lies.dtype}" if isinstance(lies, Tensor) else f"{type(lies).__name__}"
+        raise OwnCodeError(
+            f"attack={name!r} must return a tensor with a row for each of the liars, like the vectors in length and "
+            f"dtype, {wanted} {vectors.dtype} here; got {got}; see solon_fl.simulations.attacks.Attack."
+        )
+
+
+def _made(name: str, seed: int, aggregate: Aggregate | None, decoder: Decoder | None) -> Any:
+    """Return the user's `Attack` or mod; a class, or a function that is neither, is called for it."""
+    found = load_own("attack", name)
+    if isinstance(found, type) or (callable(found) and not _is_attack(found) and _needed(found) < 3):
+        found = call_own("attack", name, found, {"seed": seed, "aggregate": aggregate, "decoder": decoder})
+    if _is_attack(found):
+        return found
+    if callable(found) and _needed(found) == 3:
+        return _Function(found) if list(inspect.signature(found).parameters) == _LIES else found
+    got = f"{type(found).__name__}{' without omniscient' if hasattr(found, 'lies') else ''}"
+    raise OwnCodeError(
+        f"attack={name!r} must be an Attack, with omniscient and lies(vectors, liars, rng), or a function of these "
+        f"three, or a Flower mod, of message, context, call_next, or make one; got {got}; see "
+        "docs/how-to/own-model-and-data.md."
+    )
+
+
+class _Function:
+    """A function of the user's as an `Attack`."""
+
+    omniscient = True
+
+    def __init__(self, lies: Callable[[Tensor, Sequence[int], torch.Generator], Tensor]) -> None:
+        self.lies = lies
+
+
+def _is_attack(thing: Any) -> bool:
+    return hasattr(thing, "omniscient") and callable(getattr(thing, "lies", None))
+
+
+def _needed(thing: Callable[..., Any]) -> int:
+    """Return how many arguments a callable must be given."""
+    return len(arguments_for(thing, {})[1])
