@@ -1,25 +1,30 @@
 """The README's code runs as it stands, with a model and data of the test's."""
 
 import re
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import typer
 from flwr.app import ArrayRecord, Context, RecordDict
+from PIL import Image
 from torch import Tensor, nn
 
 from solon_fl import SolonConfig
 from solon_fl.cli import calibrate, compare, plan, simulate
 from solon_fl.cli.app import app
-from solon_fl.simulations import InProcessGrid
+from solon_fl.simulations import InProcessGrid, Outcome, load_dataset
 from solon_fl.simulations.attacks import Reverse
 from solon_fl.simulations.attacks.mods import attack_mod
 from solon_fl.simulations.compare.comparison import parse_comparison, shipped_comparisons
 from solon_fl.strategies import SolonStrategy, buffer_names
+from tests.cli.command import solon_fl
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 
 
 class MyModel(nn.Sequential):
@@ -71,6 +76,31 @@ def test_the_baselines_of_the_how_to_train() -> None:
     assert result.train_metrics_clientapp[1]["stepped"] == 1
 
 
+@pytest.mark.slow
+def test_a_strangers_photos_and_model_are_compared_as_in_the_how_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs/how-to/own-model-and-data.md").read_text()
+    model, rules, attack = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    (command,) = re.findall(r"^solon-fl (compare .*)$", page, re.M)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    Path("mine.py").write_text("\n".join((model, rules, attack)))
+    data = load_dataset("fashion-mnist-6k")
+    for number, (image, label) in enumerate(zip(data.train_inputs[:120, 0], data.train_labels.tolist(), strict=False)):
+        folder = Path("photos", f"kind-{label}")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((60 * (image + 1)).clamp(0, 255).byte().numpy()).save(folder / f"{number}.png")
+    few = "--rounds 1 --strategies solon,mine:median,mine:trimmed_mean --attacks mine:Opposite --output out"
+    done = solon_fl(*command.split(), *few.split())
+    assert done.exit_code == 0, done.output
+    outcomes = [Outcome.load(path) for path in Path("out/runs").glob("*mine.Opposite*.jsonl")]
+    assert {outcome.scenario.strategy for outcome in outcomes} == {"solon", "mine:median", "mine:trimmed_mean"}
+    assert all(outcome.scenario.model == "mine:make" and outcome.error is None for outcome in outcomes)
+    assert solon_fl(*command.split(), *few.split()).stdout.count("was run before") == 3
+    sys.modules.pop("mine")
+
+
 def test_the_calibration_of_the_how_to_runs(capsys: Any) -> None:
     page = (Path(__file__).parent.parent / "docs/how-to/calibrate.md").read_text()
     code, option = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
@@ -86,7 +116,6 @@ def test_the_calibration_of_the_how_to_runs(capsys: Any) -> None:
 
 
 KEYS = {"simulate": simulate.KEYS, "plan": plan.KEYS, "compare": compare.KEYS, "calibrate": calibrate.KEYS}
-ROOT = Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
 
 
