@@ -19,18 +19,21 @@ import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 from torch.nn.functional import cross_entropy
 
-from deployment.errors import FederationError
 from deployment.federation import Federation
-from deployment.loopback import read_settings, run_example
-from deployment.processes import processes_with
+from deployment.loopback import find_app, read_settings, run_app
 from solon_fl.clients import Batch
+from solon_fl.launch.errors import FederationError
+from solon_fl.launch.faults import Fault
+from solon_fl.launch.processes import processes_with
 from solon_fl.simulations.datasets import load_dataset
 from solon_fl.simulations.datasets.models import build_model
+from tests.deployment.any_app import write_app
 from tests.deployment.fleet import FleetNode
 from tests.deployment.support import EXAMPLES, assert_nothing_is_left, ports_of, send, wait_until
 
 APP = "fashion-mnist"
 LIAR = "node-2"
+FAULTS = (f"{LIAR}:lie=sign-flip@2+1s", "node-3:stall@2+15s", "z:die@2")  # of the first run, and only there
 RECEIVED, SENT = "Received successfully", "Sent successfully"  # what a SuperNode logs
 
 pytestmark = pytest.mark.slow
@@ -42,8 +45,13 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
     folder = tmp_path_factory.mktemp("temporary")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(folder))
-        with Federation(hurried=True) as federation:
-            federation.start_nodes({name: {"attack": "reverse"} if name == LIAR else {} for name in names(4)})
+        with Federation(hurried=True, faults=list(map(Fault.parse, FAULTS))) as federation:
+            federation.start_nodes(
+                {
+                    name: {"number": number, **({"attack": "reverse"} if name == LIAR else {})}
+                    for number, name in enumerate(names(4), 1)
+                }
+            )
             ports = ports_of(processes_with(federation.tag))
             assert len(ports) == 5, ports  # the SuperLink's, and four nodes'
             yield federation
@@ -56,8 +64,9 @@ def names(count: int) -> list[str]:
 
 def run(federation: Federation, capsys: pytest.CaptureFixture[str], *changes: str) -> str:
     """Run two rounds of the app and return what is shown of it."""
-    settings = read_settings(APP, 2, list(changes))
-    run_example(federation, APP, settings, num_nodes=settings["num-nodes"])
+    app = find_app(APP)
+    settings = read_settings(app, 2, list(changes))
+    run_app(federation, app, settings, num_nodes=4)
     return capsys.readouterr().out
 
 
@@ -74,6 +83,30 @@ def release(federation: Federation, *nodes: str) -> None:
 
 def times_said(federation: Federation, name: str, words: str) -> int:
     return federation.log_path(name).read_text(errors="replace").count(words)
+
+
+def test_any_app_is_run_and_its_nodes_lie_stall_and_die(
+    federation: Federation, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first of the tests, as its faults come in a round 2. All nodes but z are well again in the end."""
+    federation.start_nodes({"z": {"number": 5}})
+    app = find_app(str(write_app(tmp_path)))
+    run_app(federation, app, read_settings(app, 2, []), num_nodes=5, verbose=True)
+    output = capsys.readouterr().out
+    assert re.findall(r"after round (\d: .*)", output) == [
+        "0: 0",
+        f"1: {(1 + 2 + 3 + 4 + 5) / 5:g}",
+        f"2: {(1 - 2 + 4) / 3:g}",
+    ]
+    assert "aggregate_train: Received 3 results" in output
+    assert "my-app has run to its end" in output
+    told = [
+        f"{LIAR} lied (sign-flip) from round 2 on, and was honest again 1 s later",
+        "node-3 was stopped in round 2, and went on 15 s later",
+        "z was killed in round 2",
+    ]
+    wait_until(lambda: federation.faults_that_happened() == told, "the end of all faults")
+    assert federation.processes("z") == []
 
 
 def test_with_digests_and_resting_nodes_four_are_enough(
@@ -138,7 +171,7 @@ def test_stalled_replies_hold_up_nobody_and_who_restarts_has_its_place_again(
     monkeypatch.syspath_prepend(str(EXAMPLES / APP))
     app = import_module("fashion_mnist.client_app").app
     changes = ["num-nodes=7", "byzantine=3", "compression=1", "batch-size=16", f"round-timeout={deadline:.0f}"]
-    settings = read_settings(APP, rounds, changes)
+    settings = read_settings(find_app(APP), rounds, changes)
     did: dict[str, list[int]] = {"announced": [], "dripped": [], "restarted": [], "was back": []}
 
     def round_of(message: Message) -> int:
