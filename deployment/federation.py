@@ -49,6 +49,8 @@ class Federation(Programs):
         Holds everything: keys, certificates, logs, Flower's own files.
     superlink : SuperLink
         What admits nodes and runs apps.
+    forker : Forker or None
+        In a hurry, the process from which all others are forked.
 
     Examples
     --------
@@ -72,7 +74,7 @@ class Federation(Programs):
         self.superlink = SuperLink(self, host)
         self._hurried = hurried
         self._forking = forking
-        self._forker: Forker | None = None
+        self.forker: Forker | None = None
         self._faults = faults
         self._injector: Injector | None = None
         self._has_begun = False  # a run
@@ -87,7 +89,7 @@ class Federation(Programs):
             if self._faults:
                 self._injector = Injector(self._faults, self.folder / "faults", self)
             if self._hurried:
-                self._forker = Forker(self.folder, self.variables("hurry"), self.log_path("hurry"))
+                self.forker = Forker(self.folder, self.variables("hurry"), self.log_path("hurry"))
             self.superlink.start(erase=True)
         except BaseException:
             self.close()
@@ -173,8 +175,8 @@ class Federation(Programs):
         # SIGKILL at once: nothing here is worth saving, and a SuperNode that is asked to end may leave its ClientApp.
         self.kill_everything()
         self.superlink.close()
-        if self._forker is not None:
-            self._forker.close()
+        if self.forker is not None:
+            self.forker.close()
         if self.folder != Path():
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -183,9 +185,9 @@ class Federation(Programs):
     def start(self, name: str, command: Sequence[str], extra: Mapping[str, str] | None = None) -> None:
         """See `Programs.start`."""
         namespace = self._namespace(name)
-        if self._forker is not None:
+        if self.forker is not None:
             variables = {**self.variables(name), **(extra or {}), NAMESPACE: namespace}
-            self._processes[name] = self._forker.start(command, variables, self.log_path(name))
+            self._processes[name] = self.forker.start(command, variables, self.log_path(name))
         else:
             prefix = ["ip", "netns", "exec", namespace] if namespace else []
             super().start(name, [*prefix, *command], extra)

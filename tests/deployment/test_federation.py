@@ -7,7 +7,7 @@ import re
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from importlib import import_module
@@ -20,11 +20,15 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from torch.nn.functional import cross_entropy
 
 from deployment.federation import Federation
+from deployment.hurry import NAMESPACE
 from deployment.loopback import find_app, read_settings, run_app
 from solon_fl.clients import Batch
+from solon_fl.launch.apps import read_app
 from solon_fl.launch.errors import FederationError
 from solon_fl.launch.faults import Fault
 from solon_fl.launch.processes import processes_with
+from solon_fl.launch.programs import Programs
+from solon_fl.launch.slurm import Launch, Task, launch
 from solon_fl.simulations.datasets import load_dataset
 from solon_fl.simulations.datasets.models import build_model
 from tests.deployment.any_app import write_app
@@ -107,6 +111,46 @@ def test_any_app_is_run_and_its_nodes_lie_stall_and_die(
     ]
     wait_until(lambda: federation.faults_that_happened() == told, "the end of all faults")
     assert federation.processes("z") == []
+
+
+def test_the_tasks_of_a_slurm_job_find_each_other_and_run_an_app(federation: Federation, tmp_path: Path) -> None:
+    """Three tasks as threads; Flower's programs are forked from the process that the deployment has for that."""
+    assert federation.forker is not None
+    start, app = federation.forker.start, read_app(write_app(tmp_path))
+
+    class Hurried(Programs):
+        def start(self, name: str, command: Sequence[str], extra: Mapping[str, str] | None = None) -> None:
+            variables = {**self.variables(name), **(extra or {}), NAMESPACE: ""}
+            self._processes[name] = start(command, variables, self.log_path(name))
+
+    told: list[str] = []
+    slurm = {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "3", "SLURMD_NODENAME": "127.0.0.1"}
+
+    def task(rank: int) -> None:
+        what = Launch(
+            app=app,
+            settings=app.settings(["num-server-rounds=2"]),
+            folder=tmp_path / "job",
+            name=f"node-{rank + 1}",
+            node_config={"number": rank + 1},
+            faults=[Fault.parse("node-2:lie=sign-flip@2")],
+            superlink=["flower-superlink"],
+            supernode=["flower-supernode"],
+        )
+        launch(Task.from_environment({**slurm, "SLURM_PROCID": str(rank)}), what, told.append, Hurried)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(task, range(3)))
+    output = "\n".join(told)
+    models = [float(model) for model in re.findall(r"after round \d: (.*)", output)]
+    assert models == pytest.approx([0, (1 + 2 + 3) / 3, (1 - 2 + 3) / 3], rel=1e-5), output
+    assert told[-1] == "node-2 lied (sign-flip) from round 2 on"
+    attempt = tmp_path / "job" / "17.0.0"
+    assert {path.name for path in (attempt / "logs").iterdir()} >= {"superlink.log", *(f"{n}.log" for n in names(3))}
+    secrets = {path.name for path in (tmp_path / "job").rglob("*.key")}
+    assert secrets == {f"{name}.key" for name in names(3)}  # and not the server's
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "job").rglob("*.key")} == {0o600}
+    assert not list(Path(tempfile.gettempdir()).glob("solon-launch-*"))
 
 
 def test_with_digests_and_resting_nodes_four_are_enough(
