@@ -34,7 +34,8 @@ def start(temporary_folder: Path, spares: int, *arguments: str) -> subprocess.Po
 
 @pytest.mark.slow
 def test_the_program_runs_an_example_and_leaves_nothing(tmp_path: Path) -> None:
-    with start(tmp_path, 0, "--rounds", "1", "--setting", "referee=server", "--setting", "audit=1.0") as program:
+    settings = ["--rounds", "1", "--setting", "referee=server", "--setting", "audit=1.0"]
+    with start(tmp_path, 0, *settings, "--fault", "node-1:stall@1+0.5s") as program:
         assert program.stdout is not None
         assert program.stderr is not None
         lines = []
@@ -46,7 +47,12 @@ def test_the_program_runs_an_example_and_leaves_nothing(tmp_path: Path) -> None:
         errors = program.stderr.read()
     output = "\n".join(lines)
     assert program.returncode == 0, output + errors
-    assert lines[:2] == ["Starting 1 SuperNodes: node-1", "Running fashion-mnist"]
+    assert lines[:3] == [
+        "Starting 1 SuperNodes: node-1",
+        "node-1 is going to stall",
+        "Running fashion-mnist",
+    ]
+    assert lines[-1] == "node-1 was stopped in round 1, and went on 0.5 s later"
     assert len(ports) == 2, ports  # the SuperLink's, and the node's
     assert "round 1: accuracy" in output
     assert "lying: nobody, referee asked: audit" in output
