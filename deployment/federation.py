@@ -40,6 +40,8 @@ class Federation(Programs):
         Start SuperNodes whose processes for messages are forked: `solon_fl.resident.supernode`.
     faults : sequence of Fault
         What nodes are to do wrong; by the clock that starts with the first run.
+    forker : Forker, optional
+        The process from which hurried programs are forked. Default: one of the federation's own.
 
     Attributes
     ----------
@@ -49,8 +51,6 @@ class Federation(Programs):
         Holds everything: keys, certificates, logs, Flower's own files.
     superlink : SuperLink
         What admits nodes and runs apps.
-    forker : Forker or None
-        In a hurry, the process from which all others are forked.
 
     Examples
     --------
@@ -68,13 +68,15 @@ class Federation(Programs):
         hurried: bool = False,
         forking: bool = False,
         faults: Sequence[Fault] = (),
+        forker: Forker | None = None,
     ) -> None:
         super().__init__(uuid4().hex)
         self.host = host
         self.superlink = SuperLink(self, host)
         self._hurried = hurried
         self._forking = forking
-        self.forker: Forker | None = None
+        self._forker = forker
+        self._own_forker: Forker | None = None
         self._faults = faults
         self._injector: Injector | None = None
         self._has_begun = False  # a run
@@ -88,8 +90,8 @@ class Federation(Programs):
             self.make_folders()
             if self._faults:
                 self._injector = Injector(self._faults, self.folder / "faults", self)
-            if self._hurried:
-                self.forker = Forker(self.folder, self.variables("hurry"), self.log_path("hurry"))
+            if self._hurried and self._forker is None:
+                self._forker = self._own_forker = Forker(self.folder, self.variables("hurry"), self.log_path("hurry"))
             self.superlink.start(erase=True)
         except BaseException:
             self.close()
@@ -175,8 +177,8 @@ class Federation(Programs):
         # SIGKILL at once: nothing here is worth saving, and a SuperNode that is asked to end may leave its ClientApp.
         self.kill_everything()
         self.superlink.close()
-        if self.forker is not None:
-            self.forker.close()
+        if self._own_forker is not None:
+            self._own_forker.close()
         if self.folder != Path():
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -185,9 +187,9 @@ class Federation(Programs):
     def start(self, name: str, command: Sequence[str], extra: Mapping[str, str] | None = None) -> None:
         """See `Programs.start`."""
         namespace = self._namespace(name)
-        if self.forker is not None:
+        if self._forker is not None:
             variables = {**self.variables(name), **(extra or {}), NAMESPACE: namespace}
-            self._processes[name] = self.forker.start(command, variables, self.log_path(name))
+            self._processes[name] = self._forker.start(command, variables, self.log_path(name))
         else:
             prefix = ["ip", "netns", "exec", namespace] if namespace else []
             super().start(name, [*prefix, *command], extra)

@@ -19,7 +19,7 @@ from flwr.app import Context, Message
 
 from solon_fl.errors import ConfigurationError
 from solon_fl.launch.faults import Fault, faults_from_json, faults_to_json
-from solon_fl.launch.markers import BEGUN, DONE, DUE, OVER, TRIED, Markers
+from solon_fl.launch.markers import ASKED, BEGUN, DONE, DUE, OVER, TRIED, Markers
 
 __all__ = ["CLIENTAPP", "FAULTS", "FaultyApp", "describe", "install"]
 
@@ -78,6 +78,7 @@ class FaultyApp:
         answer = self._app
         for number, fault in self._faults:
             if fault.kind == "lie" and self._is_due(number, fault, server_round):
+                self._markers.set(number, ASKED)
                 answer = self._lying(number, fault, server_round, answer)
             elif fault.kind != "lie" and fault.round is not None and server_round >= fault.round:
                 self._await_the_end(number, server_round)

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from solon_fl.launch.faults import Fault
 from solon_fl.launch.faulty import CLIENTAPP, FAULTS, describe
-from solon_fl.launch.markers import BEGUN, DONE, DUE, OVER, TRIED, Markers
+from solon_fl.launch.markers import ASKED, BEGUN, DONE, DUE, OVER, TRIED, Markers
 
 __all__ = ["Injector", "Nodes", "report"]
 
@@ -154,6 +154,8 @@ def report(faults: Sequence[Fault], folder: Path) -> tuple[list[str], list[str]]
 def _why_not(number: int, fault: Fault, markers: Markers) -> str:
     if (tried := markers.get(number, TRIED)) is not None:
         return str(tried["why"]).rstrip(".")
+    if markers.get(number, ASKED) is not None:
+        return "the run ended before the node had answered"
     if fault.round is not None:
         return f"the node had no task of round {fault.round} or a later one"
     if markers.get(number, DUE) is not None:

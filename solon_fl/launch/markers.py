@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-__all__ = ["BEGUN", "DONE", "DUE", "OVER", "TRIED", "Markers"]
+__all__ = ["ASKED", "BEGUN", "DONE", "DUE", "OVER", "TRIED", "Markers"]
 
 DUE = "due"  # its time has come (of a lie that begins by the clock)
+ASKED = "asked"  # the node has a task in which it is to lie
 BEGUN = "begun"  # it happens: a node has lied, or has the task with which it is to be stopped or killed
 DONE = "done"  # the node has been stopped or killed
 OVER = "over"  # it is well again

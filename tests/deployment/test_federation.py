@@ -3,6 +3,7 @@
 All tests run on one deployment, which takes long to start. They start further nodes as they need them.
 """
 
+import os
 import re
 import signal
 import tempfile
@@ -13,6 +14,7 @@ from contextlib import ExitStack
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import torch
@@ -20,13 +22,13 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from torch.nn.functional import cross_entropy
 
 from deployment.federation import Federation
-from deployment.hurry import NAMESPACE
+from deployment.hurry import NAMESPACE, Forker
 from deployment.loopback import find_app, read_settings, run_app
 from solon_fl.clients import Batch
 from solon_fl.launch.apps import read_app
 from solon_fl.launch.errors import FederationError
 from solon_fl.launch.faults import Fault
-from solon_fl.launch.processes import processes_with
+from solon_fl.launch.processes import TAG, processes_with
 from solon_fl.launch.programs import Programs
 from solon_fl.launch.slurm import Launch, Task, launch
 from solon_fl.simulations.datasets import load_dataset
@@ -37,29 +39,39 @@ from tests.deployment.support import EXAMPLES, assert_nothing_is_left, ports_of,
 
 APP = "fashion-mnist"
 LIAR = "node-2"
-FAULTS = (f"{LIAR}:lie=sign-flip@2+1s", "node-3:stall@2+15s", "z:die@2")  # of the first run, and only there
 RECEIVED, SENT = "Received successfully", "Sent successfully"  # what a SuperNode logs
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
-    """A deployment of four nodes, of which one lies."""
+def temporary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder for everything that the tests make."""
     folder = tmp_path_factory.mktemp("temporary")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(folder))
-        with Federation(hurried=True, faults=list(map(Fault.parse, FAULTS))) as federation:
-            federation.start_nodes(
-                {
-                    name: {"number": number, **({"attack": "reverse"} if name == LIAR else {})}
-                    for number, name in enumerate(names(4), 1)
-                }
-            )
-            ports = ports_of(processes_with(federation.tag))
-            assert len(ports) == 5, ports  # the SuperLink's, and four nodes'
-            yield federation
-    assert_nothing_is_left(folder, ports)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def forker(temporary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forker]:
+    """The process from which Flower's programs are forked."""
+    folder = tmp_path_factory.mktemp("forker")
+    forker = Forker(folder, {**os.environ, TAG: f"{uuid4().hex}/hurry/", "OMP_NUM_THREADS": "1"}, folder / "log")
+    yield forker
+    forker.process.kill()
+    forker.close()
+
+
+@pytest.fixture(scope="module")
+def federation(temporary: Path, forker: Forker) -> Iterator[Federation]:
+    """A deployment of four nodes, of which one lies."""
+    with Federation(hurried=True, forker=forker) as federation:
+        federation.start_nodes({name: {"attack": "reverse"} if name == LIAR else {} for name in names(4)})
+        ports = ports_of(processes_with(federation.tag))
+        assert len(ports) == 5, ports  # the SuperLink's, and four nodes'
+        yield federation
+    assert_nothing_is_left(temporary, ports)
 
 
 def names(count: int) -> list[str]:
@@ -89,42 +101,20 @@ def times_said(federation: Federation, name: str, words: str) -> int:
     return federation.log_path(name).read_text(errors="replace").count(words)
 
 
-def test_any_app_is_run_and_its_nodes_lie_stall_and_die(
-    federation: Federation, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_slurm_job_runs_any_app_whose_nodes_lie_stall_and_die(
+    temporary: Path, forker: Forker, tmp_path: Path
 ) -> None:
-    """The first of the tests, as its faults come in a round 2. All nodes but z are well again in the end."""
-    federation.start_nodes({"z": {"number": 5}})
-    app = find_app(str(write_app(tmp_path)))
-    run_app(federation, app, read_settings(app, 2, []), num_nodes=5, verbose=True)
-    output = capsys.readouterr().out
-    assert re.findall(r"after round (\d: .*)", output) == [
-        "0: 0",
-        f"1: {(1 + 2 + 3 + 4 + 5) / 5:g}",
-        f"2: {(1 - 2 + 4) / 3:g}",
-    ]
-    assert "aggregate_train: Received 3 results" in output
-    assert "my-app has run to its end" in output
-    told = [
-        f"{LIAR} lied (sign-flip) from round 2 on, and was honest again 1 s later",
-        "node-3 was stopped in round 2, and went on 15 s later",
-        "z was killed in round 2",
-    ]
-    wait_until(lambda: federation.faults_that_happened() == told, "the end of all faults")
-    assert federation.processes("z") == []
-
-
-def test_the_tasks_of_a_slurm_job_find_each_other_and_run_an_app(federation: Federation, tmp_path: Path) -> None:
-    """Three tasks as threads; Flower's programs are forked from the process that the deployment has for that."""
-    assert federation.forker is not None
-    start, app = federation.forker.start, read_app(write_app(tmp_path))
+    """Three tasks, as threads; the first of the tests, before other nodes take time."""
 
     class Hurried(Programs):
         def start(self, name: str, command: Sequence[str], extra: Mapping[str, str] | None = None) -> None:
             variables = {**self.variables(name), **(extra or {}), NAMESPACE: ""}
-            self._processes[name] = start(command, variables, self.log_path(name))
+            self._processes[name] = forker.start(command, variables, self.log_path(name))
 
-    told: list[str] = []
+    app = read_app(write_app(tmp_path))
+    faults = ["node-2:stall@1+2s", "node-1:lie=sign-flip@2", "node-3:die@2"]
     slurm = {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "3", "SLURMD_NODENAME": "127.0.0.1"}
+    told: list[str] = []
 
     def task(rank: int) -> None:
         what = Launch(
@@ -133,7 +123,7 @@ def test_the_tasks_of_a_slurm_job_find_each_other_and_run_an_app(federation: Fed
             folder=tmp_path / "job",
             name=f"node-{rank + 1}",
             node_config={"number": rank + 1},
-            faults=[Fault.parse("node-2:lie=sign-flip@2")],
+            faults=list(map(Fault.parse, faults)),
             superlink=["flower-superlink"],
             supernode=["flower-supernode"],
         )
@@ -143,14 +133,19 @@ def test_the_tasks_of_a_slurm_job_find_each_other_and_run_an_app(federation: Fed
         list(pool.map(task, range(3)))
     output = "\n".join(told)
     models = [float(model) for model in re.findall(r"after round \d: (.*)", output)]
-    assert models == pytest.approx([0, (1 + 2 + 3) / 3, (1 - 2 + 3) / 3], rel=1e-5), output
-    assert told[-1] == "node-2 lied (sign-flip) from round 2 on"
-    attempt = tmp_path / "job" / "17.0.0"
-    assert {path.name for path in (attempt / "logs").iterdir()} >= {"superlink.log", *(f"{n}.log" for n in names(3))}
-    secrets = {path.name for path in (tmp_path / "job").rglob("*.key")}
-    assert secrets == {f"{name}.key" for name in names(3)}  # and not the server's
-    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "job").rglob("*.key")} == {0o600}
-    assert not list(Path(tempfile.gettempdir()).glob("solon-launch-*"))
+    assert models == [0, (1 + 2 + 3) / 3, (-1 + 2) / 2], output
+    assert "aggregate_train: Received 2 results" in output
+    assert told[-3:] == [
+        "node-2 was stopped in round 1, and went on 2 s later",
+        "node-1 lied (sign-flip) from round 2 on",
+        "node-3 was killed in round 2",
+    ]
+    logs = {path.name for path in (tmp_path / "job" / "17.0.0" / "logs").iterdir()}
+    assert logs >= {"superlink.log", *(f"{name}.log" for name in names(3))}
+    secrets = list((tmp_path / "job").rglob("*.key"))
+    assert {path.name for path in secrets} == {f"{name}.key" for name in names(3)}  # and not the server's
+    assert {path.stat().st_mode & 0o777 for path in secrets} == {0o600}
+    assert_nothing_is_left(temporary, set())
 
 
 def test_with_digests_and_resting_nodes_four_are_enough(

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from deployment import loopback
 from deployment.federation import Federation
 from solon_fl.launch.faults import Fault
+from tests.deployment.any_app import write_app
 from tests.deployment.support import assert_nothing_is_left, ports_of, processes_in, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -20,10 +21,10 @@ ROOT = Path(__file__).parents[2]
 SMALLEST = ["--attack", "", "--setting", "num-nodes=1", "--setting", "byzantine=0", "--setting", "compression=1"]
 
 
-def start(temporary_folder: Path, spares: int, *arguments: str) -> subprocess.Popen[str]:
+def start(temporary_folder: Path, *arguments: str) -> subprocess.Popen[str]:
     """Start the program; it makes its files in this folder."""
     return subprocess.Popen(
-        [sys.executable, "-m", "deployment.loopback", *SMALLEST, "--spares", str(spares), *arguments],
+        [sys.executable, "-m", "deployment.loopback", *arguments],
         cwd=ROOT,
         env={**os.environ, "TMPDIR": str(temporary_folder), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"},
         stdout=subprocess.PIPE,
@@ -35,7 +36,7 @@ def start(temporary_folder: Path, spares: int, *arguments: str) -> subprocess.Po
 @pytest.mark.slow
 def test_the_program_runs_an_example_and_leaves_nothing(tmp_path: Path) -> None:
     settings = ["--rounds", "1", "--setting", "referee=server", "--setting", "audit=1.0"]
-    with start(tmp_path, 0, *settings, "--fault", "node-1:stall@1+0.5s") as program:
+    with start(tmp_path, *SMALLEST, "--spares", "0", *settings, "--fault", "node-1:stall@1+0.5s") as program:
         assert program.stdout is not None
         assert program.stderr is not None
         lines = []
@@ -61,14 +62,18 @@ def test_the_program_runs_an_example_and_leaves_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
-    # SIGINT comes in the middle of a round, SIGTERM while the nodes start.
+def test_an_interrupt_leaves_nothing(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, number: signal.Signals
+) -> None:
+    apps = tmp_path_factory.mktemp("apps")
+    # SIGINT comes in the middle of a round of an app of one's own, SIGTERM while the nodes of an example start.
     in_a_round = number == signal.SIGINT
-    with start(tmp_path, 1, *(["--hurry"] if in_a_round else [])) as program:
+    own = [str(write_app(apps)), "--nodes", "2", "--hurry"]
+    with start(tmp_path, *(own if in_a_round else [*SMALLEST, "--spares", "1"])) as program:
         assert program.stdout is not None
         assert program.stderr is not None
         for line in program.stdout:
-            if ("round 0" if in_a_round else "Starting") in line:
+            if line.startswith("after round 0: 0" if in_a_round else "Starting"):
                 break
         awaited = "flwr-clientapp" if in_a_round else "flower-supernode"
         wait_until(lambda: processes_in(tmp_path, awaited), awaited)
@@ -84,7 +89,7 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, number: signal.Signals) -> 
 
 @pytest.mark.slow
 def test_a_killed_program_leaves_nothing(tmp_path: Path) -> None:
-    with start(tmp_path, 1) as program:
+    with start(tmp_path, *SMALLEST, "--spares", "1") as program:
         wait_until(lambda: ports_of(processes_in(tmp_path)), "the SuperLink")
         ports = ports_of(processes_in(tmp_path))
         program.kill()

@@ -104,6 +104,19 @@ def test_a_lie_that_changes_nothing_did_not_happen(attack: str, why: str, tmp_pa
     assert any(words in missing for words in why.split("|")), missing
 
 
+def test_a_liar_that_does_not_come_to_answer_is_told(tmp_path: Path) -> None:
+    (fault,) = faults_of("me:lie=reverse@1")
+
+    def interrupted(asked: Message, told: Context) -> Message:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        FaultyApp(interrupted, [(0, fault)], Markers(tmp_path))(message(1), context())
+    assert report([fault], tmp_path)[1] == [
+        f"{fault}: it did not happen, for the run ended before the node had answered."
+    ]
+
+
 def test_a_node_that_crashes_on_purpose_did(tmp_path: Path) -> None:
     (fault,) = faults_of("me:lie=crash@1")
     with pytest.raises(RuntimeError, match="this node has crashed"):
