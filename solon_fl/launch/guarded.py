@@ -64,7 +64,7 @@ def is_own_connection(client: tuple[str, int] | None, server: tuple[str, int] | 
             continue
         for line in lines:
             _, local, remote, _, _, _, _, user, *_ = line.split()
-            if (_shortened(local), _shortened(remote)) == wanted:
+            if (local, remote) == wanted:
                 return int(user) == os.geteuid()
     return False
 
@@ -76,16 +76,10 @@ def _is_direct(scope: Any) -> bool:
 
 def _as_the_kernel_writes(host: str, port: int) -> str:
     address = ip_address(host.partition("%")[0])
-    address = getattr(address, "ipv4_mapped", None) or address
     words = [address.packed[start : start + 4] for start in range(0, len(address.packed), 4)]
     if sys.byteorder == "little":
         words = [word[::-1] for word in words]
     return f"{b''.join(words).hex().upper()}:{port:04X}"
-
-
-def _shortened(place: str) -> str:
-    """Return an IPv4 address in an IPv6 table as it would stand in the other."""
-    return place.removeprefix("0000000000000000FFFF0000")
 
 
 def main() -> NoReturn:

@@ -76,7 +76,8 @@ class Injector:
             f'#!/bin/sh\nexec {shlex.join([sys.executable, "-P", "-m", "solon_fl.launch.faulty"])} "$@"\n'
         )
         script.chmod(0o700)
-        return {FAULTS: describe(self._folder, own), "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"}
+        places = [str(programs), str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+        return {FAULTS: describe(self._folder, own), "PATH": os.pathsep.join(places)}
 
     def begin(self) -> None:
         """Note that the run starts, and bring faults about from now on."""

@@ -133,6 +133,7 @@ def test_the_liar_is_the_third_node_or_the_last_of_fewer(monkeypatch: pytest.Mon
     monkeypatch.setattr(loopback, "start_nodes", start_nodes)
     monkeypatch.setattr(loopback, "run_app", lambda *arguments, **options: None)
     monkeypatch.setattr(Federation, "__enter__", lambda federation: federation)
+    monkeypatch.setattr(Federation, "faults_that_happened", lambda federation: [])
     for arguments in (
         ["--spares", "0", "--node-config", "a=1", "--node-config", "node-2:a=b:c"],
         ["cross-silo", "--spares", "1"],

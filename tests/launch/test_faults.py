@@ -127,6 +127,12 @@ def test_a_node_that_crashes_on_purpose_did(tmp_path: Path) -> None:
 # Who looks after nodes
 
 
+def test_an_event_is_noted_once(tmp_path: Path) -> None:
+    assert [Markers(tmp_path).set(3, DONE, n=1), Markers(tmp_path).set(3, DONE, n=2)] == [True, False]
+    assert Markers(tmp_path).get(3, DONE) == {"n": 1}
+    assert Markers(tmp_path).get(2, DONE) is None
+
+
 class SomeNodes:
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -163,11 +169,17 @@ def test_a_node_is_stopped_in_the_midst_of_its_round_and_goes_on(tmp_path: Path)
     try:
         assert answer(app, message(1)) == 1
         assert nodes.calls == []
-        stopped = threading.Thread(target=answer, args=(app, message(3)))  # it had no task of round 2
+        called_before: list[str] = []
+
+        def answer_late() -> None:
+            answer(app, message(3))  # it had no task of round 2
+            called_before.extend(nodes.calls)
+
+        stopped = threading.Thread(target=answer_late)
         stopped.start()
         wait_for(nodes, "stop me", "go on me")
         stopped.join(20)
-        assert not stopped.is_alive()
+        assert called_before[:1] == ["stop me"]
         answer(app, message(4))  # once is enough
     finally:
         injector.end()
