@@ -15,12 +15,12 @@ from typing import Annotated
 import typer
 
 from deployment.clocked import Clocked, measured_network, read_record, rounds_to, table
-from deployment.errors import FederationError
-from deployment.loopback import run_interruptibly
 from deployment.namespaces import NamespacedFederation
 from solon_fl import SolonConfig
 from solon_fl.config import DownlinkName
 from solon_fl.errors import ConfigurationError
+from solon_fl.launch.errors import FederationError
+from solon_fl.launch.interrupts import run_interruptibly
 from solon_fl.simulations.network import Network
 from solon_fl.simulations.run import Outcome, RoundRecord, Scenario, jsonable, measure_batch_seconds, simulate
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import fmean
 
-from deployment.errors import FederationError
+from solon_fl.launch.errors import FederationError
 from solon_fl.simulations.compare import Cell
 from solon_fl.simulations.network import Network
 from solon_fl.simulations.run import Outcome, RoundRecord, rebuilt, strategy_named

@@ -24,13 +24,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
-from deployment.processes import TAG
+from solon_fl.launch.faulty import CLIENTAPP, FAULTS, install
+from solon_fl.launch.processes import TAG
 
 __all__ = ["NAMESPACE", "Forked", "Forker"]
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = {script.name: script for script in distribution("flwr").entry_points.select(group="console_scripts")}
-APPS = ("flwr-clientapp", "flwr-serverapp")
+APPS = (CLIENTAPP, "flwr-serverapp")
 MODULES = (  # that apps import
     *("torch", "solon_fl.clients", "solon_fl.strategies"),
     *("solon_fl.simulations.attacks.registry", "solon_fl.simulations.datasets.models"),
@@ -174,6 +175,8 @@ def _serve(requests: socket.socket) -> list[str]:
         child = os.fork()
         if child == 0:
             _become(command[0], variables, output)
+            if command[0] == CLIENTAPP and FAULTS in variables:
+                install()
             return list(command)
         exit_files[child] = exit_file
     os._exit(0)

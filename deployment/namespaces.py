@@ -4,10 +4,12 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from typing import Self
 
-from deployment.errors import FederationError
 from deployment.federation import SUPERLINK, Federation
+from solon_fl.launch.errors import FederationError
+from solon_fl.launch.faults import Fault
 from solon_fl.simulations.network import Network
 
 __all__ = ["NamespacedFederation"]
@@ -27,7 +29,7 @@ class NamespacedFederation(Federation):
         Of each node's link in each direction, as `tc` takes it: "20mbit".
     latency : str
         One way, as `tc` takes it: "10ms". Any but "0ms" needs a kernel with netem.
-    hurried : bool
+    hurried, faults
         See `Federation`.
 
     Attributes
@@ -36,8 +38,8 @@ class NamespacedFederation(Federation):
         The same network for the simulations' model of a round.
     """
 
-    def __init__(self, *, bandwidth: str, latency: str, hurried: bool = False) -> None:
-        super().__init__(host=f"{SUBNET}.1", hurried=hurried)
+    def __init__(self, *, bandwidth: str, latency: str, hurried: bool = False, faults: Sequence[Fault] = ()) -> None:
+        super().__init__(host=f"{SUBNET}.1", hurried=hurried, faults=faults)
         self._bandwidth, self._latency = bandwidth, latency
         rate = _number(bandwidth, "bandwidth", {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9})
         self.network = Network(

@@ -21,6 +21,7 @@ ROOMS = [
     ["clients", "strategies"],
     ["baselines"],
     ["simulations"],
+    ["launch"],
     ["cli"],
 ]
 LEVELS = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}

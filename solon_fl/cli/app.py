@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from solon_fl.cli import calibrate, compare, demo, plan, simulate
 from solon_fl.cli.settings import help_with
 from solon_fl.errors import SolonError
+from solon_fl.launch.command import launch_command
 
 __all__ = ["app"]
 
@@ -53,3 +54,4 @@ app.command("plan", cls=help_with(plan.KEYS))(plan.plan_command)
 app.command("demo")(demo.demo)
 app.command("compare", cls=help_with(compare.KEYS, defaults=False))(compare.compare_command)
 app.command("calibrate", cls=help_with(calibrate.KEYS))(calibrate.calibrate_command)
+app.command("launch")(launch_command)

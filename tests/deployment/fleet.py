@@ -48,14 +48,14 @@ class FleetNode:
         become_server()
         federation.make_key(name)
         federation.register(name)
-        key = federation._key_path(name)
+        key = federation.key_path(name)
         private_key = load_ssh_private_key(key.read_bytes(), None)
         public_key = private_key.public_key()
         assert isinstance(private_key, EllipticCurvePrivateKey)
         assert isinstance(public_key, EllipticCurvePublicKey)
         self._keys = private_key, public_key
-        self._address = f"{federation.host}:{federation.port}"
-        self._certificate = str(federation.folder / "ca.crt")
+        self._address = federation.superlink.address
+        self._certificate = str(federation.superlink.certificate)
         self._behave = behave
         self._leaves = False
         self._thread = threading.Thread(target=self._live, name=name, daemon=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from deployment.processes import TAG, listens, processes_with
+from solon_fl.launch.processes import TAG, listens, processes_with
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

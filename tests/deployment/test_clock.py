@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from deployment import clock
 from deployment.clocked import Clocked, measured_network, read_record, table
-from deployment.errors import FederationError
-from deployment.federation import _key_values
 from solon_fl import SolonConfig
+from solon_fl.launch.errors import FederationError
+from solon_fl.launch.superlink import key_values
 from solon_fl.simulations import Scenario
 from solon_fl.simulations.network import Network
 from solon_fl.simulations.run import InProcessGrid, jsonable
@@ -127,7 +127,7 @@ def test_a_batch_takes_longer_if_nodes_share_a_core(monkeypatch: pytest.MonkeyPa
 
 def test_flowers_command_line_takes_a_scenario() -> None:
     text = json.dumps(jsonable(asdict(HONEST)))
-    assert parse_config_args([_key_values({"scenario": text, "rounds": 2, "name": "it's"})]) == {
+    assert parse_config_args([key_values({"scenario": text, "rounds": 2, "name": "it's"})]) == {
         "scenario": text,
         "rounds": 2,
         "name": "it's",

@@ -3,29 +3,37 @@
 All tests run on one deployment, which takes long to start. They start further nodes as they need them.
 """
 
+import os
 import re
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 from torch.nn.functional import cross_entropy
 
-from deployment.errors import FederationError
 from deployment.federation import Federation
-from deployment.loopback import read_settings, run_example
-from deployment.processes import processes_with
+from deployment.hurry import NAMESPACE, Forker
+from deployment.loopback import find_app, read_settings, run_app
 from solon_fl.clients import Batch
+from solon_fl.launch.apps import read_app
+from solon_fl.launch.errors import FederationError
+from solon_fl.launch.faults import Fault
+from solon_fl.launch.processes import TAG, processes_with
+from solon_fl.launch.programs import Programs
+from solon_fl.launch.slurm import Launch, Task, launch
 from solon_fl.simulations.datasets import load_dataset
 from solon_fl.simulations.datasets.models import build_model
+from tests.deployment.any_app import write_app
 from tests.deployment.fleet import FleetNode
 from tests.deployment.support import EXAMPLES, assert_nothing_is_left, ports_of, send, wait_until
 
@@ -37,17 +45,33 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
-    """A deployment of four nodes, of which one lies."""
+def temporary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder for everything that the tests make."""
     folder = tmp_path_factory.mktemp("temporary")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(folder))
-        with Federation(hurried=True) as federation:
-            federation.start_nodes({name: {"attack": "reverse"} if name == LIAR else {} for name in names(4)})
-            ports = ports_of(processes_with(federation.tag))
-            assert len(ports) == 5, ports  # the SuperLink's, and four nodes'
-            yield federation
-    assert_nothing_is_left(folder, ports)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def forker(temporary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forker]:
+    """The process from which Flower's programs are forked."""
+    folder = tmp_path_factory.mktemp("forker")
+    forker = Forker(folder, {**os.environ, TAG: f"{uuid4().hex}/hurry/", "OMP_NUM_THREADS": "1"}, folder / "log")
+    yield forker
+    forker.process.kill()
+    forker.close()
+
+
+@pytest.fixture(scope="module")
+def federation(temporary: Path, forker: Forker) -> Iterator[Federation]:
+    """A deployment of four nodes, of which one lies."""
+    with Federation(hurried=True, forker=forker) as federation:
+        federation.start_nodes({name: {"attack": "reverse"} if name == LIAR else {} for name in names(4)})
+        ports = ports_of(processes_with(federation.tag))
+        assert len(ports) == 5, ports  # the SuperLink's, and four nodes'
+        yield federation
+    assert_nothing_is_left(temporary, ports)
 
 
 def names(count: int) -> list[str]:
@@ -56,8 +80,9 @@ def names(count: int) -> list[str]:
 
 def run(federation: Federation, capsys: pytest.CaptureFixture[str], *changes: str) -> str:
     """Run two rounds of the app and return what is shown of it."""
-    settings = read_settings(APP, 2, list(changes))
-    run_example(federation, APP, settings, num_nodes=settings["num-nodes"])
+    app = find_app(APP)
+    settings = read_settings(app, 2, list(changes))
+    run_app(federation, app, settings, num_nodes=4)
     return capsys.readouterr().out
 
 
@@ -74,6 +99,53 @@ def release(federation: Federation, *nodes: str) -> None:
 
 def times_said(federation: Federation, name: str, words: str) -> int:
     return federation.log_path(name).read_text(errors="replace").count(words)
+
+
+def test_a_slurm_job_runs_any_app_whose_nodes_lie_stall_and_die(
+    temporary: Path, forker: Forker, tmp_path: Path
+) -> None:
+    """Three tasks, as threads; the first of the tests, before other nodes take time."""
+
+    class Hurried(Programs):
+        def start(self, name: str, command: Sequence[str], extra: Mapping[str, str] | None = None) -> None:
+            variables = {**self.variables(name), **(extra or {}), NAMESPACE: ""}
+            self._processes[name] = forker.start(command, variables, self.log_path(name))
+
+    app = read_app(write_app(tmp_path))
+    faults = ["node-2:stall@1+2s", "node-1:lie=sign-flip@2", "node-3:die@2"]
+    slurm = {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "3", "SLURMD_NODENAME": "127.0.0.1"}
+    told: list[str] = []
+
+    def task(rank: int) -> None:
+        what = Launch(
+            app=app,
+            settings=app.settings(["num-server-rounds=2"]),
+            folder=tmp_path / "job",
+            name=f"node-{rank + 1}",
+            node_config={"number": rank + 1},
+            faults=list(map(Fault.parse, faults)),
+            superlink=["flower-superlink"],
+            supernode=["flower-supernode"],
+        )
+        launch(Task.from_environment({**slurm, "SLURM_PROCID": str(rank)}), what, told.append, Hurried)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(task, range(3)))
+    output = "\n".join(told)
+    models = [float(model) for model in re.findall(r"after round \d: (.*)", output)]
+    assert models == [0, (1 + 2 + 3) / 3, (-1 + 2) / 2], output
+    assert "aggregate_train: Received 2 results" in output
+    assert told[-3:] == [
+        "node-2 was stopped in round 1, and went on 2 s later",
+        "node-1 lied (sign-flip) from round 2 on",
+        "node-3 was killed in round 2",
+    ]
+    logs = {path.name for path in (tmp_path / "job" / "17.0.0" / "logs").iterdir()}
+    assert logs >= {"superlink.log", *(f"{name}.log" for name in names(3))}
+    secrets = list((tmp_path / "job").rglob("*.key"))
+    assert {path.name for path in secrets} == {f"{name}.key" for name in names(3)}  # and not the server's
+    assert {path.stat().st_mode & 0o777 for path in secrets} == {0o600}
+    assert_nothing_is_left(temporary, set())
 
 
 def test_with_digests_and_resting_nodes_four_are_enough(
@@ -138,7 +210,7 @@ def test_stalled_replies_hold_up_nobody_and_who_restarts_has_its_place_again(
     monkeypatch.syspath_prepend(str(EXAMPLES / APP))
     app = import_module("fashion_mnist.client_app").app
     changes = ["num-nodes=7", "byzantine=3", "compression=1", "batch-size=16", f"round-timeout={deadline:.0f}"]
-    settings = read_settings(APP, rounds, changes)
+    settings = read_settings(find_app(APP), rounds, changes)
     did: dict[str, list[int]] = {"announced": [], "dripped": [], "restarted": [], "was back": []}
 
     def round_of(message: Message) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from deployment.federation import Federation
-from deployment.loopback import read_settings
+from deployment.loopback import find_app, read_settings
 from tests.deployment.support import EXAMPLES, send, wait_until
 
 pytestmark = pytest.mark.slow
@@ -28,7 +28,7 @@ def test_a_worker_stays_is_replaced_when_killed_and_ends_with_its_supernode(
         def workers() -> list[int]:
             return federation.processes("node-1", "resident.worker")
 
-        settings = read_settings("fashion-mnist", 5, SMALLEST)
+        settings = read_settings(find_app("fashion-mnist"), 5, SMALLEST)
         served: list[int] = []  # by whom each round was computed
         for line in federation.start_run(EXAMPLES / "fashion-mnist", settings).checked_lines():
             seen.append(line)

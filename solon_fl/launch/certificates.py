@@ -1,6 +1,8 @@
 """A certificate for a SuperLink, and keys for SuperNodes, as openssl and ssh-keygen would make them."""
 
 import ipaddress
+import os
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ from cryptography.x509.oid import NameOID
 
 __all__ = ["make_certificates", "make_node_key"]
 
+VALID_DAYS = 60  # longer than any run
+
 
 def make_node_key(path: Path) -> None:
     """Write a private key there, and the public one beside it with the ending .pub."""
@@ -20,15 +24,16 @@ def make_node_key(path: Path) -> None:
         serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
     )
     public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-    path.touch(mode=0o600)
-    path.write_bytes(private)
+    _write_secret(path, private)
     path.with_suffix(".pub").write_bytes(public + b"\n")
 
 
-def make_certificates(folder: Path, host: str) -> None:
-    """Write ca.crt, and server.pem with server.key: a certificate for that address, signed by the CA."""
+def make_certificates(folder: Path, hosts: Sequence[str]) -> None:
+    """Write ca.crt, and server.pem with server.key: a certificate for these addresses and names, signed by the CA."""
     authority_key, server_key = ec.generate_private_key(ec.SECP384R1()), ec.generate_private_key(ec.SECP384R1())
-    authority, server = (x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]) for name in ("solon CA", host))
+    authority, server = (
+        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]) for name in ("solon CA", hosts[0][:64])
+    )
     now = datetime.now(UTC)
 
     def builder(subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
@@ -39,7 +44,7 @@ def make_certificates(folder: Path, host: str) -> None:
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - timedelta(minutes=5))
-            .not_valid_after(now + timedelta(days=2))
+            .not_valid_after(now + timedelta(days=VALID_DAYS))
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         )
 
@@ -49,7 +54,7 @@ def make_certificates(folder: Path, host: str) -> None:
         .add_extension(_signs_certificates(), critical=True)
         .sign(authority_key, hashes.SHA384())
     )
-    names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))])
+    names = x509.SubjectAlternativeName(list(map(_general_name, hosts)))
     issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key())
     server_certificate = (
         builder(server, server_key)
@@ -60,13 +65,26 @@ def make_certificates(folder: Path, host: str) -> None:
     )
     (folder / "ca.crt").write_bytes(authority_certificate.public_bytes(serialization.Encoding.PEM))
     (folder / "server.pem").write_bytes(server_certificate.public_bytes(serialization.Encoding.PEM))
-    key_path = folder / "server.key"
-    key_path.touch(mode=0o600)
-    key_path.write_bytes(
-        server_key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+    private = server_key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
+    _write_secret(folder / "server.key", private)
+
+
+def _write_secret(path: Path, text: bytes) -> None:
+    """Write a file that only its owner can read, whole or not at all."""
+    written = path.with_name(f"{path.name}.new")
+    written.unlink(missing_ok=True)
+    with open(written, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        file.write(text)
+    written.replace(path)
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
 
 
 def _signs_certificates() -> x509.KeyUsage:

@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["TAG", "cpu_seconds_for_messages", "free_ports", "kill_all", "listens", "processes_with"]
+__all__ = ["TAG", "cpu_seconds_for_messages", "free_ports", "kill_all", "listens", "processes_with", "send_all"]
 
 TAG = "SOLON_FEDERATION"  # environment variable of every process of a federation, and of all that those start
 
@@ -66,6 +66,13 @@ def kill_all(tag: str) -> None:
             with suppress(ProcessLookupError):
                 os.kill(process_id, signal.SIGKILL)
         time.sleep(0.02)
+
+
+def send_all(tag: str, number: signal.Signals) -> None:
+    """Send a signal to all processes with the tag but this one."""
+    for process_id in set(processes_with(tag)) - {os.getpid()}:
+        with suppress(ProcessLookupError):
+            os.kill(process_id, number)
 
 
 def free_ports(count: int) -> list[int]:

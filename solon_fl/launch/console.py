@@ -14,18 +14,16 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TextIO
 
-from deployment.errors import FederationError
-from deployment.processes import TAG, kill_all
+from solon_fl.launch.errors import FederationError
+from solon_fl.launch.processes import TAG, kill_all
 
 __all__ = ["Console"]
-
-ROOT = Path(__file__).parents[1]
 
 
 class Console:
     """A process that executes commands of `flwr`, one after the other.
 
-    Should this process die without having closed it, the console kills the whole federation and deletes its folder.
+    Should this process die without having closed it, the console kills the whole federation on this machine.
 
     Parameters
     ----------
@@ -37,15 +35,16 @@ class Console:
         Gets what the process itself says.
     timeout : float
         Seconds within which a command must end.
+    erase : bool
+        Whether it then deletes the folder, too.
     """
 
-    def __init__(self, folder: Path, variables: Mapping[str, str], log: Path, timeout: float) -> None:
+    def __init__(self, folder: Path, variables: Mapping[str, str], log: Path, timeout: float, *, erase: bool) -> None:
         self._timeout = timeout
         self._turn = threading.Lock()
         with log.open("ab") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(folder)],
-                cwd=ROOT,
+                [sys.executable, "-P", "-m", __name__, str(folder) if erase else ""],
                 env=dict(variables),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -123,4 +122,5 @@ if __name__ == "__main__":
         _serve(os.fdopen(os.dup(1), "w"))
     # Nobody is left who could send a command.
     kill_all(federation)
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder:
+        shutil.rmtree(folder, ignore_errors=True)

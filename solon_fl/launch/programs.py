@@ -1,0 +1,137 @@
+"""Flower's programs on this machine: how they are started, found again, stopped and ended."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+from solon_fl.launch.processes import TAG, kill_all, processes_with, send_all
+
+__all__ = ["Program", "Programs"]
+
+QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+class Program(Protocol):
+    """A program that has been started."""
+
+    def poll(self) -> int | None:
+        """Return the exit code; None while the program runs."""
+
+
+class Programs:
+    """The programs of a federation that run on this machine, each under a name. Linux: they are found in /proc.
+
+    Attributes
+    ----------
+    tag : str
+        Unique; in the environment of every process.
+    folder : Path
+        Holds what they write: logs, Flower's own files, temporary ones.
+    """
+
+    def __init__(self, tag: str, folder: Path = Path()) -> None:
+        self.tag = tag
+        self.folder = folder
+        self._processes: dict[str, Program] = {}
+
+    def start(self, name: str, command: Sequence[str], extra: Mapping[str, str] | None = None) -> None:
+        """Start a program under a name; its output goes to the log of that name.
+
+        Parameters
+        ----------
+        name : str
+            Of the node, or "superlink".
+        command : sequence of str
+            The program's command line.
+        extra : mapping, optional
+            Environment variables beside the usual ones.
+        """
+        with self.log_path(name).open("ab") as log:
+            self._processes[name] = subprocess.Popen(
+                command,
+                env={**self.variables(name), **(extra or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a Ctrl-C in the terminal must reach the program that cleans up, and only it
+            )
+
+    def variables(self, name: str) -> dict[str, str]:
+        """Return the environment of what runs under a name."""
+        return {
+            **os.environ,
+            **QUIET,
+            # The commands beside this Python, whether or not its virtual environment is active.
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+            "TMPDIR": str(self.folder / "tmp"),
+            "FLWR_HOME": str(self.folder / "homes" / _file_name(name)),
+            TAG: f"{self.tag}/{name}/",
+        }
+
+    def log_path(self, name: str) -> Path:
+        """Return where the output of a node, or of "superlink", goes."""
+        return self.folder / "logs" / f"{_file_name(name)}.log"
+
+    def make_folders(self) -> None:
+        """Make the folders for logs and temporary files."""
+        for name in ("tmp", "logs"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+
+    def processes(self, name: str, program: str = "") -> list[int]:
+        """Return the ids of the processes of a node, or of "superlink", that run this program; by default all."""
+        return processes_with(f"{self.tag}/{name}/", program)
+
+    def kill(self, name: str) -> None:
+        """Kill a node, or "superlink", and all it has started, as a power cut would."""
+        self._send(name, signal.SIGKILL)
+        kill_all(f"{self.tag}/{name}/")
+        while self.exit_code(name) is None:
+            time.sleep(0.02)
+
+    def stop(self, name: str) -> None:
+        """Stop all processes of a node: they stay as they are until they are told to go on."""
+        self._send(name, signal.SIGSTOP)
+
+    def go_on(self, name: str) -> None:
+        """Let the processes of a stopped node go on."""
+        self._send(name, signal.SIGCONT)
+
+    def exit_code(self, name: str) -> int | None:
+        """Return a node's exit code; None while it runs."""
+        return self._processes[name].poll()
+
+    def last_words(self, name: str, lines: int = 8) -> str:
+        """Return the end of a log, for an error message."""
+        path = self.log_path(name)
+        words = path.read_text(errors="replace").splitlines() if path.exists() else []
+        return "".join(f"\n    {line}" for line in ["Its last words:", *words[-lines:]]) if words else ""
+
+    def kill_everything(self) -> None:
+        """Kill all processes of the federation that are on this machine."""
+        for name in self._processes:
+            self._send(name, signal.SIGKILL)
+        kill_all(self.tag)
+        for process in self._processes.values():
+            if isinstance(process, subprocess.Popen):
+                process.wait()
+
+    def _send(self, name: str, number: signal.Signals) -> None:
+        process = self._processes.get(name)
+        if isinstance(process, subprocess.Popen) and process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, number)  # a SuperExec hides its environment from everybody but root
+        send_all(f"{self.tag}/{name}/", number)
+
+
+def _file_name(name: str) -> str:
+    return name.replace("/", "_")

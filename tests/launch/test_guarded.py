@@ -1,0 +1,68 @@
+"""A SuperLink whose runs and registrations are for its own user."""
+
+import asyncio
+import os
+import shutil
+import socket
+import subprocess
+from typing import Any
+
+import pytest
+
+from solon_fl.launch.guarded import Guard, is_own_connection
+
+NOBODY = 65534
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_a_connection_of_this_user_is_told_from_others(family: socket.AddressFamily) -> None:
+    host = "127.0.0.1" if family == socket.AF_INET else "::1"
+    with socket.socket(family) as listener:
+        try:
+            listener.bind((host, 0))
+        except OSError:
+            pytest.skip(f"this machine has no {host}")
+        listener.listen()
+        server = listener.getsockname()[:2]
+        with socket.create_connection(server) as own:
+            port = own.getsockname()[1]
+            assert is_own_connection((host, port), server)
+            assert not is_own_connection((host, port), (host, port))
+        assert not is_own_connection(("10.1.2.3", port), server)  # another machine's
+        assert not is_own_connection(None, server)
+        listener.accept()[0].close()
+        if os.geteuid() == 0 and shutil.which("bash") is not None:
+            line = f"exec 3<>/dev/tcp/{host}/{server[1]}; read"
+            with subprocess.Popen(["bash", "-c", line], user=NOBODY, stdin=subprocess.PIPE, cwd="/") as other:
+                connection, theirs = listener.accept()
+                with connection:
+                    assert not is_own_connection((host, theirs[1]), server)
+                    other.communicate(b"\n")
+
+
+def answer(path: str, client: tuple[str, int], server: tuple[str, int], *headers: tuple[bytes, bytes]) -> int:
+    """Return the status with which a request is answered."""
+    sent: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200})
+
+    async def send(event: Any) -> None:
+        sent.append(event)
+
+    scope = {"type": "http", "path": path, "client": client, "server": server, "headers": headers}
+    asyncio.run(Guard(app)(scope, None, send))
+    return int(sent[0]["status"])
+
+
+def test_nodes_are_served_and_of_operators_only_this_user() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = listener.getsockname()
+        with socket.create_connection(server) as own:
+            here, elsewhere = own.getsockname(), ("10.1.2.3", 5)
+            for path in ("/v1/control/start-run", "/v1/runtime/x", "/v1/fleetwood", "/docs"):
+                assert answer(path, here, server) == 200
+                assert answer(path, elsewhere, server) == 403
+                # Behind a proxy, or what poses as one, the client's address would be what the header says.
+                assert answer(path, here, server, (b"X-Forwarded-For", b"127.0.0.1")) == 403
+            assert answer("/v1/fleet/pull", elsewhere, server) == 200
