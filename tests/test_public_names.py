@@ -7,6 +7,7 @@ import pytest
 
 import solon_fl
 from solon_fl import baselines, clients, coding, resident, simulations, strategies
+from solon_fl.clients import hugging_face, lightning
 
 WITHOUT_FLOWER = """
 import sys
@@ -61,11 +62,14 @@ PUBLIC_NAMES: dict[ModuleType, list[str]] = {
         "Batch",
         "SolonClientMixin",
         "SolonTask",
+        "TrainedOnly",
         "answer_silo_queries",
         "downlink_mod",
         "share_reply",
         "solon_mod",
     ],
+    hugging_face: ["TrainerClient"],
+    lightning: ["LightningClient"],
     strategies: [
         "Calibration",
         "Checkpoints",

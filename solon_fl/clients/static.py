@@ -16,7 +16,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from solon_fl.errors import ConfigurationError
 from solon_fl.wire import COUNTER, WHOLE_NUMBERS, is_continuous, is_counter, real_view
 
-__all__ = ["StaticEntries", "check_returned_static", "check_untrained"]
+__all__ = ["StaticEntries", "check_returned_static", "check_untrained", "sum_of_bits"]
 
 PIECE = 1 << 20  # entries that are summed at a time, so that their weights take little memory
 
@@ -75,7 +75,7 @@ class StaticEntries:
 
     def _sums_of_frozen(self) -> dict[str, Tensor]:
         state = self._model.state_dict(keep_vars=True)
-        return {name: _sum_of_bits(state[name]) for name in self._frozen if name in state}
+        return {name: sum_of_bits(state[name]) for name in self._frozen if name in state}
 
     def _check_frozen(self) -> None:
         if not self._frozen:
@@ -163,7 +163,7 @@ def check_untrained(name: str, value: Tensor) -> None:
         )
 
 
-def _sum_of_bits(value: Tensor) -> Tensor:
+def sum_of_bits(value: Tensor) -> Tensor:
     """Return a sum over a tensor's entries, each read as a whole number and weighted by its place, where the tensor is.
 
     Weights are odd, so that no change of one entry is missed, and differ, so that entries which change places are not.

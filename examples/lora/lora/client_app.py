@@ -1,0 +1,8 @@
+"""The nodes: the Trainer's loss, of which a coded share of the adapters' gradient is sent."""
+
+from lora.task import make_trainer
+from solon_fl.clients.hugging_face import TrainerClient
+from solon_fl.simulations.attacks.registry import lie_if_told
+
+client = TrainerClient(lambda context: make_trainer(context.run_config))
+app = client.client_app(mods=[lie_if_told])

@@ -1,0 +1,36 @@
+"""The batches of a DataLoader, drawn as a node of a group must: by the batch's number, not by the loader's order."""
+
+from typing import Any
+
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset
+
+from solon_fl.errors import ConfigurationError
+from solon_fl.task import Batch
+
+__all__ = ["check_loader", "examples_of"]
+
+
+def check_loader(loader: Any) -> None:
+    """Raise ConfigurationError if the examples of a batch can't be drawn from what a DataLoader reads."""
+    if not isinstance(loader, DataLoader):
+        raise ConfigurationError(
+            f"the training data must be one torch DataLoader; got a {type(loader).__name__}; return "
+            "DataLoader(dataset, batch_size=32)."
+        )
+    if isinstance(loader.dataset, IterableDataset):
+        raise ConfigurationError(
+            "the training dataset must have a length and numbered examples, so that all nodes of a group draw the "
+            f"same; got an IterableDataset, {type(loader.dataset).__name__}; use a map-style one."
+        )
+    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+    if not isinstance(sampler, RandomSampler | SequentialSampler):
+        raise ConfigurationError(
+            "nodes take each example once an epoch, in an order of the run's; got a loader with a "
+            f"{type(sampler).__name__}, which says otherwise; leave it out (shuffle=True), or override batch_loss."
+        )
+
+
+def examples_of(loader: "DataLoader[Any]", batch: Batch, batch_size: int) -> Any:
+    """Return what the loader's collate_fn makes of this batch's examples: each comes once an epoch."""
+    chosen = batch.sample_epoch(len(loader.dataset), batch_size).tolist()  # type: ignore[arg-type]  # map-style
+    return loader.collate_fn(Subset(loader.dataset, chosen).__getitems__(list(range(batch_size))))
