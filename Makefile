@@ -7,6 +7,7 @@
 #   make clock   strategies by the clock, on such a deployment with links of 20 and 100 Mbit/s (root, half an hour)
 #   make fuzz    a million hostile replies (with atheris; FUZZ_RUNS=1000 for a quick look)
 #   make bench   what encoding and decoding cost beside a copy and other aggregators (some 15 minutes, 12 GB)
+#   make gpu-check   on a machine with a CUDA GPU: whether all is right there, and how long it takes (six minutes)
 #   make bench-check   whether that became slower than benchmarks/baseline.json says
 PYTHON ?= python3
 VENV := .venv
@@ -15,7 +16,7 @@ BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo deployment clock test check fuzz bench bench-check setup lint types clean
+.PHONY: demo deployment clock test check fuzz bench bench-check gpu-check setup lint types clean
 
 demo: $(VENV)/.installed
 	$(BIN)/solon-fl demo
@@ -48,6 +49,10 @@ bench: $(VENV)/.installed-dev
 
 bench-check: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed --check benchmarks/baseline.json
+
+# GPU_DATA=FOLDER trains on CIFAR-10 from there, in place of images of noise.
+gpu-check: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.gpu_check $(if $(GPU_DATA),--data-dir $(GPU_DATA))
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -64,6 +64,15 @@ def check_trainer(names: dict[str, Any], rounds: int = 3) -> None:
         trainer.train()
     compare(found, trainer.model, before)
 
+    side = names["client"].for_server(CONTEXT, num_rounds=rounds)
+    tensors = [value.detach().clone() for value in side.model.parameters() if value.requires_grad]
+    optimizer = side.optimizer(tensors)
+    for tensor in tensors:
+        tensor.grad = torch.ones_like(tensor)
+    optimizer.step()
+    clipped = torch.nn.utils.get_total_norm([tensor.grad for tensor in tensors])
+    assert float(clipped) == pytest.approx(trainer.args.max_grad_norm, rel=1e-3)
+
 
 def check_lightning(names: dict[str, Any], rounds: int = 3) -> None:
     config = SolonConfig(num_nodes=3, byzantine=1, compression=1, batches_per_group=4, code="exact")

@@ -1,0 +1,94 @@
+"""Ask a GPU whether all is right and how long it takes, in under six minutes.
+
+Eight parts, each for itself; one that fails says why, the others go on, and the exit status is 1:
+  encode, decode       times beside a copy and the way to the host; the shares are compared with the CPU's
+  one batch and many   a batch of ResNet-18 beside r of them
+  bits                 one gradient twice; a run with liars and without
+  mixed nodes          the float noise between nodes on the device and on the CPU
+  batteries            trials of decoding_accuracy.py and framing.py, with all codes on the device
+  tests                tests/coding and tests/clients on the device
+  paper-cifar10        rounds of it, for as long as time remains
+
+    python -m benchmarks.gpu_check                            one CUDA GPU; writes gpu-check.json
+    python -m benchmarks.gpu_check --data-dir cifar-10-batches-py
+    python -m benchmarks.gpu_check --device cpu --small       whether the program runs, where there is no GPU
+"""
+
+import argparse
+import json
+import platform
+import sys
+import time
+import traceback
+import warnings
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.gpu_parts import PARTS, Asked, Findings
+
+SHORTEST = 5.0  # seconds: a part is not begun with less
+
+
+def name_of(device: torch.device) -> str:
+    """Return the device's name, for a person."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({platform.machine()})"
+
+
+def run_part(name: str, asked: Asked, console: Console) -> dict[str, Findings] | str:
+    """Run a part and print what it finds; returns that, or why it failed."""
+    if asked.left < SHORTEST:
+        return "left out: time is up"
+    started, found = time.monotonic(), dict[str, Findings]()
+    table = Table(title=name, title_justify="left", show_header=False)
+    error = ""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            for what, figures in PARTS[name](asked):
+                found[what] = figures
+                for row, (figure, value) in enumerate(figures.items()):
+                    shown = f"{value:.3g}" if isinstance(value, float) else str(value)
+                    table.add_row("" if row else what, figure, shown)
+    except Exception as raised:
+        error = f"{type(raised).__name__}: {raised}"
+        console.print(traceback.format_exc(limit=-3), markup=False, style="red")
+    console.print(table)
+    console.print(f"{time.monotonic() - started:.1f} s{': FAILED' if error else ''}\n", markup=False)
+    return error or found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run what the command line asks for; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda", help="of torch; default cuda")
+    parser.add_argument("--seconds", type=float, default=340, help="for all of it; default 340")
+    parser.add_argument("--data-dir", type=Path, help="folder of CIFAR-10; default: images of noise")
+    parser.add_argument("--output", type=Path, default=Path("gpu-check.json"), help="default gpu-check.json")
+    parser.add_argument("--small", action="store_true", help="as little as possible")
+    chosen = parser.parse_args(arguments)
+    device = torch.device(chosen.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print(f"no GPU here: torch {torch.__version__} finds no CUDA device; nothing was checked")
+        return 0
+    asked = Asked(device, chosen.small, time.monotonic() + chosen.seconds, chosen.data_dir)
+    about = {
+        "device": name_of(device),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "small": chosen.small,
+    }
+    console = Console()
+    console.print(about)
+    found = {name: run_part(name, asked, console) for name in PARTS}
+    chosen.output.write_text(json.dumps({**about, "parts": found}, indent=1, default=str) + "\n")
+    failed = [name for name, findings in found.items() if isinstance(findings, str)]
+    console.print(f"{about['device']}: {len(PARTS) - len(failed)} of {len(PARTS)} parts are right; {chosen.output}")
+    for name in failed:
+        console.print(f"{name}: {found[name]}", markup=False)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
