@@ -1,4 +1,4 @@
-"""Adapters compute what Trainer and Lightning do; only what is trained travels."""
+"""Adapters compute what Trainer and Lightning do, and refuse what nodes can't."""
 
 import copy
 import importlib
@@ -6,7 +6,6 @@ import re
 import tomllib
 import warnings
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,14 +18,10 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, WeightedRandomSampler
 
 from solon_fl import ConfigurationError, SolonConfig
-from solon_fl.clients import Batch, TrainedOnly
+from solon_fl.clients import Batch
 from solon_fl.clients.hugging_face import TrainerClient
 from solon_fl.clients.lightning import LightningClient
-from solon_fl.clients.server_side import Made, ServerSide
-from solon_fl.clients.trained import SUMS
 from solon_fl.simulations import InProcessGrid
-from solon_fl.strategies import buffer_names
-from tests.support import Regression, Remembering, initial_model, record_of, small_config, train
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/how-to/hugging-face-and-lightning.md"
@@ -147,134 +142,6 @@ def check_lora(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
 
 
 # Without them
-
-
-def half_frozen() -> TrainedOnly:
-    """Return a model of 370 kB, of which 6 kB are trained."""
-    model = nn.Sequential(nn.Linear(7, 300), nn.Linear(300, 300), nn.BatchNorm1d(300), nn.Linear(300, 1))
-    model[:2].requires_grad_(False)
-    return TrainedOnly(model)
-
-
-def test_what_is_trained_travels_alone_and_is_trained_as_in_the_whole_model() -> None:
-    model: Any = initial_model(half_frozen)
-    config, client = small_config(num_nodes=7), Remembering(half_frozen)
-    found, reports = train(config, client=client, model=model, rounds=2)
-    assert max(report.bytes_out for report in reports) < 7 * 20_000
-    assert max(report.bytes_in for report in reports) < 7 * 5_000
-    whole, _ = train(config, client=Remembering(lambda: half_frozen().model), model=model.model, rounds=2)
-    expected = {f"model.{name}": value for name, value in whole.arrays.to_torch_state_dict().items()}
-    for name, value in found.arrays.to_torch_state_dict().items():
-        assert name == SUMS or torch.equal(value, expected[name]), name
-
-
-def test_a_node_with_other_frozen_weights_says_so_and_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
-    class Other(Remembering):
-        def gradient(self, *args: Any) -> Tensor:
-            context: Context = args[2]
-            return (
-                self.mean_gradient(args[0], args[1].batches, args[1].buffers, context)
-                if context.node_id == 5
-                else super().gradient(*args)
-            )
-
-        def build_model(self, context: Context) -> nn.Module:
-            model = self.make_model()
-            if context.node_id == 5:
-                with torch.no_grad():
-                    model.get_parameter("model.1.bias")[7] += 1e-6
-            return model
-
-    model = initial_model(half_frozen)
-    _, (report,) = train(small_config(num_nodes=7), client=Other(half_frozen), model=model, rounds=1)
-    assert "frozen weights must be the same everywhere, bit by bit; 1 of 4 are not the server's" in caplog.text
-    assert "the first is '1.bias'" in caplog.text
-    assert report.malformed_nodes == (5,)
-    assert report.stepped
-
-
-def test_a_loss_that_changes_frozen_weights_is_an_error() -> None:
-    class Changing(Regression):
-        def batch_loss(self, model: nn.Module, batch: Batch, context: Context) -> Tensor:
-            with torch.no_grad():
-                model.get_parameter("model.0.bias").add_(1)
-            return super().batch_loss(model, batch, context)
-
-    model = initial_model(half_frozen)
-    batches = [Batch(0, 1, 0)]
-    with pytest.raises(ConfigurationError, match=f"it changed '{SUMS}'"):
-        Changing(half_frozen).mean_gradient(record_of(model), batches, buffer_names(model), CONTEXT)
-
-
-def test_other_frozen_weights_or_none_are_refused() -> None:
-    model = initial_model(half_frozen)
-    state = model.state_dict()
-    model.load_state_dict(state)
-    with pytest.raises(ConfigurationError, match=r"which this one has 4; got sums_of_frozen_weights of 3 of them"):
-        model.load_state_dict({**state, SUMS: state[SUMS][:3]})
-    with pytest.raises(ConfigurationError, match="got sums_of_frozen_weights of none"):
-        model.load_state_dict({name: value for name, value in state.items() if name != SUMS})
-    with pytest.raises(RuntimeError, match=r"Missing key\(s\).*model\.3\.bias"):
-        model.load_state_dict({name: value for name, value in state.items() if name != "model.3.bias"})
-
-
-def test_a_model_without_frozen_weights_is_whole() -> None:
-    model = TrainedOnly(nn.Linear(3, 1))
-    assert list(model.state_dict()) == ["model.weight", "model.bias", SUMS]
-    model.load_state_dict(model.state_dict())
-    assert torch.equal(model(torch.ones(2, 3)), model.model(torch.ones(2, 3)))
-
-
-class Tied(nn.Module):
-    """Has one weight under two names, a bias, and a frozen weight."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.other, self.fixed = nn.Linear(3, 3), nn.Linear(3, 3, bias=False), nn.Linear(3, 3)
-        self.other.weight = self.one.weight
-        self.fixed.requires_grad_(False)
-
-
-def made_with(kind: Callable[..., torch.optim.Optimizer], max_grad_norm: float = 0.0) -> Made:
-    model = TrainedOnly(initial_model(Tied))
-    tied: Any = model.model
-    groups = [{"params": [tied.one.weight, tied.fixed.weight], "lr": 0.5}, {"params": [tied.one.bias]}]
-    optimizer = kind(groups, lr=0.1)
-    return Made(model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1), max_grad_norm)
-
-
-@pytest.mark.parametrize("kind", [torch.optim.SGD, partial(torch.optim.Adagrad, initial_accumulator_value=0.3)])
-def test_the_server_steps_as_the_optimizer_would(kind: Callable[..., torch.optim.Optimizer]) -> None:
-    """Groups, clipping with each tied weight counted once, and the state that Adagrad has from the start."""
-    side = ServerSide(lambda: made_with(kind, max_grad_norm=0.5))
-    for _ in range(2):  # a second run with the same object starts afresh
-        state = side.model.state_dict(keep_vars=True)
-        tensors = [value.detach().clone() for value in state.values() if value.requires_grad]
-        optimizer = side.optimizer(tensors)
-        assert side.scheduler is not None
-        schedule = side.scheduler(optimizer)
-        assert all(any(one is other for other in tensors) for one in optimizer.state)
-        plain = made_with(kind)
-        one: Any = plain.model.model.one
-        for _ in range(2):
-            one.weight.grad, one.bias.grad = torch.full((3, 3), 2.0), torch.ones(3)
-            torch.nn.utils.clip_grad_norm_([one.weight, one.bias], 0.5)
-            plain.optimizer.step()
-            for tensor in tensors:
-                tensor.grad = torch.full_like(tensor, 2.0 if tensor.dim() == 2 else 1.0)
-            optimizer.step()
-        expected = [one.weight, one.bias, one.weight]
-        for tensor, value in zip(tensors, expected, strict=True):
-            torch.testing.assert_close(tensor, value.detach())
-        schedule.step()
-        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.05, 0.01])
-
-
-def test_a_scheduler_of_another_optimizer_is_refused() -> None:
-    side = ServerSide(lambda: made_with(torch.optim.SGD))
-    assert side.scheduler is not None
-    with pytest.raises(ConfigurationError, match="got another SGD"):
-        side.scheduler(torch.optim.SGD([torch.zeros(1)], lr=0.1))
 
 
 class FakeModule(nn.Linear):
