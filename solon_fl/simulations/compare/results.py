@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from solon_fl.errors import ConfigurationError
-from solon_fl.simulations.compare.comparison import NO_ATTACK, Comparison
+from solon_fl.simulations.compare.comparison import NO_ATTACK, REFERENCE, Comparison
 from solon_fl.simulations.network import Network, RoundSeconds, round_seconds
 from solon_fl.simulations.run import Outcome, RoundRecord, Scenario, jsonable, measure_batch_seconds, simulate
 from solon_fl.simulations.sources import digest_of
@@ -21,7 +21,6 @@ __all__ = ["Cell", "Results", "Verdict", "run_comparison"]
 Verdict = Literal["survived", "harmed", "broken"]
 HARMED_BELOW = 0.02  # accuracy lost, of 1
 BROKEN_BELOW = 0.5  # part of what training gains that is lost
-REFERENCE = "fedavg"  # whose attack-free run shows what there is to lose
 logger = logging.getLogger(__name__)
 
 
