@@ -371,8 +371,6 @@ STRATEGIES: dict[str, NamedStrategy] = {
     "caf": _Rule("CAF", "#117733", caf, lambda f: 2 * f + 1),
     "nnm": _Rule("NNM + trimmed mean", "#DDCC77", nnm, lambda f: 2 * f + 1),
     "dnc": _Rule("DnC", "#6699CC", dnc, lambda f: 2 * f + 1),
-    "bucketing": _Shuffled(
-        "Bucketing + geom. median", "#994F00", partial(Bucketing, geometric_median), lambda f: 4 * f + 1
-    ),
+    "bucketing": _Shuffled("Bucketing", "#994F00", partial(Bucketing, geometric_median), lambda f: 4 * f + 1),
 }
 """The strategies that a scenario can name."""
