@@ -205,7 +205,7 @@ class Results:
 
     def _with_slowdown(self, cell: Cell) -> Cell:
         """Return a cell that knows if another of its strategy, whose server had as much to do, was far quicker."""
-        if strategy_named(cell.strategy).client not in ("plain", "signum"):  # who decodes takes longer if there are lies
+        if strategy_named(cell.strategy).client in ("solon", "draco"):  # to decode takes longer if there are lies
             return cell
         same = (other.server_seconds for other in self.cells if other.strategy == cell.strategy)
         quickest = min((seconds for seconds in same if seconds), default=0.0)

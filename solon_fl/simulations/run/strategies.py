@@ -368,7 +368,7 @@ STRATEGIES: dict[str, NamedStrategy] = {
     "signum": _Signum(),
     "geometric-median": _Rule("Geometric median", "#44AA99", geometric_median, lambda f: 2 * f + 1),
     "centered-clipping": _Rule("Centred clipping", "#AA4499", centered_clipping, lambda f: 2 * f + 1),
-    "caf": _Rule("CAF", "#117733", caf, lambda f: 2 * f + 1),
+    "caf": _Rule("CAF", "#117733", caf, lambda f: 2 * f + 1, momentum_at="server"),
     "nnm": _Rule("NNM + trimmed mean", "#DDCC77", nnm, lambda f: 2 * f + 1),
     "dnc": _Rule("DnC", "#6699CC", dnc, lambda f: 2 * f + 1),
     "bucketing": _Shuffled("Bucketing", "#994F00", partial(Bucketing, geometric_median), lambda f: 4 * f + 1),
