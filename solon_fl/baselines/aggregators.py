@@ -37,7 +37,7 @@ class AggregatorStrategy(VectorStrategy):
         P, nodes in the run.
     aggregate : callable
         Takes the gradients, an (n, d) float32 or float64 tensor, one row a node that sent a valid one, and returns
-        a (d,) tensor: a function of yours, or an object of byzfl, such as ``byzfl.GeometricMedian()``.
+        a (d,) tensor: a function of yours, `ready_for` a rule, or an object of a library, such as ``byzfl.Median()``.
     optimizer, buffers, on_round
         See `SolonStrategy`.
     downlink

@@ -40,6 +40,7 @@ SCENARIO: Final = {
     "num_liars": "Liars among all nodes; none takes as many as Solon bears in every group.",
     "dataset": "Data set: a name, a folder of class folders, or module:name of your own.",
     "model": "Network to train: a name, or module:name of your own.",
+    "dirichlet": "alpha: each node has its own examples, the less alike the smaller alpha; none shares all with all.",
     "data_dir": "Folder (or file) of a data set that does not come with the package.",
     "image_size": "Side in pixels to which images of your own are scaled and cropped; none takes them as they are.",
     "rounds": "Rounds: steps of the server's optimizer.",

@@ -2,5 +2,22 @@
 
 from .base import Rule, liars_among, ready_for
 from .bulyan import bulyan, krum_scores
+from .centres import centered_clipping, geometric_median
+from .coordinates import trimmed_mean
+from .mixing import Bucketing, nnm
+from .spectral import caf, dnc
 
-__all__ = ["Rule", "bulyan", "krum_scores", "liars_among", "ready_for"]
+__all__ = [
+    "Bucketing",
+    "Rule",
+    "bulyan",
+    "caf",
+    "centered_clipping",
+    "dnc",
+    "geometric_median",
+    "krum_scores",
+    "liars_among",
+    "nnm",
+    "ready_for",
+    "trimmed_mean",
+]

@@ -14,7 +14,7 @@ BLOCK = 1 << 16  # columns whose products are summed at once
 class Rule(Protocol):
     """A robust rule. It has no state, draws nothing at random, and does not change what it is given."""
 
-    def __call__(self, vectors: Tensor, num_liars: int) -> Tensor:
+    def __call__(self, vectors: Tensor, num_liars: int, /) -> Tensor:
         """Return what n vectors amount to, (d,), like them in dtype.
 
         Parameters
@@ -72,7 +72,7 @@ def squared_distances(vectors: Tensor) -> Tensor:
 
     They are differences of products, which float32 would lose between vectors that are much alike.
     """
-    products = torch.zeros(len(vectors), len(vectors), dtype=torch.float64)
+    products = vectors.new_zeros(len(vectors), len(vectors), dtype=torch.float64)
     for block in torch.split(vectors, BLOCK, dim=1):
         wide = block.double()
         products += wide @ wide.T

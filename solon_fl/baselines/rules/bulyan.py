@@ -1,13 +1,11 @@
 """Bulyan as its authors define it: Krum chooses vectors one by one, and near their median they are averaged."""
 
-import torch
 from torch import Tensor
 
 from .base import squared_distances
+from .coordinates import mean_near_median
 
 __all__ = ["bulyan", "krum_scores"]
-
-BLOCK = 1 << 14  # columns sorted at once
 
 
 def krum_scores(distances: Tensor, num_liars: int) -> Tensor:
@@ -64,20 +62,4 @@ def bulyan(vectors: Tensor, num_liars: int) -> Tensor:
     for _ in range(len(vectors) - 2 * num_liars):
         scores = krum_scores(distances[left][:, left], num_liars)
         chosen.append(left.pop(int(scores.argmin())))
-    return _mean_near_median(vectors[chosen], len(chosen) - 2 * num_liars)
-
-
-def _mean_near_median(vectors: Tensor, kept: int) -> Tensor:
-    """Return the mean of each coordinate's `kept` values that are nearest to its median, (d,)."""
-    parts = []
-    for block in torch.split(vectors, BLOCK, dim=1):
-        ordered = block.sort(dim=0).values
-        median = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
-        starts = range(len(ordered) - kept + 1)  # the nearest stand side by side
-        farthest = torch.stack(
-            [torch.maximum(median - ordered[start], ordered[start + kept - 1] - median) for start in starts]
-        )
-        best = farthest.argmin(dim=0)
-        rows = best + torch.arange(kept)[:, None]
-        parts.append(ordered.gather(0, rows).mean(dim=0))
-    return torch.cat(parts)
+    return mean_near_median(vectors[chosen], len(chosen) - 2 * num_liars)

@@ -1,11 +1,13 @@
 """Attacks: what liars send instead of what honest nodes would send, and the Flower mods that make nodes lie."""
 
+from .alie import Alie, TunedAlie
 from .base import Attack
 from .code_aware import BelowTolerance, Encoded, NearCodeword, OtherGradient, PartialCollusion, ProjectionAware, SameLie
+from .fang import FangKrum, FangTrimmedMean
 from .labels import flips_labels, seen_labels
 from .liars import Liars, RegroupedLiars, partition_id, place_number
 from .mods import MALFORMATIONS, attack_mod, crash_mod, from_round, label_flip_mod, late_mod, malformed_mod, silent_mod
-from .omniscient import Alie, FallOfEmpires, InnerProduct, Mimic, MinMax, MinSum
+from .omniscient import FallOfEmpires, InnerProduct, Mimic, MinMax, MinSum
 from .own import try_own_attack
 from .registry import ATTACKS, NamedAttack, attack_named, lie_if_told, lone_liar_mod, make_attack_mod
 from .simple import BitFlip, Constant, NotFinite, RandomGaussian, Reverse, SignFlip
@@ -22,6 +24,8 @@ __all__ = [
     "Constant",
     "Encoded",
     "FallOfEmpires",
+    "FangKrum",
+    "FangTrimmedMean",
     "InnerProduct",
     "Liars",
     "Mimic",
@@ -38,6 +42,7 @@ __all__ = [
     "Reverse",
     "SameLie",
     "SignFlip",
+    "TunedAlie",
     "attack_mod",
     "attack_named",
     "crash_mod",

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from scipy import special
 from torch import Tensor
 
 from solon_fl.errors import ConfigurationError
@@ -17,55 +16,11 @@ from solon_fl.errors import ConfigurationError
 from .base import honest_rows
 from .tuning import Aggregate, most_damaging
 
-__all__ = ["Alie", "FallOfEmpires", "InnerProduct", "Mimic", "MinMax", "MinSum"]
+__all__ = ["FallOfEmpires", "InnerProduct", "Mimic", "MinMax", "MinSum"]
 
 EPS_GRID = tuple(float(f"{10 ** (step / 4):.3g}") for step in range(-4, 13))  # 0.1 hides, 1000 > (n - m) / m
 FRACTIONS = (1.0, 0.75, 0.5, 0.25)  # of the largest gamma
-
-
-@dataclass(frozen=True)
-class Alie:
-    """A little is enough: mu - z sigma, a shift small enough to pass for honest (Baruch et al. 2019).
-
-    Parameters
-    ----------
-    sign : -1 or 1
-        The direction of the shift; -1 gives mu - z sigma.
-    convention : "supporters" or "fraction"
-        z = Phi^-1((n - m - h) / (n - m)) with h = floor(n / 2) + 1 - m, or Phi^-1((n - h) / n). Both are published; for
-        n = 50, m = 12 they give 0.336 and 0.583.
-    fixed_shift : float, optional
-        z itself, instead of either convention: some codes fix it to 1.0 or 1.5.
-
-    Notes
-    -----
-    Slips in other codes: the distribution function instead of its inverse (as in Shejwalkar & Houmansadr's table of z),
-    z fixed to 1.0 or 1.5, sigma taken over all nodes.
-    """
-
-    sign: Literal[-1, 1] = -1
-    convention: Literal["supporters", "fraction"] = "supporters"
-    fixed_shift: float | None = None
-    omniscient = True
-
-    def shift(self, num_nodes: int, num_liars: int) -> float:
-        """Return z. Unless fixed, it is 0 where liars are the majority (h <= 0 makes the quantile 1 or more)."""
-        if self.fixed_shift is not None:
-            return self.fixed_shift
-        supporters = num_nodes // 2 + 1 - num_liars
-        honest = num_nodes - num_liars
-        if self.convention == "supporters":
-            share = (honest - supporters) / honest if honest else 1.0
-        else:
-            share = (num_nodes - supporters) / num_nodes
-        return float(special.ndtri(share)) if 0 < share < 1 else 0.0
-
-    def lies(self, vectors: Tensor, liars: Sequence[int], rng: torch.Generator) -> Tensor:
-        """See `Attack.lies`."""
-        honest = honest_rows(vectors, liars)
-        shift = self.sign * self.shift(len(vectors), len(liars))
-        lie = honest.mean(0) + shift * honest.std(0, correction=0)
-        return lie.expand(len(liars), -1).clone()
+HALVINGS = 24
 
 
 @dataclass(frozen=True)
@@ -159,9 +114,9 @@ class MinMax:
         limit = _distances(honest).max()
 
         def fits(lie: Tensor) -> bool:
-            return bool((honest - lie).norm(dim=1).max() <= limit)
+            return bool(torch.linalg.vector_norm(honest - lie, dim=1, dtype=torch.float64).max() <= limit)
 
-        return _farthest_or_worst(vectors, liars, self.deviation, fits, self.aggregate)
+        return _farthest_or_worst(vectors, liars, self.deviation, fits, float(limit), self.aggregate)
 
 
 @dataclass(frozen=True)
@@ -181,9 +136,9 @@ class MinSum:
         limit = _distances(honest).square().sum(1).min()
 
         def fits(lie: Tensor) -> bool:
-            return bool((honest - lie).square().sum() <= limit)
+            return bool(torch.linalg.vector_norm(honest - lie, dtype=torch.float64).square() <= limit)
 
-        return _farthest_or_worst(vectors, liars, self.deviation, fits, self.aggregate)
+        return _farthest_or_worst(vectors, liars, self.deviation, fits, float(limit) ** 0.5, self.aggregate)
 
 
 def _farthest_or_worst(
@@ -191,36 +146,34 @@ def _farthest_or_worst(
     liars: Sequence[int],
     deviation: Deviation,
     fits: Callable[[Tensor], bool],
+    limit: float,
     aggregate: Aggregate | None,
 ) -> Tensor:
     """Return the lies of `MinMax` and `MinSum`: the farthest that fits, or what does most damage on the way there."""
     honest = honest_rows(vectors, liars)
     if aggregate is None:
-        return _farthest(honest, deviation, fits).expand(len(liars), -1).clone()
+        return _farthest(honest, deviation, fits, limit).expand(len(liars), -1).clone()
     mean = honest.mean(0)
     deviations = (deviation, *(other for other in get_args(Deviation) if other != deviation))
-    steps = (_farthest(honest, other, fits) - mean for other in deviations)
+    steps = (_farthest(honest, other, fits, limit) - mean for other in deviations)
     candidates = (mean + fraction * step for step in steps for fraction in FRACTIONS)
     return most_damaging(aggregate, vectors, liars, candidates).expand(len(liars), -1).clone()
 
 
 def _distances(vectors: Tensor) -> Tensor:
     """Return all distances. A Gram matrix would lose those between vectors that are much alike."""
-    return torch.cdist(vectors, vectors, compute_mode="donot_use_mm_for_euclid_dist")
+    return torch.cdist(vectors, vectors, compute_mode="donot_use_mm_for_euclid_dist").double()
 
 
-def _farthest(honest: Tensor, deviation: Deviation, fits: Callable[[Tensor], bool]) -> Tensor:
-    """Return mu + gamma dev with the largest gamma that fits, to 1e-6 of it; mu if none above 1e-6 does."""
+def _farthest(honest: Tensor, deviation: Deviation, fits: Callable[[Tensor], bool], limit: float) -> Tensor:
+    """Return mu + gamma dev with the largest gamma that fits; what fits is not farther from mu than the limit."""
     mean = honest.mean(0)
-    direction: Tensor = {
-        "unit": -mean / torch.linalg.vector_norm(mean).clamp_min(1e-30),
-        "std": -honest.std(0, correction=0),
-        "sign": -mean.sign(),
-    }[deviation]
-    low, high = 0.0, 1.0
-    while fits(mean + high * direction) and high < 1e6:
-        low, high = high, 2 * high
-    for _ in range(20):
+    direction: Tensor = {"unit": -mean, "std": -honest.std(0, correction=0), "sign": -mean.sign()}[deviation]
+    length = float(torch.linalg.vector_norm(direction, dtype=torch.float64))
+    if length == 0:
+        return mean
+    low, high = 0.0, 1.01 * limit / length  # no lie that fits is farther from the mean than the limit
+    for _ in range(HALVINGS):
         middle = (low + high) / 2
         low, high = (middle, high) if fits(mean + middle * direction) else (low, middle)
     return mean + low * direction

@@ -16,11 +16,13 @@ from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.own import OWN, is_own
 from solon_fl.task import SolonTask
 
+from .alie import Alie, TunedAlie
 from .base import Attack
 from .code_aware import BelowTolerance, Encoded, NearCodeword, OtherGradient, PartialCollusion, ProjectionAware, SameLie
+from .fang import FangKrum, FangTrimmedMean
 from .liars import Liars, partition_id, place_number
 from .mods import attack_mod, crash_mod, label_flip_mod, late_mod, malformed_mod, silent_mod
-from .omniscient import Alie, FallOfEmpires, InnerProduct, Mimic, MinMax, MinSum
+from .omniscient import FallOfEmpires, InnerProduct, Mimic, MinMax, MinSum
 from .own import own_attack_mod
 from .simple import BitFlip, Constant, NotFinite, RandomGaussian, Reverse, SignFlip
 from .tuning import Aggregate
@@ -96,7 +98,7 @@ def make_attack_mod(
         Of the liars' randomness.
     aggregate : callable, (n, m) -> (d,), optional
         What the server makes of the nodes' vectors (for coded shares: the decode of one group), for attacks that are
-        tuned against it. Default: "foe" is tuned against the mean, and "min-max" and "min-sum" are not tuned.
+        tuned against it. Default: "foe" and "alie-tuned" are tuned against the mean, "min-max" and "min-sum" not.
     decoder : Decoder, optional
         Solon's, where the vectors are its shares.
 
@@ -195,6 +197,10 @@ ATTACKS: dict[str, NamedAttack] = {
         "mean minus z deviations, z by the other convention", _plain(Alie(convention="fraction"))
     ),
     "alie-1.5": NamedAttack("mean minus 1.5 deviations, whatever the number of liars", _plain(Alie(fixed_shift=1.5))),
+    "alie-tuned": NamedAttack(
+        "mean minus z deviations against its sign, with the worst z",
+        _tuned(lambda aggregate: TunedAlie(aggregate or _mean)),
+    ),
     "ipm": NamedAttack("-0.1 times the honest mean", _plain(InnerProduct())),
     "foe": NamedAttack(
         "-eps times the honest mean, with the worst eps", _tuned(lambda aggregate: FallOfEmpires(aggregate or _mean))
@@ -204,6 +210,10 @@ ATTACKS: dict[str, NamedAttack] = {
     ),
     "min-sum": NamedAttack(
         "as far off as the honest are in total", _tuned(lambda aggregate: MinSum(aggregate=aggregate))
+    ),
+    "fang-krum": NamedAttack("against the honest sign, as far as Krum still chooses it", _plain(FangKrum())),
+    "fang-trimmed-mean": NamedAttack(
+        "just outside the honest values of each coordinate, against its sign", _plain(FangTrimmedMean())
     ),
     "mimic": NamedAttack("a copy of one honest node", _plain(Mimic())),
     "label-flip": NamedAttack("honest training on labels C - 1 - y", _without_vectors(label_flip_mod)),

@@ -21,6 +21,7 @@ from solon_fl.simulations.settings import NONE, read_table, unknown
 __all__ = ["NO_ATTACK", "Comparison", "GroupSizes", "load_comparison", "parse_comparison", "shipped_comparisons"]
 
 NO_ATTACK = NONE
+REFERENCE = "fedavg"  # whose attack-free run shows what there is to lose
 GroupSizes = Literal["same", "smallest"]
 _CHOSEN_PER_CELL = ("strategy", "attack")
 _TABLES = ("config", "scenario", "network")
@@ -192,6 +193,8 @@ def _build(document: dict[str, Any], overrides: Mapping[str, Mapping[str, Any]])
         config = SolonConfig(**settings)
     settings = tables["scenario"] | dict(overrides.get("scenario", {}))
     settings = read_table(Scenario, settings, table="scenario", excluded=("config", *_CHOSEN_PER_CELL))
+    if settings.get("dirichlet") is not None:
+        settings["strategy"] = REFERENCE  # Solon, the default, can't have it
     with _in_table("scenario"):
         scenario = Scenario(config=config, **settings)
     networks = dict(NETWORKS)

@@ -4,24 +4,33 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Set
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
 from solon_fl.errors import ConfigurationError
-from solon_fl.simulations.compare.comparison import NO_ATTACK, Comparison
+from solon_fl.simulations.compare.comparison import NO_ATTACK, REFERENCE, Comparison
 from solon_fl.simulations.network import Network, RoundSeconds, round_seconds
-from solon_fl.simulations.run import Outcome, RoundRecord, Scenario, jsonable, measure_batch_seconds, simulate
+from solon_fl.simulations.run import (
+    Outcome,
+    RoundRecord,
+    Scenario,
+    jsonable,
+    measure_batch_seconds,
+    simulate,
+    strategy_named,
+)
 from solon_fl.simulations.sources import digest_of
 
 __all__ = ["Cell", "Results", "Verdict", "run_comparison"]
 
 Verdict = Literal["survived", "harmed", "broken"]
 HARMED_BELOW = 0.02  # accuracy lost, of 1
+SLOW = 2.0  # times the quickest run of a strategy: more is not the strategy's doing
+LEAST_DELAY = 0.01  # seconds; less may be chance
 BROKEN_BELOW = 0.5  # part of what training gains that is lost
-REFERENCE = "fedavg"  # whose attack-free run shows what there is to lose
 logger = logging.getLogger(__name__)
 
 
@@ -39,12 +48,16 @@ class Cell:
         As its file has it; None if the run is impossible.
     refusal : str or None
         Why it is impossible.
+    slowdown : float
+        How many times as long the server took as in the quickest run of the same strategy, if that can't be the
+        attack's doing and is more than 2; else 1.
     """
 
     strategy: str
     attack: str | None
     outcome: Outcome | None = None
     refusal: str | None = None
+    slowdown: float = 1.0
 
     @property
     def records(self) -> tuple[RoundRecord, ...]:
@@ -88,9 +101,17 @@ class Cell:
         return 0.0 if self.outcome is None else self.outcome.server_seconds
 
     @property
+    def timing_doubts(self) -> tuple[str, ...]:
+        """Why the server's seconds are not to be trusted; see `Outcome.timing_doubts`."""
+        doubts = () if self.outcome is None else self.outcome.timing_doubts
+        if self.slowdown > 1:
+            doubts += (f"the server took {self.slowdown:.2g} times as long as in another run of this strategy",)
+        return doubts
+
+    @property
     def timings_scatter(self) -> bool:
-        """See `Outcome.timings_scatter`."""
-        return self.outcome is not None and self.outcome.timings_scatter
+        """Whether there are `timing_doubts`."""
+        return bool(self.timing_doubts)
 
     @property
     def batches_per_node(self) -> int:
@@ -178,6 +199,19 @@ class Results:
     comparison: Comparison
     cells: tuple[Cell, ...]
     batch_seconds: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cells", tuple(self._with_slowdown(cell) for cell in self.cells))
+
+    def _with_slowdown(self, cell: Cell) -> Cell:
+        """Return a cell that knows if another of its strategy, whose server had as much to do, was far quicker."""
+        if strategy_named(cell.strategy).client in ("solon", "draco"):  # to decode takes longer if there are lies
+            return cell
+        same = (other.server_seconds for other in self.cells if other.strategy == cell.strategy)
+        quickest = min((seconds for seconds in same if seconds), default=0.0)
+        slow = cell.server_seconds > SLOW * quickest and cell.server_seconds - quickest > LEAST_DELAY
+        slowdown = cell.server_seconds / quickest if slow else 1.0
+        return cell if cell.slowdown == slowdown else replace(cell, slowdown=slowdown)
 
     def cell(self, strategy: str, attack: str | None) -> Cell | None:
         """Return a cell, if it is finished."""

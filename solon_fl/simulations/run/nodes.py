@@ -19,6 +19,7 @@ from solon_fl.clients import Batch, SolonClientMixin, SolonTask, downlink_mod
 from solon_fl.clients.losses import Losses, collected_losses, note_loss
 from solon_fl.simulations.attacks import Liars, attack_named, flips_labels, partition_id, seen_labels
 from solon_fl.simulations.datasets import Dataset, build_model, load_dataset
+from solon_fl.simulations.datasets.splits import dirichlet_parts
 from solon_fl.simulations.own import OwnCodeError, is_own, seeded, theirs
 from solon_fl.simulations.run.own_strategies import strategy_named
 from solon_fl.simulations.run.scenario import Scenario
@@ -82,6 +83,7 @@ class ImageClient(SolonClientMixin):
         self._model: nn.Module | None = None
         self._computed_round = 0
         self._computed: dict[object, tuple[Tensor, Losses]] = {}  # of that round, by what was computed
+        self._parts: list[Tensor] = []  # places of each node's own examples, if it has some
         self._momenta: dict[int, tuple[int, Tensor]] = {}  # round and momentum, by the node's number
 
     def __getstate__(self) -> dict[str, object]:
@@ -105,11 +107,21 @@ class ImageClient(SolonClientMixin):
 
     def batch_loss(self, model: nn.Module, batch: Batch, context: Context) -> Tensor:
         """Return the cross-entropy of batch_size examples drawn for this batch."""
-        chosen = batch.sample(len(self.dataset.train_labels), self.scenario.batch_size)
+        chosen = self._examples(batch, context)
         device = self.device()
         inputs = self.dataset.train_inputs[chosen].to(device)
         labels = seen_labels(self.dataset.train_labels[chosen], self.dataset.num_classes, context)
         return functional.cross_entropy(model(inputs), labels.to(device))
+
+    def _examples(self, batch: Batch, context: Context) -> Tensor:
+        """Return the places of the training examples in a batch: out of all, or out of the node's own part."""
+        alpha, config = self.scenario.dirichlet, self.scenario.config
+        if alpha is None:
+            return batch.sample(len(self.dataset.train_labels), self.scenario.batch_size)
+        if not self._parts:
+            self._parts = dirichlet_parts(self.dataset.train_labels, config.num_nodes, alpha, config.seed)
+        part = self._parts[partition_id(context) % config.num_nodes]
+        return part[torch.randint(len(part), (self.scenario.batch_size,), generator=batch.generator(), device="cpu")]
 
     def mean_gradient(
         self,

@@ -22,6 +22,7 @@ from solon_fl.strategies import NodeRecord
 __all__ = ["Outcome", "Software"]
 
 LEAST_QUARTILES = 4  # rounds: fewer have no quartiles to speak of
+LEAST_CPU = 0.8  # of one: a run that has less was kept waiting by other programs
 PACKAGES = ("solon-fl", "flwr", "torch", "numpy")  # whose versions are kept
 
 
@@ -162,13 +163,33 @@ class Outcome:
         return median([report.server_seconds for report in self.reports] or [0.0])
 
     @property
-    def timings_scatter(self) -> bool:
-        """Whether half of the rounds' server seconds differ by more than half of their median: the machine was busy."""
+    def cpu_share(self) -> float | None:
+        """Seconds of CPU that the run was given in a second (median over the rounds); None if it is not known."""
+        shares = [record.cpu_share for record in self.records[1:] if record.cpu_share is not None]
+        return median(shares) if shares else None
+
+    @property
+    def timing_doubts(self) -> tuple[str, ...]:
+        """Why the server's seconds are not to be trusted, in words: the machine was busy. Empty if nothing says so.
+
+        A run computes without a pause: it was kept waiting if it had less than 0.8 of a CPU. Nothing else shows that in
+        a run that was slow from start to end. Where only some rounds were, half of the rounds' server seconds differ by
+        more than half of their median.
+        """
+        doubts = []
         seconds = [report.server_seconds for report in self.reports]
-        if len(seconds) < LEAST_QUARTILES:
-            return False
-        first, middle, third = quantiles(seconds, method="inclusive")
-        return third - first > middle / 2
+        if len(seconds) >= LEAST_QUARTILES:
+            first, middle, third = quantiles(seconds, method="inclusive")
+            if third - first > middle / 2:
+                doubts.append("the rounds' timings scatter")
+        if self.cpu_share is not None and self.cpu_share < LEAST_CPU:
+            doubts.append(f"the run had {self.cpu_share:.0%} of a CPU")
+        return tuple(doubts)
+
+    @property
+    def timings_scatter(self) -> bool:
+        """Whether there are `timing_doubts`."""
+        return bool(self.timing_doubts)
 
     @property
     def nodes_asked(self) -> float:
@@ -201,6 +222,7 @@ class Outcome:
             "bytes_in_median": self.bytes_sent,
             "server_seconds_median": self.server_seconds,
             "timings_scatter": self.timings_scatter,
+            "timing_doubts": self.timing_doubts,
             "referee_computations": self.referee_computations,
             "convicted": sorted(self.convicted),
             "model_sha256": self.model_sha256,

@@ -242,6 +242,9 @@ class RoundRecord:
         Whether the server would have waited for its deadline, because a node that it needed did not answer.
     model_sha256 : str
         Of the model after the round, in hexadecimal digits; see the function of that name.
+    cpu_share : float or None
+        Seconds of CPU that this process was given, all threads, in each second since the record before. None if it is
+        not known, or if nodes compute in other processes.
     """
 
     round: int
@@ -251,6 +254,7 @@ class RoundRecord:
     report: NumberedReport | None = None
     waited: bool = False
     model_sha256: str = ""
+    cpu_share: float | None = None
 
     def named(self) -> list[tuple[int, str]]:
         """Return the number of each node named in this round, and as what; see `NumberedGroup.named`."""

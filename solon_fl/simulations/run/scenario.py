@@ -58,6 +58,11 @@ class Scenario:
     dataset, model : str
         One of `DATASETS` and one of `MODELS`, or your own, as `load_dataset` and `build_model` take them. The model
         must be for the kind of data.
+    dirichlet : float, optional
+        alpha > 0: every node draws its batches from its own part of the training examples, in which classes are
+        unequally frequent. Of each class the nodes get shares drawn from a symmetric Dirichlet distribution; the
+        smaller alpha, the fewer classes has a node. Default: all nodes draw from all examples. Not for Solon and Draco,
+        where several nodes must compute the gradient of one batch, and so must have it.
     data_dir : Path, optional
         Folder or file of a data set that is not embedded.
     image_size : int, optional
@@ -101,6 +106,7 @@ class Scenario:
     num_liars: int | None = None
     dataset: str = "fashion-mnist-6k"
     model: str = "cnn"
+    dirichlet: float | None = None
     data_dir: Path | None = None
     image_size: int | None = None
     rounds: int = 60
@@ -143,6 +149,8 @@ class Scenario:
         for name in ("learning_rate", "sign_learning_rate", "local_learning_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigurationError(f"{name} must be positive; got {name}={getattr(self, name)}.")
+        if self.dirichlet is not None and not 0 < self.dirichlet < math.inf:
+            raise ConfigurationError(f"dirichlet must be positive; got dirichlet={self.dirichlet}.")
         if not 0 <= self.momentum < 1:
             raise ConfigurationError(f"momentum must be in [0, 1); got momentum={self.momentum}.")
 
@@ -165,6 +173,12 @@ class Scenario:
             raise ConfigurationError(
                 f"attack={self.attack!r} is made against Solon's code; got strategy={self.strategy!r}; use "
                 "strategy='solon', or another attack."
+            )
+        if self.dirichlet is not None and strategy_named(self.strategy).client in ("solon", "draco"):
+            raise ConfigurationError(
+                f"dirichlet gives every node examples of its own, but with strategy={self.strategy!r} several nodes "
+                f"compute the gradient of one batch; got dirichlet={self.dirichlet}; leave it out, or choose another "
+                "strategy."
             )
         if self.nodes_have_momentum and self.engine == "ray":
             raise ConfigurationError(

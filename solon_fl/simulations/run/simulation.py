@@ -118,6 +118,7 @@ class ScenarioServer:
         self._model = build_model(scenario.model, dataset.input_shape, dataset.num_classes, seed=scenario.config.seed)
         self._report: RoundReport | None = None  # of the latest round
         self._started = time.monotonic()
+        self._looked_at = self._clocks()
         self._silences: dict[int, int] = {}  # rounds on end, by node id
 
     def app(self) -> ServerApp:
@@ -169,6 +170,18 @@ class ScenarioServer:
         self._silences = {node: self._silences.get(node, 0) + 1 for node in report.silent_nodes}
         return waited
 
+    @staticmethod
+    def _clocks() -> tuple[float, float]:
+        """Return seconds of the clock, and of the CPU for this process."""
+        return time.monotonic(), time.process_time()
+
+    def _cpu_share(self) -> float | None:
+        """See `RoundRecord.cpu_share`; from here on the next begins."""
+        (before, used_before), (now, used) = self._looked_at, self._clocks()
+        self._looked_at = now, used
+        in_process = self._outcome.scenario.engine == "in-process"
+        return (used - used_before) / (now - before) if in_process and now > before else None
+
     def _evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
         """Test the model after a round, and note all that is known of the round."""
         scenario, report = self._outcome.scenario, self._report
@@ -183,6 +196,7 @@ class ScenarioServer:
             report=None if report is None else NumberedReport.of(report, regrouped=regrouped),
             waited=report is not None and self._waited(report),
             model_sha256=model_sha256(arrays),
+            cpu_share=self._cpu_share(),
         )
         self._outcome.arrays = arrays
         self._outcome.records.append(record)

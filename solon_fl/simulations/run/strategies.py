@@ -1,6 +1,5 @@
 """All strategies by name: how each is made for a scenario, what it costs, and what an attacker knows of it."""
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Set
 from functools import partial
@@ -14,7 +13,18 @@ from torch import Tensor
 
 from solon_fl.baselines import AggregatorStrategy, DracoStrategy, GradientStrategy, SignumStrategy
 from solon_fl.baselines.draco.task import DracoCodeName, make_draco_code
-from solon_fl.baselines.rules import Rule, bulyan, liars_among, ready_for
+from solon_fl.baselines.rules import (
+    Bucketing,
+    Rule,
+    bulyan,
+    caf,
+    centered_clipping,
+    dnc,
+    geometric_median,
+    liars_among,
+    nnm,
+    ready_for,
+)
 from solon_fl.config import SolonConfig
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.attacks import Aggregate
@@ -209,12 +219,27 @@ class _Rule(NamedStrategy):
 
     def make(self, setting: Setting, **arguments: Any) -> RoundStrategy[Any]:
         config = setting.config
-        return AggregatorStrategy(
-            config.num_nodes, self.aggregate(setting), setting.make_optimizer, downlink=config.downlink, **arguments
-        )
+        rule = ready_for(self._rule_of_server(setting), setting.expected_liars, config.num_nodes)
+        return AggregatorStrategy(config.num_nodes, rule, setting.make_optimizer, downlink=config.downlink, **arguments)
 
     def aggregate(self, setting: Setting) -> Aggregate:
         return ready_for(self._rule, setting.expected_liars, setting.config.num_nodes)
+
+    def _rule_of_server(self, setting: Setting) -> Rule:
+        return self._rule
+
+
+class _Shuffled(_Rule):
+    """A robust rule that draws at random: the server by the run's seed; attackers draw alike whenever they try it."""
+
+    def __init__(
+        self, title: str, colour: str, make_rule: Callable[..., Rule], least_nodes: Callable[[int], int]
+    ) -> None:
+        super().__init__(title, colour, lambda vectors, liars: make_rule(seed=2**62)(vectors, liars), least_nodes)
+        self._make_rule = make_rule
+
+    def _rule_of_server(self, setting: Setting) -> Rule:
+        return self._make_rule(seed=setting.config.seed)
 
 
 def flower_aggregate(title: str, inner_for: Callable[[int], Strategy]) -> Aggregate:
@@ -310,42 +335,6 @@ class _Signum(NamedStrategy):
         return lambda vectors: vectors.sign().sum(0).sign()
 
 
-class _ByzFL(NamedStrategy):
-    """An aggregator of byzfl."""
-
-    def __init__(self, title: str, colour: str, make_rule: Callable[[Any, int], Aggregate]) -> None:
-        self.title, self.colour = title, colour
-        self._make_rule = make_rule
-
-    def check(self, setting: Setting) -> None:
-        self.aggregate(setting)
-
-    def make(self, setting: Setting, **arguments: Any) -> RoundStrategy[Any]:
-        rule = self.aggregate(setting)
-        return AggregatorStrategy(
-            setting.config.num_nodes, rule, setting.make_optimizer, downlink=setting.config.downlink, **arguments
-        )
-
-    def aggregate(self, setting: Setting) -> Aggregate:
-        try:
-            byzfl = importlib.import_module("byzfl")
-        except Exception as error:  # it imports torchvision, which may not fit the torch that is installed
-            raise ConfigurationError(
-                f"{self.title} is byzfl's, which can't be imported ({str(error)[:100]}); "
-                "pip install 'solon-fl[byzfl]', with a torchvision that fits your torch."
-            ) from error
-        return self._make_rule(byzfl, setting.expected_liars)
-
-
-def _mixed_then_trimmed(byzfl: Any, liars: int) -> Aggregate:
-    mix, trim = byzfl.NNM(f=liars), byzfl.TrMean(f=liars)
-
-    def rule(vectors: Tensor) -> Tensor:
-        return torch.as_tensor(trim(mix(vectors)))
-
-    return rule
-
-
 STRATEGIES: dict[str, NamedStrategy] = {
     "solon": _Solon("Solon", "#0072B2"),
     "solon-reactive": _Solon("Solon (reactive)", "#EE7733", redundancy="reactive"),
@@ -377,9 +366,11 @@ STRATEGIES: dict[str, NamedStrategy] = {
     "draco-repetition": _Draco("Draco (repetition)", "#56B4E9", "repetition"),
     "draco-cyclic": _Draco("Draco (cyclic)", "#332288", "cyclic"),
     "signum": _Signum(),
-    "byzfl-geometric-median": _ByzFL("Geometric median", "#44AA99", lambda byzfl, f: byzfl.GeometricMedian()),
-    "byzfl-centered-clipping": _ByzFL("Centred clipping", "#AA4499", lambda byzfl, f: byzfl.CenteredClipping()),
-    "byzfl-caf": _ByzFL("CAF", "#117733", lambda byzfl, f: byzfl.CAF(f=f)),
-    "byzfl-nnm": _ByzFL("NNM + trimmed mean", "#DDCC77", _mixed_then_trimmed),
+    "geometric-median": _Rule("Geometric median", "#44AA99", geometric_median, lambda f: 2 * f + 1),
+    "centered-clipping": _Rule("Centred clipping", "#AA4499", centered_clipping, lambda f: 2 * f + 1),
+    "caf": _Rule("CAF", "#117733", caf, lambda f: 2 * f + 1, momentum_at="server"),
+    "nnm": _Rule("NNM + trimmed mean", "#DDCC77", nnm, lambda f: 2 * f + 1),
+    "dnc": _Rule("DnC", "#6699CC", dnc, lambda f: 2 * f + 1),
+    "bucketing": _Shuffled("Bucketing", "#994F00", partial(Bucketing, geometric_median), lambda f: 4 * f + 1),
 }
 """The strategies that a scenario can name."""

@@ -46,6 +46,9 @@ ALL: list[a.Attack] = [
     a.Alie(),
     a.InnerProduct(),
     a.FallOfEmpires(mean_of),
+    a.TunedAlie(mean_of),
+    a.FangKrum(),
+    a.FangTrimmedMean(),
     a.Mimic(),
     a.MinMax(),
     a.MinMax(aggregate=mean_of),
@@ -543,7 +546,7 @@ def test_tuned_to_the_mean_they_move_it_farther(kind: type[a.MinMax] | type[a.Mi
     for attack in (kind("std"), kind("std", mean_of)):
         honest, received = mean_under(attack, [0, 1, 2])
         moved[attack.aggregate] = float((received - honest).norm())
-    assert moved[mean_of] >= moved[None]
+    assert moved[mean_of] >= moved[None] * (1 - 1e-9)
 
 
 def test_some_flips_of_a_bit_ruin_the_mean() -> None:

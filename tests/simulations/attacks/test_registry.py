@@ -12,8 +12,33 @@ from tests.support import train
 DECODER = RealDecoder(FourierCode(group_size=7, compression=3), byzantine=2)
 LIARS = frozenset({1, 4, 8, 13})
 NAMES = [
-    *("reverse", "constant", "sign-flip", "random", "alie", "alie-fraction", "alie-1.5", "ipm", "foe", "min-max"),
-    *("min-sum", "mimic", "label-flip", "bit-flip", "nan", "inf", "crash", "late", "silent", "malformed"),
+    *(
+        "reverse",
+        "constant",
+        "sign-flip",
+        "random",
+        "alie",
+        "alie-fraction",
+        "alie-1.5",
+        "alie-tuned",
+        "ipm",
+        "foe",
+        "min-max",
+    ),
+    *(
+        "min-sum",
+        "fang-krum",
+        "fang-trimmed-mean",
+        "mimic",
+        "label-flip",
+        "bit-flip",
+        "nan",
+        "inf",
+        "crash",
+        "late",
+        "silent",
+        "malformed",
+    ),
     *(
         "same-lie",
         "constant-encoded",
@@ -56,7 +81,7 @@ def test_an_unknown_name_is_refused() -> None:
         make_attack_mod("alien", LIARS, 0)
 
 
-@pytest.mark.parametrize("name", ["foe", "min-max", "min-sum"])
+@pytest.mark.parametrize("name", ["alie-tuned", "foe", "min-max", "min-sum"])
 def test_the_tuned_attacks_ask_the_aggregator(name: str) -> None:
     asked = []
 

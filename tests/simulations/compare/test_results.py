@@ -303,3 +303,15 @@ def test_what_is_impossible_or_breaks_off_leaves_the_others_alone(tmp_path: Path
     assert [name.partition("-")[0] for name in sorted(files(tmp_path))] == ["fedavg", "fedavg", "solon", "solon"]
     for text in files(tmp_path).values():
         assert all(json.loads(line) for line in text.splitlines())
+
+
+def test_a_run_is_doubted_that_took_far_longer_than_another_of_the_same_strategy() -> None:
+    cells = [
+        handmade.cell(strategy, attack, [0.1] * 3, aggregating=[seconds] * 2)
+        for strategy in ("bulyan", "solon")
+        for attack, seconds in ((None, 0.10), ("alie", 0.24), ("foe", 0.95))
+    ]
+    doubts = {(c.strategy, c.attack): c.timing_doubts for c in handmade.results(*cells).cells}
+    slow = doubts.pop(("bulyan", "foe"))
+    assert slow == ("the server took 6.7 times as long as in another run of this strategy",)
+    assert set(doubts.values()) == {()}, "to decode lies takes longer, and a factor of 2 may be chance"

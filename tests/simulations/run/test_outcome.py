@@ -1,6 +1,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -10,8 +11,9 @@ import pytest
 from solon_fl.config import SolonConfig
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations import Outcome
-from solon_fl.simulations.run import NumberedGroup
+from solon_fl.simulations.run import NumberedGroup, load_data
 from solon_fl.simulations.run.outcome import Software
+from solon_fl.simulations.run.simulation import ScenarioServer
 from solon_fl.strategies import GroupReport
 from tests.simulations.compare import handmade
 from tests.simulations.run.small import CONFIG, REGROUPED, run, scenario
@@ -22,6 +24,7 @@ def test_the_jsonl_tells_everything(tmp_path: Path) -> None:
     outcome.save(tmp_path / "new folder" / "rounds.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "new folder" / "rounds.jsonl").read_text().splitlines()]
     head, *rounds, summary = lines
+    assert all(line["cpu_share"] > 0 for line in rounds)
     assert head["scenario"]["config"]["byzantine"] == 2
     assert head["liars"] == sorted(outcome.scenario.liars)
     assert set(head["versions"]) == {"solon-fl", "flwr", "torch", "numpy"}
@@ -36,7 +39,8 @@ def test_the_jsonl_tells_everything(tmp_path: Path) -> None:
     assert summary["bytes_out_median"] == outcome.bytes_out == outcome.reports[0].bytes_out > 0
     assert summary["bytes_in_median"] == outcome.bytes_sent == outcome.reports[0].bytes_in > 0
     assert summary["server_seconds_median"] == outcome.server_seconds > 0
-    assert summary["timings_scatter"] is False, "two rounds have no quartiles"
+    assert summary["timing_doubts"] == list(outcome.timing_doubts)
+    assert summary["timings_scatter"] == bool(outcome.timing_doubts)
     assert summary["offences"] == {str(number): {"malformed": 2} for number in sorted(outcome.scenario.liars)}
 
 
@@ -135,7 +139,30 @@ def test_timings_scatter_if_the_quartiles_are_half_the_median_apart(seconds: lis
     outcome = handmade.cell("fedavg", None, rounds, aggregating=[value - 0.05 for value in seconds]).outcome
     assert outcome is not None
     assert outcome.server_seconds == pytest.approx(median(seconds))
+    assert outcome.timing_doubts == (("the rounds' timings scatter",) if scatter else ())
     assert outcome.timings_scatter == scatter
+
+
+@pytest.mark.parametrize(
+    ("shares", "doubts"), [([0.3, 0.3, 0.9], ("the run had 30% of a CPU",)), ([0.9, 0.3, 1.9], ())]
+)
+def test_a_run_that_was_kept_waiting_from_start_to_end_says_so(shares: list[float], doubts: tuple[str, ...]) -> None:
+    outcome = handmade.cell("fedavg", None, [0.0] * 4).outcome
+    assert outcome is not None
+    assert (outcome.cpu_share, outcome.timing_doubts) == (None, ())
+    records = [replace(record, cpu_share=share) for record, share in zip(outcome.records, [0.01, *shares], strict=True)]
+    assert replace(outcome, records=records).timing_doubts == doubts
+
+
+@pytest.mark.parametrize(("engine", "share"), [("in-process", 0.3), ("ray", None)])
+def test_the_share_of_the_cpu_is_that_since_the_record_before(
+    engine: str, share: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = scenario(engine=engine)
+    clocks = iter([(100.0, 50.0), (110.0, 53.0), (112.0, 55.0)])
+    monkeypatch.setattr(ScenarioServer, "_clocks", staticmethod(lambda: next(clocks)))
+    server = ScenarioServer(Outcome.of(chosen), load_data(chosen))
+    assert [server._cpu_share(), server._cpu_share()] == [share, share and 1.0]
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from flwr.app import Context, RecordDict
 
+from solon_fl.clients import Batch
 from solon_fl.config import SolonConfig
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations import Scenario
+from solon_fl.simulations.run import ImageClient
 
 CONFIG = SolonConfig(num_nodes=20, byzantine=2, compression=6)
 
@@ -13,7 +16,7 @@ CONFIG = SolonConfig(num_nodes=20, byzantine=2, compression=6)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"strategy": "median"}, "strategy must be one of solon, .*, fedavg, .*, byzfl-nnm; got strategy='median'"),
+        ({"strategy": "median"}, "strategy must be one of solon, .*, fedavg, .*, bucketing; got strategy='median'"),
         ({"attack": "alien"}, "attack must be one of none, reverse, .*; got attack='alien'"),
         ({"attack": "near-codeword", "strategy": "fedavg"}, "attack='near-codeword' is made against Solon's code"),
         ({"dataset": "mnist"}, "dataset must be one of fashion-mnist-6k, .*; got dataset='mnist'"),
@@ -75,3 +78,19 @@ def test_a_variant_of_solon_sets_its_options_in_the_config() -> None:
     chosen = Scenario(config=config, strategy="solon-reactive-digest").config
     assert (chosen.redundancy, chosen.verification, chosen.quarantine_after) == ("reactive", "digest", 1)
     assert Scenario(config=config, strategy="fedavg").config == config
+
+
+def test_only_nodes_that_share_no_batch_have_examples_of_their_own() -> None:
+    client = ImageClient(Scenario(config=CONFIG, strategy="fedmedian", dirichlet=0.1, batch_size=500))
+    seen = []
+    for number in range(20):
+        context = Context(run_id=0, node_id=1, node_config={"partition-id": number}, state=RecordDict(), run_config={})
+        seen.append(set(client._examples(Batch(0, 1, number), context).tolist()))
+        again = client._examples(Batch(0, 2, number), context)
+        assert not set(again.tolist()).isdisjoint(seen[-1]), "another round, the same part"
+    assert sum(map(len, seen)) == len(set().union(*seen)), "no example is with two nodes"
+    for strategy in ("solon", "solon-referee", "draco-cyclic"):
+        with pytest.raises(ConfigurationError, match=f"with strategy='{strategy}' several nodes.*got dirichlet=0.1"):
+            Scenario(config=CONFIG, strategy=strategy, dirichlet=0.1)
+    with pytest.raises(ConfigurationError, match=r"dirichlet=0\.0"):
+        Scenario(config=CONFIG, strategy="fedavg", dirichlet=0.0)

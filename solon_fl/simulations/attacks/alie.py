@@ -1,0 +1,108 @@
+"""A little is enough: shifts of the honest mean by some standard deviations, small enough to pass for honest.
+
+mu and sigma are the mean and the standard deviation (population, ddof = 0) over the HONEST nodes, per
+coordinate; n nodes, m of them liars.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from scipy import special
+from torch import Tensor
+
+from solon_fl.errors import ConfigurationError
+
+from .base import honest_rows
+from .tuning import Aggregate, most_damaging
+
+__all__ = ["Alie", "TunedAlie"]
+
+SHIFTS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0)  # z to try
+
+
+@dataclass(frozen=True)
+class Alie:
+    """A little is enough: mu - z sigma, a shift small enough to pass for honest (Baruch et al. 2019).
+
+    Parameters
+    ----------
+    sign : -1 or 1
+        The direction of the shift; -1 gives mu - z sigma.
+    convention : "supporters" or "fraction"
+        z = Phi^-1((n - m - h) / (n - m)) with h = floor(n / 2) + 1 - m, or Phi^-1((n - h) / n). Both are published; for
+        n = 50, m = 12 they give 0.336 and 0.583.
+    fixed_shift : float, optional
+        z itself, instead of either convention: some codes fix it to 1.0 or 1.5.
+
+    Notes
+    -----
+    Slips in other codes: the distribution function instead of its inverse (as in Shejwalkar & Houmansadr's table of z),
+    z fixed to 1.0 or 1.5, sigma taken over all nodes.
+    """
+
+    sign: Literal[-1, 1] = -1
+    convention: Literal["supporters", "fraction"] = "supporters"
+    fixed_shift: float | None = None
+    omniscient = True
+
+    def shift(self, num_nodes: int, num_liars: int) -> float:
+        """Return z. Unless fixed, it is 0 where liars are the majority (h <= 0 makes the quantile 1 or more)."""
+        if self.fixed_shift is not None:
+            return self.fixed_shift
+        supporters = num_nodes // 2 + 1 - num_liars
+        honest = num_nodes - num_liars
+        if self.convention == "supporters":
+            share = (honest - supporters) / honest if honest else 1.0
+        else:
+            share = (num_nodes - supporters) / num_nodes
+        return float(special.ndtri(share)) if 0 < share < 1 else 0.0
+
+    def lies(self, vectors: Tensor, liars: Sequence[int], rng: torch.Generator) -> Tensor:
+        """See `Attack.lies`."""
+        honest = honest_rows(vectors, liars)
+        shift = self.sign * self.shift(len(vectors), len(liars))
+        lie = honest.mean(0) + shift * honest.std(0, correction=0)
+        return lie.expand(len(liars), -1).clone()
+
+
+@dataclass(frozen=True)
+class TunedAlie:
+    """mu - z sigma sign(mu) with the z that does most damage: every coordinate is moved against its honest sign.
+
+    Parameters
+    ----------
+    aggregate : callable, (n, m) -> (d,)
+        What the server makes of the vectors of all nodes; damage is what `damage` says.
+    candidates : tuple of float
+        The z to try, in this order. The first is used if none does any damage.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no candidate, or one is not positive and finite.
+
+    Notes
+    -----
+    `Alie` moves all coordinates the same way, so that part of its shift helps training. Its authors fix z before they
+    see the aggregator; the search for z is that of Allouah et al. 2023 ("Fixing by mixing"), with other candidates.
+    """
+
+    aggregate: Aggregate
+    candidates: tuple[float, ...] = SHIFTS
+    omniscient = True
+
+    def __post_init__(self) -> None:
+        if not self.candidates or not all(0 < shift < float("inf") for shift in self.candidates):
+            raise ConfigurationError(
+                f"candidates must be positive numbers, at least one; got candidates={self.candidates}."
+            )
+
+    def lies(self, vectors: Tensor, liars: Sequence[int], rng: torch.Generator) -> Tensor:
+        """See `Attack.lies`."""
+        honest = honest_rows(vectors, liars)
+        mean = honest.mean(0)
+        against = honest.std(0, correction=0) * mean.sign()
+        lie = most_damaging(self.aggregate, vectors, liars, (mean - shift * against for shift in self.candidates))
+        return lie.expand(len(liars), -1).clone()

@@ -1,0 +1,39 @@
+"""Which node has which examples, where nodes have examples of their own."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["dirichlet_parts"]
+
+
+def dirichlet_parts(labels: Tensor, num_parts: int, alpha: float, seed: int) -> list[Tensor]:
+    """Return the places of each part's examples; together the parts have each example once.
+
+    Of each class the parts get shares drawn from a symmetric Dirichlet distribution (Hsu, Qi, Brown 2019). A part
+    that would be empty gets one example of the largest part.
+
+    Parameters
+    ----------
+    labels : Tensor of integers, (N,)
+        Of all examples, N >= num_parts.
+    num_parts : int
+        How many parts.
+    alpha : float
+        Positive. 0.1 leaves a part with a few classes; with 100 all parts are nearly alike.
+    seed : int
+        The same gives the same parts.
+    """
+    rng = np.random.default_rng(seed)
+    parts: list[list[np.ndarray]] = [[] for _ in range(num_parts)]
+    for label in np.unique(labels.numpy()):
+        places = rng.permutation(np.flatnonzero(labels.numpy() == label))
+        ends = np.cumsum(rng.dirichlet([alpha] * num_parts)) * len(places)
+        for part, piece in zip(parts, np.split(places, ends[:-1].round().astype(int)), strict=True):
+            part.append(piece)
+    whole = [torch.from_numpy(np.concatenate(part)) for part in parts]
+    for number in range(num_parts):
+        if not len(whole[number]):
+            largest = max(range(num_parts), key=lambda other: len(whole[other]))
+            whole[number], whole[largest] = whole[largest][:1], whole[largest][1:]
+    return whole
