@@ -187,7 +187,11 @@ def _map(history: History, labels: Mapping[int, str], last: int) -> NodeMap | No
 
 
 def _ledger(records: Iterable[NodeRecord], labels: Mapping[int, str]) -> list[LedgerRow]:
-    worst = sorted(records, key=lambda r: (STATES.index(r.state), -r.offences, -r.different_bits, -r.silent, r.place or ()))
+    def trouble(record: NodeRecord) -> tuple[object, ...]:
+        counts = (record.offences, record.different_bits, record.silent)
+        return STATES.index(record.state), *(-count for count in counts), record.place or ()
+
+    worst = sorted(records, key=trouble)
     return [
         LedgerRow(
             label=labels.get(record.node_id) or _cut(record.label),

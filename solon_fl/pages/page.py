@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import os
+from functools import cache
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,19 +39,11 @@ def page_html(template: str, **values: Any) -> str:
     Escaping keeps text of files and nodes from becoming markup. Behind it stands the page's content security policy:
     a browser runs the one script whose hash it names, and loads nothing from anywhere.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        loader=jinja2.FunctionLoader(_text),
-    )
-    script = _text("page.js").replace("\r\n", "\n")
+    script = _text("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    page = environment.get_template(template)
-    return page.render(script=script, script_hash=digest, style=_text("page.css"), **values)
+    page = _environment().get_template(template)
+    html: str = page.render(script=script, script_hash=digest, style=_text("page.css"), **values)
+    return html
 
 
 def write_page(path: Path, html: str) -> None:
@@ -71,5 +64,19 @@ def write_page(path: Path, html: str) -> None:
         raise
 
 
+@cache
+def _environment() -> Any:
+    import jinja2
+
+    return jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=jinja2.FunctionLoader(_text),
+    )
+
+
+@cache
 def _text(name: str) -> str:
     return (resources.files(FOLDER) / "templates" / name).read_text(encoding="utf-8")

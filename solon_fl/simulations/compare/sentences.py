@@ -46,9 +46,11 @@ class Standing:
 
     @cached_property
     def verdict(self) -> Verdict | None:
-        """The gravest verdict; None if there is none."""
-        found = {self.results.verdict(cell) for cell in self.cells}
-        return next((verdict for verdict in GRAVITY if verdict in found), None)
+        """The gravest verdict, "survived" only if there is one under every attack; else None."""
+        found = {cell.attack: self.results.verdict(cell) for cell in self.cells}
+        complete = all(found.get(attack) is not None for attack in self.results.comparison.attacks if attack)
+        gravest = next((verdict for verdict in GRAVITY if verdict in found.values()), None)
+        return gravest if complete or gravest != "survived" else None
 
     @cached_property
     def model(self) -> str | None:
@@ -123,8 +125,8 @@ def _survival(survivors: Sequence[Standing], others: Sequence[Standing], attacks
     every = f"the attack {attacks[0]}" if len(attacks) == 1 else f"{_all(len(attacks))} attacks"
     if not survivors:
         best = others[0]
-        assert best.worst is not None  # it has a verdict
-        return f"No strategy survived {every}; {best.title} came closest, with {_percent(best.worst)} at worst."
+        closest = f"; {best.title} came closest, with {_percent(best.worst)} at worst" if best.worst else ""
+        return f"No strategy survived {every}{closest}."
     titles = listed([standing.title for standing in survivors])
     return f"{'Only ' if len(survivors) == 1 and others else ''}{titles} survived {every}."
 
