@@ -39,9 +39,11 @@ def page_html(template: str, **values: Any) -> str:
     Escaping keeps text of files and nodes from becoming markup. Behind it stands the page's content security policy:
     a browser runs the one script whose hash it names, and loads nothing from anywhere.
     """
+    import jinja2
+
     script = _text("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    page = _environment().get_template(template)
+    page = _environment(jinja2).get_template(template)
     html: str = page.render(script=script, script_hash=digest, style=_text("page.css"), **values)
     return html
 
@@ -65,9 +67,7 @@ def write_page(path: Path, html: str) -> None:
 
 
 @cache
-def _environment() -> Any:
-    import jinja2
-
+def _environment(jinja2: Any) -> Any:
     return jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
