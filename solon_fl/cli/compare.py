@@ -104,6 +104,8 @@ def compare_command(
         "seed": seed,
     }
     values = KEYS.read(settings, given)
+    if byzantine is not None or compression is not None:
+        values[SolonConfig].setdefault("group_size", 0)  # the file's is for its own s and k
     tables = {"": values[Comparison], "config": values[SolonConfig], "scenario": values[Scenario]}
     machine = Machine(**values[Machine])
     compare(load_comparison(name, tables), output or Path("solon-results") / Path(name).stem, machine.threads)

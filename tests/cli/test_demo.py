@@ -9,7 +9,7 @@ from tests.cli.command import solon_fl
 def test_the_demo_runs(tmp_path: Path) -> None:
     done = solon_fl("demo", "--rounds", "1", "--output", str(tmp_path))
     assert done.exit_code == 0, done.output
-    for words in ("20 nodes, 5 of them liars", "MultiKrum", "reverse", "Report: "):
+    for words in ("24 nodes, 5 of them liars", "MultiKrum", "min-max", "Report: "):
         assert words in done.stdout
     assert (tmp_path / "report.html").is_file()
 
