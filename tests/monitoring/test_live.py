@@ -53,7 +53,7 @@ def test_the_page_shows_the_model_the_nodes_and_the_ledger(tmp_path: Path) -> No
     for kind, names in (("lying", "2"), ("silent or late", "3"), ("resting", "9"), ("quarantined", "2")):
         assert f"<strong>{kind}</strong>: {names}<" in page
     assert "4 nodes: 1 quarantined, 3 member." in page
-    assert page.index('<th scope="row">2</th>') < page.index('<th scope="row">3</th>') < page.index(">ana</th>")
+    assert page.index('class="node">2<') < page.index('class="node">3<') < page.index(">ana</th>")
     assert "round 3: a lie" in page
     assert '<th scope="row">byzantine</th><td class="text">1</td>' in page
 

@@ -81,10 +81,10 @@ def standings(results: Results) -> list[Standing]:
 
 
 def verdict_sentences(results: Results) -> list[str]:
-    """Return what a reader should know first; nothing if no run was attacked, or there is nothing to judge by."""
+    """Return what a reader should know first; nothing while attacked runs are missing, or if nothing can be judged."""
     judged = [standing for standing in standings(results) if standing.verdict is not None]
     attacks = [attack for attack in results.comparison.attacks if attack is not None]
-    if not judged:
+    if not judged or any(results.cell(s, attack) is None for s in results.comparison.strategies for attack in attacks):
         return []
     survivors = [standing for standing in judged if standing.verdict == "survived"]
     others = [standing for standing in judged if standing.verdict != "survived"]
@@ -185,8 +185,10 @@ def _relative_times(results: Results, network: Network) -> str | None:
         if ratio is not None:
             parts.append(f"{STRATEGIES[strategy].title} {ratio:.2g}")
     times = ", ".join(parts)
-    sentence = f"On {network.name}, without an attack, to the same accuracy in units of Solon's time: {times}."
-    return sentence if parts else None
+    if not parts:
+        return None
+    goal = f"{100 * (results.target_accuracy or 0.0):.1f} %"
+    return f"On {network.name}, without an attack, the time to {goal} is, as a multiple of Solon's: {times}."
 
 
 def _percent(cell: Cell) -> str:

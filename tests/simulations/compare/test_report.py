@@ -122,6 +122,8 @@ def test_the_verdict_says_who_survived_and_how_far_the_others_fell() -> None:
         cell("fedavg", "foe", [0.1, 0.7]),
         cell("multikrum", "foe", [0.1, 0.8]),
     )
+    assert verdict_sentences(results) == []  # Bulyan under foe is missing
+    results = replace(results, cells=(*results.cells, Cell("bulyan", "foe", refusal="no")))
     assert verdict_sentences(results)[:3] == [
         "Only Solon survived both attacks.",
         "Solon ended with 79.0 % at worst, named all 2 liars and made the same model to the last bit in all 3 runs, "
@@ -135,17 +137,18 @@ def test_where_nobody_survives_the_verdict_says_so() -> None:
     assert verdict_sentences(handmade.results(HONEST, RUINED))[0] == (
         "No strategy survived the attack alie; FedAvg came closest, with 12.3 % at worst."
     )
-    assert verdict_sentences(handmade.results(HONEST, RESCUED))[0] == "Solon survived the attack alie."
+    assert verdict_sentences(handmade.results(SOLON, RESCUED))[0] == "Solon survived the attack alie."
 
 
 def test_the_verdict_says_where_solon_pays() -> None:
     assert SOLON.outcome is not None
     dear = replace(SOLON, outcome=replace(SOLON.outcome, batches_per_node=30))
-    sentences = verdict_sentences(handmade.results(dear, HONEST, RESCUED, cell("multikrum", None, [0.1, 0.8])))
+    multikrum = [cell("multikrum", attack, [0.1, 0.8]) for attack in (None, "alie")]
+    sentences = verdict_sentences(handmade.results(dear, HONEST, RESCUED, RUINED, *multikrum))
     assert sentences[-2:] == [
-        "Solon pays in computation: each of its nodes computes 30 batches a round, and a node of FedAvg or MultiKrum "
+        "Solon pays in computation: each of its nodes computes 30 batches a round, and a node of MultiKrum or FedAvg "
         "as few as 3.",
-        "On slow, without an attack, to the same accuracy in units of Solon's time: FedAvg 0.3, MultiKrum 0.15.",
+        "On slow, without an attack, the time to 76.0 % is, as a multiple of Solon's: FedAvg 0.3, MultiKrum 0.15.",
     ]
 
 
