@@ -7,7 +7,7 @@ from functools import cached_property
 from solon_fl.simulations.compare.comparison import NO_ATTACK
 from solon_fl.simulations.compare.results import Cell, Results, Verdict
 from solon_fl.simulations.network import Network
-from solon_fl.simulations.run import STRATEGIES
+from solon_fl.simulations.run import strategy_named
 
 __all__ = ["Standing", "listed", "named_liars", "scatter_sentence", "standings", "verdict_sentences"]
 
@@ -36,7 +36,7 @@ class Standing:
     @property
     def title(self) -> str:
         """The strategy's name for people."""
-        return STRATEGIES[self.strategy].title
+        return strategy_named(self.strategy).title
 
     @cached_property
     def worst(self) -> Cell | None:
@@ -109,7 +109,7 @@ def scatter_sentence(results: Results) -> str:
 
 def named_liars(cell: Cell) -> str:
     """Return in words how many of the liars the server named; an empty text for strategies that name none."""
-    if not cell.named and (not cell.liars or STRATEGIES[cell.strategy].client not in ("solon", "draco")):
+    if not cell.named and (not cell.liars or strategy_named(cell.strategy).client not in ("solon", "draco")):
         return ""
     right, wrong = len(cell.named & cell.liars), len(cell.named - cell.liars)
     named = f"all {right}" if right == len(cell.liars) else f"{right} of {len(cell.liars)}"
@@ -183,7 +183,7 @@ def _relative_times(results: Results, network: Network) -> str | None:
     for strategy in results.comparison.strategies:
         ratio = results.speed(results.cell(strategy, None), network) if strategy != "solon" else None
         if ratio is not None:
-            parts.append(f"{STRATEGIES[strategy].title} {ratio:.2g}")
+            parts.append(f"{strategy_named(strategy).title} {ratio:.2g}")
     times = ", ".join(parts)
     if not parts:
         return None

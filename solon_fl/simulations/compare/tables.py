@@ -8,7 +8,8 @@ from solon_fl.simulations.compare.comparison import NO_ATTACK
 from solon_fl.simulations.compare.results import Cell, Results
 from solon_fl.simulations.compare.sentences import SHOWN_DIGITS, standings
 from solon_fl.simulations.network import Network
-from solon_fl.simulations.run import STRATEGIES
+from solon_fl.simulations.own import is_own
+from solon_fl.simulations.run import strategy_named
 
 __all__ = ["SCATTER_MARK", "costs_table", "rounds_table", "show_seconds", "survival_table", "times_table"]
 
@@ -26,7 +27,7 @@ def survival_table(results: Results) -> Table:
         cells = [results.cell(standing.strategy, attack) for attack in results.comparison.attacks]
         style, worst = VERDICT_STYLES[standing.verdict], _accuracy(standing.worst)
         table.add_row(
-            standing.title,
+            _broken(standing.title),
             f"[{style}]{worst}\n{standing.verdict or ''}[/]",
             *(_survival(results, cell) for cell in cells),
             standing.named,
@@ -45,7 +46,7 @@ def costs_table(results: Results) -> Table:
     for standing in standings(results):
         if (cell := standing.example) is not None:
             table.add_row(
-                standing.title,
+                _broken(standing.title),
                 str(cell.batches_per_node),
                 f"{cell.bytes_out / 1e6:.3g}",
                 f"{cell.bytes_sent / 1e6:.3g}",
@@ -85,7 +86,7 @@ def rounds_table(results: Results) -> Table:
         table.add_column(escape(network.name), justify="right", overflow="fold")
     for cell in results.cells:
         if cell.outcome is not None:
-            group = cell.outcome.scenario.config.group_size if STRATEGIES[cell.strategy].client == "solon" else "-"
+            group = cell.outcome.scenario.config.group_size if strategy_named(cell.strategy).client == "solon" else "-"
             numbers = [str(group), f"{cell.nodes_asked:.3g}", f"{cell.batches_of_all:.4g}"]
             numbers.append(str(cell.referee_computations) if cell.has_referee else "-")
             times = [cell.mean_round(network, results.batch_seconds) for network in results.comparison.networks]
@@ -111,11 +112,13 @@ def _table(title: str, *names: str) -> Table:
 
 
 def _names(cell: Cell) -> tuple[str, str]:
-    return _broken(cell.attack or NO_ATTACK), STRATEGIES[cell.strategy].title
+    return _broken(cell.attack or NO_ATTACK), _broken(strategy_named(cell.strategy).title)
 
 
 def _broken(name: str) -> str:
-    """Return a name with a line break in it if it is long."""
+    """Return a name in two lines, if it is the user's or an attack's that is long."""
+    if is_own(name):
+        return name.replace(":", ":\n")
     return name.replace("-", "-\n", 1) if len(name) > 10 else name
 
 

@@ -6,7 +6,7 @@ from statistics import median
 from typing import Any
 
 from solon_fl.pages import Bar, BarChart, Curve, LineChart, NodeMap, NodeRow, Span
-from solon_fl.simulations.attacks import ATTACKS
+from solon_fl.simulations.attacks import attack_named
 from solon_fl.simulations.compare.results import Cell, Results
 from solon_fl.simulations.compare.sentences import (
     SHOWN_DIGITS,
@@ -18,7 +18,7 @@ from solon_fl.simulations.compare.sentences import (
 )
 from solon_fl.simulations.compare.tables import SCATTER_MARK, show_seconds
 from solon_fl.simulations.network import Network, RoundSeconds
-from solon_fl.simulations.run import STRATEGIES
+from solon_fl.simulations.run import strategy_named
 from solon_fl.simulations.run.tables import KIND_LABELS
 
 __all__ = ["Axis", "Heat", "HeatRow", "ReportView", "view_of"]
@@ -147,7 +147,7 @@ def view_of(results: Results) -> ReportView:
         missing=len(comparison.strategies) * len(comparison.attacks) - len(results.cells),
         verdict=verdict_sentences(results),
         attacks=[
-            (attack or "no attack", ATTACKS[attack].description if attack else "all nodes are honest")
+            (attack or "no attack", attack_named(attack).description if attack else "all nodes are honest")
             for attack in comparison.attacks
         ],
         rows=[_heat_row(results, standing) for standing in ranked],
@@ -211,7 +211,7 @@ def _axis(results: Results, network: Network | None) -> Axis:
         curves = []
         for cell in results.cells:
             if cell.attack == attack and cell.accuracies:
-                strategy = STRATEGIES[cell.strategy]
+                strategy = strategy_named(cell.strategy)
                 times = cell.clock(network, results.batch_seconds) if network else range(len(cell.accuracies))
                 curve = Curve(
                     name=strategy.title,
@@ -303,7 +303,7 @@ def _map(results: Results, cell: Cell) -> NodeMap:
     if len(spans) > len(shown):
         note = f"{len(spans) - len(shown)} more nodes that were named are not shown. {note}"
     return NodeMap(
-        title=f"{STRATEGIES[cell.strategy].title}, {cell.attack}",
+        title=f"{strategy_named(cell.strategy).title}, {cell.attack}",
         rows=rows,
         first=1,
         last=max(len(cell.records) - 1, 1),
