@@ -1,5 +1,5 @@
 # Two commands are all a fresh machine needs (CPython 3.11+, pip, make, git):
-#   make demo    watch a network train while a quarter of the nodes lie
+#   make demo    watch a network train while five of 24 nodes lie
 #   make test    lint, types, and every test
 #   make check   lint, types, and the tests that take less than a second each: for every day
 # And, on Linux:

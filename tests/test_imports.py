@@ -14,12 +14,12 @@ PACKAGE = "solon_fl"
 # Each room may import from those above it, and from itself; rooms in one line know nothing of each other.
 ROOMS = [
     ["errors"],
-    ["checks", "downlink", "epochs", "parts", "wire"],
+    ["checks", "downlink", "epochs", "pages", "parts", "wire"],
     ["coding", "resident"],
     ["config"],
     ["task"],
     ["clients", "strategies"],
-    ["baselines"],
+    ["baselines", "monitoring"],
     ["simulations"],
     ["launch"],
     ["cli"],

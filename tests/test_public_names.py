@@ -6,7 +6,7 @@ from types import ModuleType
 import pytest
 
 import solon_fl
-from solon_fl import baselines, clients, coding, resident, simulations, strategies
+from solon_fl import baselines, clients, coding, monitoring, pages, resident, simulations, strategies
 from solon_fl.clients import hugging_face, lightning
 
 WITHOUT_FLOWER = """
@@ -78,12 +78,34 @@ PUBLIC_NAMES: dict[ModuleType, list[str]] = {
         "NodeRecord",
         "RefereeReport",
         "RoundReport",
+        "RunStatus",
         "SolonStrategy",
-        "TensorBoardWriter",
         "TrustedNodes",
         "buffer_names",
         "calibrate",
         "model_sha256",
+    ],
+    monitoring: [
+        "FigureWriter",
+        "LiveReport",
+        "MLflowWriter",
+        "Monitor",
+        "RunStatus",
+        "TensorBoardWriter",
+        "WandbWriter",
+    ],
+    pages: [
+        "Bar",
+        "BarChart",
+        "Curve",
+        "KINDS",
+        "LineChart",
+        "NodeMap",
+        "NodeRow",
+        "Span",
+        "page_html",
+        "templates_are_there",
+        "write_page",
     ],
     resident: ["resident"],
     baselines: [

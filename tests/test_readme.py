@@ -2,6 +2,7 @@
 
 import re
 import sys
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,21 @@ def test_the_calibration_of_the_how_to_runs(capsys: Any) -> None:
     assert capsys.readouterr().out.splitlines()[-1].startswith("all nodes compute the same bits: code='exact' suits")
     config = SolonConfig(num_nodes=20, byzantine=2, compression=6)
     exec(option, {"SolonStrategy": SolonStrategy, "config": config, "optimizer": torch.optim.SGD})
+
+
+def test_the_monitors_of_the_how_to_watch_a_run(tmp_path: Path, monkeypatch: Any) -> None:
+    page = (Path(__file__).parent.parent / "docs/how-to/watch-a-run.md").read_text()
+    client_code = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)[1]
+    names: dict[str, Any] = {"MyModel": MyModel, "my_data": my_data}
+    names["SolonStrategy"] = partial(SolonStrategy, buffers=buffer_names(MyModel()))
+    names |= {"config": SolonConfig(num_nodes=20, byzantine=2, compression=6), "optimizer": torch.optim.SGD}
+    exec(client_code, names)
+    monkeypatch.chdir(tmp_path)
+    for code in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+        exec(code, names)
+    names["strategy"].start(InProcessGrid(names["app"], 20), ArrayRecord(dict(MyModel().state_dict())), num_rounds=1)
+    assert (tmp_path / "run.html").is_file()
+    assert list((tmp_path / "logs").iterdir())
 
 
 KEYS = {"simulate": simulate.KEYS, "plan": plan.KEYS, "compare": compare.KEYS, "calibrate": calibrate.KEYS}

@@ -17,7 +17,8 @@ from solon_fl.config import SolonConfig
 from solon_fl.simulations.attacks.registry import ATTACKS
 from solon_fl.simulations.compare.comparison import Comparison, load_comparison, shipped_comparisons
 from solon_fl.simulations.compare.results import Cell, Results, run_comparison
-from solon_fl.simulations.compare.tables import comparison_table, rounds_table, times_table
+from solon_fl.simulations.compare.sentences import scatter_sentence, verdict_sentences
+from solon_fl.simulations.compare.tables import costs_table, rounds_table, survival_table, times_table
 from solon_fl.simulations.network import NETWORKS
 from solon_fl.simulations.own import OWN
 from solon_fl.simulations.run import STRATEGIES, RoundRecord, Scenario
@@ -103,13 +104,18 @@ def compare_command(
         "seed": seed,
     }
     values = KEYS.read(settings, given)
+    if byzantine is not None or compression is not None:
+        values[SolonConfig].setdefault("group_size", 0)  # the file's is for its own s and k
     tables = {"": values[Comparison], "config": values[SolonConfig], "scenario": values[Scenario]}
     machine = Machine(**values[Machine])
     compare(load_comparison(name, tables), output or Path("solon-results") / Path(name).stem, machine.threads)
 
 
-def compare(comparison: Comparison, output: Path, threads: int) -> None:
-    """Run a comparison with progress bars, and leave table, plot and report, of what is finished if interrupted."""
+def compare(comparison: Comparison, output: Path, threads: int, *, brief: bool = False) -> None:
+    """Run a comparison with progress bars, and leave tables, plot and report, of what is finished if interrupted.
+
+    With `brief` the tables that have a line for each run are not printed.
+    """
     set_log_level(verbose=False)
     check_output(output)
     results: Results | None = None
@@ -130,18 +136,23 @@ def compare(comparison: Comparison, output: Path, threads: int) -> None:
         raise typer.Exit(130) from None
     finally:
         if results is not None:
-            _show(results, output)
+            _show(results, output, brief)
 
 
-def _show(results: Results, output: Path) -> None:
+def _show(results: Results, output: Path, brief: bool) -> None:
     # Imported late, as matplotlib takes a second.
     from solon_fl.simulations.compare.plots import plot_accuracy
     from solon_fl.simulations.compare.report import write_report
 
-    console.print(comparison_table(results))
-    console.print(rounds_table(results))
-    if (times := times_table(results)) is not None:
-        console.print(times)
+    console.print(survival_table(results))
+    console.print(costs_table(results))
+    if not brief:
+        console.print(rounds_table(results))
+        if (times := times_table(results)) is not None:
+            console.print(times)
+    for sentence in (*verdict_sentences(results), scatter_sentence(results)):
+        if sentence:
+            console.print(sentence, highlight=False, markup=False)
     for refusal in dict.fromkeys(cell.refusal for cell in results.cells if cell.refusal):
         console.print(f"[dim]Not possible: {escape(refusal)}[/]", highlight=False, soft_wrap=True)
     write_report(results, output / "report.html", [Path(sys.argv[0]).name, *sys.argv[1:]])

@@ -91,13 +91,17 @@ class Network:
         Every node sends and receives an equal part, and all links work at the same time. Each direction takes
         latency + 8 max(bytes / server rate, bytes / num_nodes / node rate).
         """
+        down = self.down_seconds(num_nodes=num_nodes, bytes_out=bytes_out)
+        _check_not_negative("bytes_in", bytes_in)
+        back = max(bytes_in / self.server_download, bytes_in / num_nodes / self.node_upload)
+        return down + self.latency + 8 * back
+
+    def down_seconds(self, *, num_nodes: int, bytes_out: int) -> float:
+        """Return the part of `transfer_seconds` that sending bytes_out to the nodes takes."""
         if num_nodes < 1:
             raise ConfigurationError(f"num_nodes must be at least 1; got num_nodes={num_nodes}.")
         _check_not_negative("bytes_out", bytes_out)
-        _check_not_negative("bytes_in", bytes_in)
-        out = max(bytes_out / self.server_upload, bytes_out / num_nodes / self.node_download)
-        back = max(bytes_in / self.server_download, bytes_in / num_nodes / self.node_upload)
-        return 2 * self.latency + 8 * (out + back)
+        return self.latency + 8 * max(bytes_out / self.server_upload, bytes_out / num_nodes / self.node_download)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

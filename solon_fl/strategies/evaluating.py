@@ -1,19 +1,53 @@
 """How the model is doing: what the server's evaluate_fn says, and whether the nodes' evaluations came."""
 
 import logging
+import time
 from collections.abc import Callable, Collection, Mapping
 
 from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from solon_fl.errors import ConfigurationError
+from solon_fl.strategies.exchange import exchange
+from solon_fl.strategies.fetching import fetcher_of
 from solon_fl.strategies.replies import is_silence, one_line
 from solon_fl.strategies.rounds import Run
 
-__all__ = ["Evaluate", "evaluate_centrally", "warn_of_failed_evaluations"]
+__all__ = ["Evaluate", "evaluate_centrally", "evaluations", "warn_of_failed_evaluations"]
 
 Evaluate = Callable[[int, ArrayRecord], MetricRecord | None]
 logger = logging.getLogger("flwr")
+
+
+def evaluations(run: Run, messages: dict[int, Message], grid: Grid) -> Collection[Message]:
+    """Ask nodes to evaluate, given a message for each, and return their replies; who was silent once is not awaited."""
+    replies: dict[int, Message] = {}
+    asked = set(messages)
+    started = time.monotonic()
+
+    def receive(batch: list[tuple[int, Message]]) -> bool:
+        for node_id, reply in batch:
+            run.sender.learn(node_id, reply)
+            run.evaluation_patience.record(node_id, time.monotonic() - started)
+        replies.update(batch)
+        late = not batch and 2 * len(replies) > len(asked)
+        return late or asked <= replies.keys() | run.not_evaluating  # who once did not is no longer waited for
+
+    def patience() -> float:
+        return run.evaluation_patience.seconds(asked)
+
+    _, unanswered = exchange(grid, messages, run.timeout, receive, lambda late: {}, patience)
+    for message_id in unanswered:
+        fetcher_of(grid).forget(message_id)
+    newly_silent = asked - replies.keys() - run.not_evaluating
+    if newly_silent:
+        logger.warning(
+            "No evaluation from nodes %s; they are asked again, but no longer waited for.",
+            ", ".join(run.label(node_id) for node_id in sorted(newly_silent)),
+        )
+    run.not_evaluating |= newly_silent
+    return replies.values()
 
 
 def warn_of_failed_evaluations(run: Run, replies: Collection[Message], metrics: MetricRecord | None) -> None:

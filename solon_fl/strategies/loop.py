@@ -22,13 +22,14 @@ from solon_fl.coding import Code
 from solon_fl.config import DownlinkName, Mode
 from solon_fl.errors import CheckpointError, GroupFailedError
 from solon_fl.strategies.checkpoint import Checkpoint, Checkpoints
-from solon_fl.strategies.evaluating import Evaluate, evaluate_centrally, warn_of_failed_evaluations
+from solon_fl.strategies.evaluating import Evaluate, evaluate_centrally, evaluations, warn_of_failed_evaluations
 from solon_fl.strategies.exchange import exchange
 from solon_fl.strategies.factories import OptimizerFactory, SchedulerFactory, check_factories
 from solon_fl.strategies.failing import refuse_silence_at_the_start
-from solon_fl.strategies.fetching import fetcher_of
 from solon_fl.strategies.late import collect_late
+from solon_fl.strategies.ledger import NodeRecord
 from solon_fl.strategies.model import ServerModel
+from solon_fl.strategies.monitors import Monitor, Monitors, RunStatus
 from solon_fl.strategies.open_round import OpenRound
 from solon_fl.strategies.replies import median_metrics
 from solon_fl.strategies.reports import RoundReport
@@ -53,7 +54,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
 
     Parameters
     ----------
-    optimizer, scheduler, buffers, on_round, client_evaluation, checkpoints
+    optimizer, scheduler, buffers, on_round, monitors, client_evaluation, checkpoints
         See `SolonStrategy`.
     downlink
         See `SolonConfig`.
@@ -69,6 +70,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         scheduler: SchedulerFactory | None = None,
         buffers: Collection[str] = (),
         on_round: Callable[[RoundReport], object] | None = None,
+        monitors: Monitor | Iterable[Monitor] = (),
         client_evaluation: bool = False,
         checkpoints: Checkpoints | None = None,
         downlink: DownlinkName = "full",
@@ -79,6 +81,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         self._scheduler = scheduler
         self._buffers = BufferNames.of(buffers)
         self._on_round = on_round
+        self._monitors = Monitors(monitors)
         self._client_evaluation = client_evaluation
         self._checkpoints = checkpoints
         self._downlink: DownlinkName = downlink
@@ -92,6 +95,11 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
     @abstractmethod
     def begin(self, model: ServerModel, timeout: float | None, *, follows_up: bool) -> RunType:
         """Return a new run; without `follows_up` (Flower's own `start`) rounds can't send further messages."""
+
+    @property
+    def ledger(self) -> dict[str, NodeRecord]:
+        """What is known of each node, by its identity; strategies without a ledger know nothing."""
+        return {}
 
     def settings(self) -> dict[str, Any]:
         """Return what must be the same in a run that goes on from a checkpoint; what json can write."""
@@ -158,12 +166,21 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
             for server_round in range(first, num_rounds + 1):
                 logger.info("[ROUND %d/%d]", server_round, num_rounds)
                 unanswered = collect_late(server_round, grid, run, unanswered)
-                stepped += self._play(run, server_round, result, grid, train_config, unanswered)
+                report = self._play(run, server_round, result, grid, train_config, unanswered)
+                stepped += report.stepped
                 last = server_round == num_rounds or self._stop
                 rounds_done = server_round
                 if self._client_evaluation:
                     self._evaluate_on_nodes(run, server_round, result, grid, evaluate_config)
                 evaluate_centrally(server_round, result, evaluate_fn)
+                self._tell_monitors(
+                    report,
+                    num_rounds=num_rounds,
+                    ended=last,
+                    training=result.train_metrics_clientapp,
+                    evaluation=result.evaluate_metrics_serverapp,
+                    node_evaluation=result.evaluate_metrics_clientapp,
+                )
                 if self._checkpoints and (server_round % self._checkpoints.every == 0 or last):
                     self._checkpoints.save_if_possible(self._checkpoint(run, server_round, result))
                 if last and server_round < num_rounds:
@@ -186,8 +203,8 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         grid: Grid,
         config: ConfigRecord,
         unanswered: dict[str, tuple[int, int]],
-    ) -> bool:
-        """Play one round, put model and metrics into the result, and return whether a step was made."""
+    ) -> RoundReport:
+        """Play one round, and put model and metrics into the result."""
         opened = self._opened(run, server_round, config, grid, result.arrays)
         result.arrays = ArrayRecord()  # while the nodes work, the model is in memory once
         waited, open_messages = exchange(
@@ -198,7 +215,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         report, arrays = self._finish(run, opened, waited)
         result.arrays = run.model.to_record() if arrays is None else arrays
         result.train_metrics_clientapp[server_round] = report.to_metrics()
-        return report.stepped
+        return report
 
     def _opened(
         self, run: RunType, server_round: int, config: ConfigRecord, grid: Grid, arrays: ArrayRecord
@@ -242,38 +259,17 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         run.record(report)
         return report, arrays
 
+    def _tell_monitors(self, report: RoundReport, **known: Any) -> None:
+        if self._monitors:
+            self._monitors.tell(RunStatus(report=report, ledger=self.ledger, settings=self.settings(), **known))
+
     def _evaluate_on_nodes(
         self, run: RunType, server_round: int, result: Result, grid: Grid, config: ConfigRecord
     ) -> None:
         messages = {
             m.metadata.dst_node_id: m for m in self.configure_evaluate(server_round, result.arrays, config, grid)
         }
-        replies: dict[int, Message] = {}
-        asked = set(messages)
-        started = time.monotonic()
-
-        def receive(batch: list[tuple[int, Message]]) -> bool:
-            for node_id, reply in batch:
-                run.sender.learn(node_id, reply)
-                run.evaluation_patience.record(node_id, time.monotonic() - started)
-            replies.update(batch)
-            late = not batch and 2 * len(replies) > len(asked)
-            return late or asked <= replies.keys() | run.not_evaluating  # who once did not is no longer waited for
-
-        def patience() -> float:
-            return run.evaluation_patience.seconds(asked)
-
-        _, unanswered = exchange(grid, messages, run.timeout, receive, lambda late: {}, patience)
-        for message_id in unanswered:
-            fetcher_of(grid).forget(message_id)
-        newly_silent = asked - replies.keys() - run.not_evaluating
-        if newly_silent:
-            logger.warning(
-                "No evaluation from nodes %s; they are asked again, but no longer waited for.",
-                ", ".join(run.label(node_id) for node_id in sorted(newly_silent)),
-            )
-        run.not_evaluating |= newly_silent
-        metrics = self.aggregate_evaluate(server_round, replies.values())
+        metrics = self.aggregate_evaluate(server_round, evaluations(run, messages, grid))
         if metrics is not None:
             result.evaluate_metrics_clientapp[server_round] = metrics
 
@@ -307,7 +303,9 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         report, arrays = self._finish(self._run(), opened, seconds_waiting=0.0)
         if arrays is not None:
             self._handed_out = {name: array.data for name, array in arrays.items()}
-        return arrays, report.to_metrics()
+        metrics = report.to_metrics()
+        self._tell_monitors(report, training={server_round: metrics})
+        return arrays, metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -15,6 +15,7 @@ from solon_fl.strategies.factories import OptimizerFactory, SchedulerFactory, ma
 from solon_fl.strategies.ledger import NodeRecord
 from solon_fl.strategies.loop import RoundStrategy
 from solon_fl.strategies.model import ServerModel
+from solon_fl.strategies.monitors import Monitor
 from solon_fl.strategies.referee import TrustedNodes, referee_of
 from solon_fl.strategies.reports import RoundReport
 from solon_fl.strategies.solon_run import SolonRun
@@ -50,6 +51,9 @@ class SolonStrategy(RoundStrategy[SolonRun]):
     on_round : callable, optional
         Called with a `RoundReport` after every round. If it returns True, `start` ends after this round as if it had
         been the last: evaluation and checkpoint included. Under Flower's own `start` what it returns means nothing.
+    monitors : callable, or several, optional
+        Called with a `RunStatus` after every round, when the model has been evaluated: `solon_fl.monitoring` has a live
+        page and writers for TensorBoard, Weights & Biases and MLflow. One that raises is logged, and disturbs nothing.
     client_evaluation : bool
         Whether to ask the nodes to evaluate too. Their metrics are aggregated by the median, but nothing protects a
         median from a lying majority, or from nodes whose data differ: prefer `evaluate_fn`.
@@ -95,6 +99,7 @@ class SolonStrategy(RoundStrategy[SolonRun]):
         scheduler: SchedulerFactory | None = None,
         buffers: Collection[str] = (),
         on_round: Callable[[RoundReport], object] | None = None,
+        monitors: Monitor | Iterable[Monitor] = (),
         client_evaluation: bool = False,
         projection_seed: int | None = None,
         checkpoints: Checkpoints | None = None,
@@ -121,6 +126,7 @@ class SolonStrategy(RoundStrategy[SolonRun]):
             scheduler=scheduler,
             buffers=buffers,
             on_round=on_round,
+            monitors=monitors,
             client_evaluation=client_evaluation,
             checkpoints=checkpoints,
             downlink=config.downlink,

@@ -23,7 +23,7 @@ def test_compare_leaves_a_report_and_runs_nothing_twice(tmp_path: Path) -> None:
     second = solon_fl(*COMPARE, "--output", str(tmp_path / "[out]"))
     assert second.exit_code == 0, second.output
     assert second.stdout.count("was run before") == 4
-    title = "A quarter of 20 nodes lie"
+    title = "Five of 24 nodes lie: who still learns?"
     assert second.stdout.partition(title)[2] == first.stdout.partition(title)[2] != ""
 
 
@@ -40,7 +40,7 @@ def test_compare_says_what_it_could_not_run(tmp_path: Path) -> None:
 def test_compare_lists_what_comes_with_the_package() -> None:
     done = solon_fl("compare", "--list")
     assert done.exit_code == 0
-    for words in ("demo", "A quarter of 20 nodes lie", "paper-cifar10-small", "paper-mr", "VGG13 on SVHN"):
+    for words in ("demo", "Five of 24 nodes lie", "paper-cifar10-small", "paper-mr", "VGG13 on SVHN"):
         assert words in done.stdout
 
 

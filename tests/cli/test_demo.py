@@ -1,17 +1,31 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from solon_fl.cli import demo
+from solon_fl.simulations.compare import load_comparison
 from tests.cli.command import solon_fl
+
+DEMO = load_comparison("demo")
 
 
 @pytest.mark.slow
-def test_the_demo_runs(tmp_path: Path) -> None:
-    done = solon_fl("demo", "--rounds", "1", "--output", str(tmp_path))
+def test_the_demo_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    smaller = replace(DEMO, strategies=("solon", "fedavg"), attacks=(None, "foe"))
+    smaller = replace(smaller, scenario=replace(DEMO.scenario, rounds=1))
+    monkeypatch.setattr(demo, "load_comparison", lambda name, overrides: smaller)
+    done = solon_fl("demo", "--output", str(tmp_path))
     assert done.exit_code == 0, done.output
-    for words in ("20 nodes, 5 of them liars", "MultiKrum", "reverse", "Report: "):
+    for words in ("24 nodes, 5 of them liars", "FedAvg", "foe", "Report: "):
         assert words in done.stdout
     assert (tmp_path / "report.html").is_file()
+
+
+def test_all_runs_of_the_demo_are_possible() -> None:
+    for strategy in DEMO.strategies:
+        for attack in DEMO.attacks:
+            assert DEMO.cell(strategy, attack).liars == ({3, 5, 7, 12, 20} if attack else set())
 
 
 def test_an_output_that_is_no_folder_is_told_before_anything_is_run(tmp_path: Path) -> None:

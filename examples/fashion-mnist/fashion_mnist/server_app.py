@@ -8,6 +8,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fashion_mnist.client_app import FashionClient
 from solon_fl import SolonConfig
+from solon_fl.monitoring import LiveReport
 from solon_fl.simulations.datasets import load_dataset
 from solon_fl.simulations.datasets.models import build_model
 from solon_fl.strategies import Checkpoints, LocalReferee, RoundReport, SolonStrategy, TrustedNodes, model_sha256
@@ -53,6 +54,7 @@ def main(grid: Grid, context: Context) -> None:
         ),
         optimizer=partial(torch.optim.Adam, lr=float(run["learning-rate"])),
         on_round=tell,
+        monitors=LiveReport(str(run["report"])) if run["report"] else (),
         referee=referee_of(run),
         checkpoints=Checkpoints(str(run["checkpoints"])) if run["checkpoints"] else None,
     )

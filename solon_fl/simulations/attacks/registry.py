@@ -192,7 +192,7 @@ ATTACKS: dict[str, NamedAttack] = {
     "constant": NamedAttack("-100 in every coordinate", _plain(Constant())),
     "sign-flip": NamedAttack("minus the own vector", _plain(SignFlip())),
     "random": NamedAttack("Gaussian noise of deviation 200", _plain(RandomGaussian())),
-    "alie": NamedAttack("mean minus z deviations, z from the supporters needed", _plain(Alie())),
+    "alie": NamedAttack("the honest mean, shifted by just so much that the lies look honest", _plain(Alie())),
     "alie-fraction": NamedAttack(
         "mean minus z deviations, z by the other convention", _plain(Alie(convention="fraction"))
     ),
@@ -203,13 +203,16 @@ ATTACKS: dict[str, NamedAttack] = {
     ),
     "ipm": NamedAttack("-0.1 times the honest mean", _plain(InnerProduct())),
     "foe": NamedAttack(
-        "-eps times the honest mean, with the worst eps", _tuned(lambda aggregate: FallOfEmpires(aggregate or _mean))
+        "the honest mean reversed, at the length that harms this defence most",
+        _tuned(lambda aggregate: FallOfEmpires(aggregate or _mean)),
     ),
     "min-max": NamedAttack(
-        "as far off as the honest are from each other", _tuned(lambda aggregate: MinMax(aggregate=aggregate))
+        "the most harmful vector no farther from the honest ones than they are from each other",
+        _tuned(lambda aggregate: MinMax(aggregate=aggregate)),
     ),
     "min-sum": NamedAttack(
-        "as far off as the honest are in total", _tuned(lambda aggregate: MinSum(aggregate=aggregate))
+        "the most harmful vector no farther from the honest ones, in total, than they are",
+        _tuned(lambda aggregate: MinSum(aggregate=aggregate)),
     ),
     "fang-krum": NamedAttack("against the honest sign, as far as Krum still chooses it", _plain(FangKrum())),
     "fang-trimmed-mean": NamedAttack(

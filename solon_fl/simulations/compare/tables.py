@@ -6,32 +6,56 @@ from rich.table import Table
 
 from solon_fl.simulations.compare.comparison import NO_ATTACK
 from solon_fl.simulations.compare.results import Cell, Results
+from solon_fl.simulations.compare.sentences import SHOWN_DIGITS, standings
+from solon_fl.simulations.network import Network
 from solon_fl.simulations.own import is_own
 from solon_fl.simulations.run import strategy_named
 
-__all__ = ["SCATTER", "comparison_table", "named_liars", "rounds_table", "show_seconds", "times_table"]
+__all__ = ["SCATTER_MARK", "costs_table", "rounds_table", "show_seconds", "survival_table", "times_table"]
 
-SHOWN_DIGITS = 6  # of the model's SHA-256
-MEDIANS = "MB of all nodes and ms: medians over the rounds."
-SCATTER = "timings scatter: machine busy?"
-SCATTER_MARK = "~"
+SCATTER_MARK = "~"  # beside seconds that a busy machine has spoilt
 VERDICT_STYLES = {"survived": "green", "harmed": "yellow", "broken": "bold red", None: "dim"}
 
 
-def comparison_table(results: Results) -> Table:
-    """Return a table with one row a run: its accuracy and verdict, and what a round cost (medians)."""
-    table = _table(escape(results.comparison.title))
-    table.add_column("accuracy", justify="right", overflow="fold")
-    table.add_column("verdict", overflow="fold")
-    for heading in ("MB\ndown", "MB\nup", "ms of\nserver"):
-        table.add_column(heading, justify="right", overflow="fold")
+def survival_table(results: Results) -> Table:
+    """Return who survives what: a row a strategy, the best worst accuracy first, and below it digits of the SHA-256."""
+    table = _table(escape(results.comparison.title), "strategy")
+    for heading in ("worst", *(attack or NO_ATTACK for attack in results.comparison.attacks)):
+        table.add_column(_broken(heading), justify="right", overflow="fold")
     table.add_column("liars\nnamed", overflow="fold")
-    table.add_column("SHA-256", overflow="fold")
-    for cell in results.cells:
-        table.add_row(*_names(cell), *_outcome(results, cell), end_section=_ends_section(results, cell))
-    table.caption = MEDIANS
-    if any(cell.timings_scatter for cell in results.cells):
-        table.caption += f" {SCATTER_MARK} {SCATTER}"
+    for standing in standings(results):
+        cells = [results.cell(standing.strategy, attack) for attack in results.comparison.attacks]
+        style, worst = VERDICT_STYLES[standing.verdict], _accuracy(standing.worst)
+        table.add_row(
+            _broken(standing.title),
+            f"[{style}]{worst}\n{standing.verdict or ''}[/]",
+            *(_survival(results, cell) for cell in cells),
+            standing.named,
+        )
+    table.caption = f"Accuracy at the end, and {SHOWN_DIGITS} digits of the model's SHA-256: equal if every bit is."
+    return table
+
+
+def costs_table(results: Results) -> Table:
+    """Return what a round costs, a row a strategy: medians, of the attack-free run if there is one."""
+    table = _table("What a round costs, and seconds to the same accuracy", "strategy")
+    for heading in ("batches\na node", "MB\ndown", "MB\nup", "ms of\nserver"):
+        table.add_column(heading, justify="right", overflow="fold")
+    for network in results.comparison.networks:
+        table.add_column(f"s on {escape(network.name)}".replace(" on ", " on\n"), justify="right", overflow="fold")
+    for standing in standings(results):
+        if (cell := standing.example) is not None:
+            table.add_row(
+                _broken(standing.title),
+                str(cell.batches_per_node),
+                f"{cell.bytes_out / 1e6:.3g}",
+                f"{cell.bytes_sent / 1e6:.3g}",
+                f"{1e3 * cell.server_seconds:.3g}{SCATTER_MARK if cell.timings_scatter else ''}",
+                *(_to_target(results, cell, network) for network in results.comparison.networks),
+            )
+    target = results.target_accuracy
+    goal = "" if target is None else f" Last columns: seconds to {target:.1%}, computed for that network."
+    table.caption = f"MB of all nodes together.{goal}"
     return table
 
 
@@ -40,7 +64,7 @@ def times_table(results: Results) -> Table | None:
     target = results.target_accuracy
     if target is None:
         return None
-    table = _table(f"Seconds to {target:.1%} accuracy (in brackets: in units of Solon's)")
+    table = _table(f"Seconds to {target:.1%} accuracy (in brackets: in units of Solon's)", "attack", "strategy")
     for network in results.comparison.networks:
         table.add_column(escape(network.name), justify="right", overflow="fold")
     for cell in results.cells:
@@ -55,7 +79,7 @@ def times_table(results: Results) -> Table | None:
 
 def rounds_table(results: Results) -> Table:
     """Return a table with what a round took in computation and seconds: means over the rounds."""
-    table = _table("A round (means): who computes how much, and its seconds")
+    table = _table("A round (means): who computes how much, and its seconds", "attack", "strategy")
     for heading in ("group", "nodes", "batches\nof all", "referee\nin all"):
         table.add_column(heading, justify="right", overflow="fold")
     for network in results.comparison.networks:
@@ -71,8 +95,8 @@ def rounds_table(results: Results) -> Table:
     return table
 
 
-def _table(title: str) -> Table:
-    """Return a table with the names of attacks and strategies, which leaves room for more in 80 columns."""
+def _table(title: str, *names: str) -> Table:
+    """Return a table that begins with names, and leaves room for more in 80 columns."""
     table = Table(
         title=title,
         title_justify="left",
@@ -82,49 +106,43 @@ def _table(title: str) -> Table:
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
-    for heading in ("attack", "strategy"):
+    for heading in names:
         table.add_column(heading, no_wrap=True)
     return table
 
 
 def _names(cell: Cell) -> tuple[str, str]:
-    attack = cell.attack or NO_ATTACK
-    if len(attack) > 10:
-        attack = attack.replace("-", "-\n", 1)
-    return _broken(attack), _broken(strategy_named(cell.strategy).title)
+    return _broken(cell.attack or NO_ATTACK), _broken(strategy_named(cell.strategy).title)
 
 
 def _broken(name: str) -> str:
-    """Return a name of the user's in two lines."""
-    return name.replace(":", ":\n") if is_own(name) else name
+    """Return a name in two lines, if it is the user's or an attack's that is long."""
+    if is_own(name):
+        return name.replace(":", ":\n")
+    return name.replace("-", "-\n", 1) if len(name) > 10 else name
 
 
-def _outcome(results: Results, cell: Cell) -> tuple[str, ...]:
+def _survival(results: Results, cell: Cell | None) -> str:
+    if cell is None:
+        return "[dim]not yet[/]"
     if cell.outcome is None:
-        return "-", "[dim]not possible[/]", "", "", "", "", ""
-    verdict = results.verdict(cell)
-    return (
-        f"{cell.outcome.accuracy:.1%}",
-        f"[{VERDICT_STYLES[verdict]}]{verdict or '-'}{' (aborted)' if cell.error else ''}[/]",
-        f"{cell.bytes_out / 1e6:.3g}",
-        f"{cell.bytes_sent / 1e6:.3g}",
-        f"{1e3 * cell.server_seconds:.3g}{SCATTER_MARK if cell.timings_scatter else ''}",
-        named_liars(cell),
-        cell.outcome.model_sha256[:SHOWN_DIGITS],
-    )
+        return "[dim]not\npossible[/]"
+    style = VERDICT_STYLES[results.verdict(cell)] if cell.attack or cell.error else "none"
+    below = "aborted" if cell.error else cell.outcome.model_sha256[:SHOWN_DIGITS]
+    return f"[{style}]{_accuracy(cell)}[/]\n[dim]{below}[/]"
+
+
+def _accuracy(cell: Cell | None) -> str:
+    return f"{cell.accuracies[-1]:.1%}" if cell is not None and cell.accuracies else "-"
+
+
+def _to_target(results: Results, cell: Cell, network: Network) -> str:
+    target = results.target_accuracy
+    return "-" if target is None else show_seconds(cell.seconds_to(target, network, results.batch_seconds))
 
 
 def _ends_section(results: Results, cell: Cell) -> bool:
     return cell.strategy == results.comparison.strategies[-1]
-
-
-def named_liars(cell: Cell) -> str:
-    """Return in words how many of the liars the server named; an empty text for strategies that name none."""
-    if not cell.named and (not cell.liars or strategy_named(cell.strategy).client not in ("solon", "draco")):
-        return ""
-    right, wrong = len(cell.named & cell.liars), len(cell.named - cell.liars)
-    named = f"all {right}" if right == len(cell.liars) else f"{right} of {len(cell.liars)}"
-    return named + (f", {wrong} wrongly" if wrong else "")
 
 
 def show_seconds(seconds: float | None) -> str:

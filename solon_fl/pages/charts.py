@@ -1,0 +1,193 @@
+"""Line charts: what is drawn where, for a template to write as SVG."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+__all__ = ["Curve", "LineChart", "Tick"]
+
+WIDTH, HEIGHT = 440, 250  # of the drawing, in its own units: about a pixel each
+LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 36  # margins, for the ticks' labels
+MOST_POINTS = 300  # of a curve: more than a screen shows
+NUM_TICKS = 5
+DASHES = ("", "6 3", "2 2", "8 3 2 3", "12 3")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """One line of a chart.
+
+    Attributes
+    ----------
+    name : str
+        For the legend.
+    colour : str
+        "#rrggbb".
+    x, y : sequence of float
+        Of equal length, x ascending. Points that are not finite are left out.
+    is_wide : bool
+        Whether it is drawn as a wide line, under the others.
+    note : str
+        What is said of it in the legend, such as "broke off".
+    """
+
+    name: str
+    colour: str
+    x: Sequence[float]
+    y: Sequence[float]
+    is_wide: bool = False
+    note: str = ""
+
+    @cached_property
+    def points(self) -> list[tuple[float, float]]:
+        """The points to draw: finite ones, and no more than a screen shows; the last one always."""
+        finite = [(x, y) for x, y in zip(self.x, self.y, strict=True) if math.isfinite(x) and math.isfinite(y)]
+        step = math.ceil(len(finite) / MOST_POINTS) or 1
+        return finite[::step] + ([finite[-1]] if finite and (len(finite) - 1) % step else [])
+
+
+class Tick(NamedTuple):
+    """A mark on an axis: where it is in the drawing, and its label."""
+
+    at: float
+    label: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LineChart:
+    """Curves over common axes, which a reader can point at.
+
+    Attributes
+    ----------
+    title, x_label : str
+        The heading, and what x counts.
+    curves : sequence of Curve
+        Those without a point are only in the legend.
+    unit : str
+        Of y; "%" takes y for a part of one, and shows it times a hundred.
+    bottom, top : float or None
+        Of the y axis. Default: from 0, or the least value if that is negative, to the greatest.
+    is_log : bool
+        Whether x is on a logarithmic scale; points at 0 and below are left out then.
+    marked : float or None
+        A value of y at which there is a dotted line.
+    """
+
+    title: str
+    x_label: str
+    curves: Sequence[Curve]
+    unit: str = ""
+    bottom: float | None = None
+    top: float | None = None
+    is_log: bool = False
+    marked: float | None = None
+
+    width = WIDTH
+    height = HEIGHT
+    left, right = LEFT, WIDTH - RIGHT
+    upper, lower = TOP, HEIGHT - BOTTOM
+
+    @cached_property
+    def shown(self) -> list[tuple[Curve, str, list[tuple[float, float]]]]:
+        """The curves that have points, each with its dashes and points; wide ones first, so that they lie below."""
+        found = []
+        for number, curve in enumerate(self.curves):
+            points = [(x, y) for x, y in curve.points if x > 0 or not self.is_log]
+            dash = "" if curve.is_wide else DASHES[number % len(DASHES)]  # for those who can't tell the colours apart
+            if points:
+                found.append((curve, dash, points))
+        return sorted(found, key=lambda item: not item[0].is_wide)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to draw."""
+        return not self.shown
+
+    @cached_property
+    def x_ticks(self) -> list[Tick]:
+        """The marks of the x axis."""
+        low, high = self._x_range
+        if self.is_log:
+            values = [base * 10.0**power for power in range(-9, 10) for base in (1, 2, 5)]
+            values = [value for value in values if low <= value <= high]
+            values = values[:: math.ceil(len(values) / (NUM_TICKS + 2)) or 1]
+        else:
+            values = _round_values(low, high, whole=True)
+        return [Tick(self._across(value), f"{value:,g}") for value in values]
+
+    @cached_property
+    def y_ticks(self) -> list[Tick]:
+        """The marks of the y axis."""
+        return [Tick(self._up(value), self.show(value)) for value in _round_values(*self._y_range)]
+
+    @property
+    def marked_at(self) -> float:
+        """Where the dotted line is."""
+        return self._up(self.marked or 0.0)
+
+    @property
+    def hint(self) -> str:
+        """What is said below the chart until a reader points at it."""
+        return "at the end"
+
+    @property
+    def description(self) -> str:
+        """The chart in words: where each curve ends."""
+        ends = ", ".join(f"{curve.name} {self.show(points[-1][1], 1)}" for curve, _, points in self.shown)
+        return f"{self.title}. Last values: {ends}." if ends else f"{self.title}: nothing yet."
+
+    def path(self, points: Sequence[tuple[float, float]]) -> str:
+        """Return the points as the path of an SVG."""
+        places = (f"{self._across(x):.1f} {self._up(y):.1f}" for x, y in points)
+        return "M" + "L".join(places) + ("h.1" if len(points) == 1 else "")
+
+    def data(self, points: Sequence[tuple[float, float]]) -> str:
+        """Return the points for the page's script: across, up, x and y of each."""
+        return ";".join(
+            f"{self._across(x):.1f},{self._up(y):.1f},{x:.6g},{self.show(y, 1)}".replace(" ", "\N{NO-BREAK SPACE}")
+            for x, y in points
+        )
+
+    def show(self, value: float, decimals: int = 0) -> str:
+        """Return a value of y for people."""
+        if self.unit == "%":
+            return f"{100 * value:.{decimals}f} %"
+        number = f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+        return f"{number} {self.unit}".strip()
+
+    @cached_property
+    def _x_range(self) -> tuple[float, float]:
+        return _widened([x for _, _, points in self.shown for x, _ in points])
+
+    @cached_property
+    def _y_range(self) -> tuple[float, float]:
+        values = [y for _, _, points in self.shown for _, y in points]
+        low, high = _widened([*values, min(0.0, *values)] if values else [])
+        return (low if self.bottom is None else self.bottom, high if self.top is None else self.top)
+
+    def _across(self, x: float) -> float:
+        low, high = map(math.log10, self._x_range) if self.is_log else self._x_range
+        x = math.log10(x) if self.is_log else x
+        return self.left + (self.right - self.left) * (x - low) / (high - low)
+
+    def _up(self, y: float) -> float:
+        low, high = self._y_range
+        return self.lower - (self.lower - self.upper) * min(max((y - low) / (high - low), 0.0), 1.0)
+
+
+def _widened(values: Sequence[float]) -> tuple[float, float]:
+    """Return the least and the greatest value, apart from each other."""
+    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    return (low, high) if high > low else (low, low + (abs(low) or 1.0))
+
+
+def _round_values(low: float, high: float, *, whole: bool = False) -> list[float]:
+    """Return round values between two others, about five of them."""
+    power = 10.0 ** math.floor(math.log10((high - low) / NUM_TICKS))
+    step = next(power * base for base in (1, 2, 5, 10) if (high - low) / (power * base) <= NUM_TICKS)
+    if whole:
+        step = max(step, 1.0)
+    first = math.ceil(low / step - 1e-9)
+    return [number * step for number in range(first, math.floor(high / step + 1e-9) + 1)]
