@@ -16,7 +16,7 @@ CONFIG = SolonConfig(num_nodes=20, byzantine=2, compression=6)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"strategy": "median"}, "strategy must be one of solon, .*, fedavg, .*, bucketing; got strategy='median'"),
+        ({"strategy": "median"}, "strategy must be one of solon, .*, fedavg, .*, bucketing, or .*; got strategy='median'"),
         ({"attack": "alien"}, "attack must be one of none, reverse, .*; got attack='alien'"),
         ({"attack": "near-codeword", "strategy": "fedavg"}, "attack='near-codeword' is made against Solon's code"),
         ({"dataset": "mnist"}, "dataset must be one of fashion-mnist-6k, .*; got dataset='mnist'"),
