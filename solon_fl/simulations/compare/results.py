@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Set
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -57,7 +57,7 @@ class Cell:
     attack: str | None
     outcome: Outcome | None = None
     refusal: str | None = None
-    slowdown: float = 1.0
+    slowdown: float = field(default=1.0, compare=False)
 
     @property
     def records(self) -> tuple[RoundRecord, ...]:
