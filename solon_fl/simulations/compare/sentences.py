@@ -102,8 +102,8 @@ def scatter_sentence(results: Results) -> str:
     if not busy:
         return ""
     return (
-        f"This machine was busy with other work during {len(busy)} of {len(results.cells)} runs: the server's seconds "
-        "scatter so much between their rounds that differences of that part mean little. They are marked ~."
+        f"This machine was busy with other work during {len(busy)} of {len(results.cells)} runs: their "
+        "server's seconds scatter, or are longer than the work took. They are marked ~."
     )
 
 
