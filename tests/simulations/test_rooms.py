@@ -9,13 +9,15 @@ import solon_fl.simulations
 
 ROOT = Path(solon_fl.simulations.__file__).parent
 MAY_IMPORT: dict[str, set[str]] = {
-    "attacks": set(),
-    "datasets": {"extras"},
+    "attacks": {"own"},
+    "datasets": {"extras", "own"},
     "extras": set(),
     "network": set(),
-    "run": {"attacks", "datasets", "extras"},
+    "own": set(),
+    "run": {"attacks", "datasets", "extras", "own"},
     "settings": set(),
-    "compare": {"attacks", "extras", "network", "run", "settings"},
+    "sources": {"own"},
+    "compare": {"attacks", "extras", "network", "own", "run", "settings", "sources"},
     "plan": {"network", "run", "settings", "threads"},
     "threads": {"extras"},
 }
