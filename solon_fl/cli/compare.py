@@ -16,13 +16,14 @@ from solon_fl.cli.terminal import check_output, console, progress_bar, set_log_l
 from solon_fl.config import SolonConfig
 from solon_fl.simulations.attacks.registry import ATTACKS
 from solon_fl.simulations.compare.comparison import Comparison, load_comparison, shipped_comparisons
-from solon_fl.simulations.compare.results import Cell, Results, run_comparison
+from solon_fl.simulations.compare.results import Cell, Results
+from solon_fl.simulations.compare.running import run_comparison
 from solon_fl.simulations.compare.sentences import scatter_sentence, verdict_sentences
 from solon_fl.simulations.compare.tables import costs_table, rounds_table, survival_table, times_table
 from solon_fl.simulations.network import NETWORKS
 from solon_fl.simulations.own import OWN
 from solon_fl.simulations.run import STRATEGIES, RoundRecord, Scenario
-from solon_fl.simulations.threads import limited_threads
+from solon_fl.simulations.threads import limited_threads, usable_cores
 
 __all__ = ["KEYS", "compare", "compare_command"]
 
@@ -41,7 +42,10 @@ KEYS = Keys(
         },
         SolonConfig: CONFIG,
         Scenario: without(SCENARIO, "strategy", "attack"),
-        Machine: {"threads": "Threads of torch. Default: 1."},
+        Machine: {
+            "threads": "Threads of torch. Default: 1.",
+            "processes": f"Runs that are made at the same time; this machine has {usable_cores()} cores. Default: 1.",
+        },
     },
     options=(
         *("strategies", "attacks", "networks", "num_nodes", "byzantine", "compression", "rounds", "dataset", "model"),
@@ -108,10 +112,10 @@ def compare_command(
         values[SolonConfig].setdefault("group_size", 0)  # the file's is for its own s and k
     tables = {"": values[Comparison], "config": values[SolonConfig], "scenario": values[Scenario]}
     machine = Machine(**values[Machine])
-    compare(load_comparison(name, tables), output or Path("solon-results") / Path(name).stem, machine.threads)
+    compare(load_comparison(name, tables), output or Path("solon-results") / Path(name).stem, machine)
 
 
-def compare(comparison: Comparison, output: Path, threads: int, *, brief: bool = False) -> None:
+def compare(comparison: Comparison, output: Path, machine: Machine, *, brief: bool = False) -> None:
     """Run a comparison with progress bars, and leave tables, plot and report, of what is finished if interrupted.
 
     With `brief` the tables that have a line for each run are not printed.
@@ -120,7 +124,7 @@ def compare(comparison: Comparison, output: Path, threads: int, *, brief: bool =
     check_output(output)
     results: Results | None = None
     try:
-        with limited_threads(threads), progress_bar() as progress:
+        with limited_threads(machine.threads), progress_bar() as progress:
 
             def on_cell(cell: Cell | Scenario) -> Callable[[RoundRecord], None] | None:
                 if isinstance(cell, Scenario):
@@ -129,8 +133,8 @@ def compare(comparison: Comparison, output: Path, threads: int, *, brief: bool =
                 progress.console.print(f"[dim]{cell.strategy:16} {cell.attack or 'no attack':16} {done}[/]")
                 return None
 
-            for results_so_far in run_comparison(comparison, output / "runs", on_cell):
-                results = results_so_far
+            for so_far in run_comparison(comparison, output / "runs", on_cell, processes=machine.processes):
+                results = so_far
     except KeyboardInterrupt:
         console.print("[yellow]Stopped;[/] what is finished is kept: run the same command to go on.")
         raise typer.Exit(130) from None

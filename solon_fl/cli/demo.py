@@ -6,10 +6,14 @@ from typing import Annotated
 import typer
 
 from solon_fl.cli.compare import compare
+from solon_fl.cli.options import Machine
 from solon_fl.cli.terminal import console
 from solon_fl.simulations.compare.comparison import load_comparison
+from solon_fl.simulations.threads import usable_cores
 
 __all__ = ["demo"]
+
+MOST_PROCESSES = 8  # of half a gigabyte each
 
 
 def demo(
@@ -29,4 +33,4 @@ def demo(
         "the gradient, the others all of it.\n",
         highlight=False,
     )
-    compare(comparison, output, threads=1, brief=True)
+    compare(comparison, output, Machine(processes=min(usable_cores(), MOST_PROCESSES)), brief=True)

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from solon_fl.checks import check_whole
 from solon_fl.cli.meanings import CONFIG
 from solon_fl.config import SolonConfig, smallest_group_of
 from solon_fl.simulations.attacks import ATTACKS
@@ -13,7 +14,7 @@ from solon_fl.simulations.datasets import DATASETS, MODELS
 from solon_fl.simulations.own import OWN
 from solon_fl.simulations.run import Scenario
 from solon_fl.simulations.settings import defaults_of
-from solon_fl.simulations.threads import check_threads
+from solon_fl.simulations.threads import check_threads, usable_cores
 
 __all__ = [
     "DATASET_HELP",
@@ -75,6 +76,8 @@ class Machine:
     """What a command uses of this machine."""
 
     threads: int = 1
+    processes: int = 1
 
     def __post_init__(self) -> None:
         check_threads(self.threads)
+        check_whole("processes", self.processes, 1, usable_cores())

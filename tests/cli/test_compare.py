@@ -77,7 +77,7 @@ def test_help_lists_every_key() -> None:
     _, _, table = solon_fl("compare", "--help").stdout.partition("Keys of --set KEY=VALUE")
     keys = {line.split()[0] for line in table.splitlines() if line[1:2].isalpha()}
     own_option = {"num_nodes", "byzantine", "compression", "rounds", "seed", "strategy", "attack", "dataset", "model"}
-    others = {"title", "description", "batch_seconds", "target_accuracy", "group_sizes", "threads", "key"}
+    others = {"title", "description", "batch_seconds", "target_accuracy", "group_sizes", "threads", "processes", "key"}
     assert keys == ({*CONFIG, *SCENARIO} - own_option) | others
 
 

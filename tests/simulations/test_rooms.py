@@ -17,7 +17,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "run": {"attacks", "datasets", "extras", "own"},
     "settings": set(),
     "sources": {"own"},
-    "compare": {"attacks", "extras", "network", "own", "run", "settings", "sources"},
+    "compare": {"attacks", "extras", "network", "own", "run", "settings", "sources", "threads"},
     "plan": {"network", "run", "settings", "threads"},
     "threads": {"extras"},
 }

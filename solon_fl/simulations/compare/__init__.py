@@ -10,7 +10,8 @@ from solon_fl.simulations.compare.comparison import (
     parse_comparison,
     shipped_comparisons,
 )
-from solon_fl.simulations.compare.results import Cell, Results, Verdict, run_comparison
+from solon_fl.simulations.compare.results import Cell, Results, Verdict
+from solon_fl.simulations.compare.running import run_comparison
 
 __all__ = [
     "NO_ATTACK",

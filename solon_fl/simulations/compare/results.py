@@ -1,37 +1,22 @@
-"""The runs of a comparison: made one by one, kept in files, and never made twice."""
+"""The runs of a comparison, and what they are worth beside each other."""
 
-import hashlib
-import json
-import logging
-from collections.abc import Callable, Iterable, Set
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Set
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Literal
 
-from solon_fl.errors import ConfigurationError
-from solon_fl.simulations.compare.comparison import NO_ATTACK, REFERENCE, Comparison
+from solon_fl.simulations.compare.comparison import REFERENCE, Comparison
 from solon_fl.simulations.network import Network, RoundSeconds, round_seconds
-from solon_fl.simulations.run import (
-    Outcome,
-    RoundRecord,
-    Scenario,
-    jsonable,
-    measure_batch_seconds,
-    simulate,
-    strategy_named,
-)
-from solon_fl.simulations.sources import digest_of
+from solon_fl.simulations.run import Outcome, RoundRecord, strategy_named
 
-__all__ = ["Cell", "Results", "Verdict", "run_comparison"]
+__all__ = ["Cell", "Results", "Verdict"]
 
 Verdict = Literal["survived", "harmed", "broken"]
 HARMED_BELOW = 0.02  # accuracy lost, of 1
 SLOW = 2.0  # times the quickest run of a strategy: more is not the strategy's doing
 LEAST_DELAY = 0.01  # seconds; less may be chance
 BROKEN_BELOW = 0.5  # part of what training gains that is lost
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -264,84 +249,3 @@ class Results:
             return None
         own, other = (c.seconds_to(target, network, self.batch_seconds) for c in (solon, cell))
         return None if not own or other is None else other / own
-
-
-def run_comparison(
-    comparison: Comparison,
-    folder: Path,
-    on_cell: Callable[[Cell | Scenario], Callable[[RoundRecord], None] | None] = lambda cell: None,
-) -> Iterable[Results]:
-    """Run all cells that are not finished yet, and yield the results so far after each.
-
-    Parameters
-    ----------
-    comparison : Comparison
-        What to run.
-    folder : Path
-        Where outcomes are kept, one file a run. The file's name holds a hash of the scenario, so that several
-        comparisons can share a folder and none overwrites another's runs; also of the user's own code and folders of
-        data, as `digest_of` tells them apart.
-    on_cell : callable, optional
-        Called with the scenario before a run, it returns what to call after every round. If there is nothing to run, it
-        is called with the Cell.
-    """
-    batch_seconds = _batch_seconds(comparison, folder)
-    cells: list[Cell] = []
-    for attack in comparison.attacks:
-        for strategy in comparison.strategies:
-            cells.append(_cell(comparison, strategy, attack, folder, on_cell))
-            yield Results(comparison=comparison, cells=tuple(cells), batch_seconds=batch_seconds)
-
-
-def _cell(comparison: Comparison, strategy: str, attack: str | None, folder: Path, on_cell: Callable[..., Any]) -> Cell:
-    try:
-        scenario = comparison.cell(strategy, attack)
-    except ConfigurationError as error:
-        refused = Cell(strategy, attack, refusal=str(error))
-        on_cell(refused)
-        return refused
-    name = f"{strategy}-{attack or NO_ATTACK}".replace(":", ".")  # which not every file system takes
-    path = folder / f"{name}-{_digest(scenario)}.jsonl"
-    if (outcome := _finished(path)) is not None:
-        cell = Cell(strategy, attack, outcome)
-        on_cell(cell)
-        return cell
-    simulate(scenario, on_cell(scenario)).save(path)
-    return Cell(strategy, attack, Outcome.load(path))  # without the model
-
-
-def _finished(path: Path) -> Outcome | None:
-    """Return a finished run; None if there is none. A damaged file is put aside, so that the run is made again."""
-    if not path.exists():
-        return None
-    try:
-        return Outcome.load(path)
-    except ConfigurationError:
-        aside = path.with_suffix(".damaged")
-        path.replace(aside)
-        logger.warning("%s is no finished run: it is now %s, and is run again.", path, aside.name)
-        return None
-
-
-def _digest(scenario: Scenario) -> str:
-    """Return 8 characters that differ where the scenario does, or code or folders of the user's that it names."""
-    names = [scenario.strategy, scenario.attack, scenario.dataset, scenario.model]
-    files = {name: digest for name in names if name and (digest := digest_of(name))}
-    text = json.dumps(jsonable(asdict(scenario)), sort_keys=True) + (json.dumps(files) if files else "")
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def _batch_seconds(comparison: Comparison, folder: Path) -> float:
-    """Return the seconds per batch. They are measured once per folder, so that a resumed comparison has one clock."""
-    if comparison.batch_seconds is not None:
-        return comparison.batch_seconds
-    path = folder / f"batch-seconds-{_digest(comparison.scenario)}.json"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(measure_batch_seconds(comparison.scenario)))
-    try:
-        return float(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, TypeError, ValueError) as error:
-        raise ConfigurationError(
-            f"{path} should hold the seconds of a batch; got {error}; delete it to measure them again."
-        ) from error

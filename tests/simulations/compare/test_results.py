@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +10,7 @@ import pytest
 from solon_fl.config import SolonConfig
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations import Outcome, RoundRecord, Scenario, simulate
-from solon_fl.simulations.compare import Cell, Comparison, Results, run_comparison
-from solon_fl.simulations.compare import results as results_module
+from solon_fl.simulations.compare import Cell, Comparison, Results, run_comparison, running
 from tests.simulations.compare import handmade
 from tests.simulations.compare.handmade import SLOW, cell
 
@@ -48,7 +48,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[Scenario]:
         run.append(scenario)
         return simulate(scenario, on_round)
 
-    monkeypatch.setattr(results_module, "simulate", counting)
+    monkeypatch.setattr(running, "simulate", counting)
     return run
 
 
@@ -236,6 +236,29 @@ def test_an_interrupted_comparison_goes_on_where_it_was(tmp_path: Path, runs: li
 
 
 @pytest.mark.slow
+def test_runs_made_at_the_same_time_are_the_same_and_stop_together(tmp_path: Path) -> None:
+    finished: list[Results] = []
+
+    def on_cell(cell: Cell | Scenario) -> Callable[[RoundRecord], None]:
+        def on_round(record: RoundRecord) -> None:
+            if finished:
+                raise KeyboardInterrupt("after a run")
+
+        return on_round
+
+    long = replace(COMPARISON, scenario=replace(COMPARISON.scenario, rounds=6))
+    with pytest.raises(KeyboardInterrupt, match="after a run"):  # noqa: PT012  # results before it count
+        for results in run_comparison(long, tmp_path / "at once", on_cell, processes=2):
+            finished.append(results)  # noqa: PERF402
+    assert not multiprocessing.active_children()
+    gone_on = run_all(tmp_path / "at once", long)
+    assert curves(gone_on) == curves(run_all(tmp_path / "one by one", long))
+    made = {(cell.strategy, cell.attack): cell.accuracies for cell in finished[-1].cells}
+    assert len(made) == 1
+    assert made.items() <= {(cell.strategy, cell.attack): cell.accuracies for cell in gone_on.cells}.items()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [
@@ -265,7 +288,7 @@ def test_seconds_per_batch_are_measured_once(tmp_path: Path, monkeypatch: pytest
     measured = replace(COMPARISON, batch_seconds=None, strategies=("fedavg",), attacks=(None,))
     first = run_all(tmp_path, measured)
     assert 0 < first.batch_seconds < 10
-    monkeypatch.setattr(results_module, "measure_batch_seconds", lambda scenario: pytest.fail("measured again"))
+    monkeypatch.setattr(running, "measure_batch_seconds", lambda scenario: pytest.fail("measured again"))
     assert run_all(tmp_path, measured).batch_seconds == first.batch_seconds
     path = next(tmp_path.glob("batch-seconds-*.json"))
     for damaged in ("", "[]", '"x"'):
@@ -297,7 +320,7 @@ def test_what_is_impossible_or_breaks_off_leaves_the_others_alone(tmp_path: Path
     assert verdicts == [None, None, None, None, "broken", "survived"]
     for number in (0, 3):
         assert "Bulyan needs at least 11 nodes for 2 liars; got num_nodes=7" in str(results.cells[number].refusal)
-        assert told[number] is results.cells[number]
+        assert results.cells[number] in told
     assert results.cells[4].error
     assert len(results.cells[4].accuracies) == 1
     assert [name.partition("-")[0] for name in sorted(files(tmp_path))] == ["fedavg", "fedavg", "solon", "solon"]

@@ -9,7 +9,7 @@ from flwr.serverapp.strategy import FedMedian
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations import STRATEGIES, Outcome, build_model, simulate
 from solon_fl.simulations.compare import Comparison
-from solon_fl.simulations.compare.results import _digest
+from solon_fl.simulations.compare.running import _digest
 from solon_fl.simulations.run import strategy_named
 from solon_fl.simulations.run.own_strategies import OWN_COLOURS
 from solon_fl.simulations.sources import digest_of
