@@ -3,7 +3,7 @@
 import re
 import sys
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from solon_fl.cli.app import app
 from solon_fl.simulations import InProcessGrid, Outcome, load_dataset
 from solon_fl.simulations.attacks import Reverse
 from solon_fl.simulations.attacks.mods import attack_mod
-from solon_fl.simulations.compare.comparison import parse_comparison, shipped_comparisons
+from solon_fl.simulations.compare.comparison import Comparison, parse_comparison, shipped_comparisons
 from solon_fl.strategies import SolonStrategy, buffer_names
 from tests.cli.command import solon_fl
 
@@ -100,6 +100,18 @@ def test_a_strangers_photos_and_model_are_compared_as_in_the_how_to(
     assert all(outcome.scenario.model == "mine:make" and outcome.error is None for outcome in outcomes)
     assert solon_fl(*command.split(), *few.split()).stdout.count("was run before") == 3
     sys.modules.pop("mine")
+
+
+def test_all_strategies_that_the_readme_compares_are_possible(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Comparison] = []
+    monkeypatch.setattr(compare, "compare", lambda comparison, *_, **__: told.append(comparison))
+    commands = re.findall(r"^\.venv/bin/solon-fl (compare [^#\n]*)", README, re.M)
+    for command in commands:
+        solon_fl(*command.split())
+    assert len(told) == len(commands) - 1  # --list compares nothing
+    for comparison in told:
+        for strategy, attack in product(comparison.strategies, comparison.attacks):
+            comparison.cell(strategy, attack)
 
 
 def test_the_calibration_of_the_how_to_runs(capsys: Any) -> None:
