@@ -38,7 +38,8 @@ def main(
         str, typer.Argument(help="The folder of a Flower app, or the name of one in examples/.")
     ] = "fashion-mnist",
     attack: Annotated[
-        str | None, typer.Option(help='What the liar does; "" for an honest run. Default, in examples: reverse.')
+        str | None,
+        typer.Option(help='What the liar does; "" for an honest run. Default in examples, if no --fault: reverse.'),
     ] = None,
     liar: Annotated[str, typer.Option(help="Its registered name. Default: the third node.")] = "",
     fault: FaultOption = None,
@@ -91,7 +92,7 @@ def main(
     Then stops everything that it started and deletes its files; after Ctrl-C and
     errors too.
 
-    In an example the third node lies. --fault makes nodes of any app lie, stall
+    In an example the third node lies, unless there are faults. --fault makes nodes of any app lie, stall
     (they are stopped, and may go on later) or die (they are killed, and may be
     started again), from a round or a second on; at the end it says what came of it.
 

@@ -9,7 +9,7 @@ from solon_fl.cli import options
 from solon_fl.cli.meanings import CONFIG, SCENARIO, without
 from solon_fl.cli.settings import Keys, SetOption
 from solon_fl.cli.terminal import console, set_log_level
-from solon_fl.config import SolonConfig, Verification
+from solon_fl.config import SolonConfig, Verification, smallest_group_of
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.run.float_noise import Kernels, NodeKind, calibrate_scenario
 from solon_fl.simulations.run.scenario import Scenario
@@ -87,6 +87,17 @@ def calibrate_command(
     if not found.exact:
         use = f"To use it{default}: SolonConfig(..., {code}rtol={found.rtol:g})"
     console.print(use, highlight=False, markup=False)
+    if config.verification == "digest":
+        least = smallest_group_of(
+            "algebra",
+            config.referee,
+            byzantine=config.byzantine,
+            compression=config.compression,
+            stragglers=config.stragglers,
+        )
+        suits = "Digests suit, too: all nodes compute the same bits."
+        fails = f"Digests do not suit, as nodes compute different bits: use verification=algebra, in groups of {least}."
+        console.print(suits if found.exact else fails, highlight=False, markup=False, soft_wrap=True)
 
 
 def _split(text: str) -> list[str]:

@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from solon_fl.cli.earlier import ACCURACY, REPORT, keep_earlier_report
 from solon_fl.cli.meanings import CONFIG, SCENARIO, without
 from solon_fl.cli.options import DATASET_HELP, MODEL_HELP, Machine
 from solon_fl.cli.settings import Keys, SetOption
@@ -159,10 +160,13 @@ def _show(results: Results, output: Path, brief: bool) -> None:
             console.print(sentence, highlight=False, markup=False)
     for refusal in dict.fromkeys(cell.refusal for cell in results.cells if cell.refusal):
         console.print(f"[dim]Not possible: {escape(refusal)}[/]", highlight=False, soft_wrap=True)
-    write_report(results, output / "report.html", [Path(sys.argv[0]).name, *sys.argv[1:]])
-    plot_accuracy(results).savefig(output / "accuracy.png", dpi=120)
-    console.print(f"Report: {output / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"Plot:   {output / 'accuracy.png'}", highlight=False, markup=False, soft_wrap=True)
+    if kept := keep_earlier_report(output, results.comparison):
+        names = ", ".join(path.name for path in kept)
+        console.print(f"Another comparison's files in {output} are now {names}.", highlight=False, soft_wrap=True)
+    write_report(results, output / REPORT, [Path(sys.argv[0]).name, *sys.argv[1:]])
+    plot_accuracy(results).savefig(output / ACCURACY, dpi=120)
+    console.print(f"Report: {output / REPORT}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"Plot:   {output / ACCURACY}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_list() -> None:

@@ -1,15 +1,19 @@
-"""What becomes of an earlier run's files when a run of other settings is written to the same folder."""
+"""What becomes of the files of an earlier run or comparison when another one is written to the same folder."""
 
-from dataclasses import replace
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
 
 from solon_fl.errors import ConfigurationError
-from solon_fl.simulations.run import Outcome
+from solon_fl.simulations.compare.comparison import Comparison
+from solon_fl.simulations.run import Outcome, jsonable
 
-__all__ = ["keep_earlier_run"]
+__all__ = ["ACCURACY", "PLOT", "REPORT", "ROUNDS", "keep_earlier_report", "keep_earlier_run"]
 
 ROUNDS, PLOT = "rounds.jsonl", "plot.png"
+REPORT, ACCURACY, COMPARISON = "report.html", "accuracy.png", "comparison.json"
 
 
 def keep_earlier_run(folder: Path, outcome: Outcome) -> tuple[Path, ...]:
@@ -31,7 +35,27 @@ def keep_earlier_run(folder: Path, outcome: Outcome) -> tuple[Path, ...]:
     """
     if not (folder / ROUNDS).exists() or _holds(outcome, folder / ROUNDS):
         return ()
-    present = [folder / name for name in (ROUNDS, PLOT) if (folder / name).exists()]
+    return set_aside(folder, (ROUNDS, PLOT))
+
+
+def keep_earlier_report(folder: Path, comparison: Comparison) -> tuple[Path, ...]:
+    """Rename the report and plot of another comparison, and note of which one those are that are about to be written.
+
+    Returns
+    -------
+    tuple of Path
+        The new names, such as ``report-1.html``; none if nothing had to be renamed.
+    """
+    note, text = folder / COMPARISON, json.dumps(jsonable(asdict(comparison)), indent=1)
+    is_another = not note.exists() or note.read_text(encoding="utf-8", errors="replace") != text
+    renamed = set_aside(folder, (REPORT, ACCURACY, COMPARISON)) if is_another else ()
+    note.write_text(text, encoding="utf-8")
+    return renamed
+
+
+def set_aside(folder: Path, files: Sequence[str]) -> tuple[Path, ...]:
+    """Give those of the files that there are the first number that is free for all; return the new names."""
+    present = [folder / name for name in files if (folder / name).exists()]
     for number in count(1):
         names = [path.with_stem(f"{path.stem}-{number}") for path in present]
         if not any(name.exists() for name in names):

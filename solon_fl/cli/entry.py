@@ -20,4 +20,7 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(2)
-    import_module("solon_fl.cli.app").app()
+    try:
+        import_module("solon_fl.cli.app").app()
+    except KeyboardInterrupt:  # while torch is imported; the commands say more
+        sys.exit(130)

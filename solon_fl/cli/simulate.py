@@ -162,6 +162,11 @@ def run(scenario: Scenario, saving: Saving, output: Path) -> None:
     losses = [report.unprotected_training_loss for report in outcome.reports]
     if losses and losses[-1] is not None:
         console.print(f"Training loss of the last round, as the nodes report it (unprotected): {losses[-1]:.3g}.")
+    if (unstepped := sum(not report.stepped for report in outcome.reports)) and not outcome.error:
+        console.print(
+            f"[yellow]{unstepped} of {len(outcome.reports)} rounds made no step;[/] --verbose shows why.",
+            highlight=False,
+        )
     if is_stopped:
         console.print(f"[yellow]Stopped[/] {_how_to_go_on(outcome, saving)}", highlight=False)
     elif outcome.error:

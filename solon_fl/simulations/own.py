@@ -63,9 +63,10 @@ def load_own(what: str, name: str) -> Any:
     module_name, _, attribute = name.partition(":")
     parts = [*module_name.split("."), *attribute.split(".")]
     if module_name.endswith(".py") or not all(part.isidentifier() for part in parts):
+        module = module_name.removesuffix(".py").replace("/", ".")
         raise OwnCodeError(
-            f"{what} of your own must be written as module:name, as Python imports it; got {what}={name!r}; for make "
-            "in nets.py of this folder write nets:make."
+            f"{what} of your own must be written as module:name, as Python imports it; got {what}={name!r}; did you "
+            f"mean {module}:{attribute}?"
         )
     folder = str(Path.cwd())
     if folder not in sys.path:

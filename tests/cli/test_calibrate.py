@@ -42,3 +42,17 @@ def test_help_leads_to_the_how_to_and_lists_every_key() -> None:
     keys = {line.split()[0] for line in table.splitlines() if line[1:2].isalpha()}
     own_option = {"num_nodes", "byzantine", "compression", "verification", "attack", "dataset", "model"}
     assert keys == {*CONFIG, *SCENARIO, "key"} - own_option - set(NOT_TAKEN)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("threads", "told"),
+    [
+        ("1", "Digests suit, too: all nodes compute the same bits."),
+        ("1,2", "Digests do not suit, as nodes compute different bits: use verification=algebra, in groups of 7."),
+    ],
+)
+def test_calibrate_says_whether_digests_suit(threads: str, told: str) -> None:
+    done = solon_fl("calibrate", *SMALL, "--verification", "digest", "--set", "group_size=7", "--threads", threads)
+    assert done.exit_code == 0, done.output
+    assert told in done.output

@@ -18,13 +18,22 @@ def test_compare_leaves_a_report_and_runs_nothing_twice(tmp_path: Path) -> None:
     assert "was run before" not in first.stdout
     assert "home-20m" in first.stdout
     assert f"Report: {tmp_path / '[out]' / 'report.html'}" in first.stdout
-    assert {path.name for path in (tmp_path / "[out]").iterdir()} == {"report.html", "accuracy.png", "runs"}
+    assert {path.name for path in (tmp_path / "[out]").iterdir()} == {
+        "report.html",
+        "accuracy.png",
+        "comparison.json",
+        "runs",
+    }
     assert len(list((tmp_path / "[out]" / "runs").glob("*.jsonl"))) == 4
     second = solon_fl(*COMPARE, "--output", str(tmp_path / "[out]"))
     assert second.exit_code == 0, second.output
     assert second.stdout.count("was run before") == 4
-    title = "Five of 24 nodes lie: who still learns?"
+    title = "Strategies under attack"  # the demo's own speaks of other nodes
     assert second.stdout.partition(title)[2] == first.stdout.partition(title)[2] != ""
+    before = (tmp_path / "[out]" / "report.html").read_bytes()
+    other = solon_fl(*COMPARE, "--set", "target_accuracy=0.3", "--output", str(tmp_path / "[out]"))
+    assert "are now report-1.html, accuracy-1.png, comparison-1.json." in " ".join(other.stdout.split())
+    assert (tmp_path / "[out]" / "report-1.html").read_bytes() == before
 
 
 def test_compare_says_what_it_could_not_run(tmp_path: Path) -> None:

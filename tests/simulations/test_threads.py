@@ -22,7 +22,5 @@ def test_torch_and_numpy_compute_with_as_many_threads_and_then_as_before() -> No
 
 def test_numbers_that_no_machine_has_are_refused() -> None:
     for number in (0, 10**6):
-        with pytest.raises(
-            ConfigurationError, match=f"threads must be from 1 to .* on this machine; got threads={number}"
-        ):
+        with pytest.raises(ConfigurationError, match=f"from 1 to .* on this machine, .*; got threads={number}"):
             check_threads(number)

@@ -47,6 +47,7 @@ def bulyan(vectors: Tensor, num_liars: int) -> Tensor:
 
     Examples
     --------
+    >>> import torch
     >>> honest = torch.tensor([[1.0], [2.0], [3.0], [4.0], [5.0], [6.0]])
     >>> bulyan(torch.cat([honest, torch.tensor([[1e9]])]), num_liars=1)
     tensor([3.])

@@ -34,7 +34,7 @@ def own_attack_mod(
     """
     made = _made(name, seed, aggregate, decoder)
     if _is_attack(made):
-        return attack_mod(cast(Attack, made), liars, seed)
+        return attack_mod(_Blamed(name, cast(Attack, made)), liars, seed)
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         if liars.include(Addressee.of(message, context)):
@@ -102,6 +102,20 @@ class _Function:
 
     def __init__(self, lies: Callable[[Tensor, Sequence[int], torch.Generator], Tensor]) -> None:
         self.lies = lies
+
+
+class _Blamed:
+    """An attack of the user's whose exceptions are errors of theirs, and not a node's that crashed."""
+
+    def __init__(self, name: str, attack: Attack) -> None:
+        self._name = name
+        self._attack = attack
+        self.omniscient = attack.omniscient
+
+    def lies(self, vectors: Tensor, liars: Sequence[int], rng: torch.Generator) -> Tensor:
+        """See `Attack.lies`."""
+        with theirs("attack", self._name):
+            return self._attack.lies(vectors, liars, rng)
 
 
 def _is_attack(thing: Any) -> bool:

@@ -25,6 +25,7 @@ REFERENCE = "fedavg"  # whose attack-free run shows what there is to lose
 GroupSizes = Literal["same", "smallest"]
 _CHOSEN_PER_CELL = ("strategy", "attack")
 _TABLES = ("config", "scenario", "network")
+SPOKEN_OF = {"strategies", "attacks", "num_nodes", "byzantine", "num_liars", "dataset", "model", "data_dir"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +152,8 @@ def load_comparison(name: str, overrides: Mapping[str, Mapping[str, Any]] | None
     """
     path = Path(name)
     if name in _shipped_names():
-        return parse_comparison(_shipped(name), name, overrides)
+        given = overrides or {}
+        return parse_comparison(_shipped(name), name, {**given, "": {**_told_anew(given), **given.get("", {})}})
     if path.suffix != ".toml":
         raise ConfigurationError(
             unknown("comparison", name, _shipped_names()) + " A file of yours must have a name that ends in .toml."
@@ -213,6 +215,12 @@ def _build(document: dict[str, Any], overrides: Mapping[str, Mapping[str, Any]])
                 raise ConfigurationError(unknown("networks", name, networks))
         top["networks"] = tuple(networks[name] for name in top["networks"])
     return Comparison(scenario=scenario, **top)
+
+
+def _told_anew(overrides: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return heading and text for a shipped comparison if something is changed that its own may speak of."""
+    changed = {name for table in overrides.values() for name in table} & SPOKEN_OF
+    return {"title": "Strategies under attack", "description": ""} if changed else {}
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from functools import cached_property
 from solon_fl.simulations.compare.comparison import NO_ATTACK
 from solon_fl.simulations.compare.results import Cell, Results, Verdict
 from solon_fl.simulations.network import Network
-from solon_fl.simulations.run import strategy_named
+from solon_fl.simulations.run import NumberedReport, strategy_named
 
 __all__ = ["Standing", "listed", "named_liars", "scatter_sentence", "standings", "verdict_sentences"]
 
@@ -92,6 +92,7 @@ def verdict_sentences(results: Results) -> list[str]:
     sentences += [_strength(standing) for standing in survivors if standing.named or standing.model]
     if others:
         sentences.append(_fall(others))
+    sentences += [_unstepped(cell) for cell in results.cells if any(not r.stepped for r in _reports(cell))]
     sentences += _costs(results)
     return sentences
 
@@ -158,6 +159,16 @@ def _fall(others: Sequence[Standing]) -> str:
     return sentence + (f" {listed(broken)} broke off." if broken else "")
 
 
+def _reports(cell: Cell) -> list[NumberedReport]:
+    return [] if cell.outcome is None else cell.outcome.reports
+
+
+def _unstepped(cell: Cell) -> str:
+    reports = _reports(cell)
+    count, title = sum(not report.stepped for report in reports), strategy_named(cell.strategy).title
+    return f"{title} made no step in {count} of {len(reports)} rounds ({cell.attack or 'no attack'})."
+
+
 def _costs(results: Results) -> list[str]:
     """Return where Solon loses or wins: computation, and the time to the same accuracy."""
     by_name = {standing.strategy: standing for standing in standings(results)}
@@ -171,7 +182,7 @@ def _costs(results: Results) -> list[str]:
     if fewer:
         sentences.append(
             f"Solon pays in computation: each of its nodes computes {batches} batches a round, and a node of "
-            f"{listed(list(fewer), 'or')} as few as {min(fewer.values())}."
+            f"{listed(list(fewer), 'or')} only {min(fewer.values())}."
         )
     times = (_relative_times(results, network) for network in results.comparison.networks)
     return sentences + [sentence for sentence in times if sentence is not None]

@@ -11,6 +11,7 @@ from flwr.supercore.run import Run
 from solon_fl.clients.keeping import keep_in_memory
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.attacks import Liars
+from solon_fl.simulations.own import OwnCodeError
 from solon_fl.simulations.run._compat import assign_message_id, become_server
 from solon_fl.task import TASK, SolonTask
 
@@ -62,6 +63,7 @@ class InProcessGrid(Grid):
             for node_id in range(1, num_nodes + 1)
         }
         self._waiting: dict[str, Message] = {}
+        self.own_code_error: OwnCodeError | None = None  # of an attack of the user's, which is no node that crashed
 
     def set_run(self, run: Run) -> None:
         """Set the run."""
@@ -106,6 +108,8 @@ class InProcessGrid(Grid):
         try:
             reply: Message | None = self._client_app(message, context)
         except Exception as error:  # as in a deployment, a ClientApp's exception is an error reply
+            if isinstance(error, OwnCodeError):
+                self.own_code_error = error
             logger.debug("Node %d raised", context.node_id, exc_info=True)
             reason = f"{type(error).__name__}: {error}"
             reply = Message(Error(code=CLIENT_APP_RAISED, reason=reason), reply_to=message)

@@ -118,6 +118,7 @@ class ScenarioServer:
         self._model = build_model(scenario.model, dataset.input_shape, dataset.num_classes, seed=scenario.config.seed)
         self._report: RoundReport | None = None  # of the latest round
         self._started = time.monotonic()
+        self._grid: Grid | None = None
         self._looked_at = self._clocks()
         self._silences: dict[int, int] = {}  # rounds on end, by node id
 
@@ -134,6 +135,7 @@ class ScenarioServer:
     def train(self, grid: Grid, timeout: float) -> None:
         """Train on the grid's nodes, with so many seconds for a round. What goes wrong becomes the outcome's error."""
         outcome, scenario = self._outcome, self._outcome.scenario
+        self._grid = grid
         initial_arrays = ArrayRecord({name: to_array(value) for name, value in self._model.state_dict().items()})
         arguments: dict[str, Any] = {} if self._checkpoints is None else {"checkpoints": self._checkpoints}
         if outcome.has_referee:
@@ -184,6 +186,8 @@ class ScenarioServer:
 
     def _evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
         """Test the model after a round, and note all that is known of the round."""
+        if (error := getattr(self._grid, "own_code_error", None)) is not None:
+            raise error  # a broken attack of the user's must not pass for nodes that crash
         scenario, report = self._outcome.scenario, self._report
         self._model.load_state_dict({name: trusted_tensor(array) for name, array in arrays.items()})
         accuracy, loss = _test(self._model, self._dataset)

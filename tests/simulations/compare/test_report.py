@@ -147,7 +147,7 @@ def test_the_verdict_says_where_solon_pays() -> None:
     sentences = verdict_sentences(handmade.results(dear, HONEST, RESCUED, RUINED, *multikrum))
     assert sentences[-2:] == [
         "Solon pays in computation: each of its nodes computes 30 batches a round, and a node of MultiKrum or FedAvg "
-        "as few as 3.",
+        "only 3.",
         "On slow, without an attack, the time to 76.0 % is, as a multiple of Solon's: FedAvg 0.3, MultiKrum 0.15.",
     ]
 

@@ -10,6 +10,7 @@ from solon_fl.errors import ConfigurationError
 from solon_fl.simulations import STRATEGIES, Outcome, build_model, simulate
 from solon_fl.simulations.compare import Comparison
 from solon_fl.simulations.compare.running import _digest
+from solon_fl.simulations.own import OwnCodeError
 from solon_fl.simulations.run import strategy_named
 from solon_fl.simulations.run.own_strategies import OWN_COLOURS
 from solon_fl.simulations.sources import digest_of
@@ -227,3 +228,16 @@ def test_names_and_colours_of_the_users_strategies_are_no_others(mine: str) -> N
     assert one.colour != two.colour
     assert strategy_named(f"{mine}:mean").colour == one.colour
     assert not {colour.upper() for colour in OWN_COLOURS} & {made.colour.upper() for made in STRATEGIES.values()}
+
+
+def test_an_attack_that_raises_in_the_midst_of_a_run_ends_it(write: Write) -> None:
+    name = write("""
+class Raiser:
+    omniscient = False
+    def lies(self, vectors, liars, rng):
+        if vectors.shape[1] != 1000:  # not in the trial
+            raise ValueError("my bug")
+        return vectors
+""")
+    with pytest.raises(OwnCodeError, match=f"attack='{name}:Raiser' must not raise; got ValueError: my bug, in .*"):
+        run(attack=f"{name}:Raiser", rounds=1)
