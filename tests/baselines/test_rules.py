@@ -92,7 +92,7 @@ def test_a_rule_treats_vectors_of_any_length_alike(rule: Rule) -> None:
 def test_liars_however_gross_leave_a_rule_near_the_honest(rule: Rule) -> None:
     vectors = random_vectors(15, 40)
     honest = vectors[3:].mean(0)
-    for size in (1e3, 1e9):
+    for size in (1e3, 1e9, 1e20, 1e70):
         vectors[:3] = size * random_vectors(3, 40, seed=1)
         vectors[2] *= 1e-3  # not all alike
         assert (rule(vectors, 3) - honest).norm() < honest.norm() + vectors[3:].norm(dim=1).median()
@@ -111,6 +111,17 @@ def test_at_the_geometric_median_all_pull_alike() -> None:
     assert float(pulls.sum(0).norm()) < 1e-6
     torch.testing.assert_close(geometric_median(vectors[:, :1], 0), vectors[:, :1].median(0).values, rtol=0, atol=1e-5)
     assert torch.equal(geometric_median(torch.ones(5, 3), 0), torch.ones(3))
+
+
+@pytest.mark.parametrize("size", [1e20, 3e38])
+def test_a_liar_as_gross_as_float32_allows_pulls_no_more_than_another(size: float) -> None:
+    vectors = random_vectors(12, 50).float()
+    vectors[:2, 7] = size
+    towards = vectors.double() - geometric_median(vectors, 2).double()
+    pulls = towards / towards.norm(dim=1, keepdim=True)
+    assert float(pulls.sum(0).norm()) < 1e-5
+    for seed in range(30):  # some put both liars into one bucket
+        assert Bucketing(geometric_median, seed=seed)(vectors, 2).norm() < vectors[2:].norm(dim=1).median()
 
 
 def test_centered_clipping_is_its_formula() -> None:

@@ -67,5 +67,5 @@ class Bucketing:
     def __call__(self, vectors: Tensor, num_liars: int) -> Tensor:
         """See `Rule`."""
         order = torch.randperm(len(vectors), generator=self._rng, device="cpu")
-        buckets = torch.stack([bucket.mean(dim=0) for bucket in torch.split(vectors[order], self.size)])
+        buckets = torch.stack([(part / len(part)).sum(dim=0) for part in torch.split(vectors[order], self.size)])
         return self.base(buckets, num_liars)
