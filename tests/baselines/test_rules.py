@@ -79,6 +79,14 @@ RULES: dict[str, Rule] = {
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_vectors_whose_products_overflow_count_as_missing(rule: Rule) -> None:
+    vectors = random_vectors(15, 40)
+    expected = ready_for(rule, 3, 15)(vectors[2:])
+    vectors[0], vectors[1, 7] = 1e200, -1e300
+    assert torch.equal(ready_for(rule, 3, 15)(vectors), expected)
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def test_a_rule_treats_vectors_of_any_length_alike(rule: Rule) -> None:
     vectors = random_vectors(15, 40)
     vectors[[3, 8, 9]] += 2

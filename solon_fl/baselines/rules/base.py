@@ -9,6 +9,7 @@ from torch import Tensor
 __all__ = ["Rule", "liars_among", "ready_for", "squared_distances"]
 
 BLOCK = 1 << 16  # columns whose products are summed at once
+LONGEST = 1e75  # products of four such lengths are finite in float64; vectors of float32 are shorter
 
 
 class Rule(Protocol):
@@ -53,6 +54,8 @@ def liars_among(num_liars: int, num_nodes: int, num_present: int) -> int:
 def ready_for(rule: Rule, num_liars: int, num_nodes: int) -> Callable[[Tensor], Tensor]:
     """Return a function of the vectors alone, for `AggregatorStrategy`: the rule, told `liars_among` them.
 
+    Vectors longer than 1e75, whose products would overflow, count as missing; only float64 has such.
+
     Parameters
     ----------
     rule : Rule
@@ -62,7 +65,9 @@ def ready_for(rule: Rule, num_liars: int, num_nodes: int) -> Callable[[Tensor], 
     """
 
     def aggregate(vectors: Tensor) -> Tensor:
-        return rule(vectors, liars_among(num_liars, num_nodes, len(vectors)))
+        is_usable = torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64) <= LONGEST
+        present = vectors if is_usable.all() else vectors[is_usable]
+        return rule(present, liars_among(num_liars, num_nodes, len(present)))
 
     return aggregate
 
