@@ -4,6 +4,7 @@ import ast
 import hashlib
 import importlib.util
 import inspect
+import os
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -17,28 +18,42 @@ __all__ = ["digest_of"]
 def digest_of(name: str) -> str | None:
     """Return a digest of what stands behind a name, in hexadecimal digits; None if that is part of this package.
 
-    Of an import path: the source of its module, and of the modules that this imports, directly or not, but for what is
-    installed. Of a folder: the names, sizes and times of its files. What code reads from elsewhere is not looked at.
-    All is read once in a process.
+    Of an import path: the source of its module, of the packages around it, and of the modules that these import,
+    directly or not, but for what is installed. Of a folder: the names, sizes and times of its files, also behind links.
+    What code reads from elsewhere is not looked at. All is read once in a process.
     """
     if is_own(name):
         found = load_own("code", name)
         modules = {name.partition(":")[0], str(getattr(inspect.getmodule(found), "__name__", ""))}
         content: object = {str(path): path.read_bytes() for path in sorted(_sources(modules))}
     elif Path(name).is_dir():
-        files = sorted((str(path), path.stat()) for path in Path(name).rglob("*") if path.is_file())
-        content = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in files]
+        content = sorted(_files_in(name))
     else:
         return None
     return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
+def _files_in(folder: str) -> Iterator[tuple[str, int, int]]:
+    """Yield path, size in bytes and time in ns of all files in a folder, also behind links to other folders."""
+    for root, folders, names in os.walk(folder, followlinks=True):
+        here = Path(root)
+        around = {os.path.realpath(place) for place in (here, *here.parents)}
+        # A link to a folder that holds it would lead round for ever.
+        folders[:] = [name for name in folders if os.path.realpath(here / name) not in around]
+        for path in (here / name for name in names):
+            if path.is_file():
+                yield str(path), path.stat().st_size, path.stat().st_mtime_ns
+
+
 def _sources(modules: Iterable[str]) -> set[Path]:
-    """Return the user's files among those of modules and of all that they import."""
+    """Return the user's files among those of modules, of the packages around them, and of all that they import."""
     files: set[Path] = set()
     waiting, seen = list(modules), set(modules)
     while waiting:
         module = waiting.pop()
+        if (package := module.rpartition(".")[0]) and package not in seen:
+            seen.add(package)
+            waiting.append(package)
         path = _users_file(module)
         if path is not None:
             files.add(path)

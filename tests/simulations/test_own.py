@@ -10,7 +10,7 @@ import torch
 
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.own import call_own, import_path, load_own, seeded, theirs
-from solon_fl.simulations.sources import digest_of
+from solon_fl.simulations.sources import _files_in, digest_of
 from tests.simulations.own import Write, write
 from tests.simulations.run.small import scenario
 
@@ -122,6 +122,20 @@ def test_a_digest_follows_imports_and_files(write: Write) -> None:
     empty = digest("photos")
     Path("photos/cat/1.png").write_bytes(b"12")
     assert empty != digest("photos") is not None
+    Path("linked").mkdir()
+    for link in ("cat", "tiger"):
+        Path("linked", link).symlink_to(Path("photos/cat").resolve())
+    Path("linked/loop").symlink_to(Path("linked").resolve())
+    assert sorted(path for path, *_ in _files_in("linked")) == ["linked/cat/1.png", "linked/tiger/1.png"]
+    linked = digest("linked")
+    Path("photos/cat/2.png").write_bytes(b"2")
+    assert linked != digest("linked") is not None
+    Path("nest").mkdir()
+    Path("nest/__init__.py").write_text("")
+    Path("nest/eggs.py").write_text("def f(): pass\n")
+    plain = digest("nest.eggs:f")
+    Path("nest/__init__.py").write_text("X = 1\n")
+    assert plain != digest("nest.eggs:f") is not None
     assert digest("cnn") is None
 
 
