@@ -27,6 +27,7 @@ __all__ = [
     "is_users",
     "load_own",
     "seeded",
+    "seeded_states",
     "theirs",
 ]
 
@@ -202,10 +203,17 @@ def _shown(filename: str) -> str:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the random states of Python, numpy and torch's CPU, and leave them as they were; make tensors on the CPU."""
+    """Do as `seeded_states`, and make tensors on the CPU."""
+    with seeded_states(seed), torch.device("cpu"):
+        yield
+
+
+@contextmanager
+def seeded_states(seed: int) -> Iterator[None]:
+    """Seed the random states of Python, numpy and torch's CPU, and leave them as they were."""
     python, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002  # code of the user's may draw from it
     # devices=[] and the CPU's own generator: torch.manual_seed would also reseed every accelerator.
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+    with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002

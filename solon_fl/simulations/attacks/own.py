@@ -14,7 +14,7 @@ from solon_fl.simulations.attacks.base import Attack
 from solon_fl.simulations.attacks.liars import Addressee, Liars
 from solon_fl.simulations.attacks.mods import attack_mod
 from solon_fl.simulations.attacks.tuning import Aggregate
-from solon_fl.simulations.own import OwnCodeError, arguments_for, call_own, load_own, theirs
+from solon_fl.simulations.own import OwnCodeError, arguments_for, call_own, load_own, seeded, theirs
 
 __all__ = ["own_attack_mod", "try_own_attack"]
 
@@ -65,7 +65,7 @@ def try_own_attack(name: str, num_vectors: int, decoder: Decoder | None) -> None
     if not _is_attack(attack):
         return
     rng = torch.Generator().manual_seed(0)
-    with theirs("attack", name):
+    with seeded(0), theirs("attack", name):
         liars: Sequence[int] = range(min(2, num_vectors)) if attack.omniscient else [0]
         vectors = torch.randn(num_vectors if attack.omniscient else 1, _TRIED_LENGTH, generator=rng)
         lies = attack.lies(vectors, liars, rng)

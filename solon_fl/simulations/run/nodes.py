@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from solon_fl.baselines import draco_client_app, signum_mod
 from solon_fl.clients import Batch, SolonClientMixin, SolonTask, downlink_mod
+from solon_fl.clients.determinism import deterministic
 from solon_fl.clients.losses import Losses, collected_losses, note_loss
 from solon_fl.simulations.attacks import Liars, attack_named, flips_labels, partition_id, seen_labels
 from solon_fl.simulations.datasets import Dataset, build_model, load_dataset
@@ -48,7 +49,8 @@ def try_own_model(scenario: Scenario, dataset: Dataset) -> None:
     Raises
     ------
     OwnCodeError
-        If it raises, returns other logits than it must, or gets other weights when it is made again.
+        If it raises, returns other logits than it must, gets other weights when it is made again, or computes something
+        else when it computes again.
     """
     name = scenario.model
     if not is_own(name):
@@ -61,17 +63,40 @@ def try_own_model(scenario: Scenario, dataset: Dataset) -> None:
                 f"model={name!r} must have the same weights whenever it is made with one seed; got others in {entry}; "
                 "draw them from torch, numpy or random, whose states are seeded."
             )
-    count = min(_TRIED_EXAMPLES, scenario.batch_size, len(dataset.train_labels))
-    with seeded(0), theirs("model", name):
-        outputs = model(dataset.train_inputs[:count])
-    if not isinstance(outputs, Tensor) or outputs.shape != (count, classes) or not outputs.is_floating_point():
-        got = f"shape {tuple(outputs.shape)} {outputs.dtype}" if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise OwnCodeError(
-            f"model={name!r} must return a number for each input and class, floating-point, ({count}, {classes}) here; "
-            f"got {got}; let it take num_classes. Simulations classify, with cross-entropy as the loss."
-        )
-    with theirs("model", name):
-        functional.cross_entropy(outputs, dataset.train_labels[:count]).backward()  # type: ignore[no-untyped-call]
+    with seeded(0), theirs("model", name):  # the second time numpy and random go on from where they are then
+        one, other = (_learnt(name, model, again.state_dict(), scenario, dataset) for _ in range(2))
+    for what, value in one.items():
+        if not torch.equal(value.nan_to_num(), other[what].nan_to_num()):
+            raise OwnCodeError(
+                f"model={name!r} must compute the same of the same weights and inputs, as all nodes of a group must; "
+                f"got another {what} the second time; keep nothing from one call for the next, and draw random numbers "
+                "from torch's global state, which is seeded for every batch, not from numpy or random."
+            )
+
+
+def _learnt(
+    name: str, model: nn.Module, weights: dict[str, Tensor], scenario: Scenario, dataset: Dataset
+) -> dict[str, Tensor]:
+    """Return a network's loss and gradients on the first examples, computed as on a node, by what they are."""
+    model.load_state_dict(weights)
+    model.zero_grad()
+    count, classes = min(_TRIED_EXAMPLES, scenario.batch_size, len(dataset.train_labels)), dataset.num_classes
+    with deterministic(0, torch.device("cpu")):
+        outputs = model(dataset.train_inputs[:count].clone())
+        if not isinstance(outputs, Tensor) or outputs.shape != (count, classes) or not outputs.is_floating_point():
+            got = (
+                f"shape {tuple(outputs.shape)} {outputs.dtype}"
+                if isinstance(outputs, Tensor)
+                else type(outputs).__name__
+            )
+            raise OwnCodeError(
+                f"model={name!r} must return a number for each input and class, floating-point, ({count}, {classes}) "
+                f"here; got {got}; let it take num_classes. Simulations classify, with cross-entropy as the loss."
+            )
+        loss = functional.cross_entropy(outputs, dataset.train_labels[:count])
+        loss.backward()  # type: ignore[no-untyped-call]
+    gradients = {entry: value.grad.clone() for entry, value in model.named_parameters() if value.grad is not None}
+    return {"loss": loss.detach(), **{f"gradient of {entry}": value for entry, value in gradients.items()}}
 
 
 class ImageClient(SolonClientMixin):

@@ -14,7 +14,7 @@ from solon_fl.baselines import AggregatorStrategy, GradientStrategy
 from solon_fl.baselines.rules import liars_among
 from solon_fl.checks import check_one_of
 from solon_fl.simulations.attacks import Aggregate
-from solon_fl.simulations.own import OWN, OwnCodeError, arguments_for, call_own, is_own, load_own, theirs
+from solon_fl.simulations.own import OWN, OwnCodeError, arguments_for, call_own, is_own, load_own, seeded, theirs
 from solon_fl.simulations.run.strategies import STRATEGIES, NamedStrategy, Setting, flower_aggregate
 from solon_fl.strategies.loop import RoundStrategy
 
@@ -64,7 +64,7 @@ class _OwnStrategy(NamedStrategy):
         vectors = torch.randn(
             setting.config.num_nodes, _TRIED_LENGTH, generator=torch.Generator().manual_seed(0), device="cpu"
         )
-        with theirs("strategy", self.title):
+        with seeded(0), theirs("strategy", self.title):
             result = made(vectors)
         if not isinstance(result, Tensor) or result.shape != (_TRIED_LENGTH,):
             got = f"shape {tuple(result.shape)}" if isinstance(result, Tensor) else f"{type(result).__name__}"

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from solon_fl.errors import CheckpointError, ConfigurationError
 from solon_fl.simulations.datasets import Dataset, build_model
+from solon_fl.simulations.own import seeded_states
 from solon_fl.simulations.run.checkpoints import RecordedCheckpoints
 from solon_fl.simulations.run.engines import run_apps
 from solon_fl.simulations.run.nodes import ImageClient, load_data, make_client_app, try_own_model
@@ -52,7 +53,8 @@ def simulate(
     Parameters
     ----------
     scenario : Scenario
-        What to run. The same scenario gives the same accuracies on the same machine.
+        What to run. The same scenario gives the same accuracies on the same machine. Python's, numpy's and torch's
+        random states are seeded for code of yours, on the engine in this process, and left as they were.
     on_round : callable, optional
         Called after every round, round 0 included.
     checkpoints : Checkpoints, optional
@@ -79,11 +81,12 @@ def simulate(
         )
     try_own_model(scenario, dataset)
     outcome = Outcome.of(scenario)
-    liars = scenario.make_liars()
-    client_app = make_client_app(ImageClient(scenario, dataset), liars)
-    server = ScenarioServer(outcome, dataset, on_round, checkpoints)
     try:
-        run_apps(server.app(), client_app, scenario, liars)
+        with seeded_states(scenario.config.seed):  # from which code of the user's may draw
+            liars = scenario.make_liars()
+            client_app = make_client_app(ImageClient(scenario, dataset), liars)
+            server = ScenarioServer(outcome, dataset, on_round, checkpoints)
+            run_apps(server.app(), client_app, scenario, liars)
     except KeyboardInterrupt as interrupt:
         outcome.error = f"stopped in round {len(outcome.records)} of {scenario.rounds}"
         raise Stopped(outcome) from interrupt

@@ -1,7 +1,9 @@
 """Networks, aggregators and attacks of a user's in a run, and what is said of those that can't be used."""
 
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from flwr.serverapp.strategy import FedMedian
@@ -20,7 +22,7 @@ from tests.simulations.run.small import curve, run, scenario
 __all__ = ["write"]
 
 MINE = """
-import os
+import os, random, numpy as np
 import torch
 from flwr.serverapp.strategy import FedMedian
 from torch import nn
@@ -105,6 +107,28 @@ def short(vectors, liars, rng):
 class Half:
     def lies(self, vectors, liars, rng):
         return vectors
+
+class Counting(nn.Sequential):
+    calls = 0
+    def __init__(self, num_classes):
+        super().__init__(nn.Flatten(), nn.Linear(784, num_classes))
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x) * self.calls
+
+class Drawing(Counting):
+    def forward(self, x):
+        return super().forward(x) * random.random() / self.calls
+
+def dropping(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Dropout(0.1), nn.BatchNorm1d(784), nn.Linear(784, num_classes))
+
+def of_three(vectors):
+    n = len(vectors)
+    return vectors[[int(torch.randint(n, ())), random.randrange(n), np.random.randint(n)]].mean(0)
+
+def noise(vectors, liars, rng):
+    return torch.randn(len(liars), vectors.shape[1])
 """
 
 
@@ -168,6 +192,8 @@ def test_a_class_is_taken_in_place_of_its_path() -> None:
         ("of_width", "may take input_shape, num_classes, and nothing else without a default; got one that takes width"),
         ("wide", r"floating-point, \(8, 10\) here; got shape \(8, 11\) torch.float32"),
         ("raising", r"RuntimeError: mat1 and mat2 shapes cannot be multiplied"),
+        ("Counting", "compute the same .* got another loss the second time"),
+        ("Drawing", "compute the same .* got another loss the second time"),
         ("unseeded", "whenever it is made with one seed; got others in 1.bias"),
         (
             "Net",
@@ -213,6 +239,17 @@ def test_a_run_is_not_taken_for_that_of_a_changed_file(mine: str) -> None:
     Path(f"{mine}.py").write_text(MINE + "# changed\n")
     digest_of.cache_clear()
     assert _digest(chosen) != before
+
+
+def test_code_that_draws_from_global_random_states_gives_the_same_twice(mine: str) -> None:
+    own = {"model": f"{mine}:dropping", "strategy": f"{mine}:of_three", "attack": f"{mine}:noise", "rounds": 2}
+    before = torch.get_rng_state(), random.getstate()
+    first = run(**own)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1] == random.getstate()
+    torch.rand(1), random.random(), np.random.random()  # noqa: NPY002
+    assert first.error is None
+    assert run(**own).model_sha256 == first.model_sha256
 
 
 def test_weights_depend_on_the_seed_alone(mine: str) -> None:
