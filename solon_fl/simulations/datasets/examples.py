@@ -24,6 +24,9 @@ HELD_OUT = 5  # one of so many examples is kept for the test where there is no t
 _CLASSIFY = "simulations classify, with cross-entropy as the loss"
 _MANY = 2000  # examples: reading them takes long enough to show how far it is
 _LABELS_SHOWN = 5
+_MOST_LABELS = 2**63  # int64 holds no greater
+_NOT_EMPTY = "have no empty inputs"
+_LEAVE_OUT = "leave such examples out"
 
 
 def dataset_of(name: str, found: Any, image_size: int | None = None) -> Dataset:
@@ -172,6 +175,8 @@ def _label(name: str, value: Any, place: str) -> int:
     if not isinstance(number, Integral) or number < 0:
         remedy = f"number the classes from 0: {_CLASSIFY}"
         raise _refused(name, "have whole numbers from 0 for labels", f"{value!r} at {place}", remedy)
+    if int(number) >= _MOST_LABELS:
+        raise _refused(name, "have labels below 2**63", f"{value!r} at {place}", "number the classes from 0")
     return int(number)
 
 
@@ -180,6 +185,8 @@ def _input(name: str, value: Any, place: str, image_size: int | None) -> Tensor:
     if _is_image(value):
         if value.mode == "F" or value.mode.startswith("I"):
             raise _refused(name, "have images of 8 bits a channel", f"mode={value.mode!r} at {place}", "convert them")
+        if 0 in value.size:
+            raise _refused(name, _NOT_EMPTY, f"an image of {value.size} pixels at {place}", _LEAVE_OUT)
         with theirs("dataset", name):
             return _pixels(value, image_size)
     if image_size is not None:
@@ -187,10 +194,15 @@ def _input(name: str, value: Any, place: str, image_size: int | None) -> Tensor:
             name, "be images of PIL for image_size to scale", f"{type(value).__name__}", "leave image_size out"
         )
     try:
-        tensor = torch.as_tensor(value)
+        tensor = torch.as_tensor(value).detach()
     except Exception as error:
         got = f"{type(value).__name__} at {place}"
         raise _refused(name, "have tensors, arrays or images of PIL for inputs", got, "convert them") from error
+    if tensor.layout is not torch.strided or tensor.is_meta:
+        got = f"{tensor.layout} on {tensor.device} at {place}"
+        raise _refused(name, "have dense tensors that hold their numbers for inputs", got, "convert them")
+    if not tensor.numel():
+        raise _refused(name, _NOT_EMPTY, f"{_shape(tensor)} at {place}", _LEAVE_OUT)
     if tensor.dtype == torch.uint8 and tensor.ndim in (2, 3):
         return tensor.view(-1, *tensor.shape[-2:])
     if tensor.is_floating_point() and tensor.ndim:
@@ -229,6 +241,8 @@ def _check(dataset: Dataset) -> None:
         if not 0 < len(inputs) == len(labels) or inputs.shape[1:] != dataset.train_inputs.shape[1:]:
             got = f"{split}_inputs {tuple(inputs.shape)} with {len(labels)} labels"
             raise _refused(name, "have inputs of one shape, each with a label", got, "make them alike")
+        if not inputs.numel():
+            raise _refused(name, _NOT_EMPTY, f"{split}_inputs {tuple(inputs.shape)}", _LEAVE_OUT)
         if int(labels.min()) < 0 or int(labels.max()) >= dataset.num_classes:
             got = f"{split}_labels from {int(labels.min())} to {int(labels.max())}"
             rule = f"have labels from 0 to {dataset.num_classes - 1}, its num_classes={dataset.num_classes} less 1"

@@ -4,7 +4,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["dirichlet_parts"]
+from solon_fl.errors import ConfigurationError
+
+__all__ = ["check_parts", "dirichlet_parts"]
+
+
+def check_parts(num_examples: int, num_parts: int) -> None:
+    """Raise ConfigurationError unless every part, of so many, can have an example."""
+    if num_examples < num_parts:
+        raise ConfigurationError(
+            f"with dirichlet every node needs a training example of its own; got num_nodes={num_parts} and "
+            f"{num_examples} examples; lower num_nodes, add examples, or leave dirichlet out."
+        )
 
 
 def dirichlet_parts(labels: Tensor, num_parts: int, alpha: float, seed: int) -> list[Tensor]:
@@ -23,7 +34,13 @@ def dirichlet_parts(labels: Tensor, num_parts: int, alpha: float, seed: int) -> 
         Positive. 0.1 leaves a part with a few classes; with 100 all parts are nearly alike.
     seed : int
         The same gives the same parts.
+
+    Raises
+    ------
+    ConfigurationError
+        If there are fewer examples than parts.
     """
+    check_parts(len(labels), num_parts)
     rng = np.random.default_rng(seed)
     parts: list[list[np.ndarray]] = [[] for _ in range(num_parts)]
     for label in np.unique(labels.numpy()):

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from solon_fl.errors import CheckpointError, ConfigurationError
 from solon_fl.simulations.datasets import Dataset, build_model
+from solon_fl.simulations.datasets.splits import check_parts
 from solon_fl.simulations.own import seeded_states
 from solon_fl.simulations.run.checkpoints import RecordedCheckpoints
 from solon_fl.simulations.run.engines import run_apps
@@ -69,7 +70,7 @@ def simulate(
         If there are checkpoints of another scenario.
     ConfigurationError
         If checkpoints are given for another strategy, the data can't be found, the model is not for such data,
-        batch_size exceeds the data, or the engine is not installed.
+        batch_size exceeds the data, dirichlet leaves a node without, or the engine is not installed.
     """
     if checkpoints is not None and strategy_named(scenario.strategy).client != "solon":
         raise ConfigurationError(f"checkpoints are for strategy='solon'; got strategy={scenario.strategy!r}.")
@@ -79,6 +80,8 @@ def simulate(
             f"batch_size must be at most the number of training examples; got batch_size={scenario.batch_size}, "
             f"dataset {dataset.name} has {len(dataset.train_labels)}."
         )
+    if scenario.dirichlet is not None:
+        check_parts(len(dataset.train_labels), scenario.config.num_nodes)
     try_own_model(scenario, dataset)
     outcome = Outcome.of(scenario)
     try:

@@ -180,6 +180,12 @@ REFUSED = {
         Dataset("", LABELS[:, None], LABELS, LABELS[:, None], LABELS, 2, 1),
         "size=1; got train_",
     ),
+    "label beyond int64": (of(INPUTS, [10**30] * 20), "labels below 2.*; got 10{30} at example 0; number the classes"),
+    "no tokens": (of(LABELS.new_zeros(20, 0), LABELS), r"no empty inputs; got \(0,\) int64 at example 0; leave"),
+    "no pixels": (of(torch.zeros(20, 3, 0, 0, dtype=torch.uint8), LABELS), r"got \(3, 0, 0\) uint8 at example 0"),
+    "no side": (of([Image.new("L", (0, 5))], [0]), r"got an image of \(0, 5\) pixels at example 0"),
+    "no features": (Dataset("", INPUTS[:, :0], LABELS, INPUTS[:, :0], LABELS, 2), r"got train_inputs \(20, 0, 3\)"),
+    "sparse": (of([INPUTS[0].to_sparse()], [0]), "dense tensors .*; got torch.sparse_coo on cpu at example 0"),
     "test of other shape": (
         (of(INPUTS, LABELS), of(INPUTS[:, :1], LABELS)),
         r"and test; got \(2, 3\) float32",

@@ -1,5 +1,7 @@
+import pytest
 import torch
 
+from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.datasets.splits import dirichlet_parts
 
 LABELS = torch.arange(10).repeat(100)
@@ -25,3 +27,8 @@ def test_no_part_is_empty_even_if_a_class_goes_to_one_part() -> None:
     parts = dirichlet_parts(torch.zeros(30, dtype=torch.int64), 20, 1e-3, seed=0)
     assert torch.cat(parts).sort().values.tolist() == list(range(30))
     assert min(map(len, parts)) == 1
+
+
+def test_fewer_examples_than_parts_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="got num_nodes=5 and 4 examples; lower num_nodes"):
+        dirichlet_parts(torch.zeros(4, dtype=torch.int64), 5, 1.0, seed=0)

@@ -252,6 +252,12 @@ def test_code_that_draws_from_global_random_states_gives_the_same_twice(mine: st
     assert run(**own).model_sha256 == first.model_sha256
 
 
+def test_too_little_data_for_all_nodes_is_refused_before_anything_is_run(write: Write) -> None:
+    name = write("import torch\nDATA = [(torch.zeros(2, 2, dtype=torch.uint8), i % 2) for i in range(15)]\n")
+    with pytest.raises(ConfigurationError, match="got num_nodes=14 and 13 examples"):
+        run(dataset=f"{name}:DATA", strategy="fedavg", dirichlet=1.0)
+
+
 def test_weights_depend_on_the_seed_alone(mine: str) -> None:
     first, again, other = (build_model(f"{mine}:make", (1, 2, 3), 4, seed) for seed in (0, 0, 1))
     weights = [model.state_dict()["1.weight"] for model in (first, again, other)]
