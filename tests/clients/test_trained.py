@@ -90,3 +90,44 @@ def test_a_model_without_frozen_weights_is_whole() -> None:
     assert list(model.state_dict()) == ["model.weight", "model.bias", SUMS]
     model.load_state_dict(model.state_dict())
     assert torch.equal(model(torch.ones(2, 3)), model.model(torch.ones(2, 3)))
+
+
+def test_writes_that_torch_does_not_count_are_found_when_a_state_is_loaded() -> None:
+    model = half_frozen()
+    state = model.state_dict()
+    weight = model.get_parameter("model.1.weight")
+    weight.data.mul_(2)  # as PEFT's merge_adapter writes
+    with pytest.raises(ConfigurationError, match=r"the first is '1\.weight'"):
+        model.load_state_dict(state)
+    weight.data.div_(2)
+    model.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "prefix"),
+    [
+        (nn.Sequential, "0."),
+        (nn.DataParallel, "module."),
+        (lambda model: torch.compile(model, backend="eager"), "_orig_mod."),
+    ],
+)
+def test_within_another_module_it_loads_its_own_state(wrap: Any, prefix: str) -> None:
+    inner = half_frozen()
+    whole = wrap(inner)
+    frozen = {name: (value.data_ptr(), value._version) for name, value in inner.frozen().items()}
+    state = {name: value.clone() for name, value in whole.state_dict().items()}
+    bias = inner.get_parameter("model.3.bias")
+    bias.data.add_(1)
+    whole.load_state_dict(state)
+    assert torch.equal(bias, state[f"{prefix}model.3.bias"])
+    assert {name: (value.data_ptr(), value._version) for name, value in inner.frozen().items()} == frozen
+    with pytest.raises(RuntimeError, match=rf"Missing key\(s\).*: \"{prefix}model\.3\.bias\"\. $"):
+        whole.load_state_dict({name: value for name, value in state.items() if not name.endswith("3.bias")})
+
+
+def test_all_may_be_unfrozen_later() -> None:
+    model = half_frozen()
+    model.state_dict()
+    state = model.requires_grad_(True).state_dict()
+    assert (state[SUMS].shape, state[SUMS].dtype) == ((0,), torch.int64)
+    model.load_state_dict(state)
