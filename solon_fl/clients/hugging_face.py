@@ -34,7 +34,7 @@ class TrainerClient(SolonClientMixin):
     ------
     ConfigurationError
         In a round, if the Trainer asks for what nodes can't do: float16 with its loss scaling, NEFTune, a dataset
-        without a length, a sampler of its own.
+        without a length, a sampler or batches of its own.
 
     Notes
     -----

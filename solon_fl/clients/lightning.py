@@ -40,7 +40,7 @@ class LightningClient(SolonClientMixin):
     ------
     ConfigurationError
         In a round, if the module optimizes by itself, or the loader can't be followed: without a length or a
-        batch_size, or with a sampler of its own.
+        batch_size, or with a sampler or batches of its own.
 
     Notes
     -----

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset
 
 from solon_fl.errors import ConfigurationError
 from solon_fl.task import Batch
@@ -22,11 +22,18 @@ def check_loader(loader: Any) -> None:
             "the training dataset must have a length and numbered examples, so that all nodes of a group draw the "
             f"same; got an IterableDataset, {type(loader.dataset).__name__}; use a map-style one."
         )
-    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
-    if not isinstance(sampler, RandomSampler | SequentialSampler):
+    batches = loader.batch_sampler
+    if type(batches) is not BatchSampler:
+        got = "batch_size=None" if batches is None else f"the batch_sampler {type(batches).__name__}"
+        raise ConfigurationError(
+            "nodes put the batches together by themselves, from examples in an order of the run's; got a loader with "
+            f"{got}; return DataLoader(dataset, batch_size=32), or override batch_loss."
+        )
+    if not isinstance(batches.sampler, RandomSampler | SequentialSampler):
         raise ConfigurationError(
             "nodes take each example once an epoch, in an order of the run's; got a loader with a "
-            f"{type(sampler).__name__}, which says otherwise; leave it out (shuffle=True), or override batch_loss."
+            f"{type(batches.sampler).__name__}, which says otherwise; leave it out (shuffle=True), or override "
+            "batch_loss."
         )
 
 

@@ -193,7 +193,8 @@ class Endless(IterableDataset[Any]):
         ([torch.ones(7)], "one torch DataLoader; got a list"),
         (DataLoader(Endless()), "got an IterableDataset, Endless"),
         (loader_of(torch.ones(8, 7), sampler=WeightedRandomSampler([1.0] * 8, 8)), "a WeightedRandomSampler"),
-        (DataLoader(TensorDataset(torch.ones(8, 7)), batch_size=None), "got batch_size=None"),
+        (DataLoader(TensorDataset(torch.ones(8, 7)), batch_size=None), "a loader with batch_size=None"),
+        (DataLoader(range(8), batch_sampler=[[0, 2], [1, 3]]), "a loader with the batch_sampler list"),  # type: ignore[arg-type]
     ],
 )
 def test_loaders_that_cant_be_followed_are_refused(loader: Any, message: str) -> None:
