@@ -1,6 +1,6 @@
 """A Hugging Face Trainer as a Solon node: your Trainer in, a Flower ClientApp out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -33,8 +33,8 @@ class TrainerClient(SolonClientMixin):
     Raises
     ------
     ConfigurationError
-        In a round, if the Trainer asks for what nodes can't do: float16 with its loss scaling, NEFTune, a dataset
-        without a length, a sampler or batches of its own.
+        In a round, if the Trainer asks for what nodes can't do: float16 with its loss scaling, NEFTune, dynamic RoPE,
+        a dataset without a length, a sampler or batches of its own.
 
     Notes
     -----
@@ -44,6 +44,10 @@ class TrainerClient(SolonClientMixin):
     Not taken: its loop, with callbacks, logging and saving; the number of epochs; gradient_accumulation_steps
     (`SolonConfig.batches_per_group`). Examples come once an epoch, in an order that follows from the run's seed.
     Only what is trained travels, see `TrainedOnly`.
+    Each round starts from the model as it was made: a node that missed one computes what the others do. Non-persistent
+    buffers, attributes of its modules (flags of checkpointing or of PEFT's adapters, caches) and requires_grad are put
+    back. What such attributes refer to is not: lists, the config, registered hooks. Nor are your Trainer's own
+    attributes, its dataset and its collator. Let nothing in them follow from what was computed before.
     A batch's loss is the mean over its own tokens, and batches count alike. The Trainer weights batches that it
     accumulates by their tokens: the same where all batches have as many.
 
@@ -60,7 +64,8 @@ class TrainerClient(SolonClientMixin):
         self._made_for: tuple[object, ...] | None = None
         self._trainer: Any = None
         self._loader: Any = None
-        self._model: nn.Module = nn.Identity()
+        self._model = TrainedOnly(nn.Identity())
+        self._as_made = _AsMade(self._model)
 
     def build_model(self, context: Context) -> nn.Module:
         """Return the Trainer's model; see `SolonClientMixin.build_model`."""
@@ -70,7 +75,9 @@ class TrainerClient(SolonClientMixin):
             self._loader = self._trainer.get_train_dataloader()
             check_loader(self._loader)
             self._model = _model_of(self._trainer)
+            self._as_made = _AsMade(self._model.model)
             self._made_for = made_for
+        self._as_made.restore()
         return self._model
 
     def batch_loss(self, model: nn.Module, batch: Batch, context: Context) -> Tensor:
@@ -111,6 +118,30 @@ class TrainerClient(SolonClientMixin):
         return ServerSide(make)
 
 
+class _AsMade:
+    """What a model keeps outside of its state_dict, as it is when this is made."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._kept = [(module, dict(vars(module)), _non_persistent(module)) for module in model.modules()]
+        self._requires_grad = [(value, value.requires_grad) for value in model.parameters()]
+
+    def restore(self) -> None:
+        """Put it back."""
+        for module, attributes, buffers in self._kept:
+            for name in vars(module).keys() - attributes.keys():
+                del vars(module)[name]
+            vars(module).update(attributes)
+            module._buffers.update({name: value.clone() for name, value in buffers.items()})
+        for value, required in self._requires_grad:
+            value.requires_grad_(required)
+
+
+def _non_persistent(module: nn.Module) -> dict[str, Tensor]:
+    """Return copies of a module's own buffers that are not in its state_dict."""
+    names = module._non_persistent_buffers_set
+    return {name: value.clone() for name, value in module._buffers.items() if name in names and value is not None}
+
+
 def _model_of(trainer: Any) -> TrainedOnly:
     """Return the model with what else Trainer.train would switch on: checkpointing and mixed precision."""
     args, name = trainer.args, "activation_checkpointing"
@@ -134,4 +165,11 @@ def _checked(trainer: Any) -> Any:
         value = getattr(trainer.args, name, None)
         if value:
             raise ConfigurationError(f"nodes can't compute with {name}={value}, {remedy}, or leave it out.")
+    for module in trainer.model.modules():
+        types = getattr(module, "rope_type", "")
+        if any("dynamic" in str(one) for one in (types.values() if isinstance(types, Mapping) else [types])):
+            raise ConfigurationError(
+                f"nodes can't compute with rope_type={types!r}, as its frequencies follow from the batches before; set "
+                "another in the model's config, such as 'linear' or 'yarn', and 'dynamic' after training."
+            )
     return trainer

@@ -46,6 +46,7 @@ def test_the_page_trains_as_trainer_and_lightning_do_and_lora_ends_as_without_th
         check_trainer(names)
         check_lightning(names)
         check_settings(names)
+        check_dynamic_rope(names)
     check_lora(monkeypatch, capsys)
 
 
@@ -109,6 +110,18 @@ def check_settings(names: dict[str, Any]) -> None:
     torch.testing.assert_close(loss, expected[0], rtol=1e-5, atol=0)
     assert abs(loss - expected[1]) > 1e-4 * loss
     assert model.model.is_activation_checkpointing
+
+
+def check_dynamic_rope(names: dict[str, Any]) -> None:
+    """Its frequencies stay as the longest batch so far left them, so that a node that missed a round has others."""
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
+    sizes = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    settings = {**sizes, "num_attention_heads": 2, "rope_parameters": rope}
+    model = names["LlamaForCausalLM"](names["LlamaConfig"](**settings))
+    args = names["TrainingArguments"]("outputs", use_cpu=True)
+    client = TrainerClient(lambda context: names["Trainer"](model=model, args=args, train_dataset=[{}]))
+    with pytest.raises(ConfigurationError, match="can't compute with rope_type='dynamic'"):
+        client.build_model(CONTEXT)
 
 
 def compare(found: nn.Module, expected: nn.Module, before: dict[str, Tensor]) -> None:
@@ -284,6 +297,29 @@ def test_a_trainer_is_made_once_a_run_and_node() -> None:
     assert len(calls) == 3
     assert models[0] is models[1]
     assert len(set(map(id, models))) == 3
+
+
+def test_each_round_starts_from_the_model_as_it_was_made() -> None:
+    class Remembering(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(7, 1)
+            self.longest = 1
+            self.register_buffer("table", torch.ones(2), persistent=False)
+
+    trainer = fake_trainer()
+    trainer.model = Remembering()
+    client = TrainerClient(lambda context: trainer)
+    for _ in range(2):
+        module: Any = client.build_model(CONTEXT).model
+        assert torch.equal(module.table, torch.ones(2))
+        assert module.longest == 1
+        assert not hasattr(module, "found")
+        assert [value.requires_grad for value in module.parameters()] == [True, True]
+        module.table.mul_(3)
+        module.longest = module.found = 4
+        module.requires_grad_(False)
+    module.register_buffer("table", torch.zeros(3), persistent=False)
+    assert torch.equal(client.build_model(CONTEXT).get_buffer("model.table"), torch.ones(2))
 
 
 def test_checkpointing_is_switched_on() -> None:
