@@ -103,14 +103,7 @@ def test_writes_that_torch_does_not_count_are_found_when_a_state_is_loaded() -> 
     model.load_state_dict(state)
 
 
-@pytest.mark.parametrize(
-    ("wrap", "prefix"),
-    [
-        (nn.Sequential, "0."),
-        (nn.DataParallel, "module."),
-        (lambda model: torch.compile(model, backend="eager"), "_orig_mod."),
-    ],
-)
+@pytest.mark.parametrize(("wrap", "prefix"), [(nn.Sequential, "0."), (nn.DataParallel, "module.")])
 def test_within_another_module_it_loads_its_own_state(wrap: Any, prefix: str) -> None:
     inner = half_frozen()
     whole = wrap(inner)
