@@ -19,6 +19,7 @@ __all__ = ["GUARDED", "Guard", "is_own_connection", "main"]
 GUARDED = (sys.executable, "-P", "-m", "solon_fl.launch.guarded")
 SUPERLINK = "flower-superlink"
 FOR_NODES = "/v1/fleet/"
+ESTABLISHED = "01"
 
 
 class Guard:
@@ -47,7 +48,7 @@ class Guard:
 
 
 def is_own_connection(client: tuple[str, int] | None, server: tuple[str, int] | None) -> bool:
-    """Return whether the other end of a connection is a socket of this user on this machine.
+    """Return whether the other end of a connection is a socket that this user holds open on this machine.
 
     Parameters
     ----------
@@ -56,17 +57,29 @@ def is_own_connection(client: tuple[str, int] | None, server: tuple[str, int] | 
     """
     if client is None or server is None:
         return False
-    wanted = _as_the_kernel_writes(*client), _as_the_kernel_writes(*server)
+    ends = _as_the_kernel_writes(*client), _as_the_kernel_writes(*server)
     for table in ("tcp", "tcp6"):
         try:
             lines = Path(f"/proc/net/{table}").read_text().splitlines()[1:]
         except OSError:
             continue
-        for line in lines:
-            _, local, remote, _, _, _, _, user, *_ = line.split()
-            if (local, remote) == wanted:
-                return int(user) == os.geteuid()
+        if any(_is_of_user(line, *ends, os.geteuid()) for line in lines):
+            return True
     return False
+
+
+def _is_of_user(line: str, local: str, remote: str, user: int) -> bool:
+    """Return whether a line of the kernel's table is a socket with these ends that a process of the user holds open.
+
+    A closed socket belongs to no process: the line then gives root as its user, and 0 as its inode, whosever it was.
+    """
+    _, line_local, line_remote, state, _, _, _, line_user, _, inode, *_ = line.split()
+    return (
+        (line_local, line_remote) == (local, remote)
+        and state == ESTABLISHED
+        and inode != "0"
+        and int(line_user) == user
+    )
 
 
 def _is_direct(scope: Any) -> bool:

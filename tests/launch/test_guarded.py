@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from solon_fl.launch.guarded import Guard, is_own_connection
+from solon_fl.launch.guarded import Guard, _is_of_user, is_own_connection
 
 NOBODY = 65534
 
@@ -38,6 +38,17 @@ def test_a_connection_of_this_user_is_told_from_others(family: socket.AddressFam
                 with connection:
                     assert not is_own_connection((host, theirs[1]), server)
                     other.communicate(b"\n")
+                    assert not is_own_connection((host, theirs[1]), server)  # closed, its line says that it is root's
+
+
+def test_a_closed_socket_is_nobodys_though_the_kernel_says_it_is_roots() -> None:
+    client, server = "0100007F:C350", "0100007F:2384"
+    line = f"   7: {client} {server} %s 00000000:00000000 00:00000000 00000000 %5d        0 %s 2 0000000000000000 20"
+    assert _is_of_user(line % ("01", 0, "49152"), client, server, 0)
+    assert not _is_of_user(line % ("01", 65534, "49152"), client, server, 0)
+    assert not _is_of_user(line % ("01", 0, "49152"), server, client, 0)
+    for state, inode in (("05", "0"), ("04", "49152"), ("01", "0")):
+        assert not _is_of_user(line % (state, 0, inode), client, server, 0)
 
 
 def answer(path: str, client: tuple[str, int], server: tuple[str, int], *headers: tuple[bytes, bytes]) -> int:
