@@ -12,6 +12,7 @@ WIDTH, HEIGHT = 440, 250  # of the drawing, in its own units: about a pixel each
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 36  # margins, for the ticks' labels
 MOST_POINTS = 300  # of a curve: more than a screen shows
 NUM_TICKS = 5
+LARGEST, SMALLEST = 1e300, 1e-300  # values of y between which an axis can be divided
 DASHES = ("", "6 3", "2 2", "8 3 2 3", "12 3")
 
 
@@ -26,7 +27,8 @@ class Curve:
     colour : str
         "#rrggbb".
     x, y : sequence of float
-        Of equal length, x ascending. Points that are not finite are left out.
+        Of equal length, x ascending. Points that are not finite, or whose y is beyond 1e300, are left out; a y nearer
+        to 0 than 1e-300 is taken for 0.
     is_wide : bool
         Whether it is drawn as a wide line, under the others.
     note : str
@@ -42,10 +44,14 @@ class Curve:
 
     @cached_property
     def points(self) -> list[tuple[float, float]]:
-        """The points to draw: finite ones, and no more than a screen shows; the last one always."""
-        finite = [(x, y) for x, y in zip(self.x, self.y, strict=True) if math.isfinite(x) and math.isfinite(y)]
-        step = math.ceil(len(finite) / MOST_POINTS) or 1
-        return finite[::step] + ([finite[-1]] if finite and (len(finite) - 1) % step else [])
+        """The points to draw: those that can be drawn, and no more than a screen shows; the last one always."""
+        found = [
+            (x, y if abs(y) >= SMALLEST else 0.0)
+            for x, y in zip(self.x, self.y, strict=True)
+            if math.isfinite(x) and abs(y) <= LARGEST
+        ]
+        step = math.ceil(len(found) / MOST_POINTS) or 1
+        return found[::step] + ([found[-1]] if found and (len(found) - 1) % step else [])
 
 
 class Tick(NamedTuple):
@@ -154,7 +160,7 @@ class LineChart:
         """Return a value of y for people."""
         if self.unit == "%":
             return f"{100 * value:.{decimals}f} %"
-        number = f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+        number = f"{value:.0f}" if 1000 <= abs(value) < 1e12 else f"{value:.3g}"
         return f"{number} {self.unit}".strip()
 
     @cached_property

@@ -54,6 +54,14 @@ def test_what_is_not_finite_is_not_drawn(values: list[float]) -> None:
     assert chart(curve([1.0] * len(values), values)).is_empty
 
 
+def test_no_figure_is_too_large_or_too_small_for_an_axis() -> None:
+    assert curve([1, 2, 3, 4], [1e308, -1e308, 5e-324, 1e300]).points == [(3, 0.0), (4, 1e300)]
+    for values in ([1e300, -1e300], [1.7e308, 0.1], [5e-324], [-1e-320, 1e-300]):
+        drawn = chart(curve([1.0, 2.0][: len(values)], values))
+        assert drawn.y_ticks
+        assert all(len(part) < 40 for part in [drawn.description, *(tick.label for tick in drawn.y_ticks)])
+
+
 def test_curves_can_be_told_apart_without_colours_and_a_wide_one_lies_below() -> None:
     drawn = chart(*(curve([1, 2], [1, 2], name=name) for name in "abc"), curve([1, 2], [1, 2], name="d", is_wide=True))
     assert [line.name for line, _, _ in drawn.shown] == ["d", "a", "b", "c"]
