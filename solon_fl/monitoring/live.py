@@ -1,6 +1,7 @@
 """A page about a run that is kept current while it trains."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from solon_fl.errors import ConfigurationError
@@ -30,7 +31,7 @@ class LiveReport:
     title : str
         The page's heading.
     reload_seconds : float
-        After how many seconds a browser looks for a newer page, until the run has ended.
+        After how many seconds a browser looks for a newer page, until the run has ended or broken off.
 
     Raises
     ------
@@ -40,9 +41,15 @@ class LiveReport:
     Notes
     -----
     Cost: the page is written after a round, but not more than once a second, nor so often that it takes more than a
-    fiftieth of the time; after the last round always. It stays below a megabyte, however many rounds and nodes there
-    are: long runs are thinned out, and of many nodes those with most trouble are shown. A reader sees the old page or
-    the new one, never a part. If it can't be written, the run goes on (see `Monitors`).
+    fiftieth of the time; after the last round always, and when an exception ends the run, with the reason. It stays
+    below a megabyte, however many rounds and nodes there are: long runs are thinned out, and of many nodes those with
+    most trouble are shown. A reader sees the old page or the new one, never a part. If it can't be written, the run
+    goes on (see `Monitors`).
+
+    Nobody tells it of the end under Flower's own `start`, or when the process is killed. The page then lacks the rounds
+    since it was last written, and goes on reloading.
+
+    One can watch several runs, one after the other; the page is about the latest that has done a round.
     """
 
     def __init__(self, path: str | Path, *, title: str = "Training run", reload_seconds: float = 5.0) -> None:
@@ -55,19 +62,44 @@ class LiveReport:
         self._path = Path(path)
         self._title = title
         self._reload_seconds = reload_seconds
+        self._begin()
+
+    def _begin(self) -> None:
+        """Know nothing of a run."""
         self._history = History()
         self._finished_at: list[tuple[int, float]] = []  # the latest rounds, and when they were done
         self._bytes = 0.0
         self._next_write = 0.0
+        self._latest: RunStatus | None = None
 
     def __call__(self, status: RunStatus) -> None:
         """Take in a round, and write the page if it is time."""
+        if status.report.round <= self._history.last:  # another run, or the same again
+            self._begin()
         now = time.monotonic()
         self._take_in(status)
         self._finished_at = [*self._finished_at[-20:], (status.report.round, now)]
-        if now < self._next_write and not status.ended:
-            return
-        view = live_view(status, self._history, self._title, self._bytes, self._seconds_a_round())
+        self._latest = status
+        if status.ended:
+            self._end(status)
+        elif now >= self._next_write:
+            self._write(status)
+
+    def broke_off(self, why: str) -> None:
+        """Write on the page why the run has ended, if it has done a round."""
+        if self._latest is not None:
+            self._end(replace(self._latest, ended=True), why)
+
+    def _end(self, status: RunStatus, why: str = "") -> None:
+        """Write the last page of a run, and be ready for another."""
+        try:
+            self._write(status, why)
+        finally:
+            self._begin()
+
+    def _write(self, status: RunStatus, why: str = "") -> None:
+        started = time.monotonic()
+        view = live_view(status, self._history, self._title, self._bytes, self._seconds_a_round(), why)
         html = page_html(
             "live.html",
             title=view.title,
@@ -75,7 +107,7 @@ class LiveReport:
             reload_seconds=0 if status.ended else self._reload_seconds,
             written=time.time(),
         )
-        self._next_write = time.monotonic() + max(LEAST_SECONDS, (time.monotonic() - now) / MOST_OF_TIME)
+        self._next_write = time.monotonic() + max(LEAST_SECONDS, (time.monotonic() - started) / MOST_OF_TIME)
         write_page(self._path, html)
 
     def _take_in(self, status: RunStatus) -> None:

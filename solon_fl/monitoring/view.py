@@ -41,7 +41,7 @@ class LiveView:
     title : str
         The heading.
     state : str
-        Whether it trains, in words.
+        Whether it trains, or why it does not, in words.
     progress : (int, int or None)
         The round, and how many there are to be.
     tiles : sequence of (str, str)
@@ -75,11 +75,13 @@ class LiveView:
 
 
 def live_view(
-    status: RunStatus, history: History, title: str, all_bytes: float, seconds_a_round: float | None
+    status: RunStatus, history: History, title: str, all_bytes: float, seconds_a_round: float | None, why: str = ""
 ) -> LiveView:
-    """Return what the page says after a round."""
+    """Return what the page says after a round, or, with a reason, after the run broke off."""
     report, of = status.report, status.num_rounds
     state = "training" if not status.ended else "finished" if report.round == of else "stopped by on_round"
+    if why:
+        state = f"stopped: {_cut(why)}"
     labels = _labels(status.ledger.values())
     return LiveView(
         title=title,

@@ -136,7 +136,8 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
             node at all sends anything in the first round, or no group can be decoded in it and none may be later.
         """
         num_rounds, timeout = check_whole("num_rounds", num_rounds, 0), check_timeout(timeout)
-        with nullcontext() if self._checkpoints is None else self._checkpoints.locked():
+        locked = nullcontext() if self._checkpoints is None else self._checkpoints.locked()
+        with locked, self._monitors.watching():
             self.summary()
             return self._start(
                 *(grid, initial_arrays, num_rounds, timeout, train_config or ConfigRecord()),

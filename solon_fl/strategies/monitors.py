@@ -1,7 +1,8 @@
 """Who watches a run: told after every round how it stands, and unable to disturb it."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,7 +62,8 @@ class Monitors:
     Parameters
     ----------
     monitors : callable, or iterable of callables
-        Each is called with a `RunStatus` after every round; what it returns means nothing.
+        Each is called with a `RunStatus` after every round; what it returns means nothing. If it has a method
+        `broke_off`, that is called with the reason, a text, when the run ends by an exception.
 
     Raises
     ------
@@ -86,13 +88,39 @@ class Monitors:
         for number, monitor in enumerate(self._monitors):
             try:
                 monitor(status)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 if number not in self._failing:
                     logger.warning(
-                        "Monitor %s failed in round %d; the run goes on without it, and it is tried again: %s: %s",
-                        *(getattr(monitor, "__name__", type(monitor).__name__), status.report.round),
-                        *(type(error).__name__, error),
+                        "Monitor %s failed in round %d; the run goes on without it, and it is tried again: %s",
+                        *(_name(monitor), status.report.round, _in_words(error)),
                     )
                 self._failing.add(number)
             else:
                 self._failing.discard(number)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Tell those that want to know, if the run in this context ends by an exception."""
+        try:
+            yield
+        except BaseException as error:
+            self._broke_off("interrupted" if isinstance(error, KeyboardInterrupt) else _in_words(error))
+            raise
+
+    def _broke_off(self, why: str) -> None:
+        for monitor in self._monitors:
+            if callable(told := getattr(monitor, "broke_off", None)):
+                try:
+                    told(why)
+                except (Exception, SystemExit) as error:
+                    logger.warning(
+                        "Monitor %s failed when the run had broken off: %s", _name(monitor), _in_words(error)
+                    )
+
+
+def _name(monitor: Monitor) -> str:
+    return str(getattr(monitor, "__name__", type(monitor).__name__))
+
+
+def _in_words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

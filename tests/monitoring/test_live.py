@@ -109,6 +109,30 @@ def test_after_a_checkpoint_what_was_before_is_on_the_page(tmp_path: Path) -> No
     assert "<b>21 MB</b><small>in all rounds</small>" in page
 
 
+def test_a_run_that_breaks_off_says_why_and_one_report_watches_several(tmp_path: Path) -> None:
+    watched = LiveReport(tmp_path / "run.html")
+    watched.broke_off("there was no round yet")
+    assert not (tmp_path / "run.html").exists()
+    first = [report(number, [group(0)]) for number in (1, 2, 3)]
+    for number in (1, 2, 3):
+        watched(status(*first[:number]))
+    watched.broke_off(EVIL)
+    page, _ = page_of(tmp_path / "run.html")
+    assert '<span class="state">stopped: &lt;/script&gt;' in page
+    assert "round 3 of 9" in page
+    assert "left, if it goes on so" not in page
+    assert 'data-reload="0"' in page
+    watched.broke_off("again")  # is of a run that it knows nothing of
+    assert page == page_of(tmp_path / "run.html")[0]
+    watched(status(first[0], evaluation={1: MetricRecord({"accuracy": 0.75})}))
+    page, _ = page_of(tmp_path / "run.html")
+    assert "<b>75.0 %</b><small>accuracy</small>" in page
+    assert 'data-reload="5.0"' in page
+    assert "<b>3 MB</b><small>in all rounds</small>" in page
+    watched(status(first[0], evaluation={1: MetricRecord({"accuracy": 0.25})}))  # a run that nobody said had ended
+    assert "<b>25.0 %</b><small>accuracy</small>" in page_of(tmp_path / "run.html")[0]
+
+
 def test_a_wrong_wait_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="reload_seconds must be positive; got reload_seconds=0"):
         LiveReport("run.html", reload_seconds=0)

@@ -2,14 +2,15 @@ import logging
 from pathlib import Path
 
 import pytest
-from flwr.app import MetricRecord
+from flwr.app import ArrayRecord, MetricRecord
 
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations import InProcessGrid
 from solon_fl.simulations.attacks import Reverse
 from solon_fl.simulations.attacks.mods import attack_mod
 from solon_fl.strategies import Checkpoints, RunStatus, SolonStrategy
-from solon_fl.strategies.monitors import Monitor
+from solon_fl.strategies.monitors import Monitor, Monitors
+from tests.monitoring.statuses import group, report
 from tests.support import SGD, Regression, initial_model, record_of, small_config
 
 LIARS = attack_mod(Reverse(), {1, 4, 8})
@@ -71,6 +72,47 @@ def test_a_monitor_that_fails_is_logged_once_and_disturbs_neither_the_run_nor_ot
     assert len(failures) == 2  # from round 1 on, and from round 4 on
     assert "Monitor full_disk failed in round 1" in failures[0]
     assert "No space left on device" in failures[0]
+
+
+def test_a_monitor_that_wants_to_end_the_program_does_not() -> None:
+    class GivesUp:
+        def __call__(self, status: RunStatus) -> None:
+            raise SystemExit("the tracking tool gave up")
+
+        def broke_off(self, why: str) -> None:
+            raise SystemExit(2)
+
+    monitors, told = (
+        Monitors([GivesUp()]),
+        RunStatus(report=report(1, [group(0)]), num_rounds=1, ended=True, training={}),
+    )
+    monitors.tell(told)
+    with pytest.raises(ZeroDivisionError), monitors.watching():
+        print(1 / 0)
+    with pytest.raises(KeyboardInterrupt):
+        Monitors(interrupted).tell(told)
+
+
+def interrupted(status: RunStatus) -> None:
+    raise KeyboardInterrupt
+
+
+def test_who_wants_to_know_is_told_why_a_run_broke_off() -> None:
+    told: list[str] = []
+
+    class Watcher:
+        def __call__(self, status: RunStatus) -> None:
+            raise AssertionError("there was no round")
+
+        def broke_off(self, why: str) -> None:
+            told.append(why)
+
+    strategy = SolonStrategy(small_config(), SGD, monitors=[print, Watcher()])
+    with pytest.raises(ConfigurationError):
+        strategy.start(InProcessGrid(Regression().client_app(), 14), ArrayRecord(), num_rounds=1)
+    with pytest.raises(KeyboardInterrupt), Monitors(Watcher()).watching():
+        raise KeyboardInterrupt
+    assert [why.partition(" must")[0] for why in told] == ["ConfigurationError: the model", "interrupted"]
 
 
 def test_what_is_no_callable_is_refused() -> None:
