@@ -1,6 +1,7 @@
 """Folders with Flower apps: what is read of them, and whether they can be run."""
 
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -11,7 +12,7 @@ from typing import Any
 
 from solon_fl.launch.errors import FederationError, did_you_mean
 
-__all__ = ["FlowerApp", "Setting", "check_app", "read_app", "read_node_config"]
+__all__ = ["FlowerApp", "Setting", "check_app", "check_key", "read_app", "read_node_config"]
 
 Setting = str | int | float | bool
 COMPONENTS = {"serverapp": "flwr.serverapp:ServerApp", "clientapp": "flwr.clientapp:ClientApp"}
@@ -121,7 +122,12 @@ def check_app(app: FlowerApp) -> None:
 
 
 def read_node_config(pairs: list[str]) -> dict[str, str | int]:
-    """Return what KEY=VALUE pairs say; whole numbers as such.
+    """Return what KEY=VALUE pairs say; whole numbers of at most 18 digits as such, all else as texts: 007, too.
+
+    Raises
+    ------
+    FederationError
+        If one is no such pair.
 
     Examples
     --------
@@ -133,8 +139,23 @@ def read_node_config(pairs: list[str]) -> dict[str, str | int]:
         key, equals, value = pair.partition("=")
         if not (key and equals):
             raise FederationError(f"node-config must be KEY=VALUE, such as data=/srv/data; got {pair!r}.")
-        config[key] = int(value) if value.lstrip("-").isdigit() else value
+        check_key(key)
+        config[key] = int(value) if re.fullmatch("0|-?[1-9][0-9]{0,17}", value) else value
     return config
+
+
+def check_key(key: str) -> None:
+    """Raise unless Flower's commands take a setting with this key as it is.
+
+    Raises
+    ------
+    FederationError
+        If it has other characters than letters of English, digits, _ and -, with dots between.
+    """
+    if re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", key) is None:
+        raise FederationError(
+            f"the key of a setting must be English letters, digits, _ and -, with dots between; got {key!r}; rename it."
+        )
 
 
 def _as(kind: type, key: str, value: str, now: Setting) -> Setting:

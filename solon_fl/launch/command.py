@@ -40,7 +40,10 @@ def launch_command(
         typer.Option(help="For keys, checkpoints and logs; all tasks must see it. Default: solon-JOB, where you are."),
     ] = None,
     host: Annotated[
-        str, typer.Option(help="Under which tasks reach the first one's machine. Default: its name in Slurm.")
+        str,
+        typer.Option(
+            help="A name or IPv4 address under which tasks reach the first one's machine. Default: its name in Slurm."
+        ),
     ] = "",
     script: Annotated[bool, typer.Option("--script", help="Print a script for sbatch to start from.")] = False,
 ) -> None:

@@ -15,7 +15,8 @@ KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
 DEFAULT_ATTACK = "reverse"
 FORM = "NODE:KIND@WHEN[+FOR], such as node-3:lie@4, node-3:lie=alie@4, node-5:die@30s or node-2:stall@3+20s"
 _PATTERN = re.compile(
-    r"(?P<node>.+):(?P<kind>[^:=@+]*)(=(?P<attack>[^:=@+]*))?@((?P<round>\d+)|(?P<after>[\d.]+)s)(\+(?P<lasts>[\d.]+)s)?"
+    r"(?P<node>.+):(?P<kind>[^:=@+]*)(=(?P<attack>[^:=@+]*))?"
+    r"@((?P<round>[0-9]{1,9})|(?P<after>[0-9.]{1,12})s)(\+(?P<lasts>[0-9.]{1,12})s)?"
 )
 
 

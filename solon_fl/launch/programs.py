@@ -9,16 +9,20 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import quote
 
+from solon_fl.launch.errors import FederationError
 from solon_fl.launch.processes import TAG, kill_all, processes_with, send_all
 
-__all__ = ["Program", "Programs"]
+__all__ = ["Program", "Programs", "check_node_name", "file_name"]
 
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "PYTHONUNBUFFERED": "1",
 }
+NO_NODES = ("superlink", "flwr", "flwr-run")  # names of other programs
+LONGEST_NAME = 200  # characters, as a file's
 
 
 class Program(Protocol):
@@ -74,13 +78,13 @@ class Programs:
             # The commands beside this Python, whether or not its virtual environment is active.
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
             "TMPDIR": str(self.folder / "tmp"),
-            "FLWR_HOME": str(self.folder / "homes" / _file_name(name)),
+            "FLWR_HOME": str(self.folder / "homes" / file_name(name)),
             TAG: f"{self.tag}/{name}/",
         }
 
     def log_path(self, name: str) -> Path:
         """Return where the output of a node, or of "superlink", goes."""
-        return self.folder / "logs" / f"{_file_name(name)}.log"
+        return self.folder / "logs" / f"{file_name(name)}.log"
 
     def make_folders(self) -> None:
         """Make the folders for logs and temporary files."""
@@ -133,5 +137,25 @@ class Programs:
         send_all(f"{self.tag}/{name}/", number)
 
 
-def _file_name(name: str) -> str:
-    return name.replace("/", "_")
+def check_node_name(name: str) -> None:
+    """Raise unless this can be the name of a node.
+
+    Raises
+    ------
+    FederationError
+        If it does not begin with a letter or a digit, is not printable or too long, or is another program's.
+    """
+    if not (name[:1].isalnum() and name.isprintable() and len(file_name(name)) <= LONGEST_NAME):
+        raise FederationError(
+            f"a node's name must begin with a letter or a digit, have no control characters and at most {LONGEST_NAME} "
+            f"characters, of which one that is not ASCII takes up to twelve; got {name[:50]!r}."
+        )
+    if name.partition("/")[0] in NO_NODES:
+        raise FederationError(
+            f"a node must not be called {name!r}: that is another program here; name it node-1, for instance."
+        )
+
+
+def file_name(name: str) -> str:
+    """Return a name as a part of a path; different names remain different: silo-0/3 becomes silo-0%2F3."""
+    return quote(name, safe="")

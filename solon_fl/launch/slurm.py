@@ -27,7 +27,7 @@ from solon_fl.launch.errors import FederationError
 from solon_fl.launch.faults import Fault, check_faults
 from solon_fl.launch.guarded import GUARDED
 from solon_fl.launch.injector import Injector, report
-from solon_fl.launch.programs import Programs
+from solon_fl.launch.programs import Programs, check_node_name, file_name
 from solon_fl.launch.superlink import SuperLink, supernode_command
 
 __all__ = ["JobFolder", "Launch", "Task", "launch"]
@@ -141,8 +141,9 @@ def launch(
     Raises
     ------
     FederationError
-        If the run failed, a task or node is missing at the start, or the first task has ended.
+        If a name can't be used, the run failed, a task or node is missing at the start, or the first task has ended.
     """
+    check_node_name(what.name)
     job = JobFolder(what.folder, task)
     with _programs(make_programs, job.attempt / "logs") as programs:
         key = job.own_key(what.name)
@@ -310,7 +311,7 @@ class JobFolder:
 
     def own_key(self, name: str) -> Path:
         """Return where a node's private key is; make it if it is not there."""
-        key = self._folder / "keys" / f"{name.replace('/', '_')}.key"
+        key = self._folder / "keys" / f"{file_name(name)}.key"
         key.parent.mkdir(exist_ok=True)
         if not key.with_suffix(".pub").exists():
             make_node_key(key)

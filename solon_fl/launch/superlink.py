@@ -1,12 +1,14 @@
 """A SuperLink with TLS that admits registered keys only, and runs on it."""
 
 import json
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from solon_fl.launch.apps import check_key
 from solon_fl.launch.certificates import make_certificates
 from solon_fl.launch.console import Console
 from solon_fl.launch.errors import FederationError
@@ -18,6 +20,7 @@ __all__ = ["STARTUP_SECONDS", "SUPERLINK", "Run", "SuperLink", "key_values", "su
 SUPERLINK = "superlink"
 CONNECTION = "launched"  # the SuperLink's name in Flower's configuration
 STARTUP_SECONDS = 90.0
+HOST = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*")
 
 
 class SuperLink:
@@ -33,11 +36,20 @@ class SuperLink:
         Address at which it listens. Default: the host.
     program : sequence of str
         What is started in place of ``flower-superlink``, with the same options.
+
+    Raises
+    ------
+    FederationError
+        If the host is neither an IPv4 address nor a name.
     """
 
     def __init__(
         self, programs: Programs, host: str, listen: str = "", program: Sequence[str] = ("flower-superlink",)
     ) -> None:
+        if HOST.fullmatch(host) is None:
+            raise FederationError(
+                f"the host must be an IPv4 address or a name of letters, digits and -, with dots between; got {host!r}."
+            )
         self._programs = programs
         self._host = host
         self._listen = listen or host
@@ -243,8 +255,19 @@ def supernode_command(
 
 
 def key_values(settings: Mapping[str, str | int | float]) -> str:
-    """Return settings as Flower's commands take them: TOML, texts in quotes of which they have none themselves."""
-    return " ".join(
-        f"{key}='{value}'" if isinstance(value, str) and '"' in value else f"{key}={json.dumps(value)}"
-        for key, value in settings.items()
-    )
+    """Return settings as Flower's commands take them: each as TOML, with no quotes in the text between the quotes.
+
+    Raises
+    ------
+    FederationError
+        If a key can't be given to them.
+    """
+    for key in settings:
+        check_key(key)
+    return " ".join(f"{key}={_as_toml(value)}" for key, value in settings.items())
+
+
+def _as_toml(value: str | int | float) -> str:
+    if isinstance(value, float):
+        return repr(value)  # json has other words for nan and inf
+    return json.dumps(value, ensure_ascii=False).replace('\\"', "\\u0022").replace("\x7f", "\\u007f")

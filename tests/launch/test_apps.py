@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from solon_fl.launch.apps import check_app, read_app
+from solon_fl.launch.apps import check_app, read_app, read_node_config
 from solon_fl.launch.errors import FederationError
 
 PROJECT = """
@@ -44,6 +44,12 @@ def test_settings_are_read_as_what_they_are(tmp_path: Path) -> None:
     ):
         with pytest.raises(FederationError, match=words):
             app.settings([change])
+
+
+def test_only_whole_numbers_become_numbers() -> None:
+    for text in ("--5", "-", "\u00b2", "\u0663", "007", "-0", "1.5", "9" * 5000, "a=b"):
+        assert read_node_config([f"x={text}"]) == {"x": text}
+    assert read_node_config(["x=-5", "y=0", "z=1234"]) == {"x": -5, "y": 0, "z": 1234}
 
 
 def test_a_folder_without_an_app_is_told(tmp_path: Path) -> None:

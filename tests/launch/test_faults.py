@@ -39,6 +39,8 @@ def test_a_fault_is_what_its_text_says_and_back() -> None:
         ("node-3:dies@4", "a fault must lie, stall or die; got 'node-3:dies@4'; did you mean die?"),
         ("node-3:stall=alie@4", "only a lie has an attack; got 'node-3:stall=alie@4'; leave out =alie"),
         ("node-3:lie@0", "rounds are counted from 1; got 'node-3:lie@0'"),
+        (f"node-3:lie@{'9' * 5000}", "a fault must be NODE:KIND@WHEN"),
+        (f"node-3:die@5s+{'9' * 400}s", "a fault must be NODE:KIND@WHEN"),
         ("node-3:lie@1.2.3s", "seconds must be a number, such as 20s; got 'node-3:lie@1.2.3s'"),
     ],
 )

@@ -12,9 +12,11 @@ import pytest
 from typer.testing import CliRunner
 
 from solon_fl.launch import command
+from solon_fl.launch.apps import FlowerApp
 from solon_fl.launch.errors import FederationError
 from solon_fl.launch.processes import processes_with
-from solon_fl.launch.slurm import JobFolder, Task
+from solon_fl.launch.programs import Programs
+from solon_fl.launch.slurm import JobFolder, Launch, Task, launch
 from tests.deployment.any_app import write_app
 
 SLURM = {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "3", "SLURM_PROCID": "1", "SLURMD_NODENAME": "c001"}
@@ -36,6 +38,7 @@ def test_a_job_that_goes_on_has_the_same_nodes_and_checkpoints(tmp_path: Path) -
     secret = key.read_bytes()
     assert second.own_key("silo/1").read_bytes() == secret
     assert first.own_key("silo/2").read_bytes() != secret
+    assert first.own_key("silo_1").read_bytes() != secret
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     assert first.with_checkpoints({"a": 1, "checkpoints": ""}) == second.with_checkpoints({"a": 1, "checkpoints": ""})
     assert first.with_checkpoints({"checkpoints": ""})["checkpoints"] == str(tmp_path / "job" / "checkpoints")
@@ -43,6 +46,25 @@ def test_a_job_that_goes_on_has_the_same_nodes_and_checkpoints(tmp_path: Path) -
     assert first.with_checkpoints({"a": 1}) == {"a": 1}
     first.write("over", {"why": ""})
     assert second.read("over") is None  # that is of the attempt before
+
+
+def test_a_name_that_is_no_nodes_is_told_before_anything_is_started(tmp_path: Path) -> None:
+    app, task = FlowerApp(folder=tmp_path, components={}, config={}), Task.from_environment(SLURM)
+    for name, words in (
+        ("superlink", "must not be called 'superlink'"),
+        ("flwr/1", "must not be called 'flwr/1'"),
+        ("..", "must begin with a letter or a digit"),
+        ("a\n", "no control characters"),
+        ("a" * 201, "at most 200 characters"),
+    ):
+        with pytest.raises(FederationError, match=words):
+            launch(task, Launch(app=app, settings={}, folder=tmp_path / "job", name=name), print, nothing_is_started)
+    with pytest.raises(AssertionError):
+        launch(task, Launch(app=app, settings={}, folder=tmp_path / "job", name="silo-0/3"), print, nothing_is_started)
+
+
+def nothing_is_started(tag: str, folder: Path) -> Programs:
+    raise AssertionError(folder)
 
 
 def test_tasks_must_have_names_of_their_own_and_a_folder_that_others_cannot_read(tmp_path: Path) -> None:
@@ -74,6 +96,7 @@ def test_the_command_prints_a_script_and_tells_mistakes(tmp_path: Path, monkeypa
         (SLURM, [str(tmp_path)], "an app must be a folder with a pyproject.toml"),
         (SLURM, [app, "--fault", "node-1"], "a fault must be NODE:KIND@WHEN"),
         (SLURM, [app, "--node-config", "silo"], "node-config must be KEY=VALUE"),
+        (SLURM, [app, "--node-config", "my silo=a"], "with dots between; got 'my silo'"),
         (SLURM, [app, "--setting", "round-timeuot=1"], "did you mean round-timeout?"),
     ):
         for name in SLURM:
