@@ -18,7 +18,7 @@ from solon_fl.launch.certificates import make_node_key
 from solon_fl.launch.errors import FederationError
 from solon_fl.launch.faults import Fault
 from solon_fl.launch.injector import Injector, report
-from solon_fl.launch.programs import Programs
+from solon_fl.launch.programs import Programs, file_name
 from solon_fl.launch.superlink import SUPERLINK, Run, SuperLink, supernode_command
 
 __all__ = ["SUPERLINK", "Federation"]
@@ -146,7 +146,7 @@ class Federation(Programs):
 
     def key_path(self, name: str) -> Path:
         """Return where a node's private key is; the public one is beside it, with the ending .pub."""
-        return self.folder / f"{name.replace('/', '_')}.key"
+        return self.folder / f"{file_name(name)}.key"
 
     # Runs
 
