@@ -35,6 +35,19 @@ __all__ = [
 
 STYPE = "numpy.ndarray"  # Flower's name for np.save's format
 WHOLE_NUMBERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
+_PLAIN_DTYPES = {
+    "bool",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "uint8",
+    "float16",
+    "float32",
+    "float64",
+    "complex64",
+    "complex128",
+}
 COUNTER = "num_batches_tracked"  # torch's name, in normalisation layers, for how many batches they have seen
 
 
@@ -123,6 +136,12 @@ def check_dtype(what: str, tensor: Tensor) -> None:
 
 def trusted_tensor(array: Array) -> Tensor:
     """Return an array that the server sent, or the user made, as a tensor that may be written to."""
+    if array.dtype in _PLAIN_DTYPES:  # np.load parses a header with Python's compiler, in 0.2 ms
+        dtype, shape = np.dtype(array.dtype), tuple(array.shape)
+        header = npy_header(shape, dtype)
+        size = dtype.itemsize * math.prod(shape)
+        if size and len(array.data) == len(header) + size and array.data.startswith(header):
+            return torch.from_numpy(np.frombuffer(array.data, dtype, offset=len(header)).reshape(shape).copy())
     return torch.from_numpy(array.numpy())
 
 
@@ -170,7 +189,7 @@ def real_view(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
-@lru_cache(maxsize=64)  # a model's arrays are sent to every node, and every share is compared with it
+@lru_cache(maxsize=1024)  # a model's arrays are sent to every node, and every share is compared with it
 def npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
     """Return what np.save writes in front of a C-ordered array."""
     buffer = io.BytesIO()
