@@ -17,7 +17,7 @@ MOST_PROCESSES = 8  # of half a gigabyte each
 
 
 def demo(
-    rounds: Annotated[int, typer.Option(help="Rounds of each of the runs.")] = 22,
+    rounds: Annotated[int, typer.Option(help="Rounds of each of the runs.")] = 21,
     seed: Annotated[int, typer.Option(help="Fixes weights, batches and liars.")] = 0,
     output: Annotated[Path, typer.Option(help="Folder for the report and the runs.")] = Path("solon-results/demo"),
 ) -> None:

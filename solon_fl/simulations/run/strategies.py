@@ -245,22 +245,17 @@ class _Shuffled(_Rule):
 def flower_aggregate(title: str, inner_for: Callable[[int], Strategy]) -> Aggregate:
     """Return what a strategy of Flower's makes of vectors, given the one that aggregates so many of them."""
     become_server()
-    latest: dict[int, tuple[Tensor, Message]] = {}  # by row: attackers ask again and again, and change their own only
 
-    def reply_of(row: int, vector: Tensor) -> Message:
-        if row not in latest or not torch.equal(latest[row][0], vector):
+    def aggregate(vectors: Tensor) -> Tensor:
+        replies = []
+        for vector in vectors:
             content = RecordDict(
                 {
                     ARRAYS: ArrayRecord({"vector": to_array(vector)}),
                     "metrics": MetricRecord({"num-examples": 1}),
                 }
             )
-            reply = Message(content, reply_to=Message(RecordDict(), 1, MessageType.TRAIN))
-            latest[row] = vector.clone(), reply
-        return latest[row][1]
-
-    def aggregate(vectors: Tensor) -> Tensor:
-        replies = [reply_of(row, vector) for row, vector in enumerate(vectors)]
+            replies.append(Message(content, reply_to=Message(RecordDict(), 1, MessageType.TRAIN)))
         arrays, _ = inner_for(len(vectors)).aggregate_train(1, replies)
         if arrays is None:
             raise ArithmeticError(f"{title} returned nothing")
