@@ -149,7 +149,7 @@ def run(scenario: Scenario, saving: Saving, output: Path) -> None:
         _print_failures(outcome)
     _print_saving(outcome)
     _print_referee(outcome)
-    console.print(f"Accuracy: [bold]{outcome.accuracy:.1%}[/] after {len(outcome.records) - 1} rounds.")
+    console.print(f"Accuracy: [bold]{outcome.accuracy:.1%}[/] after {len(outcome.reports)} rounds.")
     console.print(
         f"SHA-256 of the model: {outcome.model_sha256[:16]} (equal if, and only if, every bit is).", highlight=False
     )
@@ -162,9 +162,9 @@ def run(scenario: Scenario, saving: Saving, output: Path) -> None:
     losses = [report.unprotected_training_loss for report in outcome.reports]
     if losses and losses[-1] is not None:
         console.print(f"Training loss of the last round, as the nodes report it (unprotected): {losses[-1]:.3g}.")
-    if (unstepped := sum(not report.stepped for report in outcome.reports)) and not outcome.error:
+    if outcome.unstepped and not outcome.error:
         console.print(
-            f"[yellow]{unstepped} of {len(outcome.reports)} rounds made no step;[/] --verbose shows why.",
+            f"[yellow]{outcome.unstepped} of {len(outcome.reports)} rounds made no step;[/] --verbose shows why.",
             highlight=False,
         )
     if is_stopped:

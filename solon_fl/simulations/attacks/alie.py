@@ -12,10 +12,8 @@ import torch
 from scipy import special
 from torch import Tensor
 
-from solon_fl.errors import ConfigurationError
-
 from .base import honest_rows
-from .tuning import Aggregate, most_damaging
+from .tuning import Aggregate, check_candidates, most_damaging
 
 __all__ = ["Alie", "TunedAlie"]
 
@@ -94,10 +92,7 @@ class TunedAlie:
     omniscient = True
 
     def __post_init__(self) -> None:
-        if not self.candidates or not all(0 < shift < float("inf") for shift in self.candidates):
-            raise ConfigurationError(
-                f"candidates must be positive numbers, at least one; got candidates={self.candidates}."
-            )
+        check_candidates(self.candidates)
 
     def lies(self, vectors: Tensor, liars: Sequence[int], rng: torch.Generator) -> Tensor:
         """See `Attack.lies`."""

@@ -11,10 +11,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from solon_fl.errors import ConfigurationError
-
 from .base import honest_rows
-from .tuning import Aggregate, most_damaging
+from .tuning import Aggregate, check_candidates, most_damaging
 
 __all__ = ["FallOfEmpires", "InnerProduct", "Mimic", "MinMax", "MinSum"]
 
@@ -62,10 +60,7 @@ class FallOfEmpires:
     omniscient = True
 
     def __post_init__(self) -> None:
-        if not self.candidates or not all(0 < eps < float("inf") for eps in self.candidates):
-            raise ConfigurationError(
-                f"candidates must be positive numbers, at least one; got candidates={self.candidates}."
-            )
+        check_candidates(self.candidates)
 
     def lies(self, vectors: Tensor, liars: Sequence[int], rng: torch.Generator) -> Tensor:
         """See `Attack.lies`."""

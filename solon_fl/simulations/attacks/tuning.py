@@ -6,12 +6,20 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Aggregate", "damage", "most_damaging"]
+from solon_fl.errors import ConfigurationError
+
+__all__ = ["Aggregate", "check_candidates", "damage", "most_damaging"]
 
 Aggregate = Callable[[Tensor], Tensor]
 """Returns what the server would make of n vectors, (n, m) -> (d,)."""
 
 NO_DAMAGE = 1e-5  # less is float noise, or a lie that a decoder tolerates as such
+
+
+def check_candidates(candidates: Sequence[float]) -> None:
+    """Raise ConfigurationError unless there are candidates to try, all of them positive and finite."""
+    if not candidates or not all(0 < candidate < math.inf for candidate in candidates):
+        raise ConfigurationError(f"candidates must be positive numbers, at least one; got candidates={candidates}.")
 
 
 def damage(aggregate: Aggregate, attacked: Tensor, reference: Tensor) -> float:

@@ -7,7 +7,7 @@ from functools import cached_property
 from solon_fl.simulations.compare.comparison import NO_ATTACK
 from solon_fl.simulations.compare.results import Cell, Results, Verdict
 from solon_fl.simulations.network import Network
-from solon_fl.simulations.run import NumberedReport, strategy_named
+from solon_fl.simulations.run import Outcome, strategy_named
 
 __all__ = ["Standing", "listed", "named_liars", "scatter_sentence", "standings", "verdict_sentences"]
 
@@ -92,7 +92,9 @@ def verdict_sentences(results: Results) -> list[str]:
     sentences += [_strength(standing) for standing in survivors if standing.named or standing.model]
     if others:
         sentences.append(_fall(others))
-    sentences += [_unstepped(cell) for cell in results.cells if any(not r.stepped for r in _reports(cell))]
+    sentences += [
+        _unstepped(cell.outcome) for cell in results.cells if cell.outcome is not None and cell.outcome.unstepped
+    ]
     sentences += _costs(results)
     return sentences
 
@@ -159,14 +161,9 @@ def _fall(others: Sequence[Standing]) -> str:
     return sentence + (f" {listed(broken)} broke off." if broken else "")
 
 
-def _reports(cell: Cell) -> list[NumberedReport]:
-    return [] if cell.outcome is None else cell.outcome.reports
-
-
-def _unstepped(cell: Cell) -> str:
-    reports = _reports(cell)
-    count, title = sum(not report.stepped for report in reports), strategy_named(cell.strategy).title
-    return f"{title} made no step in {count} of {len(reports)} rounds ({cell.attack or 'no attack'})."
+def _unstepped(outcome: Outcome) -> str:
+    title, attack = strategy_named(outcome.scenario.strategy).title, outcome.scenario.attack or "no attack"
+    return f"{title} made no step in {outcome.unstepped} of {len(outcome.reports)} rounds ({attack})."
 
 
 def _costs(results: Results) -> list[str]:

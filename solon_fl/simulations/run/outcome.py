@@ -148,6 +148,11 @@ class Outcome:
         return [record.report for record in self.records if record.report is not None]
 
     @property
+    def unstepped(self) -> int:
+        """Rounds in which the optimizer made no step."""
+        return sum(not report.stepped for report in self.reports)
+
+    @property
     def bytes_sent(self) -> float:
         """Bytes that the nodes sent in a round, all of them together (median over the rounds)."""
         return float(median([report.bytes_in for report in self.reports] or [0]))
