@@ -92,9 +92,8 @@ def verdict_sentences(results: Results) -> list[str]:
     sentences += [_strength(standing) for standing in survivors if standing.named or standing.model]
     if others:
         sentences.append(_fall(others))
-    sentences += [
-        _unstepped(cell.outcome) for cell in results.cells if cell.outcome is not None and cell.outcome.unstepped
-    ]
+    outcomes = [(cell, cell.outcome) for cell in results.cells if cell.outcome is not None]
+    sentences += [_unstepped(cell, outcome) for cell, outcome in outcomes if outcome.unstepped]
     sentences += _costs(results)
     return sentences
 
@@ -161,8 +160,8 @@ def _fall(others: Sequence[Standing]) -> str:
     return sentence + (f" {listed(broken)} broke off." if broken else "")
 
 
-def _unstepped(outcome: Outcome) -> str:
-    title, attack = strategy_named(outcome.scenario.strategy).title, outcome.scenario.attack or "no attack"
+def _unstepped(cell: Cell, outcome: Outcome) -> str:
+    title, attack = strategy_named(cell.strategy).title, cell.attack or "no attack"
     return f"{title} made no step in {outcome.unstepped} of {len(outcome.reports)} rounds ({attack})."
 
 

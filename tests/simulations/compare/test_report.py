@@ -167,3 +167,14 @@ def test_a_busy_machine_is_told_of_in_plain_words() -> None:
         "This machine was busy with other work during 1 of 2"
     )
     assert scatter_sentence(handmade.results(SOLON)) == ""
+
+
+def test_the_verdict_says_how_many_rounds_made_no_step() -> None:
+    assert RUINED.outcome is not None
+    last = RUINED.outcome.records[-1]
+    assert last.report is not None
+    idle = replace(last, report=replace(last.report, stepped=False))
+    ruined = replace(RUINED, outcome=replace(RUINED.outcome, records=[*RUINED.outcome.records[:-1], idle]))
+    told = "FedAvg made no step in 1 of 2 rounds (alie)."
+    assert told in verdict_sentences(handmade.results(HONEST, ruined))
+    assert told not in verdict_sentences(handmade.results(HONEST, RUINED))

@@ -284,3 +284,13 @@ class Raiser:
 """)
     with pytest.raises(OwnCodeError, match=f"attack='{name}:Raiser' must not raise; got ValueError: my bug, in .*"):
         run(attack=f"{name}:Raiser", rounds=1)
+
+
+def test_rounds_in_which_an_aggregator_fails_are_counted(write: Write) -> None:
+    name = write("""
+def late_nan(vectors):
+    return vectors.mean(0) if vectors.shape[1] == 64 else vectors.mean(0) * float("nan")  # 64: in the trial
+""")
+    outcome = run(strategy=f"{name}:late_nan", rounds=2)
+    assert (outcome.unstepped, outcome.error) == (2, None)
+    assert run(rounds=2).unstepped == 0
