@@ -264,7 +264,7 @@ class RationalLocator:
     Cost: one least-squares problem of n equations and k + 2 t unknowns.
     Differs from the paper: nothing known (it is re-derived from the paper's abstract and the theory of
     Reed-Solomon codes). Beyond about (s, k) = (5, 10) on real nodes it fails often: see the table in
-    docs/reference/decoding-accuracy.md.
+    docs/measurements/decoding-accuracy.md.
 
     References
     ----------
