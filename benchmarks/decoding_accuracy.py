@@ -7,7 +7,8 @@ attacks in turn; how far it is from the honest share is drawn from 1e-3 to 1e30 
 columns of the table:
   outside   gradients farther from the truth than their own error bound: with at most s liars there must be none
   failed    decodes that reported a failure instead of a gradient
-  misnamed  decodes that blamed an honest slot, or missed a lie of at least 1e-3 of a share's norm
+  blamed    decodes that named an honest slot as a liar: there must be none
+  unnamed   decodes that did not name a lie of at least 1e-3 of a share's norm; it may still be a suspect
   > 1e-5    gradients with a relative error above 1e-5
   worst     largest relative error of a gradient that was within its error bound
   ms        mean time of one decode
@@ -15,8 +16,8 @@ columns of the table:
 A locator that is named is used alone; the default picks one for each decode. The rows with s + 1 liars show what
 happens beyond the guarantee.
 
-With --codes exact it is the exact code's turn, with the lies of benchmarks/exact_lies.py. There `misnamed` counts all
-decodes whose named slots are not just those of which a bit is wrong, and `wrong bits` all bits of all gradients.
+With --codes exact it is the exact code's turn, with the lies of benchmarks/exact_lies.py. There `unnamed` counts
+decodes that missed a share with a wrong bit, and `wrong bits` counts the wrong bits of all gradients.
 
 examples:
   python -m benchmarks.decoding_accuracy --trials 200     a first look, in a minute or two
@@ -87,6 +88,7 @@ LOCATORS: dict[str, Callable[[], Locator] | None] = {
     "subspace": SubspaceLocator,
     "rational": RationalLocator,
 }
+SMALL = [(1, 3), (2, 6), (5, 5), (5, 10)]  # (s, k) with a certificate below 1
 CODES: dict[str, type[RealCode]] = {"fourier": FourierCode, "vandermonde": VandermondeCode}
 
 
@@ -109,7 +111,8 @@ class Tally:
     trials: int = 0
     outside: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)
-    misnamed: Counter[str] = field(default_factory=Counter)
+    blamed: Counter[str] = field(default_factory=Counter)
+    unnamed: Counter[str] = field(default_factory=Counter)
     wrong_bits: Counter[str] = field(default_factory=Counter)
     imprecise: Counter[str] = field(default_factory=Counter)
     worst: float = 0.0
@@ -120,7 +123,8 @@ class Tally:
         self.trials += other.trials
         self.outside += other.outside
         self.failed += other.failed
-        self.misnamed += other.misnamed
+        self.blamed += other.blamed
+        self.unnamed += other.unnamed
         self.wrong_bits += other.wrong_bits
         self.imprecise += other.imprecise
         self.worst = max(self.worst, other.worst)
@@ -128,12 +132,11 @@ class Tally:
 
 
 def all_cells(trials: int) -> Iterator[Cell]:
-    small = [(1, 3), (2, 6), (5, 5), (5, 10)]
     pairs = [("fourier", "default"), ("fourier", "subspace"), ("fourier", "rational"), ("vandermonde", "rational")]
-    for s, k in small:
+    for s, k in SMALL:
         for code, locator in pairs:
             yield Cell(code, locator, s, k, s, trials)
-    for s, k in small:
+    for s, k in SMALL:
         yield Cell("fourier", "default", s, k, s + 1, trials)
     few = max(1, trials // 10)  # a trial is slower there
     for s, k in [(3, 10), (8, 8), (10, 10), (10, 20)]:
@@ -225,8 +228,8 @@ def judge(
     deviation = (received.double() - honest.double()).norm(dim=1)
     sure_liars = {slot for slot in liars if not deviation[slot] < SMALLEST_LIE * typical_norm(honest)}
     named = {*decoded.corrupt_slots, *decoded.erased_slots}
-    if not sure_liars <= named <= set(liars):
-        tally.misnamed[name] += 1
+    tally.blamed[name] += not named <= set(liars)
+    tally.unnamed[name] += not sure_liars <= named
     error = float((decoded.gradient.double() - gradient.double()).norm())
     relative = error / float(gradient.double().norm())
     tally.imprecise[name] += relative > PRECISE
@@ -256,8 +259,8 @@ def judge_exact(decoded: Decoded, name: str, scene: Scene, received: dict[int, T
     changed = [slot for slot in scene.liars if not torch.equal(received[slot].view(torch.int32), scene.honest[slot])]
     named = {*decoded.different_slots, *decoded.corrupt_slots, *decoded.suspect_slots}
     absent = tuple(slot for slot in range(scene.code.group_size) if slot not in received)
-    if decoded.different_slots != tuple(changed) or named != set(changed) or decoded.erased_slots != absent:
-        tally.misnamed[name] += 1
+    tally.blamed[name] += not named <= set(changed) or decoded.erased_slots != absent
+    tally.unnamed[name] += decoded.different_slots != tuple(changed)
     true, found = scene.gradient.view(torch.float32), decoded.gradient
     same = (found == true) | (found.isnan() & true.isnan())
     if not bool(same.all()) or decoded.error_bound > 0:  # the bound is 0
@@ -290,7 +293,7 @@ def run_all(cells: list[Cell], seed: int, workers: int) -> list[Tally]:
     return tallies
 
 
-HEADER = ["code", "locator", "s", "k", "r", "liars", "trials", "outside", "failed", "misnamed"]
+HEADER = ["code", "locator", "s", "k", "r", "liars", "trials", "outside", "failed", "blamed", "unnamed"]
 HEADER += ["> 1e-5", "worst", "certificate", "ms"]
 
 
@@ -299,13 +302,14 @@ def table_rows(cells: list[Cell], tallies: list[Tally]) -> list[list[str]]:
     for cell, tally in zip(cells, tallies, strict=True):
         decoder = make_decoder(cell.code, cell.locator, cell.byzantine, cell.compression)
         numbers = [cell.byzantine, cell.compression, decoder.code.group_size, cell.liars, tally.trials]
-        counts = [tally.outside.total(), tally.failed.total(), tally.misnamed.total(), tally.imprecise.total()]
+        counts = [counter.total() for counter in (tally.outside, tally.failed, tally.blamed, tally.unnamed)]
+        counts.append(tally.imprecise.total())
         rates = [f"{tally.worst:.0e}", f"{decoder.certificate:.0e}", f"{1e3 * tally.seconds / tally.trials:.1f}"]
         rows.append([cell.code, cell.locator, *map(str, numbers + counts), *rates])
     return rows
 
 
-EXACT_HEADER = ["code", "s", "k", "r", "trials", "outside", "failed", "misnamed", "wrong bits", "ms"]
+EXACT_HEADER = ["code", "s", "k", "r", "trials", "outside", "failed", "blamed", "unnamed", "wrong bits", "ms"]
 
 
 def exact_rows(cells: list[Cell], tallies: list[Tally]) -> list[list[str]]:
@@ -313,7 +317,8 @@ def exact_rows(cells: list[Cell], tallies: list[Tally]) -> list[list[str]]:
     for cell, tally in zip(cells, tallies, strict=True):
         size = make_exact_decoder(cell.byzantine, cell.compression).code.group_size
         numbers = [cell.byzantine, cell.compression, size, tally.trials]
-        counts = [tally.outside.total(), tally.failed.total(), tally.misnamed.total(), tally.wrong_bits.total()]
+        counts = [counter.total() for counter in (tally.outside, tally.failed, tally.blamed, tally.unnamed)]
+        counts.append(tally.wrong_bits.total())
         rows.append([cell.code, *map(str, numbers + counts), f"{1e3 * tally.seconds / tally.trials:.1f}"])
     return rows
 
@@ -322,7 +327,7 @@ def notes(cells: list[Cell], tallies: list[Tally]) -> Iterator[str]:
     """Say which attacks are behind the counts, where the locator is the default."""
     for cell, tally in zip(cells, tallies, strict=True):
         if cell.locator == "default":
-            for what in ("outside", "failed", "misnamed", "wrong_bits"):
+            for what in ("outside", "failed", "blamed", "unnamed", "wrong_bits"):
                 counter: Counter[str] = getattr(tally, what)
                 by_attack = ", ".join(f"{name} {count}" for name, count in counter.most_common() if count)
                 if by_attack:

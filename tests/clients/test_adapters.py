@@ -190,8 +190,8 @@ def loader_of(inputs: Tensor, **settings: Any) -> DataLoader[Any]:
 def test_a_module_with_hooks_a_dict_and_no_number_is_computed() -> None:
     inputs = torch.randn(8, 7, generator=torch.Generator().manual_seed(0))
     client = LightningClient(lambda context: FakeModule(), lambda context: loader_of(inputs))
-    model, batch = client.build_model(CONTEXT), Batch(0, 1, 0, place=1)
-    expected = model((inputs[batch.sample_epoch(8, 4)] + 1) * 2).mean()
+    model, batch = client.build_model(CONTEXT).to(client.device()), Batch(0, 1, 0, place=1)
+    expected = model(((inputs[batch.sample_epoch(8, 4)] + 1) * 2).to(client.device())).mean()
     torch.testing.assert_close(client.batch_loss(model, batch, CONTEXT), expected)
 
 
