@@ -2,6 +2,7 @@
 #   make demo    watch a network train while five of 24 nodes lie
 #   make test    lint, types, and every test
 #   make check   lint, types, and the tests that take less than a second each: for every day
+#   make docs    the documentation, as pages in build/docs/html
 # And, on Linux:
 #   make deployment    the same on a real Flower deployment on this machine: TLS, keys, seven nodes and a liar
 #   make clock   strategies by the clock, on such a deployment with links of 20 and 100 Mbit/s (root, half an hour)
@@ -16,7 +17,7 @@ BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo deployment clock test check fuzz bench bench-check gpu-check setup lint types clean
+.PHONY: demo deployment clock test check fuzz bench bench-check gpu-check docs docs-links setup lint types clean
 
 demo: $(VENV)/.installed
 	$(BIN)/solon-fl demo
@@ -54,6 +55,14 @@ bench-check: $(VENV)/.installed-dev
 gpu-check: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.gpu_check $(if $(GPU_DATA),--data-dir $(GPU_DATA))
 
+# Warnings are errors. docs-links asks every address on the web, too.
+SPHINX = $(BIN)/python -m sphinx -W --keep-going -j auto docs
+docs: $(VENV)/.installed-docs
+	$(SPHINX) -b html build/docs/html
+
+docs-links: $(VENV)/.installed-docs
+	$(SPHINX) -b linkcheck build/docs/links
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -71,6 +80,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(INSTALL) -e ".[dev,ray]"
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(INSTALL) -e ".[docs]"
 	touch $@
 
 clean:
