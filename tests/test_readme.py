@@ -98,7 +98,7 @@ def test_a_strangers_photos_and_model_are_compared_as_in_the_how_to(
     outcomes = [Outcome.load(path) for path in Path("out/runs").glob("*mine.Opposite*.jsonl")]
     assert {outcome.scenario.strategy for outcome in outcomes} == {"solon", "mine:median", "mine:trimmed_mean"}
     assert all(outcome.scenario.model == "mine:make" and outcome.error is None for outcome in outcomes)
-    assert solon_fl(*command.split(), *few.split()).stdout.count("was run before") == 3
+    assert solon_fl(*command.split(), *few.split()).stdout.count("already finished") == 3
     sys.modules.pop("mine")
 
 

@@ -1,4 +1,4 @@
-"""The command `solon-fl`, one module a command."""
+"""The command line `solon-fl`, with one module for each command."""
 
 from solon_fl.cli.entry import main
 

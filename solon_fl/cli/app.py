@@ -1,4 +1,4 @@
-"""All commands of `solon-fl`, and what becomes of their errors."""
+"""All commands of `solon-fl`, and how their errors are shown."""
 
 import importlib.metadata
 from typing import Annotated, Any
@@ -18,7 +18,7 @@ __all__ = ["app"]
 
 
 class _Commands(TyperGroup):
-    """Shows an error that the package made on purpose as one line, with exit code 2."""
+    """Shows an error that the package raises on purpose as one line, and exits with 2."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -31,7 +31,7 @@ class _Commands(TyperGroup):
 app = typer.Typer(
     cls=_Commands,
     invoke_without_command=True,
-    epilog="Start with:  solon-fl demo",
+    epilog="Start with: solon-fl demo",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
@@ -41,9 +41,13 @@ app = typer.Typer(
 
 @app.callback()
 def options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
 ) -> None:
-    """Train through lying machines: Solon for Flower."""
+    """Solon for Flower: train on the exact gradient even when some nodes lie.
+
+    demo, simulate and compare train on this machine, with simulated nodes. plan and calibrate help to choose the
+    settings of a real run. launch starts a Flower app on a Slurm cluster.
+    """
     if version:
         print(importlib.metadata.version("solon-fl"))
         raise typer.Exit

@@ -1,4 +1,4 @@
-"""What becomes of the files of an earlier run or comparison when another one is written to the same folder."""
+"""Keeps the files of an earlier run or comparison when another one is written to the same folder."""
 
 import json
 from collections.abc import Sequence
@@ -17,21 +17,21 @@ REPORT, ACCURACY, COMPARISON = "report.html", "accuracy.png", "comparison.json"
 
 
 def keep_earlier_run(folder: Path, outcome: Outcome) -> tuple[Path, ...]:
-    """Rename an earlier run's files, unless the new outcome holds all that they say.
+    """Rename an earlier run's files, unless the new outcome includes them.
 
-    It does if it is of the same scenario and has at least as many rounds: a scenario gives the same result each time.
+    It does if it is of the same scenario and has at least as many rounds: a scenario always gives the same result.
 
     Parameters
     ----------
     folder : Path
-        Where ``rounds.jsonl`` and ``plot.png`` are about to be written.
+        The folder to which ``rounds.jsonl`` and ``plot.png`` are about to be written.
     outcome : Outcome
-        What is about to be written.
+        The outcome that is about to be written.
 
     Returns
     -------
     tuple of Path
-        The new names, such as ``rounds-1.jsonl``; none if nothing had to be renamed.
+        The new names, such as ``rounds-1.jsonl``. Empty if nothing was renamed.
     """
     if not (folder / ROUNDS).exists() or _holds(outcome, folder / ROUNDS):
         return ()
@@ -39,12 +39,12 @@ def keep_earlier_run(folder: Path, outcome: Outcome) -> tuple[Path, ...]:
 
 
 def keep_earlier_report(folder: Path, comparison: Comparison) -> tuple[Path, ...]:
-    """Rename the report and plot of another comparison, and note of which one those are that are about to be written.
+    """Rename the report and plot of another comparison, and note which comparison is about to be written.
 
     Returns
     -------
     tuple of Path
-        The new names, such as ``report-1.html``; none if nothing had to be renamed.
+        The new names, such as ``report-1.html``. Empty if nothing was renamed.
     """
     note, text = folder / COMPARISON, json.dumps(jsonable(asdict(comparison)), indent=1)
     is_another = not note.exists() or note.read_text(encoding="utf-8", errors="replace") != text
@@ -54,7 +54,7 @@ def keep_earlier_report(folder: Path, comparison: Comparison) -> tuple[Path, ...
 
 
 def set_aside(folder: Path, files: Sequence[str]) -> tuple[Path, ...]:
-    """Give those of the files that there are the first number that is free for all; return the new names."""
+    """Add the first number that is free to the names of the existing files; return the new names."""
     present = [folder / name for name in files if (folder / name).exists()]
     for number in count(1):
         names = [path.with_stem(f"{path.stem}-{number}") for path in present]
@@ -64,7 +64,7 @@ def set_aside(folder: Path, files: Sequence[str]) -> tuple[Path, ...]:
 
 
 def _holds(outcome: Outcome, path: Path) -> bool:
-    """Return whether an outcome has all rounds of the run in a file."""
+    """Return whether an outcome has all rounds of the run in this file."""
     try:
         earlier = Outcome.load(path)
     except ConfigurationError:

@@ -1,4 +1,4 @@
-"""Options that several commands have. Without a value of the user's they are None: then the command's default holds."""
+"""Options that several commands share. An option that was not given is None, and the command's default applies."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 DEFAULT_CONFIG = {"num_nodes": 20, "byzantine": 2, "compression": 6}
-_NODES = f"{DEFAULT_CONFIG['num_nodes']}, or as many more as fill the groups"
+_NODES = f"{DEFAULT_CONFIG['num_nodes']}, rounded up to fill the groups"
 SCENARIO_DEFAULTS = defaults_of(Scenario)
 
 Nodes = Annotated[int | None, typer.Option(help=f"{CONFIG['num_nodes']} Default: {_NODES}.")]
@@ -41,9 +41,9 @@ Compression = Annotated[
     int | None, typer.Option(help=f"{CONFIG['compression']} Default: {DEFAULT_CONFIG['compression']}.")
 ]
 AttackName = Annotated[
-    str | None, typer.Option(help=f"What the liars do: none (the default), {', '.join(ATTACKS)}, or {OWN}.")
+    str | None, typer.Option(help=f"Attack of the liars: none (the default), {', '.join(ATTACKS)}, or {OWN}.")
 ]
-DATASET_HELP = f"Data: {', '.join(DATASETS)}, a folder of class folders, or {OWN}."
+DATASET_HELP = f"Data set: {', '.join(DATASETS)}, a folder with a subfolder for each class, or {OWN}."
 MODEL_HELP = f"Network: {', '.join(MODELS)}, or {OWN}."
 DatasetName = Annotated[str | None, typer.Option(help=f"{DATASET_HELP} Default: {SCENARIO_DEFAULTS['dataset']}.")]
 ModelName = Annotated[str | None, typer.Option(help=f"{MODEL_HELP} Default: {SCENARIO_DEFAULTS['model']}.")]
@@ -51,12 +51,12 @@ Verbose = Annotated[bool, typer.Option(help="Show Flower's log.")]
 
 
 def config_of(given: Mapping[str, Any]) -> SolonConfig:
-    """Return the config of a command whose settings have defaults: without a number of nodes, enough for whole groups.
+    """Return the config of a command whose settings have defaults. By default there are enough nodes for whole groups.
 
     Raises
     ------
     ConfigurationError
-        If the settings are impossible.
+        If the settings contradict each other.
     """
     settings = {**DEFAULT_CONFIG, **given}
     if "num_nodes" not in given:
@@ -73,7 +73,7 @@ def config_of(given: Mapping[str, Any]) -> SolonConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What a command uses of this machine."""
+    """The threads and processes of this machine that a command uses."""
 
     threads: int = 1
     processes: int = 1

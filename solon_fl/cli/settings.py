@@ -1,4 +1,4 @@
-"""`--set KEY=VALUE`: the settings of a command that have no option of their own."""
+"""`--set KEY=VALUE`: a command's settings that have no option of their own."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,14 +20,17 @@ __all__ = ["Key", "Keys", "SetOption", "help_with"]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Any other setting, listed below; give the option again for each one."
+        "--set", metavar="KEY=VALUE", help="Any setting of the table below. Repeat the option for each setting."
     ),
 ]
 
 
+OPTIONS = {"num_nodes": "nodes"}  # options that are not named like their keys
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
-    """One field of a dataclass, which `--set` can give a value."""
+    """One field of a dataclass that `--set` can set."""
 
     owner: type
     name: str
@@ -36,7 +39,7 @@ class Key:
     meaning: str
 
     def read(self, given: object) -> Any:
-        """Return what an option or a text says in the type of the field."""
+        """Return the value of an option or a text in the type of the field."""
         value = from_text(given, self.hint) if isinstance(given, str) else given
         try:
             return typed(self.name, value, self.hint)
@@ -46,20 +49,20 @@ class Key:
             raise ConfigurationError(f"{message}; write it like --set {self.name}={example}.") from error
 
     def line(self) -> str:
-        """Return the meaning, with what can be chosen."""
+        """Return the meaning, followed by the choices if there are any."""
         choices = choices_of(self.hint)
         return f"{self.meaning} ({', '.join(choices)})" if choices else self.meaning
 
 
 class Keys:
-    """The keys that the `--set` of one command knows.
+    """The keys that `--set` of one command accepts.
 
     Parameters
     ----------
     owners : mapping
-        Dataclasses, each with the meaning of every field that is a key.
+        Dataclasses, each with the meanings of the fields that are keys.
     options : collection of str
-        Keys that have an option of their own. `--set` takes them too, but `--help` does not list them again.
+        Keys that have an option of their own. `--set` accepts them too, but `--help` does not list them again.
     """
 
     def __init__(self, owners: Mapping[type, Mapping[str, str]], options: Collection[str]) -> None:
@@ -79,14 +82,14 @@ class Keys:
         return iter(self._keys.values())
 
     def read(self, texts: Sequence[str] | None, options: Mapping[str, Any]) -> dict[type, dict[str, Any]]:
-        """Return the values that were given, as arguments of each dataclass.
+        """Return the given values, as arguments of each dataclass.
 
         Parameters
         ----------
         texts : sequence of str, optional
-            What stands behind each ``--set``.
+            The arguments of each ``--set``.
         options : mapping
-            Values of options of their own by key; None is one that was not given.
+            Values of the commands' own options, by key. None means that the option was not given.
 
         Raises
         ------
@@ -105,6 +108,12 @@ class Keys:
             key = self._keys[name]
             result[key.owner][name] = key.read(value)
         return result
+
+    def typed(self, texts: Sequence[str] | None, options: Mapping[str, Any]) -> dict[str, str]:
+        """Return each option that was given as the user typed it, by key; the arguments are those of `read`."""
+        own = {key: OPTIONS.get(key, key) for key, value in options.items() if value is not None}
+        result = {key: f"--{option} {options[key]}" for key, option in own.items()}
+        return result | {self._split(text)[0]: f"--set {text}" for text in texts or ()}
 
     def _split(self, text: str) -> tuple[str, str]:
         written, equals, value = text.partition("=")

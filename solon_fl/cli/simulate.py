@@ -19,6 +19,7 @@ from solon_fl.config import SolonConfig
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.own import OWN
 from solon_fl.simulations.run import STRATEGIES, Outcome, Scenario, Stopped, strategy_named
+from solon_fl.simulations.run.outcome import few_rounds_sentence
 from solon_fl.simulations.threads import limited_threads, usable_cores
 from solon_fl.strategies import Checkpoints
 
@@ -27,7 +28,7 @@ __all__ = ["KEYS", "simulate_command"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Saving:
-    """How often a run is saved."""
+    """How often a run is saved, if at all."""
 
     checkpoint_every: int | None = None
 
@@ -36,7 +37,7 @@ class Saving:
             check_whole("checkpoint_every", self.checkpoint_every, 1)
 
     def checkpoints(self, output: Path) -> Checkpoints | None:
-        """Return where the run is saved, if it is; fail before anything is run if that can't be."""
+        """Return the checkpoints of the run, if it is saved. Fail at once if the folder can't be used."""
         if self.checkpoint_every is None:
             return None
         check_output(output / "checkpoints")
@@ -48,12 +49,12 @@ KEYS = Keys(
         SolonConfig: CONFIG,
         Scenario: SCENARIO,
         options.Machine: {
-            "threads": "Threads of torch. One is quickest for small networks; give resnet18 and vgg13 all cores (here "
-            f"{usable_cores()})."
+            "threads": "Threads of torch. One is fastest for small networks. Give resnet18 and vgg13 all cores (this "
+            f"machine has {usable_cores()})."
         },
         Saving: {
-            "checkpoint_every": "Save the run after every so many rounds, in OUTPUT/checkpoints: the same command goes "
-            "on from there after a stop or a crash (and has nothing to do if the run was finished).",
+            "checkpoint_every": "Save the run every so many rounds, in OUTPUT/checkpoints. After a stop or a crash, "
+            "the same command continues from there. none does not save it.",
         },
     },
     options=(
@@ -71,7 +72,7 @@ def simulate_command(
     strategy: Annotated[
         str | None,
         typer.Option(
-            help=f"Who aggregates: {', '.join(STRATEGIES)}, or {OWN}. Default: {SCENARIO_DEFAULTS['strategy']}."
+            help=f"Aggregation strategy: {', '.join(STRATEGIES)}, or {OWN}. Default: {SCENARIO_DEFAULTS['strategy']}."
         ),
     ] = None,
     referee: Annotated[bool, typer.Option("--referee", help=CONFIG["referee"])] = False,
@@ -85,20 +86,25 @@ def simulate_command(
     verbose: options.Verbose = False,
     settings: SetOption = None,
 ) -> None:
-    """Train a network while some nodes lie, and see who was caught.
+    r"""Train a network while some nodes lie, and show which of them are caught.
 
-    For example, 20 nodes in two groups of 10, two liars in each:
+    All nodes are simulated on this machine. For example, train with 20 nodes in two groups of 10, and two liars in
+    each:
 
         solon-fl simulate --nodes 20 --byzantine 2 --compression 6 --attack alie
 
     The same with larger batches, and with digests:
 
-        solon-fl simulate --attack alie --set batch_size=64 --set verification=digest
+        solon-fl simulate --attack alie \
+            --set batch_size=64 --set verification=digest
 
-    Six nodes of which five lie from round 3 on, and a referee, who finds them out:
+    Five of six nodes lie from round 3 on, and a referee finds them:
 
-        solon-fl simulate --nodes 6 --byzantine 5 --compression 5 --referee --attack reverse --set attack_from=3
-        --set verification=digest --set code=exact
+        solon-fl simulate --nodes 6 --byzantine 5 --compression 5 \
+            --referee --attack reverse --set attack_from=3 \
+            --set verification=digest --set code=exact
+
+    The output folder gets one line of JSON for each round (rounds.jsonl), and a plot (plot.png).
     """
     set_log_level(verbose)
     given = {
@@ -120,15 +126,15 @@ def simulate_command(
     scenario = Scenario(config=config, **values[Scenario])
     if config.referee and strategy_named(scenario.strategy).client != "solon":
         raise ConfigurationError(
-            f"a referee is for strategy=solon; got --referee and strategy={scenario.strategy}; leave one out."
+            f"a referee needs strategy=solon; got --referee and strategy={scenario.strategy}; leave one out."
         )
     with limited_threads(machine.threads):
         run(scenario, saving, output)
 
 
 def run(scenario: Scenario, saving: Saving, output: Path) -> None:
-    """Run a scenario with a progress bar, write its files, and say what came of it."""
-    from solon_fl.simulations.run.plots import plot_run  # matplotlib takes a second
+    """Run a scenario with a progress bar, write its files, and print its results."""
+    from solon_fl.simulations.run.plots import plot_run  # imported late, as matplotlib takes a second
     from solon_fl.simulations.run.tables import named_sentence, offences_table
 
     check_output(output)
@@ -150,21 +156,23 @@ def run(scenario: Scenario, saving: Saving, output: Path) -> None:
     _print_saving(outcome)
     _print_referee(outcome)
     console.print(f"Accuracy: [bold]{outcome.accuracy:.1%}[/] after {len(outcome.reports)} rounds.")
+    if few := few_rounds_sentence(len(outcome.reports)):
+        console.print(few, highlight=False)
     console.print(
-        f"SHA-256 of the model: {outcome.model_sha256[:16]} (equal if, and only if, every bit is).", highlight=False
+        f"SHA-256 of the model: {outcome.model_sha256[:16]} (the same only if every bit is the same).", highlight=False
     )
     console.print(
-        f"A round: {outcome.bytes_out / 1e6:.3g} MB down to all nodes, {outcome.bytes_sent / 1e6:.3g} MB up from them, "
-        f"{1e3 * outcome.server_seconds:.3g} ms of the server (medians)"
-        f"{'; timings scatter: machine busy?' if outcome.timings_scatter else ''}.",
+        f"A round takes {outcome.bytes_out / 1e6:.3g} MB down to all nodes, {outcome.bytes_sent / 1e6:.3g} MB up from "
+        f"them and {1e3 * outcome.server_seconds:.3g} ms on the server (medians)."
+        f"{' These timings scatter: was the machine busy?' if outcome.timings_scatter else ''}",
         highlight=False,
     )
     losses = [report.unprotected_training_loss for report in outcome.reports]
     if losses and losses[-1] is not None:
-        console.print(f"Training loss of the last round, as the nodes report it (unprotected): {losses[-1]:.3g}.")
+        console.print(f"Training loss of the last round, as reported by the nodes (unprotected): {losses[-1]:.3g}.")
     if outcome.unstepped and not outcome.error:
         console.print(
-            f"[yellow]{outcome.unstepped} of {len(outcome.reports)} rounds made no step;[/] --verbose shows why.",
+            f"[yellow]{outcome.unstepped} of {len(outcome.reports)} rounds made no step.[/] Add --verbose to see why.",
             highlight=False,
         )
     if is_stopped:
@@ -180,35 +188,35 @@ def run(scenario: Scenario, saving: Saving, output: Path) -> None:
 
 
 def _how_to_go_on(outcome: Outcome, saving: Saving) -> str:
-    """Say where a run was stopped, and how it can go on."""
+    """Return in words where a run was stopped, and how to continue it."""
     rounds, wanted = len(outcome.reports), outcome.scenario.rounds
     where = f"after {rounds} of {wanted} rounds. "
     if saving.checkpoint_every is None:
-        return where + "It was not saved: with --set checkpoint_every=10 the same command goes on where it was stopped."
+        return where + "It was not saved. With --set checkpoint_every=10 a stopped run can be continued."
     saved = rounds // saving.checkpoint_every * saving.checkpoint_every
-    return where + f"The same command goes on after round {saved}, the last that was saved."
+    return where + f"Run the same command to continue after round {saved}, the last one saved."
 
 
 def _print_saving(outcome: Outcome) -> None:
-    """Say how many nodes computed, if some were to rest."""
+    """Print how many nodes computed, if some rest."""
     config, reports = outcome.scenario.config, outcome.reports
     if config.redundancy == "reactive" and reports:
         asked = sum(report.nodes_asked for report in reports) / len(reports)
         escalations = sum(len(report.escalated_groups) for report in reports)
         console.print(
-            f"Of {config.num_nodes} nodes {asked:.3g} computed in a round, on average; "
-            f"{escalations} times the others of a group had to be asked too."
+            f"On average {asked:.3g} of {config.num_nodes} nodes computed in a round. "
+            f"{escalations} times the resting nodes of a group had to be asked too."
         )
 
 
 def _print_referee(outcome: Outcome) -> None:
-    """Say how often the referee was asked, why, and what it found, if there is one."""
+    """Print how often the referee was asked, why, and what it found, if there is one."""
     if not outcome.has_referee:
         return
     reports = [referee for report in outcome.reports for referee in report.referee_reports]
     rounds = len(outcome.reports)
     if not reports:
-        console.print(f"In {rounds} rounds the referee was never asked.", highlight=False)
+        console.print(f"The referee was not asked in any of {rounds} rounds.", highlight=False)
         return
     asked = sum(report.nodes_asked for report in outcome.reports)
     reasons = Counter(report.reason for report in reports)
@@ -217,8 +225,8 @@ def _print_referee(outcome: Outcome) -> None:
     convicted, wrongly = outcome.convicted, len(outcome.convicted - outcome.liars)
     named = f"nodes {', '.join(map(str, sorted(convicted)))}" if convicted else "nobody"
     console.print(
-        f"In {rounds} rounds nodes computed their group's batches {asked} times, and the referee "
-        f"{times} ({why}), in {sum(report.seconds for report in reports):.3g} s. It "
+        f"In {rounds} rounds nodes computed their group's batches {asked} times. The referee computed them "
+        f"{times} ({why}) and took {sum(report.seconds for report in reports):.3g} s. It "
         f"convicted {named}{f', {wrongly} of them wrongly' if wrongly else ''}.",
         highlight=False,
     )
@@ -227,6 +235,4 @@ def _print_referee(outcome: Outcome) -> None:
 def _print_failures(outcome: Outcome) -> None:
     failures = sum(len(record.report.failed_groups) for record in outcome.records if record.report)
     if failures:
-        console.print(
-            f"[yellow]{failures} times a group could not be decoded[/] (left out, and reported: never guessed)."
-        )
+        console.print(f"[yellow]{failures} times a group could not be decoded.[/] Its gradient is never guessed.")

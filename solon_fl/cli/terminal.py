@@ -1,4 +1,4 @@
-"""What the commands share: the terminal, progress bars, and Flower's log."""
+"""The terminal, progress bars and Flower's log, which all commands share."""
 
 import logging
 import tempfile
@@ -18,12 +18,26 @@ console = Console()
 
 
 def run_scenario(scenario: Scenario, progress: Progress, checkpoints: Checkpoints | None = None) -> Outcome:
-    """Run a scenario with a progress bar of its own."""
-    return simulate(scenario, show_rounds(scenario, progress), checkpoints)
+    """Run a scenario with a progress bar of its own. If its checkpoints hold all rounds, print a line instead."""
+    show, computed = show_rounds(scenario, progress), []
+
+    def on_round(record: RoundRecord) -> None:
+        computed.append(record.round)
+        show(record)
+
+    outcome = simulate(scenario, on_round, checkpoints)
+    if not computed and outcome.records:
+        progress.update(progress.task_ids[-1], visible=False)
+        progress.console.print(
+            f"Already finished: all {len(outcome.reports)} rounds were loaded from the folder checkpoints.",
+            highlight=False,
+            markup=False,
+        )
+    return outcome
 
 
 def show_rounds(scenario: Scenario, progress: Progress) -> Callable[[RoundRecord], None]:
-    """Add a progress bar for a run, and return what to call after each of its rounds."""
+    """Add a progress bar for a run, and return the function to call after each of its rounds."""
     task = progress.add_task(
         f"{scenario.strategy:16} {scenario.attack or 'no attack':16}", total=scenario.rounds, accuracy=""
     )
@@ -40,20 +54,20 @@ def show_rounds(scenario: Scenario, progress: Progress) -> Callable[[RoundRecord
 
 
 def check_output(folder: Path) -> None:
-    """Make the output folder, and fail before anything is run if that can't be."""
+    """Make the output folder. Fail before anything is run if that is not possible."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise ConfigurationError(
-            f"output must be a folder that can be written to; got output={str(folder)!r} ({error.strerror}); "
+            f"output must be a writable folder; got output={str(folder)!r} ({error.strerror}); "
             "choose another with --output."
         ) from error
 
 
 def progress_bar() -> Progress:
-    """Return the progress display of one or several runs."""
+    """Return the progress display for one or several runs."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -65,6 +79,6 @@ def progress_bar() -> Progress:
 
 
 def set_log_level(verbose: bool) -> None:
-    """Show Flower's log, or nothing of it but what is said of checkpoints."""
+    """Show Flower's log, or only its messages about checkpoints."""
     logging.getLogger("flwr").setLevel(logging.INFO if verbose else logging.CRITICAL)
     logging.getLogger("flwr.checkpoints").setLevel(logging.INFO)

@@ -15,7 +15,7 @@ COMPARE = (
 def test_compare_leaves_a_report_and_runs_nothing_twice(tmp_path: Path) -> None:
     first = solon_fl(*COMPARE, "--output", str(tmp_path / "[out]"))
     assert first.exit_code == 0, first.output
-    assert "was run before" not in first.stdout
+    assert "already finished" not in first.stdout
     assert "home-20m" in first.stdout
     assert f"Report: {tmp_path / '[out]' / 'report.html'}" in first.stdout
     assert {path.name for path in (tmp_path / "[out]").iterdir()} == {
@@ -27,7 +27,7 @@ def test_compare_leaves_a_report_and_runs_nothing_twice(tmp_path: Path) -> None:
     assert len(list((tmp_path / "[out]" / "runs").glob("*.jsonl"))) == 4
     second = solon_fl(*COMPARE, "--output", str(tmp_path / "[out]"))
     assert second.exit_code == 0, second.output
-    assert second.stdout.count("was run before") == 4
+    assert second.stdout.count("already finished") == 4
     title = "Strategies under attack"  # the demo's own speaks of other nodes
     assert second.stdout.partition(title)[2] == first.stdout.partition(title)[2] != ""
     before = (tmp_path / "[out]" / "report.html").read_bytes()
@@ -56,12 +56,12 @@ def test_compare_lists_what_comes_with_the_package() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--rounds", "0"], "demo: [scenario] rounds must be at least 1; got rounds=0"),
-        (["--strategies", "solon,nosuch"], "strategies: there is no 'nosuch'"),
+        (["--rounds", "0"], "error: --rounds 0: rounds must be at least 1; got rounds=0."),
+        (["--strategies", "solon,nosuch"], "error: --strategies solon,nosuch: there is no 'nosuch'; "),
         (["--networks", "cluster-2g"], "did you mean cluster-1"),
         (["--set", "networks=cluster-2g"], "did you mean cluster-1"),
-        (["--set", "target-accuracy=95"], "target_accuracy=95.0"),
-        (["--nodes", "23"], "demo: [config] num_nodes must be a multiple of group_size; got num_nodes=23"),
+        (["--set", "target-accuracy=95"], "error: --set target-accuracy=95: target_accuracy must be "),
+        (["--nodes", "23"], "error: --nodes 23: num_nodes must be a multiple of group_size; got num_nodes=23"),
         (["papper-mr"], "there is no 'papper-mr'; did you mean paper-mr?"),
         (["[/red].toml"], "[/red].toml: can't be read"),
         (["--set", "threads=0"], "; got threads=0."),
@@ -95,5 +95,5 @@ def test_an_output_that_is_no_folder_is_told_before_anything_is_run(tmp_path: Pa
     file.touch()
     done = solon_fl("compare", "--output", str(file))
     assert is_refused(done)
-    assert done.stderr.startswith(f"error: output must be a folder that can be written to; got output='{file}'")
+    assert done.stderr.startswith(f"error: output must be a writable folder; got output='{file}'")
     assert list(tmp_path.iterdir()) == [file]

@@ -15,10 +15,10 @@ def test_the_demo_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     smaller = replace(DEMO, strategies=("solon", "fedavg"), attacks=(None, "foe"))
     smaller = replace(smaller, scenario=replace(DEMO.scenario, rounds=1))
     monkeypatch.setattr(demo, "usable_cores", lambda: 1)  # processes of their own take seconds to import torch
-    monkeypatch.setattr(demo, "load_comparison", lambda name, overrides: smaller)
+    monkeypatch.setattr(demo, "load", lambda name, overrides, typed: smaller)
     done = solon_fl("demo", "--output", str(tmp_path))
     assert done.exit_code == 0, done.output
-    for words in ("24 nodes, 5 of them liars", "FedAvg", "foe", "Report: "):
+    for words in ("5 of 24 nodes lie", "FedAvg", "foe", "Report: "):
         assert words in done.stdout
     assert (tmp_path / "report.html").is_file()
 
@@ -34,5 +34,5 @@ def test_an_output_that_is_no_folder_is_told_before_anything_is_run(tmp_path: Pa
     file.touch()
     done = solon_fl("demo", "--output", str(file))
     assert done.exit_code == 2
-    assert done.stderr.startswith(f"error: output must be a folder that can be written to; got output='{file}'")
+    assert done.stderr.startswith(f"error: output must be a writable folder; got output='{file}'")
     assert list(tmp_path.iterdir()) == [file]

@@ -1,4 +1,4 @@
-"""`solon-fl` in a process of its own: with what the command line needs, and without."""
+"""`solon-fl` in a process of its own, with and without the packages that it needs."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ START = "from solon_fl.cli import main; main()"
 
 
 def run(code: str, *arguments: str, without: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    blocking = f"import sys; sys.modules.update(dict.fromkeys({without}))\n"  # None: as if it were not installed
+    blocking = f"import sys; sys.modules.update(dict.fromkeys({without}))\n"  # None: as if not installed
     return subprocess.run(
         [sys.executable, "-c", blocking + code, *arguments], capture_output=True, text=True, timeout=300, check=False
     )
@@ -25,7 +25,7 @@ def test_without_the_extra_one_sentence_says_how_to_get_it() -> None:
     done = run(START, "plan", "--help", without=EXTRA)
     assert done.returncode == 2
     assert done.stderr == (
-        "error: the command line needs matplotlib, jinja2, PIL, threadpoolctl, not installed here; "
+        "error: the command line needs matplotlib, jinja2, PIL, threadpoolctl, which are not installed; "
         "run: pip install 'solon-fl[simulation]'\n"
     )
     assert done.stdout == ""

@@ -23,8 +23,11 @@ def test_simulate_names_the_liars_and_leaves_files(tmp_path: Path) -> None:
     assert "3 of 3 rounds" in done.stdout
     assert "Accuracy:" in done.stdout
     told = " ".join(done.stdout.split())
-    assert re.search(r"A round: 0\.443 MB down to all nodes, 0\.147 MB up from them, [\d.]+ ms of the server", told)
-    assert "Training loss of the last round, as the nodes report it (unprotected):" in done.stdout
+    assert re.search(
+        r"A round takes 0\.443 MB down to all nodes, 0\.147 MB up from them and [\d.]+ ms on the server", told
+    )
+    assert "Training loss of the last round, as reported by the nodes (unprotected):" in told
+    assert "So few rounds (3) tell little about" in told
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"rounds.jsonl", "plot.png"}
 
 
@@ -45,9 +48,11 @@ def test_a_run_that_is_stopped_leaves_what_there_is_and_goes_on(
         unsaved = solon_fl(*command)
         assert unsaved.exit_code == 130
         told = " ".join(unsaved.stdout.split())
-        assert "Stopped after 2 of 4 rounds. It was not saved: with --set checkpoint_every=10 the same command" in told
+        assert (
+            "Stopped after 2 of 4 rounds. It was not saved. With --set checkpoint_every=10 a stopped run can be" in told
+        )
         saved = solon_fl(*command, "--set", "checkpoint_every=1")
-        assert "The same command goes on after round 2, the last that was saved." in " ".join(saved.stdout.split())
+        assert "Run the same command to continue after round 2, the last one saved." in " ".join(saved.stdout.split())
     _, *rounds, summary = map(json.loads, (tmp_path / "rounds.jsonl").read_text().splitlines())
     assert [line["round"] for line in rounds] == [0, 1, 2]
     assert summary["error"] == "stopped in round 3 of 4"
@@ -60,6 +65,10 @@ def test_a_run_that_is_stopped_leaves_what_there_is_and_goes_on(
     assert summary["error"] is None
     assert (tmp_path / "plot.png").exists()
     assert not (tmp_path / "rounds-1.jsonl").exists()  # nothing of the first two is lost
+    again = solon_fl(*command, "--set", "checkpoint_every=1")
+    assert "Already finished: all 4 rounds were loaded" in " ".join(again.stdout.split())
+    assert "0/4" not in again.stdout
+    assert "Already finished" not in resumed.stdout
 
 
 @pytest.mark.slow
@@ -128,7 +137,7 @@ def test_what_is_set_is_what_is_run(tmp_path: Path) -> None:
 
 
 def summary_of(done: Result, folder: Path) -> tuple[dict[str, Any], dict[str, Any], str]:
-    """Return the first and the last line of the file of a run, and what was printed, as one line."""
+    """Return the first and the last line of a run's file, and its printed output as one line."""
     assert done.exit_code == 0, done.output
     head, *_, summary = map(json.loads, (folder / "rounds.jsonl").read_text().splitlines())
     return head, summary, " ".join(done.stdout.split())
@@ -143,13 +152,14 @@ def test_a_referee_finds_five_liars_of_six_nodes(tmp_path: Path) -> None:
     assert head["scenario"]["config"]["group_size"] == 6
     assert summary["convicted"] == head["liars"] == [0, 1, 2, 3, 5]
     expected = (
-        r"In 3 rounds nodes computed their group's batches 13 times, and the referee 1 time \(shares disagree: 1\), in "
+        r"In 3 rounds nodes computed their group's batches 13 times. The referee computed them 1 time "
+        r"\(shares disagree: 1\) and took "
     )
     assert re.search(expected + r"[\d.]+ s\. It convicted nodes 0, 1, 2, 3, 5\.", told), told
     honest = solon_fl("simulate", *given, "--set", "num_liars=0", "--output", str(tmp_path / "honest"))
     _, other, told = summary_of(honest, tmp_path / "honest")
     assert other["model_sha256"] == summary["model_sha256"]
-    assert "In 3 rounds the referee was never asked." in told
+    assert "The referee was not asked in any of 3 rounds." in told
 
 
 @pytest.mark.slow
@@ -195,7 +205,7 @@ def test_without_a_number_of_nodes_there_are_enough_for_whole_groups(
             ["--referee", "--set", "group_size=7"],
             "byzantine + stragglers + compression with a referee; got group_size=7",
         ),
-        (["--referee", "--strategy", "fedavg"], "a referee is for strategy=solon; got --referee and strategy=fedavg"),
+        (["--referee", "--strategy", "fedavg"], "a referee needs strategy=solon; got --referee and strategy=fedavg"),
         (["--set", "attack_from=0"], "attack_from must be at least 1; got attack_from=0"),
         (["--set", "checkpoint_every=0"], "checkpoint_every must be a whole number >= 1; got checkpoint_every=0"),
         (["--set", "threads=0"], "threads must be from 1 to "),
@@ -265,5 +275,5 @@ def test_an_output_that_is_no_folder_is_told_before_anything_is_run(tmp_path: Pa
     file.touch()
     done = solon_fl("simulate", "--output", str(file))
     assert is_refused(done)
-    assert done.stderr.startswith(f"error: output must be a folder that can be written to; got output='{file}'")
+    assert done.stderr.startswith(f"error: output must be a writable folder; got output='{file}'")
     assert list(tmp_path.iterdir()) == [file]

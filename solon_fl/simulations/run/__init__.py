@@ -1,6 +1,6 @@
-"""Running one scenario: its strategies, nodes and engines, and what comes of it.
+"""Runs one scenario: its strategies, nodes and engines, and the outcome.
 
-Import `tables` and `plots` where you need them: they use packages that a node does without.
+`tables` and `plots` are not imported here, as they need packages that nodes do not have.
 """
 
 from solon_fl.simulations.run.engines import run_apps

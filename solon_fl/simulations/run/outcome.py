@@ -19,8 +19,9 @@ from solon_fl.simulations.run.round_record import NumberedReport, RoundRecord
 from solon_fl.simulations.run.scenario import Scenario
 from solon_fl.strategies import NodeRecord
 
-__all__ = ["Outcome", "Software"]
+__all__ = ["Outcome", "Software", "few_rounds_sentence"]
 
+FEW_ROUNDS = 5  # fewer are not enough to judge an accuracy by
 LEAST_QUARTILES = 4  # rounds: fewer have no quartiles to speak of
 LEAST_CPU = 0.8  # of one: a run that has less was kept waiting by other programs
 PACKAGES = ("solon-fl", "flwr", "torch", "numpy")  # whose versions are kept
@@ -269,6 +270,11 @@ class Outcome:
                 f"{path} must hold a finished run, as Outcome.save writes it; got {type(error).__name__}: {error}; "
                 "make the run again."
             ) from error
+
+
+def few_rounds_sentence(rounds: int) -> str:
+    """Return a warning about results of so few rounds; "" if there are enough."""
+    return f"So few rounds ({rounds}) tell little about how well the network learns." if rounds < FEW_ROUNDS else ""
 
 
 def _version(package: str) -> str:
