@@ -1,6 +1,6 @@
-"""Comparing strategies under attacks: grids of runs, and what came of them.
+"""Compares strategies under attacks: grids of runs, and their results.
 
-Import `tables`, `plots` and `report` where you need them: they use packages that a node does without.
+`tables`, `plots` and `report` are not imported here, as they need packages that nodes do not have.
 """
 
 from solon_fl.simulations.compare.comparison import (

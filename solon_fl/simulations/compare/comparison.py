@@ -1,4 +1,4 @@
-"""What is compared with what: strategies x attacks x networks, from a TOML file or from code."""
+"""Describes a comparison, strategies x attacks x networks, in a TOML file or in code."""
 
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ from solon_fl.simulations.settings import NONE, read_table, unknown
 __all__ = ["NO_ATTACK", "Comparison", "GroupSizes", "load_comparison", "parse_comparison", "shipped_comparisons"]
 
 NO_ATTACK = NONE
-REFERENCE = "fedavg"  # whose attack-free run shows what there is to lose
+REFERENCE = "fedavg"  # the strategy whose attack-free run the others are compared with
 GroupSizes = Literal["same", "smallest"]
 _CHOSEN_PER_CELL = ("strategy", "attack")
 _TABLES = ("config", "scenario", "network")
@@ -35,29 +35,29 @@ class Comparison:
     Parameters
     ----------
     title, description : str
-        For the report.
+        Heading of the report, and the text below it.
     scenario : Scenario
-        What all runs have in common.
+        The settings that all runs share.
     strategies : tuple of str
         Keys of `STRATEGIES`, or your own; see `Scenario`.
     attacks : tuple of str or None
-        Keys of `ATTACKS`, or your own, or None for no attack.
+        Keys of `ATTACKS`, your own, or None for no attack.
     networks : tuple of Network
-        The times of a run are computed for each of them, without running it again.
+        Networks for which the times of each run are computed. They need no runs of their own.
     batch_seconds : float, optional
-        How long a node takes for one batch. Default: measured on this machine at the start.
+        Seconds that a node takes for one batch. Default: measured on this machine at the start.
     target_accuracy : float, optional
-        In (0, 1): strategies are compared by the time they take to reach it. Default: 95 % of what attack-free
-        training reaches.
+        Accuracy in (0, 1). Strategies are compared by the time that they need to reach it. Default: 95 % of the
+        accuracy of attack-free training.
     group_sizes : "same" or "smallest"
-        Whether all versions of Solon have groups of the scenario's size, or each has the smallest that its own theorem
-        allows. Either way all nodes together process as many batches as one round of the scenario, so that smaller
-        groups mean fewer batches for each node; the scenario's ``num_liars`` keeps the number of liars, too.
+        Whether all versions of Solon have groups of the scenario's size, or each has the smallest groups that its own
+        bound allows. In both cases a round has as many different batches as the scenario says, so nodes of smaller
+        groups compute fewer. Set the scenario's ``num_liars`` to keep the number of liars the same as well.
 
     Raises
     ------
     ConfigurationError
-        If a name is unknown, a number out of its range, or code of your own does not do what it must.
+        If a name is unknown, a number is out of range, or your own code does not behave as required.
     """
 
     title: str
@@ -98,21 +98,21 @@ class Comparison:
         config = self.scenario.config
         if self.group_sizes == "smallest" and config.batches_per_group != config.group_size:
             raise ConfigurationError(
-                "with group_sizes='smallest' a group must compute as many batches as it has nodes, so that a round "
-                f"has the same ones whatever the groups; got batches_per_group={config.batches_per_group}, "
+                "group_sizes='smallest' needs groups that compute as many batches as they have nodes, so that a round "
+                f"has the same batches for all group sizes; got batches_per_group={config.batches_per_group}, "
                 f"group_size={config.group_size}; leave out batches_per_group."
             )
         self._try_own()
 
     def _try_own(self) -> None:
-        """Let code of the user's fail now, and not when the runs before it are finished."""
+        """Make the user's own code fail now, and not after the runs before it."""
         for strategy, attack in product(self.strategies, self.attacks):
             if is_own(strategy) or is_own(attack):
                 try:
                     self.cell(strategy, attack)
                 except OwnCodeError:
                     raise
-                except ConfigurationError:  # the report will say that this run is not possible
+                except ConfigurationError:  # the report says that this run is not possible
                     continue
 
     def cell(self, strategy: str, attack: str | None) -> Scenario:
@@ -130,25 +130,25 @@ class Comparison:
 
 
 def shipped_comparisons() -> dict[str, str]:
-    """Return the title of each comparison that comes with the package, by name."""
+    """Return the titles of the comparisons that come with the package, by name."""
     return {name: str(tomllib.loads(_shipped(name))["title"]) for name in _shipped_names()}
 
 
 def load_comparison(name: str, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> Comparison:
-    """Return a comparison that comes with the package, or that a TOML file of yours describes.
+    """Return a comparison that comes with the package, or one that your own TOML file describes.
 
     Parameters
     ----------
     name : str
         A key of `shipped_comparisons`, or a path that ends in .toml.
     overrides : mapping, optional
-        Entries that replace the file's, by table, such as ``{"scenario": {"rounds": 10}, "": {...}}``; "" stands for
-        the file's top level.
+        Entries that replace those of the file, by table, such as ``{"scenario": {"rounds": 10}, "": {...}}``. "" stands
+        for the top level of the file.
 
     Raises
     ------
     ConfigurationError
-        If there is no such comparison, or it can't be read. The message is one line that says what is wrong and where.
+        If there is no such comparison, or it can't be read. The message is one line that says what is wrong, and where.
     """
     path = Path(name)
     if name in _shipped_names():
@@ -156,17 +156,17 @@ def load_comparison(name: str, overrides: Mapping[str, Mapping[str, Any]] | None
         return parse_comparison(_shipped(name), name, {**given, "": {**_told_anew(given), **given.get("", {})}})
     if path.suffix != ".toml":
         raise ConfigurationError(
-            unknown("comparison", name, _shipped_names()) + " A file of yours must have a name that ends in .toml."
+            unknown("comparison", name, _shipped_names()) + " The name of your own file must end in .toml."
         )
     try:
-        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark of its encoding
+        text = path.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
     except (OSError, ValueError) as error:
         raise ConfigurationError(_printable(f"{path}: can't be read: {error}; check the path.")) from error
     return parse_comparison(text, str(path), overrides)
 
 
 def parse_comparison(text: str, source: str, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> Comparison:
-    """Return the comparison that a TOML text describes; `source` is what error messages call it."""
+    """Return the comparison that a TOML text describes. Error messages call the text by its `source`."""
     try:
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
@@ -196,7 +196,7 @@ def _build(document: dict[str, Any], overrides: Mapping[str, Mapping[str, Any]])
     settings = tables["scenario"] | dict(overrides.get("scenario", {}))
     settings = read_table(Scenario, settings, table="scenario", excluded=("config", *_CHOSEN_PER_CELL))
     if settings.get("dirichlet") is not None:
-        settings["strategy"] = REFERENCE  # Solon, the default, can't have it
+        settings["strategy"] = REFERENCE  # Solon, the default, excludes dirichlet
     with _in_table("scenario"):
         scenario = Scenario(config=config, **settings)
     networks = dict(NETWORKS)
@@ -218,14 +218,14 @@ def _build(document: dict[str, Any], overrides: Mapping[str, Mapping[str, Any]])
 
 
 def _told_anew(overrides: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Return heading and text for a shipped comparison if something is changed that its own may speak of."""
+    """Return a general heading for a shipped comparison if an override makes its own heading wrong."""
     changed = {name for table in overrides.values() for name in table} & SPOKEN_OF
     return {"title": "Strategies under attack", "description": ""} if changed else {}
 
 
 @contextmanager
 def _in_table(table: str) -> Iterator[None]:
-    """Say in an error which table is wrong."""
+    """Name the table in errors."""
     try:
         yield
     except ConfigurationError as error:
@@ -233,7 +233,7 @@ def _in_table(table: str) -> Iterator[None]:
 
 
 def _printable(message: str) -> str:
-    """Return a message as one line: files hold any characters."""
+    """Return a message as one printable line, as files may hold any characters."""
     return "".join(character if character.isprintable() else " " for character in message)
 
 

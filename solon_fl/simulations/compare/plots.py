@@ -20,7 +20,7 @@ PANELS_A_ROW = 3
 
 
 def plot_accuracy(results: Results, network: Network | None = None) -> "Figure":
-    """Draw accuracy by round, or by seconds on a network: one panel an attack, one line a strategy.
+    """Draw accuracy by round, or by seconds on a network: one panel for each attack, one line for each strategy.
 
     Raises
     ------
@@ -65,10 +65,10 @@ def _draw_cells(axes: "Axes", cells: Sequence[Cell], results: Results, network: 
     for cell in cells:
         strategy = strategy_named(cell.strategy)
         across = cell.clock(network, results.batch_seconds) if network else list(range(len(cell.accuracies)))
-        first = 1 if network else 0  # a logarithm has no place for 0
+        first = 1 if network else 0  # 0 has no place on a logarithmic axis
         style: dict[str, Any] = {"color": strategy.colour, "linewidth": 1.4}
         if cell.strategy == "solon":
-            style |= {"linewidth": 3.4, "zorder": 1.5}  # under the others, which often coincide with it
+            style |= {"linewidth": 3.4, "zorder": 1.5}  # below the others, which often coincide with it
         axes.plot(across[first:], cell.accuracies[first:], label=strategy.title, **style)
         if cell.error and cell.accuracies:
             axes.plot(across[-1:], cell.accuracies[-1:], "x", color=strategy.colour, markersize=9, label="_aborted")

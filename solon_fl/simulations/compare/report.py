@@ -13,16 +13,16 @@ __all__ = ["write_report"]
 
 
 def write_report(results: Results, path: Path, command: Sequence[str] = ()) -> None:
-    """Write one HTML page with the verdict, all accuracies, curves, times and settings. It loads nothing from anywhere.
+    """Write one HTML page with the verdict, accuracies, curves, times and settings. It loads nothing from elsewhere.
 
     Parameters
     ----------
     results : Results
-        All of them, or those that are finished.
+        The results of all runs, or of those that are finished.
     path : Path
-        The page.
+        The file to write.
     command : sequence of str, optional
-        The command line that makes it again.
+        The command line that made the results, to be shown on the page.
 
     Raises
     ------

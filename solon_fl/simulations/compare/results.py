@@ -1,4 +1,4 @@
-"""The runs of a comparison, and what they are worth beside each other."""
+"""The runs of a comparison: their numbers, and verdicts that compare them."""
 
 from collections.abc import Set
 from dataclasses import dataclass, field, replace
@@ -13,15 +13,15 @@ from solon_fl.simulations.run import Outcome, RoundRecord, strategy_named
 __all__ = ["Cell", "Results", "Verdict"]
 
 Verdict = Literal["survived", "harmed", "broken"]
-HARMED_BELOW = 0.02  # accuracy lost, of 1
-SLOW = 2.0  # times the quickest run of a strategy: more is not the strategy's doing
-LEAST_DELAY = 0.01  # seconds; less may be chance
-BROKEN_BELOW = 0.5  # part of what training gains that is lost
+HARMED_BELOW = 0.02  # loss of accuracy, 0..1
+SLOW = 2.0  # times as long as the fastest run of a strategy: more is not due to the strategy
+LEAST_DELAY = 0.01  # seconds; a smaller difference may be chance
+BROKEN_BELOW = 0.5  # lost part of the accuracy that training gains
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One strategy under one attack: the outcome of the run, or why there is none.
+    """One strategy under one attack: the outcome of the run, or the reason why there is none.
 
     Attributes
     ----------
@@ -30,12 +30,12 @@ class Cell:
     attack : str or None
         A key of `ATTACKS`, the user's own, or None.
     outcome : Outcome or None
-        As its file has it; None if the run is impossible.
+        The outcome, as loaded from its file. None if the run is impossible.
     refusal : str or None
-        Why it is impossible.
+        Why the run is impossible.
     slowdown : float
-        How many times as long the server took as in the quickest run of the same strategy, if that can't be the
-        attack's doing and is more than 2; else 1.
+        How many times as long the server took as in the fastest run of the same strategy, if that is more than 2 and
+        cannot be due to the attack; else 1.
     """
 
     strategy: str
@@ -46,12 +46,12 @@ class Cell:
 
     @property
     def records(self) -> tuple[RoundRecord, ...]:
-        """One record a round, the untrained model first."""
+        """One record for each round, that of the untrained model first."""
         return () if self.outcome is None else tuple(self.outcome.records)
 
     @property
     def error(self) -> str | None:
-        """Why the run broke off, if it did."""
+        """Why the run broke off; None if it did not."""
         return None if self.outcome is None else self.outcome.error
 
     @cached_property
@@ -66,9 +66,13 @@ class Cell:
 
     @cached_property
     def named(self) -> Set[int]:
-        """Numbers of the nodes that the server named in any round, for whatever reason; suspects are not named."""
-        offences = {} if self.outcome is None else self.outcome.offences
-        return frozenset(number for number, kinds in offences.items() if kinds.keys() - {"suspected"})
+        """See `Outcome.named`."""
+        return frozenset() if self.outcome is None else self.outcome.named
+
+    @cached_property
+    def silent(self) -> Set[int]:
+        """See `Outcome.silent`."""
+        return frozenset() if self.outcome is None else self.outcome.silent
 
     @property
     def bytes_sent(self) -> float:
@@ -87,7 +91,7 @@ class Cell:
 
     @property
     def timing_doubts(self) -> tuple[str, ...]:
-        """Why the server's seconds are not to be trusted; see `Outcome.timing_doubts`."""
+        """Why the server's seconds may be wrong; see `Outcome.timing_doubts`."""
         doubts = () if self.outcome is None else self.outcome.timing_doubts
         if self.slowdown > 1:
             doubts += (f"the server took {self.slowdown:.2g} times as long as in another run of this strategy",)
@@ -110,7 +114,7 @@ class Cell:
 
     @property
     def nodes_asked(self) -> float:
-        """Nodes that computed in a round (mean over the rounds)."""
+        """See `Outcome.nodes_asked`."""
         return 0.0 if self.outcome is None else self.outcome.nodes_asked
 
     @property
@@ -120,14 +124,14 @@ class Cell:
 
     @property
     def has_referee(self) -> bool:
-        """Whether there was a referee to ask."""
+        """See `Outcome.has_referee`."""
         return self.outcome is not None and self.outcome.has_referee
 
     def round_times(self, network: Network, batch_seconds: float) -> list[RoundSeconds]:
-        """Return how long each round takes on a network.
+        """Return the duration of each round on a network.
 
-        In a round with resting nodes that had to be asked after all, nodes computed one after the other. A referee
-        computes after them, one group that it is asked about after the other.
+        In a round in which resting nodes had to be asked, these computed after the others. A referee computes after
+        all nodes, and one group after the other.
         """
         return [
             round_seconds(
@@ -146,23 +150,23 @@ class Cell:
         ]
 
     def mean_round(self, network: Network, batch_seconds: float) -> float | None:
-        """Return the seconds of a round on a network, the mean over the rounds; None if there was none."""
+        """Return the mean seconds of a round on a network; None if there was no round."""
         times = [seconds.total for seconds in self.round_times(network, batch_seconds)]
         return fmean(times) if times else None
 
     def clock(self, network: Network, batch_seconds: float) -> list[float]:
-        """Return the seconds since the start after every round, 0.0 for the untrained model."""
+        """Return the seconds from the start to the end of each round; 0.0 for the untrained model."""
         times = [0.0]
         for seconds in self.round_times(network, batch_seconds):
             times.append(times[-1] + seconds.total)
         return times
 
     def rounds_to(self, accuracy: float) -> int | None:
-        """Return the first round after which the accuracy is that or more; None if there is none."""
+        """Return the first round that reaches this accuracy; None if none does."""
         return next((number for number, reached in enumerate(self.accuracies) if reached >= accuracy), None)
 
     def seconds_to(self, accuracy: float, network: Network, batch_seconds: float) -> float | None:
-        """Return the seconds until the accuracy is reached; None if it never is."""
+        """Return the seconds until this accuracy is reached; None if it never is."""
         number = self.rounds_to(accuracy)
         return None if number is None else self.clock(network, batch_seconds)[number]
 
@@ -174,11 +178,11 @@ class Results:
     Attributes
     ----------
     comparison : Comparison
-        What is to be run.
+        The comparison.
     cells : tuple of Cell
-        In the comparison's order. Those that are not finished are missing.
+        The finished cells, in the comparison's order.
     batch_seconds : float
-        How long a node takes for one batch: given, or measured.
+        Seconds that a node takes for one batch, given or measured.
     """
 
     comparison: Comparison
@@ -189,8 +193,8 @@ class Results:
         object.__setattr__(self, "cells", tuple(self._with_slowdown(cell) for cell in self.cells))
 
     def _with_slowdown(self, cell: Cell) -> Cell:
-        """Return a cell that knows if another of its strategy, whose server had as much to do, was far quicker."""
-        if strategy_named(cell.strategy).client in ("solon", "draco"):  # to decode takes longer if there are lies
+        """Return the cell with its slowdown, compared with runs of its strategy in which the server did as much."""
+        if strategy_named(cell.strategy).client in ("solon", "draco"):  # decoding takes longer if there are lies
             return cell
         same = (other.server_seconds for other in self.cells if other.strategy == cell.strategy)
         quickest = min((seconds for seconds in same if seconds), default=0.0)
@@ -204,24 +208,24 @@ class Results:
 
     @cached_property
     def reference(self) -> Cell | None:
-        """The attack-free run to compare with: FedAvg's, or that of the first strategy that has one."""
+        """The attack-free run to compare with: that of FedAvg, or of the first strategy that has one."""
         candidates = [REFERENCE, *self.comparison.strategies]
         found = (self.cell(strategy, None) for strategy in candidates)
         return next((cell for cell in found if cell is not None and cell.accuracies), None)
 
     @property
     def target_accuracy(self) -> float | None:
-        """The accuracy to which times are compared; None if it is not given and there is no reference."""
+        """The accuracy at which times are compared; None if it is not given and there is no reference."""
         if self.comparison.target_accuracy is not None:
             return self.comparison.target_accuracy
         return None if self.reference is None else 0.95 * self.reference.accuracies[-1]
 
     def verdict(self, cell: Cell) -> Verdict | None:
-        """Return what an attack did: "survived", "harmed" or "broken"; None without an attack or anything to judge by.
+        """Return "survived", "harmed" or "broken"; None without an attack or without a run to compare with.
 
         The run is compared with the attack-free run of the same strategy, or with the reference if there is none. It is
-        harmed if its final accuracy is more than 2 points lower. It is broken if, besides, more than half of what
-        training gains is lost, or if it broke off.
+        harmed if its final accuracy is more than 2 points lower. It is broken if it also loses more than half of what
+        training gains, or if it broke off.
         """
         if cell.outcome is None:
             return None
@@ -233,14 +237,14 @@ class Results:
             return None
         start, end = unharmed.accuracies[0], unharmed.accuracies[-1]
         if end <= start:
-            return None  # nothing was learnt that could be lost
-        lost = round(end - cell.accuracies[-1], 9)  # two points are 0.02, not 0.02 and some float noise
+            return None  # nothing was learnt, so nothing can be lost
+        lost = round(end - cell.accuracies[-1], 9)  # without float noise, so that two points are exactly 0.02
         if lost <= HARMED_BELOW:
             return "survived"
         return "broken" if lost > round(BROKEN_BELOW * (end - start), 9) else "harmed"
 
     def speed(self, cell: Cell | None, network: Network) -> float | None:
-        """Return how many times as long as Solon under the same attack a run takes to the target accuracy."""
+        """Return the time of a run to the target accuracy, as a multiple of Solon's under the same attack."""
         target = self.target_accuracy
         if target is None or cell is None or cell.outcome is None:
             return None

@@ -1,4 +1,4 @@
-"""Making the runs of a comparison: one by one or several at a time, kept in files, and never made twice."""
+"""Makes the runs of a comparison, one by one or several at a time. Finished runs are kept in files and not repeated."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ __all__ = ["run_comparison"]
 
 OnRound = Callable[[RoundRecord], None]
 OnCell = Callable[[Cell | Scenario], OnRound | None]
-PAUSE = 0.1  # seconds between two looks at whether a run has ended
+PAUSE = 0.1  # seconds between two checks whether a run has ended
 logger = logging.getLogger(__name__)
 
 
@@ -36,23 +36,23 @@ def run_comparison(
     *,
     processes: int = 1,
 ) -> Iterable[Results]:
-    """Make all runs that are not finished yet, and yield the results so far after each.
+    """Make all runs that are not finished yet. After each of them, yield the results so far.
 
     Parameters
     ----------
     comparison : Comparison
-        What to run.
+        The comparison to run.
     folder : Path
-        Where outcomes are kept, one file a run. The file's name holds a hash of the scenario, so that several
-        comparisons can share a folder and none overwrites another's runs; also of the user's own code and folders of
-        data, as `digest_of` tells them apart.
+        Folder in which outcomes are kept, one file for each run. The file's name has a hash of the scenario, and of
+        the user's own code and folders of data (see `digest_of`). So several comparisons can share a folder without
+        overwriting each other's runs.
     on_cell : callable, optional
-        Called with the scenario when a run begins, it returns what to call after every round. If there is nothing to
-        run, it is called with the Cell.
+        Called with the scenario when a run begins. It may return a function to be called after every round. For a
+        cell that needs no run, it is called with the `Cell`.
     processes : int
-        Runs that are made at the same time. With more than one each has a process of its own, with as many threads as
-        torch has here. Give no more than there are cores, or the server's seconds are those of a busy machine. A
-        program that is a script must then begin its work under ``if __name__ == "__main__"``.
+        Number of runs at a time. With more than one, each has its own process, with as many threads as torch has here.
+        Use no more than there are cores: otherwise the server's seconds are those of a busy machine. A script must
+        then start its work under ``if __name__ == "__main__"``.
     """
     batch_seconds = _batch_seconds(comparison, folder)
     cells: dict[tuple[str, str | None], Cell | None] = {}
@@ -79,12 +79,12 @@ def run_comparison(
 def _known(
     comparison: Comparison, strategy: str, attack: str | None, folder: Path, missing: list[tuple[Scenario, Path]]
 ) -> Cell | None:
-    """Return a cell that is finished or impossible; note the scenario of another one, and its file, as missing."""
+    """Return a cell that is finished or impossible. Otherwise add its scenario and file to the missing ones."""
     try:
         scenario = comparison.cell(strategy, attack)
     except ConfigurationError as error:
         return Cell(strategy, attack, refusal=str(error))
-    name = f"{strategy}-{attack or NO_ATTACK}".replace(":", ".")  # which not every file system takes
+    name = f"{strategy}-{attack or NO_ATTACK}".replace(":", ".")  # not every file system allows colons
     path = folder / f"{name}-{_digest(scenario)}.jsonl"
     outcome = _finished(path)
     if outcome is None:
@@ -102,7 +102,7 @@ def _one_by_one(missing: Iterable[tuple[Scenario, Path]], on_cell: OnCell) -> It
 def _at_once(
     missing: Iterable[tuple[Scenario, Path]], on_cell: OnCell, processes: int
 ) -> Iterator[tuple[Scenario, Path]]:
-    """Make the runs in processes of their own, which say so after every round and at the end; yield each then."""
+    """Make the runs in other processes, which report every round and the end of the run; yield each finished run."""
     context = get_context("spawn")
     news, stop = context.Queue(), context.Event()
     runs = dict(enumerate(missing))
@@ -115,7 +115,7 @@ def _at_once(
                 number, record = news.get(timeout=PAUSE)
             except Empty:
                 for future in futures.values():
-                    if future.done():  # it raised, or its process died; else its last news are on the way
+                    if future.done():  # it raised, or its process died, or its last report is still on the way
                         future.result()
                 continue
             if number not in on_rounds:
@@ -130,11 +130,11 @@ def _at_once(
         pool.shutdown(cancel_futures=True)
 
 
-_shared: list[Any] = []  # of a process of `_at_once`: where its news go, whether it should stop, and its threads
+_shared: list[Any] = []  # in a process of `_at_once`: the queue for reports, the event that stops it, and its threads
 
 
 def _begin(news: Any, stop: Any, threads: int) -> None:
-    signal(SIGINT, SIG_IGN)  # Ctrl-C reaches all processes; the first one tells the others
+    signal(SIGINT, SIG_IGN)  # Ctrl-C reaches all processes; the main one stops the others
     logging.getLogger("flwr").setLevel(logging.CRITICAL)
     _shared[:] = news, stop, threads
 
@@ -153,7 +153,7 @@ def _make(number: int, scenario: Scenario, path: Path) -> None:
 
 
 def _finished(path: Path) -> Outcome | None:
-    """Return a finished run; None if there is none. A damaged file is put aside, so that the run is made again."""
+    """Return a finished run; None if there is none. A damaged file is renamed, so that the run is repeated."""
     if not path.exists():
         return None
     try:
@@ -161,12 +161,14 @@ def _finished(path: Path) -> Outcome | None:
     except ConfigurationError:
         aside = path.with_suffix(".damaged")
         path.replace(aside)
-        logger.warning("%s is no finished run: it is now %s, and is run again.", path, aside.name)
+        logger.warning(
+            "%s does not hold a finished run. It was renamed to %s, and the run is repeated.", path, aside.name
+        )
         return None
 
 
 def _digest(scenario: Scenario) -> str:
-    """Return 8 characters that differ where the scenario does, or code or folders of the user's that it names."""
+    """Return a hash, 8 characters, of the scenario and of the user's own code and folders that it names."""
     names = [scenario.strategy, scenario.attack, scenario.dataset, scenario.model]
     files = {name: digest for name in names if name and (digest := digest_of(name))}
     text = json.dumps(jsonable(asdict(scenario)), sort_keys=True) + (json.dumps(files) if files else "")
@@ -174,7 +176,7 @@ def _digest(scenario: Scenario) -> str:
 
 
 def _batch_seconds(comparison: Comparison, folder: Path) -> float:
-    """Return the seconds per batch. They are measured once per folder, so that a resumed comparison has one clock."""
+    """Return the seconds per batch. They are measured once per folder, so that a resumed comparison uses one value."""
     if comparison.batch_seconds is not None:
         return comparison.batch_seconds
     path = folder / f"batch-seconds-{_digest(comparison.scenario)}.json"
@@ -185,5 +187,5 @@ def _batch_seconds(comparison: Comparison, folder: Path) -> float:
         return float(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, TypeError, ValueError) as error:
         raise ConfigurationError(
-            f"{path} should hold the seconds of a batch; got {error}; delete it to measure them again."
+            f"{path} must hold the seconds of a batch; got {error}; delete the file to measure them again."
         ) from error

@@ -1,4 +1,4 @@
-"""What came of a comparison, in sentences. All of it follows from the results."""
+"""The verdict of a comparison, in sentences that follow from its results."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from solon_fl.simulations.compare.comparison import NO_ATTACK
 from solon_fl.simulations.compare.results import Cell, Results, Verdict
 from solon_fl.simulations.network import Network
 from solon_fl.simulations.run import Outcome, strategy_named
+from solon_fl.simulations.run.outcome import few_rounds_sentence
 
 __all__ = ["Standing", "listed", "named_liars", "scatter_sentence", "standings", "verdict_sentences"]
 
@@ -17,16 +18,16 @@ GRAVITY: tuple[Verdict, ...] = ("broken", "harmed", "survived")
 
 @dataclass(frozen=True)
 class Standing:
-    """How one strategy fared under all attacks.
+    """The results of one strategy under all attacks.
 
     Attributes
     ----------
     strategy : str
         A key of `STRATEGIES`.
     cells : tuple of Cell
-        Its runs, in the comparison's order of attacks; those that are possible and finished.
+        Its possible and finished runs, in the comparison's order of attacks.
     results : Results
-        What they are from.
+        The results of which they are part.
     """
 
     strategy: str
@@ -35,18 +36,18 @@ class Standing:
 
     @property
     def title(self) -> str:
-        """The strategy's name for people."""
+        """The strategy's title."""
         return strategy_named(self.strategy).title
 
     @cached_property
     def worst(self) -> Cell | None:
-        """The run under attack that ended with the least accuracy; without any the attack-free one."""
+        """The run under attack with the lowest final accuracy; without such a run, the attack-free one."""
         cells = [cell for cell in self.cells if cell.attack is not None] or list(self.cells)
         return min((cell for cell in cells if cell.accuracies), key=lambda cell: cell.accuracies[-1], default=None)
 
     @cached_property
     def verdict(self) -> Verdict | None:
-        """The gravest verdict, "survived" only if there is one under every attack; else None."""
+        """The worst verdict. "survived" needs a verdict under every attack; otherwise it is None."""
         found = {cell.attack: self.results.verdict(cell) for cell in self.cells}
         complete = all(found.get(attack) is not None for attack in self.results.comparison.attacks if attack)
         gravest = next((verdict for verdict in GRAVITY if verdict in found.values()), None)
@@ -54,25 +55,25 @@ class Standing:
 
     @cached_property
     def model(self) -> str | None:
-        """The first digits of the final model's SHA-256, if it is the same in all of several runs."""
+        """The first digits of the final model's SHA-256, if there are several runs and all have the same model."""
         digests = {cell.outcome.model_sha256 for cell in self.cells if cell.outcome is not None}
         return digests.pop()[:SHOWN_DIGITS] or None if len(digests) == 1 and len(self.cells) > 1 else None
 
     @property
     def named(self) -> str:
-        """How many liars the server named, in the run in which these were fewest."""
+        """How many liars the server named in the run in which it named the fewest."""
         told = [(len(cell.named & cell.liars), named_liars(cell)) for cell in self.cells if cell.liars]
         return min(told, default=(0, ""))[1]
 
     @property
     def example(self) -> Cell | None:
-        """The run that shows what a round costs: the attack-free one, if there is one."""
+        """The run that shows the costs of a round: the attack-free one, if there is one."""
         cells = [cell for cell in self.cells if len(cell.records) > 1]
         return min(cells, key=lambda cell: cell.attack is not None, default=None)
 
 
 def standings(results: Results) -> list[Standing]:
-    """Return all strategies, the one with the best worst accuracy first, and those that are not possible last."""
+    """Return all strategies, the best worst accuracy first, and those that are not possible last."""
     found = [
         Standing(strategy, tuple(c for c in results.cells if c.strategy == strategy and c.outcome is not None), results)
         for strategy in results.comparison.strategies
@@ -81,7 +82,7 @@ def standings(results: Results) -> list[Standing]:
 
 
 def verdict_sentences(results: Results) -> list[str]:
-    """Return what a reader should know first; nothing while attacked runs are missing, or if nothing can be judged."""
+    """Return the verdict; nothing while runs under attack are missing, or if there is nothing to compare with."""
     judged = [standing for standing in standings(results) if standing.verdict is not None]
     attacks = [attack for attack in results.comparison.attacks if attack is not None]
     if not judged or any(results.cell(s, attack) is None for s in results.comparison.strategies for attack in attacks):
@@ -95,31 +96,36 @@ def verdict_sentences(results: Results) -> list[str]:
     outcomes = [(cell, cell.outcome) for cell in results.cells if cell.outcome is not None]
     sentences += [_unstepped(cell, outcome) for cell, outcome in outcomes if outcome.unstepped]
     sentences += _costs(results)
-    return sentences
+    few = few_rounds_sentence(results.comparison.scenario.rounds)
+    return [*sentences, few] if few else sentences
 
 
 def scatter_sentence(results: Results) -> str:
-    """Return in a sentence how many runs were timed on a busy machine; "" if none was."""
+    """Return in a sentence how many runs were timed on a busy machine; "" if none."""
     busy = [cell for cell in results.cells if cell.timings_scatter]
     if not busy:
         return ""
     return (
-        f"This machine was busy with other work during {len(busy)} of {len(results.cells)} runs: their "
-        "server's seconds scatter, or are longer than the work took. They are marked ~."
+        f"This machine was busy with other work during {len(busy)} of {len(results.cells)} runs. The server's seconds "
+        "of these runs, marked ~, scatter or are too long."
     )
 
 
 def named_liars(cell: Cell) -> str:
-    """Return in words how many of the liars the server named; an empty text for strategies that name none."""
+    """Return in words how many liars the server named, and how many others of them did not reply.
+
+    The text is empty for strategies that name no nodes.
+    """
     if not cell.named and (not cell.liars or strategy_named(cell.strategy).client not in ("solon", "draco")):
         return ""
     right, wrong = len(cell.named & cell.liars), len(cell.named - cell.liars)
     named = f"all {right}" if right == len(cell.liars) else f"{right} of {len(cell.liars)}"
-    return named + (f", {wrong} wrongly" if wrong else "")
+    silent = len(cell.liars & cell.silent - cell.named)
+    return named + (f", {silent} silent" if silent else "") + (f", {wrong} wrongly" if wrong else "")
 
 
 def listed(words: Sequence[str], last: str = "and") -> str:
-    """Return words as a list in a sentence."""
+    """Return words as a list within a sentence."""
     return f" {last} ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
@@ -134,29 +140,29 @@ def _survival(survivors: Sequence[Standing], others: Sequence[Standing], attacks
 
 
 def _strength(standing: Standing) -> str:
-    """Return what a survivor did besides: liars named, and the very same model with them and without."""
-    assert standing.worst is not None  # it has a verdict
-    parts = [f"{standing.title} ended with {_percent(standing.worst)} at worst"]
+    """Return a survivor's worst accuracy, the liars it named, and whether all its models are the same."""
+    assert standing.worst is not None  # as it has a verdict
+    parts = [f"{standing.title} reached {_percent(standing.worst)} at worst"]
     if standing.named:
-        first, *wrongly = standing.named.split(", ")
-        parts.append(f"named {first} {'liar' if first == 'all 1' else 'liars'}{f' ({wrongly[0]})' if wrongly else ''}")
+        first, _, others = standing.named.partition(", ")
+        liars = {"all 1": "the liar", "all 2": "both liars"}.get(first, f"{first} liars")
+        parts.append(f"named {liars}" + (f" ({others})" if others else ""))
     if standing.model:
         parts.append(
-            f"made the same model to the last bit in {_all(len(standing.cells))} runs, whoever lied "
-            f"(SHA-256 {standing.model}…)"
+            f"made the same model, to the last bit, in {_all(len(standing.cells))} runs (SHA-256 {standing.model}…)"
         )
     return listed(parts) + "."
 
 
 def _fall(others: Sequence[Standing]) -> str:
-    """Return how low the others fell, and by which attack."""
+    """Return the worst accuracies of the others, and the attacks that caused them."""
     fallen = [
         f"{standing.title} {_percent(standing.worst)} ({standing.worst.attack or NO_ATTACK})"
         for standing in others
         if standing.worst is not None
     ]
     broken = [standing.title for standing in others if standing.worst is None]
-    sentence = f"At worst, the others ended with: {', '.join(fallen)}." if fallen else ""
+    sentence = f"Worst accuracies of the others: {', '.join(fallen)}." if fallen else ""
     return sentence + (f" {listed(broken)} broke off." if broken else "")
 
 
@@ -166,7 +172,7 @@ def _unstepped(cell: Cell, outcome: Outcome) -> str:
 
 
 def _costs(results: Results) -> list[str]:
-    """Return where Solon loses or wins: computation, and the time to the same accuracy."""
+    """Return how Solon's costs compare: computation, and the time to the same accuracy."""
     by_name = {standing.strategy: standing for standing in standings(results)}
     solon = by_name.pop("solon", None)
     if solon is None or solon.example is None or not by_name:
@@ -177,15 +183,15 @@ def _costs(results: Results) -> list[str]:
     sentences = []
     if fewer:
         sentences.append(
-            f"Solon pays in computation: each of its nodes computes {batches} batches a round, and a node of "
-            f"{listed(list(fewer), 'or')} only {min(fewer.values())}."
+            f"Solon costs computation: each of its nodes computes {batches} batches a round, while a node of "
+            f"{listed(list(fewer), 'or')} computes only {min(fewer.values())}."
         )
     times = (_relative_times(results, network) for network in results.comparison.networks)
     return sentences + [sentence for sentence in times if sentence is not None]
 
 
 def _relative_times(results: Results, network: Network) -> str | None:
-    """Return a sentence about the attack-free times of the other strategies, if they can be compared with Solon's."""
+    """Return the attack-free times of the other strategies in a sentence; None if there are none to compare."""
     parts = []
     for strategy in results.comparison.strategies:
         ratio = results.speed(results.cell(strategy, None), network) if strategy != "solon" else None
@@ -195,7 +201,7 @@ def _relative_times(results: Results, network: Network) -> str | None:
     if not parts:
         return None
     goal = f"{100 * (results.target_accuracy or 0.0):.1f} %"
-    return f"On {network.name}, without an attack, the time to {goal} is, as a multiple of Solon's: {times}."
+    return f"Time to {goal} on {network.name} without an attack, as a multiple of Solon's: {times}."
 
 
 def _percent(cell: Cell) -> str:

@@ -1,4 +1,4 @@
-"""Tables about a comparison, for the terminal."""
+"""Tables of a comparison, for the terminal."""
 
 from rich import box
 from rich.markup import escape
@@ -13,12 +13,12 @@ from solon_fl.simulations.run import strategy_named
 
 __all__ = ["SCATTER_MARK", "costs_table", "rounds_table", "show_seconds", "survival_table", "times_table"]
 
-SCATTER_MARK = "~"  # beside seconds that a busy machine has spoilt
+SCATTER_MARK = "~"  # beside seconds that were measured on a busy machine
 VERDICT_STYLES = {"survived": "green", "harmed": "yellow", "broken": "bold red", None: "dim"}
 
 
 def survival_table(results: Results) -> Table:
-    """Return who survives what: a row a strategy, the best worst accuracy first, and below it digits of the SHA-256."""
+    """Return final accuracies and digits of the SHA-256: a row for each strategy, the best worst accuracy first."""
     table = _table(escape(results.comparison.title), "strategy")
     for heading in ("worst", *(attack or NO_ATTACK for attack in results.comparison.attacks)):
         table.add_column(_broken(heading), justify="right", overflow="fold")
@@ -32,13 +32,15 @@ def survival_table(results: Results) -> Table:
             *(_survival(results, cell) for cell in cells),
             standing.named,
         )
-    table.caption = f"Accuracy at the end, and {SHOWN_DIGITS} digits of the model's SHA-256: equal if every bit is."
+    table.caption = (
+        f"Final accuracy, and {SHOWN_DIGITS} digits of the model's SHA-256, which are equal if all bits are."
+    )
     return table
 
 
 def costs_table(results: Results) -> Table:
-    """Return what a round costs, a row a strategy: medians, of the attack-free run if there is one."""
-    table = _table("What a round costs, and seconds to the same accuracy", "strategy")
+    """Return the costs of a round, a row for each strategy: medians, of the attack-free run if there is one."""
+    table = _table("Costs of a round, and seconds to the same accuracy", "strategy")
     for heading in ("batches\na node", "MB\ndown", "MB\nup", "ms of\nserver"):
         table.add_column(heading, justify="right", overflow="fold")
     for network in results.comparison.networks:
@@ -54,8 +56,8 @@ def costs_table(results: Results) -> Table:
                 *(_to_target(results, cell, network) for network in results.comparison.networks),
             )
     target = results.target_accuracy
-    goal = "" if target is None else f" Last columns: seconds to {target:.1%}, computed for that network."
-    table.caption = f"MB of all nodes together.{goal}"
+    goal = "" if target is None else f" Last columns: seconds to {target:.1%}, computed for each network."
+    table.caption = f"MB: sum over all nodes.{goal}"
     return table
 
 
@@ -64,7 +66,7 @@ def times_table(results: Results) -> Table | None:
     target = results.target_accuracy
     if target is None:
         return None
-    table = _table(f"Seconds to {target:.1%} accuracy (in brackets: in units of Solon's)", "attack", "strategy")
+    table = _table(f"Seconds to {target:.1%} accuracy (in brackets: as a multiple of Solon's)", "attack", "strategy")
     for network in results.comparison.networks:
         table.add_column(escape(network.name), justify="right", overflow="fold")
     for cell in results.cells:
@@ -78,8 +80,8 @@ def times_table(results: Results) -> Table | None:
 
 
 def rounds_table(results: Results) -> Table:
-    """Return a table with what a round took in computation and seconds: means over the rounds."""
-    table = _table("A round (means): who computes how much, and its seconds", "attack", "strategy")
+    """Return a table of the computation and seconds of a round: means over the rounds."""
+    table = _table("Computation and seconds of a round (means)", "attack", "strategy")
     for heading in ("group", "nodes", "batches\nof all", "referee\nin all"):
         table.add_column(heading, justify="right", overflow="fold")
     for network in results.comparison.networks:
@@ -91,12 +93,14 @@ def rounds_table(results: Results) -> Table:
             numbers.append(str(cell.referee_computations) if cell.has_referee else "-")
             times = [cell.mean_round(network, results.batch_seconds) for network in results.comparison.networks]
             table.add_row(*_names(cell), *numbers, *map(show_seconds, times), end_section=_ends_section(results, cell))
-    table.caption = "referee: how often in the whole run it computed a group's batches, which are among those of all."
+    table.caption = (
+        "referee in all: how often it computed a group's batches in the whole run. These are among the batches of all."
+    )
     return table
 
 
 def _table(title: str, *names: str) -> Table:
-    """Return a table that begins with names, and leaves room for more in 80 columns."""
+    """Return a table that begins with columns of names, and is narrow enough for more columns in 80 characters."""
     table = Table(
         title=title,
         title_justify="left",
@@ -116,7 +120,7 @@ def _names(cell: Cell) -> tuple[str, str]:
 
 
 def _broken(name: str) -> str:
-    """Return a name in two lines, if it is the user's or an attack's that is long."""
+    """Return a name, broken into two lines if it is the user's own or long."""
     if is_own(name):
         return name.replace(":", ":\n")
     return name.replace("-", "-\n", 1) if len(name) > 10 else name
@@ -146,5 +150,5 @@ def _ends_section(results: Results, cell: Cell) -> bool:
 
 
 def show_seconds(seconds: float | None) -> str:
-    """Return seconds for people, with three digits, or a dash for never."""
+    """Return seconds as text with three digits, or a dash for never."""
     return "-" if seconds is None else f"{seconds:.3g}" if seconds < 1000 else f"{seconds:,.0f}"

@@ -1,4 +1,4 @@
-"""What the report of a comparison shows, as data: how it looks is the template's business."""
+"""The content of a comparison's report, as data. The template decides how it looks."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -23,11 +23,11 @@ from solon_fl.simulations.run.tables import KIND_LABELS
 
 __all__ = ["Axis", "Heat", "HeatRow", "ReportView", "view_of"]
 
-NOT_SHOWN = ("config", "strategy", "attack", "compute_once")  # of a scenario
+NOT_SHOWN = ("config", "strategy", "attack", "compute_once")  # fields of a scenario
 HEAT_STEPS = 10
-MOST_ROWS = 60  # of a map of nodes
+MOST_ROWS = 60  # rows of a map of nodes
 MARKS = {"survived": "✓ survived", "harmed": "~ harmed", "broken": "✗ broken", None: ""}
-PARTS = (  # of a round, with colours that the colour-blind can tell apart (Okabe & Ito)
+PARTS = (  # parts of a round, in colours that colour-blind readers can tell apart (Okabe & Ito)
     ("computation", "#0072B2"),
     ("down", "#56B4E9"),
     ("up", "#009E73"),
@@ -45,11 +45,11 @@ class Heat:
     Attributes
     ----------
     accuracy : str
-        The final one; "" if there is none.
+        The final accuracy; "" if there is none.
     level : int or None
-        0..10: how much of what training gains was left; None without an accuracy.
+        Part of the gain of training that was left, 0..10; None without an accuracy.
     words : sequence of str
-        What else is known of the run, a line each.
+        What else is known about the run, one line each.
     reason : str
         Why there is no accuracy, or why the run broke off.
     """
@@ -62,7 +62,7 @@ class Heat:
 
 @dataclass(frozen=True, kw_only=True)
 class HeatRow:
-    """A strategy of the heat map: its title, its worst accuracy under attack, and a cell for each attack."""
+    """A row of the heat map: the strategy's title, its worst accuracy under attack, and a cell for each attack."""
 
     title: str
     worst: str
@@ -71,7 +71,7 @@ class HeatRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """Curves of all attacks over one x axis: rounds, or seconds on a network."""
+    """Charts of all attacks over one x axis: rounds, or seconds on a network."""
 
     name: str
     charts: Sequence[LineChart]
@@ -79,40 +79,40 @@ class Axis:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportView:
-    """A page about a comparison.
+    """The report of a comparison.
 
     Attributes
     ----------
     title, description : str
-        Of the comparison.
+        Heading and text of the comparison.
     missing : int
-        Runs that are not finished.
+        Number of runs that are not finished.
     verdict : sequence of str
-        What to know first, in sentences.
+        The verdict, in sentences.
     attacks : sequence of (str, str)
-        Title of each column, and what the liars do.
+        Title of each column, and a description of the attack.
     rows : sequence of HeatRow
-        Who survives, the best first.
+        The strategies, best first.
     refusals : sequence of str
-        Why runs are not possible.
+        Why some runs are not possible.
     axes : sequence of Axis
         Accuracy by round, and by seconds on each network.
     target : str
-        The accuracy to which times are compared; "" if there is none.
+        The accuracy at which times are compared; "" if there is none.
     scatter : str
-        What is said of a busy machine; "" if it was not.
+        A warning that the machine was busy; "" if it was not.
     times : sequence of BarChart
-        A round's parts, one chart a network.
+        The parts of a round, one chart for each network.
     batch_seconds : str
-        Of a batch on a node, and whether they were measured.
+        Seconds of a batch on a node, and whether they were measured.
     maps : sequence of NodeMap
-        Who was named when, for each run under attack of a strategy that names anyone.
+        Which nodes were named or silent, and when, for each run under attack in which any were.
     summary : str
-        The setting in a sentence.
+        The main settings, in a sentence.
     settings : mapping
         All settings.
     versions : str
-        Of the software.
+        Versions of the software.
     """
 
     title: str
@@ -134,7 +134,7 @@ class ReportView:
 
 
 def view_of(results: Results) -> ReportView:
-    """Return what the report says of these results."""
+    """Return the report of these results."""
     comparison, scenario = results.comparison, results.comparison.scenario
     config, ranked, target = scenario.config, standings(results), results.target_accuracy
     shown = {name: value for name, value in asdict(scenario).items() if name not in NOT_SHOWN and value is not None}
@@ -159,9 +159,9 @@ def view_of(results: Results) -> ReportView:
         batch_seconds=f"{results.batch_seconds:.3g} s a batch, {given}",
         maps=list(_maps(results, ranked)),
         summary=(
-            f"{config.num_nodes} nodes, {scenario.expected_liars} of them liars under attack; groups of "
-            f"r = {config.group_size}, s = {config.byzantine}, k = {config.compression}; {scenario.rounds} rounds. "
-            "The other strategies are told the number of liars."
+            f"{config.num_nodes} nodes, {scenario.expected_liars} of which lie under attack; groups of "
+            f"r = {config.group_size} with s = {config.byzantine} and k = {config.compression}; {scenario.rounds} "
+            "rounds. The other strategies are told the number of liars."
         ),
         settings={**shown, **asdict(config)},
         versions=f"{versions}, Python {software.python}, torch on {software.threads} threads" if software else "",
@@ -195,7 +195,7 @@ def _heat(results: Results, strategy: str, attack: str | None) -> Heat:
 
 
 def _level(results: Results, cell: Cell) -> int | None:
-    """Return how much of what training gains is left, in tenths: of what the best attack-free run gained."""
+    """Return how much of the best attack-free run's gain in accuracy is left, in tenths."""
     honest = [other.accuracies for other in results.cells if other.attack is None and other.accuracies]
     honest = honest or [other.accuracies for other in results.cells if other.accuracies]
     if not cell.accuracies:
@@ -268,7 +268,7 @@ def _times(results: Results, ranked: Sequence[Standing], network: Network) -> Ba
 
 
 def _parts(cell: Cell, network: Network, batch_seconds: float) -> list[float]:
-    """Return the seconds of a typical round in the order of `PARTS`: the median of each part."""
+    """Return the seconds of a typical round, in the order of `PARTS`: the median of each part."""
     reports = [record.report for record in cell.records if record.report is not None]
     down = median(
         network.down_seconds(num_nodes=max(1, report.nodes_asked), bytes_out=report.bytes_out) for report in reports
@@ -283,12 +283,12 @@ def _parts(cell: Cell, network: Network, batch_seconds: float) -> list[float]:
 def _maps(results: Results, ranked: Sequence[Standing]) -> Iterator[NodeMap]:
     for standing in ranked:
         for cell in standing.cells:
-            if cell.attack is not None and cell.named and cell.outcome is not None:
+            if cell.attack is not None and cell.outcome is not None and (cell.named or cell.silent):
                 yield _map(results, cell)
 
 
 def _map(results: Results, cell: Cell) -> NodeMap:
-    """Return who was named when in a run: rows for the liars and for all who were named."""
+    """Return which nodes were named or silent when: rows for the liars, and for all nodes that were."""
     spans: dict[int, list[Span]] = {number: [] for number in sorted(cell.liars)}
     for record in cell.records:
         for number, kind in dict(reversed(record.named())).items():
@@ -299,9 +299,9 @@ def _map(results: Results, cell: Cell) -> NodeMap:
         lies = number in cell.liars
         rows.append(NodeRow.of(f"node {number}{' (liar)' if lies else ''}", spans[number], is_marked=lies))
     others = results.comparison.scenario.config.num_nodes - len(spans)
-    note = f"The other {others} nodes were named in no round." if others else ""
+    note = f"The other {others} nodes were never named or silent." if others else ""
     if len(spans) > len(shown):
-        note = f"{len(spans) - len(shown)} more nodes that were named are not shown. {note}"
+        note = f"{len(spans) - len(shown)} more of these nodes are not shown. {note}"
     return NodeMap(
         title=f"{strategy_named(cell.strategy).title}, {cell.attack}",
         rows=rows,

@@ -122,11 +122,16 @@ class Outcome:
 
     @property
     def named(self) -> frozenset[int]:
-        """Numbers of the nodes of which the server said that what they sent was wrong.
+        """Numbers of the nodes whose reply the server called wrong in any round: a lie, other bits, or malformed.
 
-        Silent and late nodes are not named, and neither are suspects.
+        Nodes that did not reply are in `silent`. Suspects are not named.
         """
         return frozenset(number for number, kinds in self.offences.items() if kinds.keys() - {"silent", "suspected"})
+
+    @property
+    def silent(self) -> frozenset[int]:
+        """Numbers of the nodes that were silent or late in any round."""
+        return frozenset(number for number, kinds in self.offences.items() if "silent" in kinds)
 
     @property
     def has_referee(self) -> bool:

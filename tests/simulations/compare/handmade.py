@@ -1,4 +1,4 @@
-"""Results of comparisons written by hand, for tests of what is made of them."""
+"""Results of comparisons written by hand, for tests of tables, plots and reports."""
 
 import io
 from collections.abc import Sequence
@@ -35,20 +35,22 @@ def cell(
     error: str | None = None,
     liars: Sequence[int] = (),
     named: Sequence[int] = (),
+    silent: Sequence[int] = (),
     waited: Sequence[int] = (),
     escalated: Sequence[int] = (),
     refereed: Sequence[int] | None = None,
     bytes_in: int = 1_000_000,
     aggregating: Sequence[float] = (),
 ) -> Cell:
-    """Return a run of 10 nodes that compute 3 batches each, are sent 2 MB and take 0.25 s of the server a round.
+    """Return a run of 10 nodes. In a round each computes 3 batches, the server sends 2 MB and takes 0.25 s.
 
-    With `refereed`, there is a referee, who is asked about the second group in these rounds, and takes 0.15 s of the
-    server's. With `aggregating`, so many seconds and 0.05 more, by round.
+    With `refereed` there is a referee. It is asked about the second group in these rounds, and takes 0.15 s of the
+    server's. With `aggregating` the server takes so many seconds and 0.05 more, by round.
     """
 
     def report(number: int) -> NumberedReport:
-        first = NumberedGroup(group=0, status="clean", nodes_asked=5, corrupt_nodes=tuple(named) if number == 1 else ())
+        caught, mute = (tuple(named), tuple(silent)) if number == 1 else ((), ())
+        first = NumberedGroup(group=0, status="clean", nodes_asked=5, corrupt_nodes=caught, silent_nodes=mute)
         asked = NumberedReferee(reason="shares disagree", answered=True, seconds=0.15)
         second = NumberedGroup(
             group=1,
@@ -101,7 +103,7 @@ ALL = (SOLON, HONEST, RESCUED, RUINED, ABORTED, REFUSED)
 
 
 def results(*cells: Cell, batch_seconds: float = 0.5, **changes: Any) -> Results:
-    """Return the results that consist of these cells."""
+    """Return results with these cells."""
     values: dict[str, Any] = {
         "title": "By hand",
         "scenario": SCENARIO,
@@ -113,7 +115,7 @@ def results(*cells: Cell, batch_seconds: float = 0.5, **changes: Any) -> Results
 
 
 def rendered(table: Table | None, width: int = 80) -> str:
-    """Return a table as a terminal of that width shows it."""
+    """Return a table as a terminal of this width shows it."""
     assert table is not None
     stream = io.StringIO()
     Console(width=width, file=stream).print(table)

@@ -207,9 +207,9 @@ def test_what_is_no_file_is_said_so(tmp_path: Path) -> None:
     (tmp_path / "garbage.toml").write_bytes(bytes(range(128, 256)))
     with pytest.raises(ConfigurationError, match=r"garbage\.toml: can't be read: .*utf-8"):
         load_comparison(str(tmp_path / "garbage.toml"))
-    with pytest.raises(ConfigurationError, match=r"there is no 'dmeo'; did you mean demo\? .*ends in \.toml"):
+    with pytest.raises(ConfigurationError, match=r"there is no 'dmeo'; did you mean demo\? .*must end in \.toml"):
         load_comparison("dmeo")
-    with pytest.raises(ConfigurationError, match=r"there is no 'mine\.json'; choose from demo, .*ends in \.toml"):
+    with pytest.raises(ConfigurationError, match=r"there is no 'mine\.json'; choose from demo, .*must end in \.toml"):
         load_comparison("mine.json")
 
 
@@ -258,7 +258,7 @@ documents = st.dictionaries(
 
 
 def toml(value: object) -> str:
-    """Return a value as TOML; the strings of JSON are TOML's, but for what TOML calls nan and inf."""
+    """Return a value as TOML. JSON strings are TOML strings; TOML also has nan and inf."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{json.dumps(key)} = {toml(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):

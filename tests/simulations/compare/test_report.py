@@ -108,7 +108,7 @@ def test_a_map_has_a_row_for_liars_and_for_all_who_were_named() -> None:
         ("node 7 (liar)", "lying, round 1"),
         ("node 8", "lying, round 1"),
     ]
-    assert shown.note == "The other 7 nodes were named in no round."
+    assert shown.note == "The other 7 nodes were never named or silent."
 
 
 # The sentences
@@ -126,9 +126,9 @@ def test_the_verdict_says_who_survived_and_how_far_the_others_fell() -> None:
     results = replace(results, cells=(*results.cells, Cell("bulyan", "foe", refusal="no")))
     assert verdict_sentences(results)[:3] == [
         "Only Solon survived both attacks.",
-        "Solon ended with 79.0 % at worst, named all 2 liars and made the same model to the last bit in all 3 runs, "
-        "whoever lied (SHA-256 012345…).",
-        "At worst, the others ended with: FedAvg 12.3 % (alie), MultiKrum 10.0 % (alie).",
+        "Solon reached 79.0 % at worst, named both liars and made the same model, to the last bit, in all 3 runs "
+        "(SHA-256 012345…).",
+        "Worst accuracies of the others: FedAvg 12.3 % (alie), MultiKrum 10.0 % (alie).",
     ]
     assert not any("Bulyan" in sentence for sentence in verdict_sentences(results))
 
@@ -146,14 +146,28 @@ def test_the_verdict_says_where_solon_pays() -> None:
     multikrum = [cell("multikrum", attack, [0.1, 0.8]) for attack in (None, "alie")]
     sentences = verdict_sentences(handmade.results(dear, HONEST, RESCUED, RUINED, *multikrum))
     assert sentences[-2:] == [
-        "Solon pays in computation: each of its nodes computes 30 batches a round, and a node of MultiKrum or FedAvg "
-        "only 3.",
-        "On slow, without an attack, the time to 76.0 % is, as a multiple of Solon's: FedAvg 0.3, MultiKrum 0.15.",
+        "Solon costs computation: each of its nodes computes 30 batches a round, while a node of MultiKrum or FedAvg "
+        "computes only 3.",
+        "Time to 76.0 % on slow without an attack, as a multiple of Solon's: FedAvg 0.3, MultiKrum 0.15.",
     ]
 
 
 def test_where_nothing_can_be_judged_there_is_no_verdict() -> None:
     assert verdict_sentences(handmade.results(RESCUED, RUINED)) == []
+
+
+def test_so_few_rounds_qualify_the_verdict() -> None:
+    few = handmade.results(SOLON, RESCUED, scenario=replace(handmade.SCENARIO, rounds=4))
+    assert verdict_sentences(few)[-1] == "So few rounds (4) tell little about how well the network learns."
+    assert not any("few rounds" in sentence for sentence in verdict_sentences(handmade.results(SOLON, RESCUED)))
+
+
+def test_silent_liars_are_told_apart_from_named_ones() -> None:
+    mute = cell("solon", "silent", [0.1, 0.2], liars=[1, 2, 3], named=[2], silent=[1, 2, 7])
+    assert (mute.named, mute.silent) == ({2}, {1, 2, 7})
+    assert named_liars(mute) == "1 of 3, 1 silent"
+    (shown,) = view_of(handmade.results(mute)).maps
+    assert ("node 7", "silent or late, round 1") in [(row.label, row.words) for row in shown.rows]
 
 
 def test_named_liars_are_told_with_those_named_wrongly() -> None:

@@ -41,7 +41,7 @@ def curves(results: Results) -> list[list[float]]:
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[Scenario]:
-    """Every scenario that is really run from now on."""
+    """Every scenario that is run from now on."""
     run: list[Scenario] = []
 
     def counting(scenario: Scenario, on_round: Callable[[RoundRecord], None] | None = None) -> Outcome:
@@ -60,7 +60,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[Scenario]:
     [
         (0.90, "survived"),
         (0.80, "survived"),
-        (0.78, "survived"),  # two points are not more than two points, whatever floats make of 0.8 - 0.78
+        (0.78, "survived"),  # exactly two points, whatever floats make of 0.8 - 0.78
         (0.779, "harmed"),
         (0.45, "harmed"),  # half of what training gained
         (0.449, "broken"),
@@ -129,7 +129,7 @@ def test_rounds_and_seconds_to_an_accuracy() -> None:
     run = cell("solon", None, [0.1, 0.4, 0.3, 0.6], waited=[2])
     assert [run.rounds_to(accuracy) for accuracy in (0.05, 0.1, 0.35, 0.4, 0.5, 0.7)] == [0, 0, 1, 1, 3, None]
     # A round: 3 batches of 0.5 s; latency twice 0.5 s; 2 MB out, each node's 0.2 MB at 0.8 Mbit/s (the server's 2 MB
-    # take as long); 1 MB back, likewise; 0.25 s of the server. In round 2 the deadline of 30 s besides.
+    # take as long); 1 MB back at the same rate; 0.25 s of the server. Round 2 also has the deadline of 30 s.
     usual = 1.5 + 1.0 + 2.0 + 1.0 + 0.25
     assert run.clock(SLOW, 0.5) == pytest.approx([0.0, usual, 2 * usual + 30, 3 * usual + 30])
     assert [parts.waiting for parts in run.round_times(SLOW, 0.5)] == [0.0, 30.0, 0.0]
@@ -149,7 +149,7 @@ def test_a_referee_computes_after_the_nodes_and_counts_as_one_more() -> None:
     first, second = run.round_times(SLOW, 0.5)
     assert [(parts.computation, parts.referee) for parts in (first, second)] == [(1.5, 0.0), (1.5, 1.5)]
     assert first.server == pytest.approx(0.25)
-    assert second.server == pytest.approx(0.10), "its own seconds are none of the server's"
+    assert second.server == pytest.approx(0.10), "its own seconds do not count as the server's"
     assert run.mean_round(SLOW, 0.5) == pytest.approx((first.total + second.total) / 2)
     assert run.batches_of_all == 3 * (10 + 0.5)
     assert (run.nodes_asked, run.referee_computations, run.has_referee) == (10, 1, True)
@@ -278,7 +278,7 @@ def test_a_damaged_file_is_put_aside_and_its_run_made_again(
     path = next(tmp_path.glob("fedavg-none-*.jsonl"))
     path.write_text(damage(path.read_text()), encoding="latin-1")
     after = run_all(tmp_path)
-    assert f"{path} is no finished run: it is now {path.stem}.damaged, and is run again." in caplog.text
+    assert f"{path} does not hold a finished run. It was renamed to {path.stem}.damaged, and the run is" in caplog.text
     assert [cell.accuracies for cell in after.cells] == [cell.accuracies for cell in before.cells]
     assert path.with_suffix(".damaged").exists()
 
@@ -293,7 +293,9 @@ def test_seconds_per_batch_are_measured_once(tmp_path: Path, monkeypatch: pytest
     path = next(tmp_path.glob("batch-seconds-*.json"))
     for damaged in ("", "[]", '"x"'):
         path.write_text(damaged)
-        with pytest.raises(ConfigurationError, match=f"{path.name} should hold the seconds of a batch; .*; delete it"):
+        with pytest.raises(
+            ConfigurationError, match=f"{path.name} must hold the seconds of a batch; .*; delete the file"
+        ):
             run_all(tmp_path, measured)
 
 
@@ -337,4 +339,4 @@ def test_a_run_is_doubted_that_took_far_longer_than_another_of_the_same_strategy
     doubts = {(c.strategy, c.attack): c.timing_doubts for c in handmade.results(*cells).cells}
     slow = doubts.pop(("bulyan", "foe"))
     assert slow == ("the server took 6.7 times as long as in another run of this strategy",)
-    assert set(doubts.values()) == {()}, "to decode lies takes longer, and a factor of 2 may be chance"
+    assert set(doubts.values()) == {()}, "decoding lies takes longer, and a factor of 2 may be chance"

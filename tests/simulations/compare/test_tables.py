@@ -12,7 +12,7 @@ from tests.simulations.compare.handmade import ALL, HONEST, RESCUED, SLOW, cell,
 
 
 def many(attacks: tuple[str | None, ...]) -> Results:
-    """All strategies with slow, long runs under these attacks, on four networks."""
+    """Return results of all strategies, with slow and long runs under these attacks, on four networks."""
     cells = []
     for attack in attacks:
         for number, strategy in enumerate(STRATEGIES):
