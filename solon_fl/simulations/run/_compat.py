@@ -1,4 +1,4 @@
-"""All private parts of Flower that an in-process Grid needs."""
+"""All private parts of Flower that an in-process Grid uses."""
 
 from uuid import uuid4
 
@@ -11,7 +11,7 @@ SERVER_NODE_ID = 1
 
 
 def become_server() -> None:
-    """Give this process the identity that Flower requires for making a Message, unless it has one."""
+    """Give this process the identity that Flower needs to create a Message, unless it has one."""
     for name in ("run_id", "node_id", "task_id"):
         try:
             getattr(TaskIdentity, name)
@@ -20,7 +20,7 @@ def become_server() -> None:
 
 
 def assign_message_id(message: Message) -> str:
-    """Write a new id into a message's metadata, as Flower's own Grids do, and return the id."""
+    """Set a new id in a message's metadata, as Flower's own Grids do, and return it."""
     message_id = str(uuid4())
     message.metadata.__dict__["_message_id"] = message_id
     return message_id

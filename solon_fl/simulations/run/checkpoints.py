@@ -1,4 +1,4 @@
-"""Checkpoints of a simulated run, which hold its curve too."""
+"""Checkpoints of a simulated run, which include the records of its rounds."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -14,15 +14,15 @@ __all__ = ["RecordedCheckpoints"]
 
 
 class RecordedCheckpoints(Checkpoints):
-    """Checkpoints that hold the records of all rounds so far, and from which only the same scenario can go on.
+    """Checkpoints that include the records of all rounds so far. Only the same scenario can continue from them.
 
     Parameters
     ----------
     checkpoints : Checkpoints
         Where to save, and how often.
     outcome : Outcome
-        Of the run. Its records are saved, and replaced when there is a checkpoint to go on from. All of its scenario
-        but `rounds` must be that of the checkpoint.
+        The outcome of the run. Its records are saved, and replaced when the run continues from a checkpoint. All of its
+        scenario except `rounds` must equal the checkpoint's.
     """
 
     def __init__(self, checkpoints: Checkpoints, outcome: Outcome) -> None:
@@ -32,19 +32,19 @@ class RecordedCheckpoints(Checkpoints):
         self._outcome = outcome
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint with the records."""
+        """Write a checkpoint that includes the records."""
         notes = {**checkpoint.notes, "records": [asdict(record) for record in self._outcome.records]}
         super().save(replace(checkpoint, run={**self._run, **checkpoint.run}, notes=notes))
 
     def load(self, run: Mapping[str, Any], take_over: Callable[[Checkpoint], None] | None = None) -> Checkpoint | None:
-        """Return the newest checkpoint that can be used, and take its records."""
+        """Return the newest usable checkpoint, and take over its records."""
 
         def take(checkpoint: Checkpoint) -> None:
             try:
                 records = rebuilt(list[RoundRecord], checkpoint.notes["records"])
             except (ValueError, LookupError, TypeError, AttributeError) as error:
                 raise CheckpointError(
-                    f"its records are not those of this version of solon_fl ({' '.join(str(error).split())[:200]})"
+                    f"its records are not from this version of solon_fl ({' '.join(str(error).split())[:200]})"
                 ) from error
             if take_over is not None:
                 take_over(checkpoint)

@@ -1,4 +1,4 @@
-"""Where Flower apps run: in this process, or on Flower's own simulation engine."""
+"""Runs Flower apps in this process, or on Flower's own simulation engine."""
 
 import importlib.util
 import os
@@ -23,9 +23,9 @@ def run_apps(server_app: ServerApp, client_app: ClientApp, scenario: Scenario, l
     server_app, client_app
         The app.
     scenario : Scenario
-        Says how many nodes there are, and on which engine.
+        The scenario, which sets the number of nodes and the engine.
     liars : Liars, optional
-        Those by which the ClientApp's mods go. In this process they learn of each other's tasks.
+        The liars that the ClientApp's mods use. In this process they learn each other's tasks.
 
     Raises
     ------
@@ -45,7 +45,7 @@ def _run_on_ray(server_app: ServerApp, client_app: ClientApp, num_nodes: int) ->
     """Run on Flower's own simulation engine."""
     if importlib.util.find_spec("ray") is None:
         raise ConfigurationError(
-            "engine='ray' needs Flower's simulation engine; ray is not installed; pip install 'solon-fl[ray]'."
+            "engine='ray' needs Flower's simulation engine, but ray is not installed; run: pip install 'solon-fl[ray]'."
         )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     from flwr.simulation import run_simulation

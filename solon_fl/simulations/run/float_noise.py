@@ -1,4 +1,4 @@
-"""Calibration of simulated nodes that really compute, and therefore round, in different ways."""
+"""Calibrates simulated nodes that compute, and therefore round, in different ways."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,14 +28,14 @@ Kernels = Literal["onednn", "native"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeKind:
-    """How a node computes. This decides the order in which it adds numbers up, and so how its sums are rounded.
+    """How a node computes. This decides the order of its additions, and so the rounding of its sums.
 
     Attributes
     ----------
     threads : int
-        Of torch.
+        Number of torch's threads.
     kernels : "onednn" or "native"
-        Which of torch's CPU kernels compute.
+        Torch's CPU kernels to use.
     """
 
     threads: int = 1
@@ -54,22 +54,22 @@ def calibrate_scenario(
     Parameters
     ----------
     scenario : Scenario
-        Model, data, nodes, attack; strategy "solon". Every node computes, whatever `compute_once` says.
+        Model, data, nodes and attack, with strategy "solon". Every node computes, regardless of `compute_once`.
     kinds : sequence of NodeKind
-        The nodes get one each, in turn.
+        Kinds that are assigned to the nodes in turn.
     rounds, liars
         See `solon_fl.strategies.calibrate`.
 
     Raises
     ------
     ConfigurationError
-        If the strategy is another, or if there is an attack and the engine is "ray", which orders its nodes in a way
-        that can't be foreseen.
+        If the strategy is another one, or if there is an attack and the engine is "ray", whose order of nodes is
+        unpredictable.
     GroupFailedError
         If no group could be compared.
     """
     if scenario.strategy != "solon":
-        raise ConfigurationError(f"calibration is for strategy='solon'; got strategy={scenario.strategy!r}.")
+        raise ConfigurationError(f"calibration needs strategy='solon'; got strategy={scenario.strategy!r}.")
     if scenario.engine == "ray" and scenario.attack is not None:
         raise ConfigurationError(
             f"calibration with an attack needs engine='in-process'; got engine='ray', attack={scenario.attack!r}."
@@ -93,7 +93,7 @@ def calibrate_scenario(
                 timeout=scenario.timeout,
                 liars=liars,
             )
-        except SolonError as error:  # Flower's engine would swallow it
+        except SolonError as error:  # Flower's engine would hide it
             found = error
         outcome.append(found)
 
@@ -104,7 +104,7 @@ def calibrate_scenario(
 
 
 def _computing_as(kinds: tuple[NodeKind, ...]) -> Mod:
-    """Return a mod that makes each node compute as its kind does."""
+    """Return a mod that makes each node compute like its kind."""
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         with _computing(kinds[partition_id(context) % len(kinds)]):
@@ -117,7 +117,7 @@ def _computing_as(kinds: tuple[NodeKind, ...]) -> Mod:
 def _computing(kind: NodeKind) -> Iterator[None]:
     threads, enabled = torch.get_num_threads(), torch.backends.mkldnn.enabled
     torch.set_num_threads(kind.threads)
-    # Its own context manager, flags, sets more than this, with a warning. Types don't show that this is a property.
+    # The context manager `flags` would set more than this, with a warning. Its types hide that this is a property.
     setattr(torch.backends.mkldnn, "enabled", kind.kernels == "onednn")  # noqa: B010
     try:
         yield
@@ -129,7 +129,7 @@ def _computing(kind: NodeKind) -> Iterator[None]:
 def _lying(scenario: Scenario) -> Mod:
     """Return a mod that makes the scenario's liars lie.
 
-    Liars go by their partition ids here: calibration gives all nodes of a group the same slot.
+    Liars are chosen by partition id here, as calibration gives all nodes of a group the same slot.
     """
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:

@@ -1,4 +1,4 @@
-"""A Flower Grid that runs the ClientApp in this process, without Ray: the messages are the same."""
+"""A Flower Grid that runs the ClientApp in this process, with the same messages as in a deployment."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -17,7 +17,7 @@ from solon_fl.task import TASK, SolonTask
 
 __all__ = ["ColludersGrid", "InProcessGrid", "partition_of"]
 
-CLIENT_APP_RAISED = 2  # Flower's error code for it
+CLIENT_APP_RAISED = 2  # Flower's error code for an exception in the ClientApp
 logger = logging.getLogger("flwr")
 
 
@@ -27,18 +27,18 @@ def partition_of(node_id: int) -> int:
 
 
 class InProcessGrid(Grid):
-    """A Grid of nodes 1..num_nodes that all run the given ClientApp. A message is handled when its reply is pulled.
+    """A Grid of the nodes 1..num_nodes, which all run one ClientApp. A message is handled when its reply is pulled.
 
     Parameters
     ----------
     client_app : ClientApp
         Called for every message. Each node has a Context whose node_config holds "partition-id" (0 for node 1) and
-        "num-partitions", as in Flower's simulation. As in a deployment, an exception becomes an error reply, and None
-        becomes no reply.
+        "num-partitions", as in Flower's simulation. As in a deployment, an exception becomes an error reply, and there
+        is no reply for None.
     num_nodes : int
-        P.
+        P, the number of nodes.
     run_config : mapping, optional
-        The run's settings, found in ``context.run_config``.
+        The run's settings, for ``context.run_config``.
     """
 
     replies_at_once = True  # pull_messages computes them, in the caller's thread
@@ -63,7 +63,7 @@ class InProcessGrid(Grid):
             for node_id in range(1, num_nodes + 1)
         }
         self._waiting: dict[str, Message] = {}
-        self.own_code_error: OwnCodeError | None = None  # of an attack of the user's, which is no node that crashed
+        self.own_code_error: OwnCodeError | None = None  # an error in the user's own attack, not a crash of a node
 
     def set_run(self, run: Run) -> None:
         """Set the run."""
@@ -85,7 +85,7 @@ class InProcessGrid(Grid):
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Take messages; they are handled when their replies are pulled."""
+        """Accept messages. They are handled when their replies are pulled."""
         message_ids = []
         for message in messages:
             if message.metadata.dst_node_id not in self._contexts:
@@ -95,19 +95,19 @@ class InProcessGrid(Grid):
         return message_ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Handle the messages of these ids and return the replies to them."""
+        """Handle the messages with these ids, and return the replies."""
         replies = [self._handle(self._waiting.pop(i)) for i in list(message_ids) if i in self._waiting]
         return [reply for reply in replies if reply is not None]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Handle messages at once and return the replies."""
+        """Handle messages at once, and return the replies."""
         return self.pull_messages(self.push_messages(messages))
 
     def _handle(self, message: Message) -> Message | None:
         context = self._contexts[message.metadata.dst_node_id]
         try:
             reply: Message | None = self._client_app(message, context)
-        except Exception as error:  # as in a deployment, a ClientApp's exception is an error reply
+        except Exception as error:  # an error reply, as in a deployment
             if isinstance(error, OwnCodeError):
                 self.own_code_error = error
             logger.debug("Node %d raised", context.node_id, exc_info=True)
@@ -126,7 +126,7 @@ class ColludersGrid(InProcessGrid):
     client_app, num_nodes
         See `InProcessGrid`.
     liars : Liars
-        Those by which the ClientApp's mods go.
+        The liars that the ClientApp's mods use.
     """
 
     def __init__(self, client_app: ClientApp, num_nodes: int, liars: Liars) -> None:

@@ -34,7 +34,7 @@ _TRIED_EXAMPLES = 8
 
 
 def load_data(scenario: Scenario) -> Dataset:
-    """Return a scenario's data, from memory if it was loaded last."""
+    """Return a scenario's data. The data set that was loaded last is kept in memory."""
     return _load(scenario.dataset, scenario.data_dir, scenario.image_size)
 
 
@@ -44,13 +44,13 @@ def _load(name: str, data_dir: Path | None, image_size: int | None) -> Dataset:
 
 
 def try_own_model(scenario: Scenario, dataset: Dataset) -> None:
-    """Let a network of the user's learn from a few examples, as a node on which it raises only counts as failed.
+    """Train the user's own network on a few examples now. Later an exception would only count as a failed node.
 
     Raises
     ------
     OwnCodeError
-        If it raises, returns other logits than it must, gets other weights when it is made again, or computes something
-        else when it computes again.
+        If the network raises or returns logits of a wrong shape or type, or if its weights or results differ when it is
+        made or computed again.
     """
     name = scenario.model
     if not is_own(name):
@@ -60,16 +60,16 @@ def try_own_model(scenario: Scenario, dataset: Dataset) -> None:
     for (entry, one), other in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
         if not torch.equal(one.nan_to_num(), other.nan_to_num()):
             raise OwnCodeError(
-                f"model={name!r} must have the same weights whenever it is made with one seed; got others in {entry}; "
-                "draw them from torch, numpy or random, whose states are seeded."
+                f"model={name!r} must have the same weights each time it is made with the same seed; got other weights "
+                f"in {entry}; draw them from torch, numpy or random, whose states are seeded."
             )
-    with seeded(0), theirs("model", name):  # the second time numpy and random go on from where they are then
+    with seeded(0), theirs("model", name):  # the second time, numpy and random are in another state
         one, other = (_learnt(name, model, again.state_dict(), scenario, dataset) for _ in range(2))
     for what, value in one.items():
         if not torch.equal(value.nan_to_num(), other[what].nan_to_num()):
             raise OwnCodeError(
-                f"model={name!r} must compute the same of the same weights and inputs, as all nodes of a group must; "
-                f"got another {what} the second time; keep nothing from one call for the next, and draw random numbers "
+                f"model={name!r} must compute the same result from the same weights and inputs, as all nodes of a "
+                f"group must; got another {what} the second time; keep no state between calls, and draw random numbers "
                 "from torch's global state, which is seeded for every batch, not from numpy or random."
             )
 
@@ -77,7 +77,7 @@ def try_own_model(scenario: Scenario, dataset: Dataset) -> None:
 def _learnt(
     name: str, model: nn.Module, weights: dict[str, Tensor], scenario: Scenario, dataset: Dataset
 ) -> dict[str, Tensor]:
-    """Return a network's loss and gradients on the first examples, computed as on a node, by what they are."""
+    """Return a network's loss and gradients on the first examples, by name, computed as on a node."""
     model.load_state_dict(weights)
     model.zero_grad()
     count, classes = min(_TRIED_EXAMPLES, scenario.batch_size, len(dataset.train_labels)), dataset.num_classes
@@ -90,8 +90,9 @@ def _learnt(
                 else type(outputs).__name__
             )
             raise OwnCodeError(
-                f"model={name!r} must return a number for each input and class, floating-point, ({count}, {classes}) "
-                f"here; got {got}; let it take num_classes. Simulations classify, with cross-entropy as the loss."
+                f"model={name!r} must return one floating-point number for each input and class, here "
+                f"({count}, {classes}); got {got}; let it take num_classes. Simulations classify, with "
+                "cross-entropy as the loss."
             )
         loss = functional.cross_entropy(outputs, dataset.train_labels[:count])
         loss.backward()  # type: ignore[no-untyped-call]
@@ -100,38 +101,38 @@ def _learnt(
 
 
 class ImageClient(SolonClientMixin):
-    """The client of a scenario: it classifies the scenario's images or texts, and serves every strategy."""
+    """The client of a scenario. It classifies the scenario's images or texts, under any strategy."""
 
     def __init__(self, scenario: Scenario, dataset: Dataset | None = None) -> None:
         self.scenario = scenario
         self._dataset = dataset
         self._model: nn.Module | None = None
         self._computed_round = 0
-        self._computed: dict[object, tuple[Tensor, Losses]] = {}  # of that round, by what was computed
-        self._parts: list[Tensor] = []  # places of each node's own examples, if it has some
+        self._computed: dict[object, tuple[Tensor, Losses]] = {}  # results of that round, by what was computed
+        self._parts: list[Tensor] = []  # indices of each node's own examples, with dirichlet
         self._momenta: dict[int, tuple[int, Tensor]] = {}  # round and momentum, by the node's number
 
     def __getstate__(self) -> dict[str, object]:
-        # A Ray actor is sent the scenario, and loads the data itself.
+        # A Ray actor gets the scenario, and loads the data itself.
         fresh = ImageClient(self.scenario)
         return fresh.__dict__
 
     @property
     def dataset(self) -> Dataset:
-        """The data, loaded when first needed."""
+        """The data, loaded on first use."""
         if self._dataset is None:
             self._dataset = load_data(self.scenario)
         return self._dataset
 
     def build_model(self, context: Context) -> nn.Module:
-        """See `SolonClientMixin.build_model`. All nodes share one model, as the server's weights replace its own."""
+        """See `SolonClientMixin.build_model`. All nodes share one model: the server's weights replace its own."""
         if self._model is None:
             shape, classes = self.dataset.input_shape, self.dataset.num_classes
             self._model = build_model(self.scenario.model, shape, classes, seed=0)
         return self._model
 
     def batch_loss(self, model: nn.Module, batch: Batch, context: Context) -> Tensor:
-        """Return the cross-entropy of batch_size examples drawn for this batch."""
+        """Return the cross-entropy of the batch_size examples drawn for this batch."""
         chosen = self._examples(batch, context)
         device = self.device()
         inputs = self.dataset.train_inputs[chosen].to(device)
@@ -139,7 +140,7 @@ class ImageClient(SolonClientMixin):
         return functional.cross_entropy(model(inputs), labels.to(device))
 
     def _examples(self, batch: Batch, context: Context) -> Tensor:
-        """Return the places of the training examples in a batch: out of all, or out of the node's own part."""
+        """Return the indices of a batch's training examples, drawn from all or from the node's own part."""
         alpha, config = self.scenario.dirichlet, self.scenario.config
         if alpha is None:
             return batch.sample(len(self.dataset.train_labels), self.scenario.batch_size)
@@ -157,18 +158,18 @@ class ImageClient(SolonClientMixin):
         *,
         multiple: int = 1,
     ) -> Tensor:
-        """See `SolonClientMixin.mean_gradient`. It is computed once for all nodes if the scenario says so."""
+        """See `SolonClientMixin.mean_gradient`. It is computed once for all nodes if the scenario has compute_once."""
         compute = partial(super().mean_gradient, arrays, batches, buffers, context, multiple=multiple)
         return self._once(context, batches[0].round, (multiple, *(batch.number for batch in batches)), compute)
 
     def update(self, arrays: ArrayRecord, task: SolonTask, context: Context, config: dict[str, object]) -> Tensor:
-        """See `SolonClientMixin.update`. It is computed once per group if the scenario says so."""
+        """See `SolonClientMixin.update`. It is computed once per group if the scenario has compute_once."""
         return self._once(context, task.round, task.group, partial(super().update, arrays, task, context, config))
 
     def train_alone(self, message: Message, context: Context) -> Message:
-        """Answer with the plain gradient of one batch: the node's part in strategies without groups.
+        """Reply with the plain gradient of one batch, for strategies without groups.
 
-        A node takes the batch that has its number, so that honest runs of all strategies see the same data.
+        A node takes the batch with its own number, so that honest runs of all strategies see the same data.
         """
         arrays = message.content.array_records[ARRAYS]
         server_round = int(str(message.content.config_records[CONFIG]["server-round"]))
@@ -187,10 +188,10 @@ class ImageClient(SolonClientMixin):
         return Message(content, reply_to=message)
 
     def _with_momentum(self, gradient: Tensor, number: int, server_round: int, is_buffer: Tensor) -> Tensor:
-        """Return momentum * (the node's momentum of the round before) + gradient, and where buffers stand the gradient.
+        """Return momentum * (the node's momentum of the round before) + gradient; for buffers, the gradient alone.
 
-        The server's SGD would do the same with the mean of the gradients, so that the learning rate means the same.
-        Who asks again in a round, as an attacker does that knows all nodes, gets what it got before.
+        The server's SGD would do the same with the mean of the gradients, so the learning rate has the same meaning.
+        Further calls in the same round return the same result. An attacker that knows all nodes makes such calls.
         """
         latest, momentum = self._momenta.get(number, (0, torch.zeros_like(gradient)))
         if latest != server_round:
@@ -199,13 +200,13 @@ class ImageClient(SolonClientMixin):
         return momentum
 
     def _once(self, context: Context, server_round: int, what: object, compute: Callable[[], Tensor]) -> Tensor:
-        """Return what `compute` returns, from memory if it was computed before in this round."""
+        """Return the result of `compute`, from memory if it was computed before in this round."""
         if not self.scenario.compute_once:
             return compute()
         if self._computed_round != server_round:
             self._computed.clear()
             self._computed_round = server_round
-        key = (what, flips_labels(context))  # honest nodes never get what was computed on flipped labels
+        key = (what, flips_labels(context))  # honest nodes never get a result of flipped labels
         if key not in self._computed:
             with collected_losses() as losses:
                 self._computed[key] = compute(), losses
@@ -215,7 +216,7 @@ class ImageClient(SolonClientMixin):
 
 
 def make_client_app(client: ImageClient, liars: Liars | None = None) -> ClientApp:
-    """Return the ClientApp of a scenario's nodes, honest or not; see `Scenario.mods` for `liars`."""
+    """Return the ClientApp of a scenario's nodes, both honest ones and liars; see `Scenario.mods` for `liars`."""
     scenario = client.scenario
     attack = scenario.mods(liars)
     kind = strategy_named(scenario.strategy).client
@@ -227,7 +228,7 @@ def make_client_app(client: ImageClient, liars: Liars | None = None) -> ClientAp
     if kind == "signum":
         model = client.build_model(_nobody())
         signs = signum_mod(scenario.momentum, buffer_names(model))
-        # Liars lie about the gradient and send its signs, but a mod that spoils replies spoils the signs.
+        # Liars falsify the gradient before its signs are taken. A mod that spoils replies spoils the signs.
         spoils_replies = scenario.attack is not None and attack_named(scenario.attack).spoils_replies
         attack = [*attack, signs] if spoils_replies else [signs, *attack]
     app.train(mods=[downlink_mod, *attack])(client.train_alone)
@@ -247,16 +248,16 @@ def measure_batch_seconds(scenario: Scenario) -> float:
         started = time.monotonic()
         client.mean_gradient(arrays, [Batch(0, 0, number)], buffer_names(model), context)
         seconds.append(time.monotonic() - started)
-    return statistics.median(seconds[1:])  # the first warms up
+    return statistics.median(seconds[1:])  # the first one is a warm-up
 
 
 def _nobody() -> Context:
-    """Return a context for what is the same on every node."""
+    """Return a context of no particular node."""
     return Context(run_id=0, node_id=0, node_config={}, state=RecordDict(), run_config={})
 
 
 def _split(vector: Tensor, arrays: ArrayRecord, frozen: Collection[str]) -> ArrayRecord:
-    """Return a vector as an ArrayRecord that has the names and shapes of a model's entries that are coded."""
+    """Return a vector as an ArrayRecord with the names and shapes of the model's coded entries."""
     coded = _coded(arrays, frozen)
     parts = torch.split(vector, [math.prod(array.shape) for array in coded.values()])
     return ArrayRecord(
@@ -265,11 +266,11 @@ def _split(vector: Tensor, arrays: ArrayRecord, frozen: Collection[str]) -> Arra
 
 
 def _where(names: Collection[str], arrays: ArrayRecord, frozen: Collection[str]) -> Tensor:
-    """Return where the entries of these names stand in the vector of a model's entries that are coded, (d,) bool."""
+    """Return a mask, (d,) bool, of the entries of these names in the vector of the model's coded entries."""
     coded = _coded(arrays, frozen).items()
     return torch.cat([torch.full((math.prod(array.shape),), name in names) for name, array in coded])
 
 
 def _coded(arrays: ArrayRecord, frozen: Collection[str]) -> dict[str, Array]:
-    """Return a model's entries of which nodes send something."""
+    """Return the entries of a model that nodes send: floating-point ones that are not frozen."""
     return {name: array for name, array in arrays.items() if array.dtype.startswith("float") and name not in frozen}

@@ -1,4 +1,4 @@
-"""What comes of a run: an object that is saved as JSON lines and loaded from them."""
+"""The outcome of a run: an object that is saved as JSON lines, and loaded from them."""
 
 import json
 import math
@@ -22,23 +22,23 @@ from solon_fl.strategies import NodeRecord
 __all__ = ["Outcome", "Software", "few_rounds_sentence"]
 
 FEW_ROUNDS = 5  # fewer are not enough to judge an accuracy by
-LEAST_QUARTILES = 4  # rounds: fewer have no quartiles to speak of
-LEAST_CPU = 0.8  # of one: a run that has less was kept waiting by other programs
-PACKAGES = ("solon-fl", "flwr", "torch", "numpy")  # whose versions are kept
+LEAST_QUARTILES = 4  # rounds; fewer have no meaningful quartiles
+LEAST_CPU = 0.8  # of one CPU; a run that gets less was delayed by other programs
+PACKAGES = ("solon-fl", "flwr", "torch", "numpy")  # their versions are recorded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Software:
-    """What a run was made with.
+    """The software with which a run was made.
 
     Attributes
     ----------
     versions : dict
-        Of solon-fl and what it computes with, by package.
+        Versions of solon-fl and the packages that it computes with, by package.
     python : str
         Python's version.
     threads : int
-        Of torch.
+        Number of torch's threads.
     """
 
     versions: dict[str, str]
@@ -47,7 +47,7 @@ class Software:
 
     @classmethod
     def here(cls) -> "Software":
-        """Return what runs are made with now."""
+        """Return the software of this process."""
         return cls(
             versions={name: _version(name) for name in PACKAGES},
             python=platform.python_version(),
@@ -57,28 +57,28 @@ class Software:
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What came of a run.
+    """The outcome of a run.
 
     Attributes
     ----------
     scenario : Scenario
-        What was run.
+        The scenario that was run.
     batches_per_node : int
         Batches that the busiest node computes in a round.
     liars : frozenset of int
         Numbers of the nodes that lie.
     software : Software
-        What the run was made with.
+        The software with which the run was made.
     records : list of RoundRecord
-        One a round, the untrained model first.
+        One for each round, that of the untrained model first.
     error : str or None
-        Why the run broke off, if it did.
+        Why the run broke off; None if it did not.
     ledger : tuple of NodeRecord
-        What strategy "solon" knows of each node.
+        The ledger of strategy "solon": one record for each node.
     model_sha256 : str
-        Of the final model, in hexadecimal digits; see the function of that name. "" if there is none.
+        SHA-256 of the final model, in hexadecimal digits; see the function `model_sha256`. "" if there is no model.
     arrays : ArrayRecord
-        The final model. It is not saved, and no part of a comparison of two outcomes.
+        The final model. It is not saved, and is ignored when two outcomes are compared.
     """
 
     scenario: Scenario
@@ -103,7 +103,7 @@ class Outcome:
 
     @property
     def accuracy(self) -> float:
-        """Accuracy of the final model on the test set, 0..1; nan if there was no round."""
+        """Accuracy of the final model on the test set, 0..1; NaN if there is no record."""
         return self.records[-1].accuracy if self.records else math.nan
 
     @property
@@ -113,7 +113,7 @@ class Outcome:
 
     @property
     def offences(self) -> dict[int, Counter[str]]:
-        """How often each node was named as "lying", "different", ..., by its number."""
+        """How often each node was reported as "lying", "different", ..., by its number."""
         counts: dict[int, Counter[str]] = {}
         for record in self.records:
             for number, kind in record.named():
@@ -145,7 +145,7 @@ class Outcome:
 
     @property
     def referee_computations(self) -> int:
-        """How often the referee computed the batches of a group, as one more of its nodes would, in the whole run."""
+        """How often the referee computed the batches of a group in the whole run."""
         return sum(report.referee_computations for report in self.reports)
 
     @property
@@ -160,12 +160,12 @@ class Outcome:
 
     @property
     def bytes_sent(self) -> float:
-        """Bytes that the nodes sent in a round, all of them together (median over the rounds)."""
+        """Bytes that all nodes together sent in a round (median over the rounds)."""
         return float(median([report.bytes_in for report in self.reports] or [0]))
 
     @property
     def bytes_out(self) -> float:
-        """Bytes that the nodes were sent in a round, all of them together (median over the rounds)."""
+        """Bytes sent to all nodes together in a round (median over the rounds)."""
         return float(median([report.bytes_out for report in self.reports] or [0]))
 
     @property
@@ -175,17 +175,17 @@ class Outcome:
 
     @property
     def cpu_share(self) -> float | None:
-        """Seconds of CPU that the run was given in a second (median over the rounds); None if it is not known."""
+        """CPU seconds that the run got per second (median over the rounds); None if unknown."""
         shares = [record.cpu_share for record in self.records[1:] if record.cpu_share is not None]
         return median(shares) if shares else None
 
     @property
     def timing_doubts(self) -> tuple[str, ...]:
-        """Why the server's seconds are not to be trusted, in words: the machine was busy. Empty if nothing says so.
+        """Why the server's seconds may be wrong because the machine was busy; empty if there are no signs of it.
 
-        A run computes without a pause: it was kept waiting if it had less than 0.8 of a CPU. Nothing else shows that in
-        a run that was slow from start to end. Where only some rounds were, half of the rounds' server seconds differ by
-        more than half of their median.
+        A run computes without pauses, so it was delayed if it got less than 0.8 of a CPU. This is the only sign in a
+        run that was slow from start to end. In a run in which some rounds were slow, the quartiles of the server's
+        seconds are more than half of the median apart.
         """
         doubts = []
         seconds = [report.server_seconds for report in self.reports]
@@ -204,20 +204,20 @@ class Outcome:
 
     @property
     def nodes_asked(self) -> float:
-        """Nodes that computed in a round (mean over the rounds)."""
+        """Number of nodes that computed in a round (mean over the rounds)."""
         return fmean([report.nodes_asked for report in self.reports] or [0])
 
     @property
     def batches_of_all(self) -> float:
-        """Batches that all nodes together, and the referee, computed in a round (mean over the rounds)."""
+        """Batches that all nodes and the referee together computed in a round (mean over the rounds)."""
         referee = self.referee_computations / max(len(self.reports), 1)
         return self.batches_per_node * (self.nodes_asked + referee)
 
     def save(self, path: Path) -> None:
-        """Write the outcome as JSON lines: what was run and with what, one line a round, and a summary.
+        """Write the outcome as JSON lines: the scenario and software, one line for each round, and a summary.
 
-        The folder is made if it is not there. Nodes are given by their numbers everywhere, and what is not finite
-        becomes null. The file appears under its name when it is whole.
+        The folder is created if it does not exist. Nodes are given by their numbers, and numbers that are not finite
+        become null. The file gets its name only when it is complete.
         """
         head = {
             "scenario": asdict(self.scenario),
@@ -249,12 +249,12 @@ class Outcome:
 
     @classmethod
     def load(cls, path: Path) -> "Outcome":
-        """Return an outcome that `save` wrote, but for the final model.
+        """Return an outcome that `save` wrote, without the final model.
 
         Raises
         ------
         ConfigurationError
-            If the file can't be read, or holds anything else.
+            If the file can't be read, or holds something else.
         """
         try:
             head, *rounds, summary = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
@@ -272,8 +272,8 @@ class Outcome:
             )
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise ConfigurationError(
-                f"{path} must hold a finished run, as Outcome.save writes it; got {type(error).__name__}: {error}; "
-                "make the run again."
+                f"{path} must hold a finished run, as written by Outcome.save; got {type(error).__name__}: {error}; "
+                "repeat the run."
             ) from error
 
 
@@ -285,5 +285,5 @@ def few_rounds_sentence(rounds: int) -> str:
 def _version(package: str) -> str:
     try:
         return version(package)
-    except PackageNotFoundError:  # a checkout of it was put on the path
+    except PackageNotFoundError:  # a checkout on the path that is not installed
         return "unknown"

@@ -1,4 +1,4 @@
-"""Strategies by name: those of this package, and the user's aggregators and Flower strategies by their import paths."""
+"""Strategies by name: those of this package, and the user's own aggregators and Flower strategies by import path."""
 
 import copy
 import itertools
@@ -21,19 +21,19 @@ from solon_fl.strategies.loop import RoundStrategy
 __all__ = ["OWN_COLOURS", "strategy_named"]
 
 OWN_COLOURS = ("#4477AA", "#AA3377", "#228833", "#BBBBBB", "#6F4C9B", "#EE99AA")
-"""Of the user's strategies, in the order in which they are first named; none is one of this package's."""
+"""Colours of the user's own strategies, in the order in which they are first used. This package's differ."""
 
 _TRIED_LENGTH = 64  # entries of a vector
 _colours = itertools.cycle(OWN_COLOURS)
 
 
 def strategy_named(name: str) -> NamedStrategy:
-    """Return the strategy of `STRATEGIES` that a name stands for, or the user's, if it is an import path.
+    """Return the strategy of `STRATEGIES` with this name, or the user's own if the name is an import path.
 
     Raises
     ------
     ConfigurationError
-        If there is none.
+        If there is no such strategy.
     """
     if is_own(name):
         return _own(name)
@@ -47,9 +47,9 @@ def _own(name: str) -> NamedStrategy:
 
 
 class _OwnStrategy(NamedStrategy):
-    """A function of the gradients, or a strategy of Flower's kind, of the user's."""
+    """The user's own function of the gradients, or own Flower strategy."""
 
-    momentum_at = "nodes"  # where most rules bear attacks better; a mean trains alike either way
+    momentum_at = "nodes"  # where most rules resist attacks better; a mean trains the same either way
 
     def __init__(self, name: str, found: Any) -> None:
         self.title = name
@@ -57,7 +57,7 @@ class _OwnStrategy(NamedStrategy):
         self._found = found
 
     def check(self, setting: Setting) -> None:
-        """Let a function aggregate random vectors, as a round in which it raises later is only skipped."""
+        """Let a function aggregate random vectors now. If it raised later, the round would only be skipped."""
         made = self._made(setting)
         if isinstance(made, Strategy):
             return
@@ -69,7 +69,7 @@ class _OwnStrategy(NamedStrategy):
         if not isinstance(result, Tensor) or result.shape != (_TRIED_LENGTH,):
             got = f"shape {tuple(result.shape)}" if isinstance(result, Tensor) else f"{type(result).__name__}"
             raise OwnCodeError(
-                f"strategy={self.title!r} must make of the gradients, (n, d), one tensor, (d,); got {got} of "
+                f"strategy={self.title!r} must return one tensor, (d,), for the gradients, (n, d); got {got} for "
                 f"{tuple(vectors.shape)}; return a tensor with an entry for each column."
             )
 
@@ -84,9 +84,13 @@ class _OwnStrategy(NamedStrategy):
         return flower_aggregate(self.title, lambda present: made) if isinstance(made, Strategy) else made
 
     def _made(self, setting: Setting) -> Strategy | Aggregate:
-        """Return what aggregates in this setting: what a class, or a function without vectors, makes."""
+        """Return the aggregator for this setting. A class, or a function without vectors, is called to make it."""
         nodes, liars = setting.config.num_nodes, setting.expected_liars
-        offered = {"num_nodes": nodes, "num_liars": liars, "num_malicious_nodes": liars}  # the last is Flower's name
+        offered = {
+            "num_nodes": nodes,
+            "num_liars": liars,
+            "num_malicious_nodes": liars,
+        }  # the last is the name in Flower
         found, made_by = self._found, 0
         while made_by < 2 and callable(found):
             named, others = arguments_for(found, offered)
@@ -99,13 +103,13 @@ class _OwnStrategy(NamedStrategy):
             return _asking_all(copy.deepcopy(found), nodes)
         raise OwnCodeError(
             f"strategy={self.title!r} must be a function of the gradients, an (n, d) tensor, or a "
-            "flwr.serverapp.strategy.Strategy, or a class or function that makes one; got "
+            "flwr.serverapp.strategy.Strategy, or a class or function that returns one; got "
             f"{_shown(found)}; see docs/how-to/own-model-and-data.md."
         )
 
 
 def _told_who_is_there(rule: Callable[..., Tensor], arguments: Mapping[str, int], num_nodes: int) -> Aggregate:
-    """Return a rule that, if it wants to be told, reckons with the liars among the vectors that are there."""
+    """Return a rule that is passed the numbers that it names. Missing nodes reduce the number of liars."""
 
     def told(vectors: Tensor) -> Tensor:
         present = {
@@ -123,7 +127,7 @@ def _shown(found: Any) -> str:
 
 
 def _asking_all(strategy: Strategy, num_nodes: int) -> Strategy:
-    """Let a strategy of Flower's wait for all nodes, and leave evaluation to the server."""
+    """Make a Flower strategy wait for all nodes, and leave evaluation to the server."""
     settings = {"fraction_evaluate": 0.0, "min_train_nodes": num_nodes, "min_available_nodes": num_nodes}
     for name, value in settings.items():
         if hasattr(strategy, name):

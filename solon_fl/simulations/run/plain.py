@@ -1,4 +1,4 @@
-"""Dataclasses to what JSON can hold, and back."""
+"""Converts dataclasses to JSON values and back."""
 
 import math
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ __all__ = ["jsonable", "rebuilt"]
 
 
 def jsonable(value: Any) -> Any:
-    """Return what JSON can hold: string keys, lists, paths as text, and null for a number that is not finite."""
+    """Return a JSON value: keys become strings, tuples lists, paths text, and numbers that are not finite null."""
     if isinstance(value, Mapping):
         return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -22,19 +22,19 @@ def jsonable(value: Any) -> Any:
 
 
 def rebuilt(kind: Any, value: Any) -> Any:
-    """Return the object of which `dataclasses.asdict` and `jsonable` made this value.
+    """Return the object from which `dataclasses.asdict` and `jsonable` made this value.
 
     Parameters
     ----------
     kind : type
-        What to return: a dataclass, or what the fields of one may be annotated with. A float that was null is NaN.
+        Type to return: a dataclass, or an annotation that its fields may have. A float that was null becomes NaN.
     value
-        What JSON held.
+        The JSON value.
 
     Raises
     ------
     ValueError, TypeError, AttributeError
-        If it was made of something else.
+        If the value was made from another type.
 
     Examples
     --------

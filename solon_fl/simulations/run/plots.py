@@ -1,4 +1,4 @@
-"""The plot of one run, and what all plots have in common."""
+"""The plot of one run, and the style that all plots share."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ KIND_COLOURS = {
 
 
 def plot_run(outcome: Outcome, path: Path) -> None:
-    """Draw one run: accuracy by round, and below it which nodes were named in which round.
+    """Draw one run: accuracy by round, and below it the nodes that were named or silent in each round.
 
     Raises
     ------
@@ -77,6 +77,6 @@ def _draw_offences(axes: "Axes", outcome: Outcome) -> None:
             axes.plot(*zip(*points, strict=True), "s", color=colour, markersize=3, label=KIND_LABELS[kind])
     axes.set_yticks(range(len(numbers)), [f"node {number}" for number in numbers], fontsize=7)
     axes.set_ylim(-0.7, len(numbers) - 0.3)
-    axes.set_title("named by the server", loc="left", fontsize=9)
+    axes.set_title("reported by the server", loc="left", fontsize=9)
     axes.legend(loc="upper right", frameon=False, ncols=3, fontsize=8, bbox_to_anchor=(1, 1.35))
     axes.spines[["top", "right"]].set_visible(False)

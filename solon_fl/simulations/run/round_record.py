@@ -1,4 +1,4 @@
-"""What is known after each round of a run, with nodes given by their numbers."""
+"""Records of the rounds of a run, in which nodes have numbers."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -15,7 +15,7 @@ __all__ = ["NumberedGroup", "NumberedReferee", "NumberedReport", "RoundRecord"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NumberedReferee:
-    """A `RefereeReport` in which nodes go by their numbers, those of `Scenario.liars`.
+    """A `RefereeReport` in which nodes have the numbers of `Scenario.liars`.
 
     Attributes
     ----------
@@ -34,7 +34,7 @@ class NumberedReferee:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NumberedGroup:
-    """A `GroupReport` in which nodes go by their numbers, those of `Scenario.liars`.
+    """A `GroupReport` in which nodes have the numbers of `Scenario.liars`.
 
     Attributes
     ----------
@@ -43,13 +43,13 @@ class NumberedGroup:
     corrupt_nodes, suspect_nodes, silent_nodes, escalated_by, different_bits : tuple of int
         Numbers of the nodes; see `GroupReport`.
     malformed_nodes : dict
-        What was wrong with the reply, by the node's number.
+        The reason why the reply was malformed, by the node's number.
     residual, tolerance, error_bound : float or None
-        See `Decoded`. None where there is no finite number: the group failed, or the strategy doesn't promise any.
+        See `Decoded`. None if there is no finite number: the group failed, or the strategy does not bound the error.
     nodes_asked : int
-        How many nodes of the group had a task.
+        Number of the group's nodes that had a task.
     referee : NumberedReferee or None
-        What the referee said; None if it was not asked.
+        The referee's report; None if it was not asked.
     """
 
     group: int
@@ -70,7 +70,7 @@ class NumberedGroup:
 
     @classmethod
     def of(cls, report: GroupReport, *, regrouped: bool) -> "NumberedGroup":
-        """Number the nodes of a strategy's report: by place, or by partition id if they change places every round."""
+        """Number the nodes of a strategy's report by place, or by partition id if places change every round."""
         size = len(report.nodes)
         number_of = {
             node: partition_of(node) if regrouped else place_number(report.group, size, slot)
@@ -112,11 +112,11 @@ class NumberedGroup:
 
     @property
     def decoded(self) -> bool:
-        """Whether there was a gradient."""
+        """Whether the group's gradient was recovered."""
         return self.status in (DecodeStatus.CLEAN, DecodeStatus.CORRECTED)
 
     def named(self) -> Iterator[tuple[int, str]]:
-        """Yield the number of each node named, and as what: see `KIND_LABELS`."""
+        """Yield the number of each reported node, and the kind of report: see `KIND_LABELS`."""
         for kind, numbers in (
             ("lying", self.corrupt_nodes),
             ("different", self.different_bits),
@@ -130,16 +130,16 @@ class NumberedGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NumberedReport:
-    """A `RoundReport` in which nodes go by their numbers, those of `Scenario.liars`.
+    """A `RoundReport` in which nodes have the numbers of `Scenario.liars`.
 
     Attributes
     ----------
     groups : tuple of NumberedGroup
-        One a group; in strategies without groups one for all nodes.
+        One for each group. Strategies without groups have one for all nodes.
     round, stepped, bytes_out, bytes_in, seconds_waiting, seconds_aggregating, seconds_stepping
         See `RoundReport`.
     unprotected_training_loss : float or None
-        See `RoundReport.training_loss`: nothing protects what nodes report. None in strategies whose nodes don't.
+        See `RoundReport.training_loss`: it is not protected from liars. None if the strategy's nodes report no loss.
     """
 
     round: int
@@ -174,7 +174,7 @@ class NumberedReport:
 
     @property
     def different_nodes(self) -> tuple[int, ...]:
-        """Numbers of all nodes that sent other bits than their groups, ascending."""
+        """Numbers of all nodes whose bits differ from those of their group, ascending."""
         return tuple(sorted(number for group in self.groups for number in group.different_bits))
 
     @property
@@ -184,7 +184,7 @@ class NumberedReport:
 
     @property
     def malformed_nodes(self) -> tuple[int, ...]:
-        """Numbers of all nodes whose reply was of no use, ascending."""
+        """Numbers of all nodes whose reply was malformed, ascending."""
         return tuple(sorted(number for group in self.groups for number in group.malformed_nodes))
 
     @property
@@ -194,22 +194,22 @@ class NumberedReport:
 
     @property
     def escalated_groups(self) -> tuple[int, ...]:
-        """Numbers of the groups whose resting nodes had to be asked after all."""
+        """Numbers of the groups whose resting nodes had to be asked."""
         return tuple(group.group for group in self.groups if group.escalated)
 
     @property
     def nodes_asked(self) -> int:
-        """How many nodes had a task."""
+        """Number of nodes that had a task."""
         return sum(group.nodes_asked for group in self.groups)
 
     @property
     def referee_reports(self) -> tuple[NumberedReferee, ...]:
-        """What the referee said, for every group that it was asked about."""
+        """The referee's reports, one for each group that it was asked about."""
         return tuple(group.referee for group in self.groups if group.referee is not None)
 
     @property
     def referee_computations(self) -> int:
-        """Groups whose batches the referee computed, as one more node of each would."""
+        """Number of groups whose batches the referee computed."""
         return sum(referee.answered for referee in self.referee_reports)
 
     @property
@@ -219,32 +219,32 @@ class NumberedReport:
 
     @property
     def server_seconds(self) -> float:
-        """Measured seconds that the server took to decode or aggregate, and to step: without those of the referee."""
+        """Measured seconds that the server took to decode or aggregate, and to step, without those of the referee."""
         of_referee = sum(referee.seconds for referee in self.referee_reports)
         return max(self.seconds_aggregating - of_referee, 0.0) + self.seconds_stepping
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundRecord:
-    """What is known after one round.
+    """The record of one round.
 
     Attributes
     ----------
     round : int
-        0 is the untrained model.
+        Number of the round; 0 for the untrained model.
     accuracy, loss : float
-        On the test set.
+        Accuracy (0..1) and mean loss on the test set.
     seconds : float
-        Since the run began.
+        Seconds since the run began.
     report : NumberedReport or None
-        The strategy's; None for round 0.
+        The strategy's report; None for round 0.
     waited : bool
-        Whether the server would have waited for its deadline, because a node that it needed did not answer.
+        Whether a deployed server would have waited for its deadline, because a node that it needed did not reply.
     model_sha256 : str
-        Of the model after the round, in hexadecimal digits; see the function of that name.
+        SHA-256 of the model after the round, in hexadecimal digits; see the function `model_sha256`.
     cpu_share : float or None
-        Seconds of CPU that this process was given, all threads, in each second since the record before. None if it is
-        not known, or if nodes compute in other processes.
+        CPU seconds of this process, all threads together, per second since the record before. None if unknown, or if
+        nodes compute in other processes.
     """
 
     round: int
@@ -257,7 +257,7 @@ class RoundRecord:
     cpu_share: float | None = None
 
     def named(self) -> list[tuple[int, str]]:
-        """Return the number of each node named in this round, and as what; see `NumberedGroup.named`."""
+        """Return the number of each node reported in this round, and the kind; see `NumberedGroup.named`."""
         return [] if self.report is None else [named for group in self.report.groups for named in group.named()]
 
 

@@ -35,68 +35,68 @@ MomentumAt = Literal["best", "server", "nodes"]
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """Who trains what, on which data, under which attack.
+    """The settings of one simulated run: nodes, strategy, attack, data, model and training.
 
     Parameters
     ----------
     config : SolonConfig
-        Nodes, liars, code, seed. Other strategies than Solon use those settings that they know. A referee is honest,
+        Nodes, liars, code and seed. Strategies other than Solon use the settings that they know. A referee is honest,
         and computes in the server's process.
     strategy : str
-        One of `STRATEGIES`, or your own aggregator: ``module:name`` of a function that makes one tensor, (d,), of the
-        nodes' gradients, an (n, d) tensor, or of a Flower strategy, or of a class or function that makes one of them.
-        Those of ``num_nodes`` and ``num_liars`` that its signature names are passed.
+        One of `STRATEGIES`, or your own aggregator as ``module:name``. It is a function that returns one tensor, (d,),
+        for the nodes' gradients, an (n, d) tensor; or a Flower strategy; or a class or function that returns one of
+        these. It is passed ``num_nodes`` and ``num_liars`` if its signature names them.
     attack : str or None
-        One of `ATTACKS`, or your own, as `make_attack_mod` takes it. None: all nodes are honest.
+        One of `ATTACKS`, or your own, as for `make_attack_mod`. None: all nodes are honest.
     attack_from : int
-        Round from which on the liars lie. Before it they are honest.
+        First round in which the liars lie. Before it they are honest.
     num_liars : int, optional
-        Liars among all nodes. Each of Solon's groups gets at most s of them, or as many as the others if the config has
-        audits, which find out more than s. Strategies without groups are told this
-        number. Default: s in every group. With the config's regroup "round" any node may lie and the default is s in
-        all; if there are more, chance decides whether a group ever has more than s.
+        Number of liars among all nodes. Each of Solon's groups gets at most s of them. With audits, which also find
+        more than s, there may be more liars, and no group gets more than an equal part. Strategies without groups are
+        told this number. Default: s in every group. With the config's regroup "round", any node may lie and the default
+        is s in all; with more, chance decides whether a group ever has more than s.
     dataset, model : str
-        One of `DATASETS` and one of `MODELS`, or your own, as `load_dataset` and `build_model` take them. The model
-        must be for the kind of data.
+        One of `DATASETS` and one of `MODELS`, or your own, as for `load_dataset` and `build_model`. The model must suit
+        the kind of data.
     dirichlet : float, optional
-        alpha > 0: every node draws its batches from its own part of the training examples, in which classes are
-        unequally frequent. Of each class the nodes get shares drawn from a symmetric Dirichlet distribution; the
-        smaller alpha, the fewer classes has a node. Default: all nodes draw from all examples. Not for Solon and Draco,
-        where several nodes must compute the gradient of one batch, and so must have it.
+        alpha > 0: every node draws its batches from its own part of the training examples. The nodes' parts of each
+        class are drawn from a symmetric Dirichlet distribution: with a smaller alpha a node has fewer classes. Default:
+        all nodes draw from all examples. Not for Solon and Draco, where several nodes compute the gradient of the same
+        batch, and so need the same examples.
     data_dir : Path, optional
-        Folder or file of a data set that is not embedded.
+        Folder or file of a data set that does not come with the package.
     image_size : int, optional
-        Side in pixels to which images of your own are scaled and cropped; see `load_dataset`.
+        Side in pixels to which your own images are scaled and cropped; see `load_dataset`.
     rounds, batch_size : int
-        In each round every group computes batches_per_group batches of batch_size examples.
+        Number of rounds. In each of them every group computes batches_per_group batches of batch_size examples.
     learning_rate, momentum : float
-        Of SGD.
+        Settings of SGD.
     momentum_at : "best", "server" or "nodes"
-        Of strategies that aggregate plain gradients: whether the server's optimizer has the momentum, or every node
-        sends its own, m = momentum * m + gradient, and the server has none (Karimireddy et al. 2021). "best": as the
-        strategy's `NamedStrategy.momentum_at` says; with engine "ray" the server. FedAvg trains alike either way.
-        Solon's and Draco's is the server's, and Signum's the nodes', whatever stands here. All nodes' momenta are in
-        this process's memory, P vectors of the model's size.
+        Where momentum is applied for strategies that aggregate plain gradients. "server": in the server's optimizer.
+        "nodes": every node sends its own momentum, m = momentum * m + gradient, and the server applies none
+        (Karimireddy et al. 2021). "best": as in the strategy's `NamedStrategy.momentum_at`; with engine "ray", the
+        server. FedAvg trains the same either way. Solon and Draco always use the server, and Signum the nodes. The
+        momenta of all nodes are in this process's memory: P vectors of the model's size.
     sign_learning_rate : float
-        Of the server's SGD with strategy "signum", where the nodes have the momentum.
+        Learning rate of the server's SGD with strategy "signum", whose nodes apply the momentum.
     local_learning_rate : float
-        Of the local steps in mode "update".
+        Learning rate of the local steps in mode "update".
     engine : "in-process" or "ray"
-        Where the ClientApp runs: in this process, or on Flower's own simulation (with the extra "ray").
+        Where the ClientApp runs: in this process, or on Flower's own simulation engine (needs the extra "ray").
     compute_once : bool
-        Compute what all honest nodes of a group have in common once per group and process, not once per node.
+        Compute the result that all honest nodes of a group share once per group and process, not once per node.
 
     Raises
     ------
     ConfigurationError
-        If a name is unknown (the message lists those that exist), a number is out of its range, or the settings exclude
-        each other, such as an attack against Solon's code and another strategy. If code of your own is not found, or
-        does not do what it must in a trial on random vectors.
+        If a name is unknown (the message lists the known ones), a number is out of range, or settings exclude each
+        other, such as an attack on Solon's code with another strategy. If your own code is not found, or fails a trial
+        on random vectors.
 
     Notes
     -----
-    Code of your own is imported when a scenario is made, also by `Outcome.load`. In Python the function or class
-    itself is taken, too, and becomes the text by which it can be imported.
+    Your own code is imported when a scenario is created, also by `Outcome.load`. In Python you can also pass the
+    function or class itself, which is replaced by its import path.
     """
 
     config: SolonConfig
@@ -162,13 +162,13 @@ class Scenario:
         in_groups = f"byzantine={config.byzantine} in each of {config.num_groups} groups"
         raise ConfigurationError(
             f"num_liars must be from 0 to {most}, {'all nodes' if config.audit else in_groups}; got "
-            f"num_liars={self.num_liars}; raise byzantine, or lower num_liars, or let a referee audit."
+            f"num_liars={self.num_liars}; raise byzantine, lower num_liars, or let a referee audit."
         )
 
     def _check_combination(self) -> None:
         runs_solon = strategy_named(self.strategy).client == "solon"
         if not runs_solon and self.config.mode == "update":
-            raise ConfigurationError(f"mode='update' is for strategy='solon'; got strategy={self.strategy!r}.")
+            raise ConfigurationError(f"mode='update' needs strategy='solon'; got strategy={self.strategy!r}.")
         if not runs_solon and self.attack is not None and attack_named(self.attack).needs_code:
             raise ConfigurationError(
                 f"attack={self.attack!r} is made against Solon's code; got strategy={self.strategy!r}; use "
@@ -176,19 +176,19 @@ class Scenario:
             )
         if self.dirichlet is not None and strategy_named(self.strategy).client in ("solon", "draco"):
             raise ConfigurationError(
-                f"dirichlet gives every node examples of its own, but with strategy={self.strategy!r} several nodes "
-                f"compute the gradient of one batch; got dirichlet={self.dirichlet}; leave it out, or choose another "
-                "strategy."
+                f"dirichlet gives every node its own examples, but with strategy={self.strategy!r} several nodes "
+                f"compute the gradient of the same batch; got dirichlet={self.dirichlet}; leave it out, or choose "
+                "another strategy."
             )
         if self.nodes_have_momentum and self.engine == "ray":
             raise ConfigurationError(
-                "momentum_at='nodes' is simulated with engine='in-process' alone, where liars can know the momentum of "
-                f"others; got engine={self.engine!r}; use momentum_at='server'."
+                "momentum_at='nodes' needs engine='in-process', where liars can know the momentum of other nodes; "
+                f"got engine={self.engine!r}; use momentum_at='server'."
             )
         if self.config.regroup == "round" and self.engine != "in-process":
             raise ConfigurationError(
-                "regroup='round' is simulated with engine='in-process' alone, where the liars can tell each other "
-                f"their places; got engine={self.engine!r}."
+                "regroup='round' needs engine='in-process', where liars can tell each other their places; "
+                f"got engine={self.engine!r}."
             )
 
     def _try_own_attack(self) -> None:
@@ -208,7 +208,7 @@ class Scenario:
 
     @property
     def expected_liars(self) -> int:
-        """Liars among all nodes that a strategy without groups must be ready for, an attack or not."""
+        """Number of liars among all nodes that a strategy without groups must tolerate, with or without an attack."""
         if self.num_liars is not None:
             return self.num_liars
         return self.config.byzantine * (1 if self.config.regroup == "round" else self.config.num_groups)
@@ -217,8 +217,7 @@ class Scenario:
     def liars(self) -> frozenset[int]:
         """Numbers of the nodes that lie, chosen by the seed; see `num_liars`.
 
-        A node's number is group * group_size + slot. With regroup "round" it is the partition id, and any node may
-        lie.
+        A node's number is group * group_size + slot. With regroup "round" it is the partition id, and any node may lie.
         """
         if self.attack is None:
             return frozenset()
@@ -241,20 +240,20 @@ class Scenario:
 
     @property
     def timeout(self) -> float:
-        """Deadline of a round in seconds. In this process the first look finds all replies that there will be."""
+        """Deadline of a round in seconds. In this process all replies arrive at once, so a short one is enough."""
         return 0.01 if self.engine == "in-process" else 600.0
 
     def make_liars(self) -> Liars:
-        """Return the nodes that lie, as the attacks' mods must know them."""
+        """Return the nodes that lie, for the attacks' mods."""
         return RegroupedLiars(self.liars) if self.config.regroup == "round" else Liars(self.liars)
 
     def mods(self, liars: Liars | None = None) -> list[Mod]:
-        """Return the attack as a Flower mod, or nothing.
+        """Return the attack as a list of one Flower mod, or an empty list.
 
         Parameters
         ----------
         liars : Liars, optional
-            Those by which the mod goes. Default: `liars`, by their numbers.
+            The liars that the mod uses. Default: the nodes numbered in `liars`.
         """
         if self.attack is None:
             return []
@@ -272,11 +271,11 @@ class Scenario:
         return torch.optim.SGD(parameters, lr=rate, momentum=momentum)
 
     def make_sign_optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
-        """Return the server's optimizer for signs, without momentum: the nodes have that."""
+        """Return the server's optimizer for signs. It has no momentum, as the nodes apply it."""
         return torch.optim.SGD(parameters, lr=self.sign_learning_rate)
 
     def make_strategy(
         self, buffers: tuple[str, ...], on_round: Callable[[RoundReport], None], **arguments: Any
     ) -> RoundStrategy[Any]:
-        """Return the Flower strategy; `arguments` are others of its own."""
+        """Return the Flower strategy; `arguments` are its further arguments."""
         return strategy_named(self.strategy).make(self, buffers=buffers, on_round=on_round, **arguments)

@@ -1,4 +1,4 @@
-"""Running a scenario from the first round to its outcome."""
+"""Runs a scenario from the first round to its outcome."""
 
 import random
 import time
@@ -36,7 +36,7 @@ class Stopped(KeyboardInterrupt):
     Parameters
     ----------
     outcome : Outcome
-        What there was of it by then; its `error` says that it was stopped.
+        The outcome so far. Its `error` says that the run was stopped.
     """
 
     def __init__(self, outcome: Outcome) -> None:
@@ -54,26 +54,26 @@ def simulate(
     Parameters
     ----------
     scenario : Scenario
-        What to run. The same scenario gives the same accuracies on the same machine. Python's, numpy's and torch's
-        random states are seeded for code of yours, on the engine in this process, and left as they were.
+        The scenario to run. It gives the same accuracies each time on the same machine. With the engine in this
+        process, the random states of Python, numpy and torch are seeded for your own code, and restored afterwards.
     on_round : callable, optional
-        Called after every round, round 0 included.
+        Called after every round, including round 0.
     checkpoints : Checkpoints, optional
-        Where to save the run. If it was saved there before, it goes on from there: the outcome has the earlier rounds
-        too, but `on_round` is not called for them again. For strategy "solon" only.
+        Where to save the run. If it was saved there before, it continues from there: the outcome includes the earlier
+        rounds, but `on_round` is not called for them again. Only for Solon's strategies.
 
     Raises
     ------
     Stopped
-        On Ctrl-C: a KeyboardInterrupt that holds the outcome so far.
+        On Ctrl-C. This KeyboardInterrupt holds the outcome so far.
     CheckpointError
         If there are checkpoints of another scenario.
     ConfigurationError
-        If checkpoints are given for another strategy, the data can't be found, the model is not for such data,
-        batch_size exceeds the data, dirichlet leaves a node without, or the engine is not installed.
+        If checkpoints are given for another strategy, the data can't be found or does not suit the model, batch_size
+        exceeds the number of examples, dirichlet leaves a node without examples, or the engine is not installed.
     """
     if checkpoints is not None and strategy_named(scenario.strategy).client != "solon":
-        raise ConfigurationError(f"checkpoints are for strategy='solon'; got strategy={scenario.strategy!r}.")
+        raise ConfigurationError(f"checkpoints need strategy='solon'; got strategy={scenario.strategy!r}.")
     dataset = load_data(scenario)
     if scenario.batch_size > len(dataset.train_labels):
         raise ConfigurationError(
@@ -85,7 +85,7 @@ def simulate(
     try_own_model(scenario, dataset)
     outcome = Outcome.of(scenario)
     try:
-        with seeded_states(scenario.config.seed):  # from which code of the user's may draw
+        with seeded_states(scenario.config.seed):  # the user's own code may draw from them
             liars = scenario.make_liars()
             client_app = make_client_app(ImageClient(scenario, dataset), liars)
             server = ScenarioServer(outcome, dataset, on_round, checkpoints)
@@ -97,14 +97,14 @@ def simulate(
 
 
 class ScenarioServer:
-    """The server's side of a run: it trains, tests the model after every round, and fills in the outcome.
+    """The server of a run: it trains, tests the model after every round, and fills in the outcome.
 
     Parameters
     ----------
     outcome : Outcome
-        Of a scenario that has not begun.
+        The outcome of a run that has not begun.
     dataset : Dataset
-        The scenario's.
+        The scenario's data.
     on_round, checkpoints
         See `simulate`.
     """
@@ -126,7 +126,7 @@ class ScenarioServer:
         self._started = time.monotonic()
         self._grid: Grid | None = None
         self._looked_at = self._clocks()
-        self._silences: dict[int, int] = {}  # rounds on end, by node id
+        self._silences: dict[int, int] = {}  # consecutive silent rounds, by node id
 
     def app(self) -> ServerApp:
         """Return the ServerApp."""
@@ -139,16 +139,16 @@ class ScenarioServer:
         return app
 
     def train(self, grid: Grid, timeout: float) -> None:
-        """Train on the grid's nodes, with so many seconds for a round. What goes wrong becomes the outcome's error."""
+        """Train on the grid's nodes, with so many seconds for each round. An exception becomes the outcome's error."""
         outcome, scenario = self._outcome, self._outcome.scenario
         self._grid = grid
         initial_arrays = ArrayRecord({name: to_array(value) for name, value in self._model.state_dict().items()})
         arguments: dict[str, Any] = {} if self._checkpoints is None else {"checkpoints": self._checkpoints}
         if outcome.has_referee:
-            # It shares nothing with the nodes, not even what they computed: its seconds are those that it takes.
+            # It shares nothing with the nodes, so that its measured seconds include all of its computation.
             arguments["referee"] = ImageClient(replace(scenario, compute_once=False), self._dataset)
         strategy = scenario.make_strategy(buffer_names(self._model), self._keep, **arguments)
-        random.seed(scenario.config.seed)  # Flower's own strategies sample nodes, and so order them, with it
+        random.seed(scenario.config.seed)  # Flower's own strategies order the nodes at random
         try:
             result = strategy.start(
                 grid,
@@ -172,7 +172,7 @@ class ScenarioServer:
         self._report = report
 
     def _waited(self, report: RoundReport) -> bool:
-        """Return whether the server would have waited for its deadline, and note who was silent."""
+        """Return whether the server would have waited for its deadline, and count the silent rounds of each node."""
         unheard = {node for node, rounds in self._silences.items() if rounds >= MOST_SILENCES}
         waited = strategy_named(self._outcome.scenario.strategy).waited(report, unheard)
         self._silences = {node: self._silences.get(node, 0) + 1 for node in report.silent_nodes}
@@ -180,20 +180,20 @@ class ScenarioServer:
 
     @staticmethod
     def _clocks() -> tuple[float, float]:
-        """Return seconds of the clock, and of the CPU for this process."""
+        """Return the time of the clock and the CPU time of this process, in seconds."""
         return time.monotonic(), time.process_time()
 
     def _cpu_share(self) -> float | None:
-        """See `RoundRecord.cpu_share`; from here on the next begins."""
+        """Return `RoundRecord.cpu_share` since the last call."""
         (before, used_before), (now, used) = self._looked_at, self._clocks()
         self._looked_at = now, used
         in_process = self._outcome.scenario.engine == "in-process"
         return (used - used_before) / (now - before) if in_process and now > before else None
 
     def _evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        """Test the model after a round, and note all that is known of the round."""
+        """Test the model after a round, and add the round's record to the outcome."""
         if (error := getattr(self._grid, "own_code_error", None)) is not None:
-            raise error  # a broken attack of the user's must not pass for nodes that crash
+            raise error  # the user's broken attack must not look like crashing nodes
         scenario, report = self._outcome.scenario, self._report
         self._model.load_state_dict({name: trusted_tensor(array) for name, array in arrays.items()})
         accuracy, loss = _test(self._model, self._dataset)

@@ -1,4 +1,4 @@
-"""All strategies by name: how each is made for a scenario, what it costs, and what an attacker knows of it."""
+"""All strategies by name: how each is made for a scenario, its costs, and what an attacker knows about it."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Set
@@ -41,7 +41,7 @@ Place = Literal["server", "nodes"]
 
 
 class Setting(Protocol):
-    """What a strategy must know of the scenario that it is made for: `Scenario` has all of it."""
+    """What a strategy needs to know of its scenario. `Scenario` has all of it."""
 
     @property
     def config(self) -> SolonConfig:
@@ -53,7 +53,7 @@ class Setting(Protocol):
 
     @property
     def expected_liars(self) -> int:
-        """Liars among all nodes that a strategy without groups must be ready for."""
+        """Number of liars among all nodes that a strategy without groups must tolerate."""
 
     def make_optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
         """Return the server's optimizer."""
@@ -68,14 +68,14 @@ class NamedStrategy(ABC):
     Attributes
     ----------
     title : str
-        Its name for people.
+        Name that is shown to users.
     colour : str
-        In plots; the colour-blind can tell the colours apart (Okabe & Ito, Tol).
+        Colour in plots. Colour-blind readers can tell the colours apart (Okabe & Ito, Tol).
     client : str
-        What the nodes run: "solon" (shares), "plain" (the gradient of one batch), "draco" or "signum".
+        Kind of client: "solon" (shares), "plain" (the gradient of one batch), "draco" or "signum".
     momentum_at : "server" or "nodes"
-        Where the momentum is if the scenario says "best": where the strategy bore attacks better when that was
-        measured. It matters for client "plain" alone: Solon's and Draco's is the server's, Signum's the nodes'.
+        Where momentum is applied if the scenario says "best": where the strategy resisted attacks better in our
+        measurements. It matters only for client "plain": Solon and Draco use the server, and Signum the nodes.
     settings : mapping
         Entries of the scenario's `SolonConfig` that it overrides.
     """
@@ -88,23 +88,23 @@ class NamedStrategy(ABC):
 
     @abstractmethod
     def make(self, setting: Setting, **arguments: Any) -> RoundStrategy[Any]:
-        """Return the Flower strategy; `arguments` are its buffers and on_round."""
+        """Return the Flower strategy; `arguments` are its further arguments, such as buffers and on_round."""
 
     @abstractmethod
     def aggregate(self, setting: Setting) -> Aggregate:
-        """Return what the server makes of the vectors that its nodes send, or those of a group. Attackers know it."""
+        """Return the function by which the server aggregates vectors of all nodes, or of a group. Attackers know it."""
 
-    def check(self, setting: Setting) -> None:  # noqa: B027  # most have nothing to refuse
-        """Raise ConfigurationError if the strategy can't promise anything in this setting."""
+    def check(self, setting: Setting) -> None:  # noqa: B027  # most strategies have nothing to check
+        """Raise ConfigurationError if the strategy has no guarantee in this setting."""
 
     def batches_per_node(self, setting: Setting) -> int:
-        """Return how many batches the busiest node computes in a round; together the nodes see P different ones."""
+        """Return how many batches the busiest node computes in a round. All nodes together see P different batches."""
         return 1
 
     def waited(self, report: RoundReport, unheard: Set[int] = frozenset()) -> bool:
-        """Return whether the server would have waited for its deadline because a node did not answer.
+        """Return whether a deployed server would have waited for its deadline because a node did not reply.
 
-        `unheard` are the ids of nodes that had been silent in the last `MOST_SILENCES` rounds.
+        `unheard` has the ids of nodes that were silent in the last `MOST_SILENCES` rounds.
         """
         return bool(report.silent_nodes)
 
@@ -135,8 +135,8 @@ class _Solon(NamedStrategy):
         return setting.config.batches_per_group
 
     def waited(self, report: RoundReport, unheard: Set[int] = frozenset()) -> bool:
-        # A group is decoded as soon as k + s shares agree. Resting nodes, and the referee where shares don't settle it,
-        # are asked only after waiting for the others; where there is a referee, not for those unheard.
+        # A group is decoded as soon as k + s shares agree. Only after waiting for the other nodes does the server ask
+        # resting nodes, and the referee if the shares don't settle it. With a referee it does not wait for `unheard`.
         return any(
             (bool(group.silent_nodes) and (group.escalated or not group.decoded))
             or (bool(set(group.silent_nodes) - unheard) and _was_referees(group))
@@ -145,12 +145,12 @@ class _Solon(NamedStrategy):
 
 
 def _was_referees(group: GroupReport) -> bool:
-    """Whether it was the referee who settled a group."""
+    """Return whether the referee settled a group."""
     return group.referee is not None and group.referee.reason not in ("suspects", "audit")
 
 
 class _Flower(NamedStrategy):
-    """One of Flower's own strategies, on gradients."""
+    """One of Flower's own strategies, applied to gradients."""
 
     def __init__(
         self,
@@ -167,7 +167,7 @@ class _Flower(NamedStrategy):
 
     @property
     def _robust(self) -> bool:
-        """Whether it leaves liars out; FedAvg does not, and takes what comes, as it does in Flower."""
+        """Whether it resists liars. FedAvg does not, and takes whatever arrives, as in Flower."""
         return self._least_nodes(1) > 1
 
     def check(self, setting: Setting) -> None:
@@ -183,7 +183,7 @@ class _Flower(NamedStrategy):
         return flower_aggregate(self.title, partial(self._inner, setting))
 
     def _inner(self, setting: Setting, present: int) -> Strategy:
-        """Return the strategy that aggregates so many vectors, and asks all nodes for them."""
+        """Return the strategy for this number of vectors, which asks all nodes for them."""
         nodes = setting.config.num_nodes
         everybody = {"fraction_evaluate": 0.0, "min_train_nodes": nodes, "min_available_nodes": nodes}
         return self._make_inner(present, liars_among(setting.expected_liars, nodes, present), **everybody)
@@ -199,7 +199,7 @@ def _check_nodes(strategy: NamedStrategy, least: int, setting: Setting) -> None:
 
 
 class _Rule(NamedStrategy):
-    """A robust rule of this package."""
+    """A robust aggregation rule of this package."""
 
     def __init__(
         self,
@@ -230,7 +230,7 @@ class _Rule(NamedStrategy):
 
 
 class _Shuffled(_Rule):
-    """A robust rule that draws at random: the server by the run's seed; attackers draw alike whenever they try it."""
+    """A robust rule with random choices. The server uses the run's seed; attackers use a fixed seed of their own."""
 
     def __init__(
         self, title: str, colour: str, make_rule: Callable[..., Rule], least_nodes: Callable[[int], int]
@@ -243,7 +243,7 @@ class _Shuffled(_Rule):
 
 
 def flower_aggregate(title: str, inner_for: Callable[[int], Strategy]) -> Aggregate:
-    """Return what a strategy of Flower's makes of vectors, given the one that aggregates so many of them."""
+    """Return the aggregation of a Flower strategy. `inner_for` makes the strategy for a number of vectors."""
     become_server()
 
     def aggregate(vectors: Tensor) -> Tensor:
@@ -265,7 +265,7 @@ def flower_aggregate(title: str, inner_for: Callable[[int], Strategy]) -> Aggreg
 
 
 def _trimmed(nodes: int, liars: int, **everybody: Any) -> Strategy:
-    return FedTrimmedAvg(beta=(liars + 0.25) / nodes, **everybody)  # it cuts int(beta * nodes) at each end
+    return FedTrimmedAvg(beta=(liars + 0.25) / nodes, **everybody)  # it drops int(beta * nodes) values at each end
 
 
 def _multikrum(nodes: int, liars: int, **everybody: Any) -> Strategy:
@@ -280,7 +280,7 @@ class _Draco(NamedStrategy):
         self._code: DracoCodeName = code
 
     def _byzantine(self, setting: Setting) -> int:
-        """Return s, which counts the liars of one group for the repetition code, and all liars for the cyclic code."""
+        """Return s: the liars of one group for the repetition code, and all liars for the cyclic code."""
         return setting.config.byzantine if self._code == "repetition" else setting.expected_liars
 
     def check(self, setting: Setting) -> None:

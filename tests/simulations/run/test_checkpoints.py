@@ -53,7 +53,7 @@ def test_going_on_for_more_rounds_and_with_other_settings(tmp_path: Path) -> Non
         simulate(scenario, checkpoints=checkpoints)
     with pytest.raises(CheckpointError, match=r"scenario.learning_rate is .0\.05. there and .0\.1. here"):
         simulate(dataclasses.replace(scenario, learning_rate=0.1), checkpoints=checkpoints)
-    with pytest.raises(ConfigurationError, match="checkpoints are for strategy='solon'; got strategy='fedavg'"):
+    with pytest.raises(ConfigurationError, match="checkpoints need strategy='solon'; got strategy='fedavg'"):
         simulate(dataclasses.replace(scenario, strategy="fedavg"), checkpoints=checkpoints)
 
 
@@ -62,7 +62,7 @@ def test_records_of_another_format_are_refused_and_left_alone(tmp_path: Path, mo
     simulate(scenario, checkpoints=Checkpoints(tmp_path))
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     monkeypatch.setattr(Checkpoints, "_read", with_old_records(Checkpoints._read))
-    with pytest.raises(CheckpointError, match=r"are not those of this version of solon_fl .*or another folder"):
+    with pytest.raises(CheckpointError, match=r"are not from this version of solon_fl .*or another folder"):
         simulate(scenario, checkpoints=Checkpoints(tmp_path))
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 

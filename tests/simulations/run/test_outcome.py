@@ -184,9 +184,7 @@ def test_a_file_that_holds_anything_else_is_refused(damage: Callable[[str], str]
     path = tmp_path / "rounds.jsonl"
     run(rounds=1).save(path)
     path.write_text(damage(path.read_text()))
-    with pytest.raises(
-        ConfigurationError, match=r"rounds\.jsonl must hold a finished run.*; got .*; make the run again"
-    ):
+    with pytest.raises(ConfigurationError, match=r"rounds\.jsonl must hold a finished run.*; got .*; repeat the run"):
         Outcome.load(path)
     with pytest.raises(ConfigurationError, match="got FileNotFoundError"):
         Outcome.load(tmp_path / "missing.jsonl")

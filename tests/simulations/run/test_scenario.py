@@ -24,7 +24,7 @@ CONFIG = SolonConfig(num_nodes=20, byzantine=2, compression=6)
         ({"engine": "dask"}, "engine must be one of in-process, ray; got engine='dask'"),
         (
             {"engine": "ray", "config": SolonConfig(num_nodes=20, byzantine=2, compression=6, regroup="round")},
-            "regroup='round' is simulated with engine='in-process' alone.*got engine='ray'",
+            "regroup='round' needs engine='in-process', .*got engine='ray'",
         ),
         ({"rounds": 0}, "rounds=0"),
         ({"batch_size": -1}, "batch_size=-1"),

@@ -162,7 +162,9 @@ def test_the_momentum_is_where_the_strategy_or_the_scenario_says() -> None:
     assert rates("fedavg") == rates("solon") == rates("solon", momentum_at="nodes") == (False, 0.9)
     assert rates("fedmedian") == rates("fedavg", momentum_at="nodes") == (True, 0.0)
     assert rates("fedmedian", momentum_at="server") == rates("fedmedian", engine="ray") == (False, 0.9)
-    with pytest.raises(ConfigurationError, match=r"momentum_at='nodes' is simulated with .*; got engine='ray'"):
+    with pytest.raises(
+        ConfigurationError, match=r"momentum_at='nodes' needs engine='in-process', .*; got engine='ray'"
+    ):
         scenario("fedmedian", momentum_at="nodes", engine="ray")
 
 

@@ -40,7 +40,7 @@ def test_an_honest_node_that_was_late_is_counted_and_not_named() -> None:
     assert list(table.columns[4].cells) == ["silent or late"]
     told = named_sentence(outcome)
     assert (
-        told == "The server named 0 of 1 liar, and no honest node. 2 nodes were silent or late, in up to 1 of 1 rounds."
+        told == "The server named 0 of 1 liar and no honest node. 2 nodes were silent or late, in up to 1 of 1 rounds."
     )
 
 
@@ -49,5 +49,5 @@ def test_of_many_nodes_the_first_dozen_are_shown_and_those_first_that_surprise()
     outcome = told_of(group, liars={*range(40), 60})
     table = offences_table(outcome)
     assert list(table.columns[0].cells) == ["60", "77", *map(str, range(MOST_ROWS - 2))]
-    assert table.caption == f"The first {MOST_ROWS} of 42; rounds.jsonl has all."
-    assert named_sentence(outcome) == "The server named 40 of 41 liars, and 1 honest node."
+    assert table.caption == f"The first {MOST_ROWS} of 42 nodes. All are in rounds.jsonl."
+    assert named_sentence(outcome) == "The server named 40 of 41 liars and 1 honest node."
