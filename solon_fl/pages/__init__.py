@@ -1,4 +1,4 @@
-"""Pages for people: charts, maps and bars as data, and the HTML that they become. Knows nothing of training."""
+"""HTML pages: charts, maps and bars as data, and templates that render them. Independent of training."""
 
 from solon_fl.pages.bars import Bar, BarChart
 from solon_fl.pages.charts import Curve, LineChart

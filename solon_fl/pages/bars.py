@@ -1,4 +1,4 @@
-"""Bars of parts, one after the other."""
+"""Stacked bars."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,16 +8,16 @@ __all__ = ["Bar", "BarChart"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
-    """What one thing took.
+    """A bar of parts.
 
     Attributes
     ----------
     name : str
-        Of the thing.
+        Label of the bar.
     parts : sequence of float
-        Not negative, in the order of `BarChart.parts`.
+        Lengths of the parts, not negative, in the order of `BarChart.parts`.
     notes : sequence of str
-        What stands beside the bar, in the order of `BarChart.headings`.
+        Texts beside the bar, in the order of `BarChart.headings`.
     """
 
     name: str
@@ -32,15 +32,15 @@ class BarChart:
     Attributes
     ----------
     title, caption : str
-        The heading, and what is said below it.
+        The heading, and the text below it.
     parts : sequence of (str, str)
         Name and colour of each part.
     bars : sequence of Bar
         From top to bottom.
     headings : sequence of str
-        Of what stands beside the bars.
+        Headings of the texts beside the bars.
     unit : str
-        Of the parts.
+        Unit of the parts.
     """
 
     title: str
@@ -52,11 +52,11 @@ class BarChart:
 
     @property
     def used(self) -> list[tuple[str, str]]:
-        """The parts of which there is anything to see, for the legend."""
+        """The parts that are visible in some bar, for the legend."""
         return [part for number, part in enumerate(self.parts) if any(bar.parts[number] for bar in self.bars)]
 
     def pieces(self, bar: Bar) -> list[tuple[str, str, float, float]]:
-        """Return name, colour, value and width in per cent of the row, of each part of a bar."""
+        """Return name, colour, value and width (in per cent of the row) of each part of a bar that is not 0."""
         longest = max(sum(other.parts) for other in self.bars) or 1.0
         return [
             (name, colour, value, 100 * value / longest)
@@ -65,5 +65,5 @@ class BarChart:
         ]
 
     def words(self, bar: Bar) -> str:
-        """Return a bar in words."""
+        """Return a description of a bar in words."""
         return ", ".join(f"{name} {value:.2g} {self.unit}" for name, _, value, _ in self.pieces(bar))

@@ -1,4 +1,4 @@
-"""Line charts: what is drawn where, for a template to write as SVG."""
+"""Line charts: the positions of all elements, for a template that writes SVG."""
 
 import math
 from collections.abc import Sequence
@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 __all__ = ["Curve", "LineChart", "Tick"]
 
-WIDTH, HEIGHT = 440, 250  # of the drawing, in its own units: about a pixel each
+WIDTH, HEIGHT = 440, 250  # of the drawing, in its own units of about a pixel
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 36  # margins, for the ticks' labels
-MOST_POINTS = 300  # of a curve: more than a screen shows
+MOST_POINTS = 300  # of a curve; a screen does not show more
 NUM_TICKS = 5
-LARGEST, SMALLEST = 1e300, 1e-300  # values of y between which an axis can be divided
+LARGEST, SMALLEST = 1e300, 1e-300  # an axis can be divided only between these values of y
 DASHES = ("", "6 3", "2 2", "8 3 2 3", "12 3")
 
 
@@ -23,16 +23,16 @@ class Curve:
     Attributes
     ----------
     name : str
-        For the legend.
+        Name in the legend.
     colour : str
         "#rrggbb".
     x, y : sequence of float
-        Of equal length, x ascending. Points that are not finite, or whose y is beyond 1e300, are left out; a y nearer
-        to 0 than 1e-300 is taken for 0.
+        Coordinates, of equal length, x ascending. Points that are not finite, or with abs(y) above 1e300, are left out.
+        A y with abs(y) below 1e-300 counts as 0.
     is_wide : bool
-        Whether it is drawn as a wide line, under the others.
+        Whether the curve is drawn as a wide line, below the others.
     note : str
-        What is said of it in the legend, such as "broke off".
+        A remark in the legend, such as "broke off".
     """
 
     name: str
@@ -44,7 +44,7 @@ class Curve:
 
     @cached_property
     def points(self) -> list[tuple[float, float]]:
-        """The points to draw: those that can be drawn, and no more than a screen shows; the last one always."""
+        """The points to draw: at most about `MOST_POINTS` of those that can be drawn, always with the last one."""
         found = [
             (x, y if abs(y) >= SMALLEST else 0.0)
             for x, y in zip(self.x, self.y, strict=True)
@@ -55,7 +55,7 @@ class Curve:
 
 
 class Tick(NamedTuple):
-    """A mark on an axis: where it is in the drawing, and its label."""
+    """A mark on an axis: its position in the drawing, and its label."""
 
     at: float
     label: str
@@ -63,22 +63,22 @@ class Tick(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class LineChart:
-    """Curves over common axes, which a reader can point at.
+    """Curves on common axes. Readers can point at them to see values.
 
     Attributes
     ----------
     title, x_label : str
-        The heading, and what x counts.
+        The heading, and the label of the x axis.
     curves : sequence of Curve
-        Those without a point are only in the legend.
+        The curves. Those without points are not shown.
     unit : str
-        Of y; "%" takes y for a part of one, and shows it times a hundred.
+        Unit of y. With "%", y is a fraction of 1 and is shown as a percentage.
     bottom, top : float or None
-        Of the y axis. Default: from 0, or the least value if that is negative, to the greatest.
+        Ends of the y axis. Default: from 0, or the smallest value if it is negative, to the largest.
     is_log : bool
-        Whether x is on a logarithmic scale; points at 0 and below are left out then.
+        Whether the x axis is logarithmic. Points with x <= 0 are then left out.
     marked : float or None
-        A value of y at which there is a dotted line.
+        A value of y that is marked by a dotted line.
     """
 
     title: str
@@ -97,11 +97,11 @@ class LineChart:
 
     @cached_property
     def shown(self) -> list[tuple[Curve, str, list[tuple[float, float]]]]:
-        """The curves that have points, each with its dashes and points; wide ones first, so that they lie below."""
+        """The curves that have points, each with its dashes and points. Wide ones come first, and so lie below."""
         found = []
         for number, curve in enumerate(self.curves):
             points = [(x, y) for x, y in curve.points if x > 0 or not self.is_log]
-            dash = "" if curve.is_wide else DASHES[number % len(DASHES)]  # for those who can't tell the colours apart
+            dash = "" if curve.is_wide else DASHES[number % len(DASHES)]  # for readers who can't tell the colours apart
             if points:
                 found.append((curve, dash, points))
         return sorted(found, key=lambda item: not item[0].is_wide)
@@ -130,34 +130,34 @@ class LineChart:
 
     @property
     def marked_at(self) -> float:
-        """Where the dotted line is."""
+        """The position of the dotted line."""
         return self._up(self.marked or 0.0)
 
     @property
     def hint(self) -> str:
-        """What is said below the chart until a reader points at it."""
+        """The text below the chart until a reader points at it."""
         return "at the end"
 
     @property
     def description(self) -> str:
-        """The chart in words: where each curve ends."""
+        """The chart in words: the last value of each curve."""
         ends = ", ".join(f"{curve.name} {self.show(points[-1][1], 1)}" for curve, _, points in self.shown)
-        return f"{self.title}. Last values: {ends}." if ends else f"{self.title}: nothing yet."
+        return f"{self.title}. Last values: {ends}." if ends else f"{self.title}: no data yet."
 
     def path(self, points: Sequence[tuple[float, float]]) -> str:
-        """Return the points as the path of an SVG."""
+        """Return the points as an SVG path."""
         places = (f"{self._across(x):.1f} {self._up(y):.1f}" for x, y in points)
         return "M" + "L".join(places) + ("h.1" if len(points) == 1 else "")
 
     def data(self, points: Sequence[tuple[float, float]]) -> str:
-        """Return the points for the page's script: across, up, x and y of each."""
+        """Return the points for the page's script: each point's across, up, x and y."""
         return ";".join(
             f"{self._across(x):.1f},{self._up(y):.1f},{x:.6g},{self.show(y, 1)}".replace(" ", "\N{NO-BREAK SPACE}")
             for x, y in points
         )
 
     def show(self, value: float, decimals: int = 0) -> str:
-        """Return a value of y for people."""
+        """Return a value of y as text."""
         if self.unit == "%":
             return f"{100 * value:.{decimals}f} %"
         number = f"{value:.0f}" if 1000 <= abs(value) < 1e12 else f"{value:.3g}"
@@ -184,13 +184,13 @@ class LineChart:
 
 
 def _widened(values: Sequence[float]) -> tuple[float, float]:
-    """Return the least and the greatest value, apart from each other."""
+    """Return the smallest and the largest value; they differ by more than 0."""
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     return (low, high) if high > low else (low, low + (abs(low) or 1.0))
 
 
 def _round_values(low: float, high: float, *, whole: bool = False) -> list[float]:
-    """Return round values between two others, about five of them."""
+    """Return about five round values between two others."""
     power = 10.0 ** math.floor(math.log10((high - low) / NUM_TICKS))
     step = next(power * base for base in (1, 2, 5, 10) if (high - low) / (power * base) <= NUM_TICKS)
     if whole:

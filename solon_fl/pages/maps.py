@@ -1,4 +1,4 @@
-"""Maps of nodes x rounds: who was named when, for a template to write as SVG."""
+"""Maps of nodes x rounds, which show when each node was named, for a template that writes SVG."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -6,11 +6,11 @@ from functools import cached_property
 
 __all__ = ["KINDS", "NodeMap", "NodeRow", "Span"]
 
-ROW = 18  # height of a row, in the drawing's units: about a pixel each
+ROW = 18  # height of a row, in the drawing's units of about a pixel
 LEFT, WIDTH = 120, 640
 LONGEST_LABEL = 18  # characters
 BOTTOM = 24
-# What a node can be in a round, with its colour (Okabe & Ito), the gravest first.
+# The kinds of reports about a node, with their colours (Okabe & Ito), gravest first.
 KINDS: dict[str, str] = {
     "lying": "#D55E00",
     "malformed": "#CC79A7",
@@ -23,7 +23,7 @@ KINDS: dict[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Rounds one after the other, the last one included, in which a node was the same kind of `KINDS`."""
+    """Consecutive rounds, including the last one, in which a node had the same kind of `KINDS`."""
 
     first: int
     last: int
@@ -31,23 +31,23 @@ class Span:
 
     @property
     def words(self) -> str:
-        """It in words."""
+        """The span in words."""
         rounds = f"round {self.first}" if self.first == self.last else f"rounds {self.first} to {self.last}"
         return f"{self.kind}, {rounds}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeRow:
-    """A node, and what it was in which rounds.
+    """A node, and its kinds in the rounds.
 
     Attributes
     ----------
     label : str
-        Its name, or number.
+        Name or number of the node.
     spans : tuple of Span
-        Ascending, none over another.
+        The spans, ascending and without overlaps.
     is_marked : bool
-        Whether it is shown as a liar, as only a simulation knows.
+        Whether the node is shown as a liar. Only a simulation knows this.
     """
 
     label: str
@@ -56,7 +56,7 @@ class NodeRow:
 
     @classmethod
     def of(cls, label: str, spans: Iterable[Span], *, is_marked: bool = False) -> "NodeRow":
-        """Return the row of a node, given ascending spans, of which those of a kind that meet become one."""
+        """Return the row of a node. Of the ascending spans, adjacent ones of the same kind are joined."""
         joined: list[Span] = []
         for span in spans:
             if joined and (joined[-1].kind, joined[-1].last + 1) == (span.kind, span.first):
@@ -67,12 +67,12 @@ class NodeRow:
 
     @property
     def short_label(self) -> str:
-        """Its label, cut to what there is room for."""
+        """The label, shortened to the space available."""
         return self.label if len(self.label) <= LONGEST_LABEL else self.label[: LONGEST_LABEL - 1] + "…"
 
     @property
     def words(self) -> str:
-        """What it was, in words."""
+        """The row in words."""
         return "; ".join(span.words for span in self.spans) or "never named"
 
 
@@ -85,11 +85,11 @@ class NodeMap:
     title : str
         The heading.
     rows : sequence of NodeRow
-        The nodes to show.
+        Rows of the nodes to show.
     first, last : int
-        Rounds.
+        First and last round.
     note : str
-        What is said of the nodes that have no row.
+        A note about the nodes that have no row.
     """
 
     title: str
@@ -104,12 +104,12 @@ class NodeMap:
 
     @property
     def height(self) -> int:
-        """Of the drawing."""
+        """Height of the drawing."""
         return len(self.rows) * ROW + BOTTOM
 
     @cached_property
     def kinds(self) -> list[tuple[str, str]]:
-        """The kinds that occur, for the legend, with their colours."""
+        """The kinds that occur, with their colours, for the legend."""
         found = {span.kind for row in self.rows for span in row.spans}
         return [(kind, colour) for kind, colour in KINDS.items() if kind in found]
 
@@ -119,16 +119,16 @@ class NodeMap:
 
     @property
     def ticks(self) -> list[tuple[float, int]]:
-        """Where rounds have a label, and their numbers."""
+        """Positions and numbers of the rounds that have a label."""
         numbers = dict.fromkeys(self.first + round(part * (self.last - self.first) / 4) for part in range(5))
         return [(self.across(number) + self._round_width / 2, number) for number in numbers]
 
     def across(self, number: int) -> float:
-        """Return where a round begins."""
+        """Return the position at which a round begins."""
         return LEFT + (number - self.first) * self._round_width
 
     def span_width(self, span: Span) -> float:
-        """Return how wide a span is drawn."""
+        """Return the width of a span in the drawing."""
         gap = min(1.0, self._round_width / 4)
         return (min(span.last, self.last) - span.first + 1) * self._round_width - gap
 

@@ -1,4 +1,4 @@
-"""From a template and its values to a page that loads nothing, and runs no script but its own."""
+"""Renders templates to pages that load nothing and run only their own script."""
 
 import base64
 import hashlib
@@ -15,19 +15,19 @@ FOLDER = "solon_fl.pages"
 
 
 def templates_are_there() -> bool:
-    """Return whether jinja2, which fills the templates in, is installed."""
+    """Return whether jinja2, which renders the templates, is installed."""
     return find_spec("jinja2") is not None
 
 
 def page_html(template: str, **values: Any) -> str:
-    """Return a page.
+    """Render a page.
 
     Parameters
     ----------
     template : str
-        Name of a file of the folder templates.
+        Name of a file in the folder templates.
     **values
-        For the template. Text in them stays text: whatever it holds, it becomes neither markup nor script.
+        Values for the template. Any text in them is escaped, and never becomes markup or script.
 
     Raises
     ------
@@ -36,8 +36,8 @@ def page_html(template: str, **values: Any) -> str:
 
     Notes
     -----
-    Escaping keeps text of files and nodes from becoming markup. Behind it stands the page's content security policy:
-    a browser runs the one script whose hash it names, and loads nothing from anywhere.
+    Escaping keeps text from files and nodes from becoming markup. The page's content security policy is a second line
+    of defence: a browser runs only the script with the hash that it names, and loads nothing.
     """
     import jinja2
 
@@ -49,7 +49,7 @@ def page_html(template: str, **values: Any) -> str:
 
 
 def write_page(path: Path, html: str) -> None:
-    """Write a page so that a reader sees the old one or the new one, never a part; its folder is made if need be.
+    """Write a page atomically: readers see the old page or the new one. Its folder is created if necessary.
 
     Raises
     ------

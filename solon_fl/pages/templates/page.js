@@ -1,5 +1,5 @@
 "use strict";
-// Charts: point at a curve, or move with the arrow keys, and read off all values there.
+// Charts: pointing at a curve, or pressing the arrow keys, shows the values there.
 for (const chart of document.querySelectorAll(".chart")) {
   const svg = chart.querySelector("svg"), pointer = chart.querySelector(".pointer"), hint = chart.querySelector(".hint");
   if (!pointer) continue;
@@ -19,7 +19,7 @@ for (const chart of document.querySelectorAll(".chart")) {
     pointer.setAttribute("x1", at); pointer.setAttribute("x2", at); pointer.style.visibility = "visible";
     let x = "", best = null;
     for (const curve of curves) {
-      // The last point that is not beyond: what the curve had reached by then.
+      // The last point at or before this position.
       const point = curve.points.findLast(point => point.across <= at + .05);
       curve.value.textContent = point ? point.y : "–";
       if (point && Math.abs(point.across - at) < .06) x = point.x;
@@ -49,7 +49,7 @@ for (const chart of document.querySelectorAll(".chart")) {
   });
 }
 
-// Axes: which of several versions of the charts are shown.
+// Axes: shows the charts over the chosen x axis.
 for (const input of document.querySelectorAll(".axis input")) {
   const choose = () => {
     for (const part of document.querySelectorAll("[data-axis]")) part.hidden = part.dataset.axis !== input.value;
@@ -58,7 +58,7 @@ for (const input of document.querySelectorAll(".axis input")) {
   if (input.checked) choose();
 }
 
-// The live page: how old it is, and reloading without losing the place.
+// The live page: shows its age, and reloads it without losing the reader's position.
 const seconds = +document.body.dataset.reload, age = document.querySelector("[data-written]");
 if (age) {
   const tell = () => {
@@ -79,7 +79,7 @@ if (seconds) {
     sessionStorage.removeItem(key);
   } catch {}
   setInterval(() => {
-    // Not under a reader's hands, and not where nobody looks.
+    // Not while a reader uses the page, and not while it is hidden.
     if (document.hidden || document.querySelector(".chart:hover, .chart:focus") || String(getSelection())) return;
     try {
       sessionStorage.setItem(key, JSON.stringify({at: scrollY, open: details.map(part => part.open)}));
