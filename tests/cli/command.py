@@ -1,4 +1,4 @@
-"""The command line in this process: a process of its own takes seconds to import torch."""
+"""Runs the command line in this process, as a new process takes seconds to import torch."""
 
 from click.testing import Result
 from typer.testing import CliRunner
@@ -8,8 +8,8 @@ from solon_fl.cli.terminal import console
 
 
 def solon_fl(*arguments: str, columns: int = 80) -> Result:
-    """Run the command line on a terminal of so many columns."""
-    before, console.width = console.width, columns  # it takes COLUMNS only when it is made
+    """Run the command line on a terminal of this width."""
+    before, console.width = console.width, columns  # a Console reads COLUMNS only when it is created
     try:
         return CliRunner().invoke(app, arguments, env={"COLUMNS": str(columns)})
     finally:
@@ -17,6 +17,6 @@ def solon_fl(*arguments: str, columns: int = 80) -> Result:
 
 
 def is_refused(done: Result) -> bool:
-    """Return whether a command ended with one line that begins with "error: ", and nothing else."""
+    """Return whether a command printed one line that begins with "error: ", and nothing else."""
     one_line = done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     return done.exit_code == 2 and one_line and done.stdout == ""

@@ -28,7 +28,7 @@ def test_compare_leaves_a_report_and_runs_nothing_twice(tmp_path: Path) -> None:
     second = solon_fl(*COMPARE, "--output", str(tmp_path / "[out]"))
     assert second.exit_code == 0, second.output
     assert second.stdout.count("already finished") == 4
-    title = "Strategies under attack"  # the demo's own speaks of other nodes
+    title = "Strategies under attack"  # the demo's own title gives other numbers of nodes
     assert second.stdout.partition(title)[2] == first.stdout.partition(title)[2] != ""
     before = (tmp_path / "[out]" / "report.html").read_bytes()
     other = solon_fl(*COMPARE, "--set", "target_accuracy=0.3", "--output", str(tmp_path / "[out]"))

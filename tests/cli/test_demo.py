@@ -14,7 +14,7 @@ DEMO = load_comparison("demo")
 def test_the_demo_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     smaller = replace(DEMO, strategies=("solon", "fedavg"), attacks=(None, "foe"))
     smaller = replace(smaller, scenario=replace(DEMO.scenario, rounds=1))
-    monkeypatch.setattr(demo, "usable_cores", lambda: 1)  # processes of their own take seconds to import torch
+    monkeypatch.setattr(demo, "usable_cores", lambda: 1)  # new processes take seconds to import torch
     monkeypatch.setattr(demo, "load", lambda name, overrides, typed: smaller)
     done = solon_fl("demo", "--output", str(tmp_path))
     assert done.exit_code == 0, done.output

@@ -64,7 +64,7 @@ def test_a_run_that_is_stopped_leaves_what_there_is_and_goes_on(
     assert [line["round"] for line in rounds] == [0, 1, 2, 3, 4]
     assert summary["error"] is None
     assert (tmp_path / "plot.png").exists()
-    assert not (tmp_path / "rounds-1.jsonl").exists()  # nothing of the first two is lost
+    assert not (tmp_path / "rounds-1.jsonl").exists()  # the new file includes the first two rounds
     again = solon_fl(*command, "--set", "checkpoint_every=1")
     assert "Already finished: all 4 rounds were loaded" in " ".join(again.stdout.split())
     assert "0/4" not in again.stdout

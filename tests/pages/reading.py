@@ -1,4 +1,4 @@
-"""What a browser would make of a page, for tests of what is in it."""
+"""Parses a page, for tests of its elements and scripts."""
 
 import base64
 import hashlib
@@ -25,7 +25,7 @@ class Reading(HTMLParser):
 
     @classmethod
     def of(cls, page: str) -> "Reading":
-        """Return what is in a page."""
+        """Return the parsed page."""
         found = cls()
         found.feed(page)
         found.page = page
@@ -48,7 +48,7 @@ class Reading(HTMLParser):
             self.scripts[-1] += data
 
     def check_self_contained(self) -> None:
-        """Check that the page has one script, that which its policy allows, and nothing that loads or runs others."""
+        """Check that the page has only the script that its policy allows, and loads or runs nothing else."""
         (script,) = self.scripts
         allowed = re.findall(r"script-src '(?:sha256-([^']*))'", self.page)
         assert allowed == [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()]

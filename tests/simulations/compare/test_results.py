@@ -208,7 +208,7 @@ def test_a_changed_setting_is_run_anew_and_the_old_files_stay(tmp_path: Path, ru
         run_all(tmp_path, replace(COMPARISON, scenario=replace(COMPARISON.scenario, **changes)))
         assert len(runs) == len(files(tmp_path)) == 4 * number
     assert before.items() <= files(tmp_path).items()
-    # Networks, target and title change no run.
+    # Networks, target and title do not change the runs.
     run_all(tmp_path, replace(COMPARISON, title="other", networks=(SLOW,), target_accuracy=0.5, batch_seconds=2.0))
     assert len(runs) == 20
 

@@ -10,7 +10,7 @@ from solon_fl.strategies.loop import RoundStrategy
 
 @pytest.fixture
 def seats(monkeypatch: pytest.MonkeyPatch) -> list[RoundReport]:
-    """The strategies' own reports of all runs from now on: they say who sat where, by Flower's ids."""
+    """The strategies' own reports of all runs from now on. They have the place of each node, by its Flower id."""
     reports: list[RoundReport] = []
     make_strategy = Scenario.make_strategy
 

@@ -1,4 +1,4 @@
-"""Small runs that several tests have in common."""
+"""Small runs that several tests share."""
 
 import dataclasses
 from typing import Any

@@ -32,7 +32,7 @@ def test_a_run_that_broke_off_goes_on_as_if_nothing_had_happened(attack: str | N
         simulate(scenario, interrupt, checkpoints)
     seen: list[int] = []
     resumed = simulate(scenario, lambda record: seen.append(record.round), checkpoints)
-    assert seen == [5, 6], "the last checkpoint was that of round 4"
+    assert seen == [5, 6], "the last checkpoint is that of round 4"
     assert vector_of(resumed.arrays).equal(vector_of(whole.arrays))
     assert curve(resumed) == curve(whole)
     assert resumed.offences == whole.offences
@@ -68,7 +68,7 @@ def test_records_of_another_format_are_refused_and_left_alone(tmp_path: Path, mo
 
 
 def with_old_records(read: Callable[..., Checkpoint]) -> Callable[..., Checkpoint]:
-    """Return how checkpoints are read as if the records had been written when they held Flower's node ids."""
+    """Return a reader of checkpoints whose records have an old format, with Flower's node ids."""
 
     def reading(self: Checkpoints, path: Path, run: Mapping[str, Any]) -> Checkpoint:
         checkpoint = read(self, path, run)
@@ -105,14 +105,14 @@ outcome.save(folder / "done.jsonl")
 
 @pytest.mark.slow
 def test_kill_9_at_random_moments_changes_nothing(tmp_path: Path) -> None:
-    """Though liars lie, and the server is killed again and again, at moments of no round in particular."""
+    """Nodes lie, and the server is killed several times at random moments."""
     random = torch.Generator().manual_seed(0)
     kills = 0
     while not (tmp_path / "done.jsonl").exists():
         process = subprocess.Popen([sys.executable, "-c", KILLED, tmp_path], stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        assert process.stdout.readline(), "it goes on"
+        assert process.stdout.readline(), "the run continues"
         if kills < 2:
             time.sleep(0.25 * float(torch.rand((), generator=random)))
             process.kill()
@@ -122,7 +122,9 @@ def test_kill_9_at_random_moments_changes_nothing(tmp_path: Path) -> None:
         assert process.wait() == 0 or kills
     assert kills >= 2
     whole = run(config=EXACT, rounds=30)
-    assert Outcome.load(tmp_path / "done.jsonl").model_sha256 == whole.model_sha256, "that of an honest, whole run"
+    assert Outcome.load(tmp_path / "done.jsonl").model_sha256 == whole.model_sha256, (
+        "the same model as in an honest, uninterrupted run"
+    )
     lines = [json.loads(line) for line in (tmp_path / "done.jsonl").read_text().splitlines()]
     assert [line["accuracy"] for line in lines[1:-1]] == curve(whole)
     assert not list(tmp_path.glob("*.part"))
@@ -150,4 +152,4 @@ def test_a_regrouped_run_that_broke_off_goes_on_as_if_nothing_had_happened(
     groups = [[record.report.groups for record in outcome.records if record.report] for outcome in (resumed, whole)]
     assert groups[0] == groups[1]
     *_, fifth, sixth = seats
-    assert [report.groups for report in (fifth, sixth)] == [report.groups for report in seats[4:6]], "by node id, too"
+    assert [report.groups for report in (fifth, sixth)] == [report.groups for report in seats[4:6]], "also by node id"

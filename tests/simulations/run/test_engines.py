@@ -18,7 +18,7 @@ def test_ray_that_is_not_installed_is_a_plain_error(monkeypatch: pytest.MonkeyPa
 
 
 def run_on_ray(options: str, settings: str, folder: Path) -> Outcome:
-    """Run a simulation in a process of its own: Ray starts others, and warns about its future."""
+    """Run a simulation in its own process, as Ray starts further processes and issues warnings."""
     command = [sys.executable, "-c", "from solon_fl.cli import main; main()", "simulate", *options.split()]
     for setting in ("engine=ray", *settings.split()):
         command += ["--set", setting]
@@ -35,7 +35,7 @@ def test_flowers_own_engine_gives_the_same_model_bit_for_bit(tmp_path: Path) -> 
     outcome = run(config=config, rounds=3)
     options = "--nodes 5 --byzantine 2 --compression 3 --referee --model logistic --attack reverse --rounds 3"
     on_ray = run_on_ray(options, "batch_size=8 code=exact downlink=delta", tmp_path)
-    assert on_ray.model_sha256 == outcome.model_sha256, "that of an honest run in this process"
+    assert on_ray.model_sha256 == outcome.model_sha256, "the same model as in an honest run in this process"
     assert curve(on_ray) == curve(outcome)
     assert on_ray.convicted == on_ray.liars
     assert on_ray.referee_computations == 1

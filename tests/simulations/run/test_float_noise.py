@@ -1,4 +1,4 @@
-"""Nodes that really compute in different ways, on this machine."""
+"""Simulated nodes that compute in different ways, on this machine."""
 
 from contextlib import nullcontext
 
@@ -87,7 +87,7 @@ def test_what_can_not_be_calibrated_is_refused() -> None:
         with pytest.raises(ConfigurationError, match=message):
             calibrate_scenario(Scenario(config=CONFIG, **arguments))  # type: ignore[arg-type]  # names
     with pytest.raises(ConfigurationError, match="kernels='cuda'"):
-        NodeKind(kernels="cuda")  # type: ignore[arg-type]  # the point
+        NodeKind(kernels="cuda")  # type: ignore[arg-type]  # on purpose
     with pytest.raises(ConfigurationError, match="threads=0"):
         NodeKind(threads=0)
 

@@ -14,7 +14,7 @@ def echo_app() -> ClientApp:
         if context.node_config["partition-id"] == 1:
             raise OSError("no space left")
         if context.node_config["partition-id"] == 2:
-            return None  # type: ignore[return-value]  # a node that never answers
+            return None  # type: ignore[return-value]  # a node that never replies
         return Message(RecordDict(), reply_to=message)
 
     return app

@@ -128,10 +128,10 @@ def test_the_numbers_of_a_run_that_never_began() -> None:
 @pytest.mark.parametrize(
     ("seconds", "scatter"),
     [
-        ([1.0, 1.0, 1.0, 1.0, 100.0], False),  # one round in five is no matter
+        ([1.0, 1.0, 1.0, 1.0, 100.0], False),  # one round in five does not matter
         ([0.8, 1.0, 1.2, 1.2, 0.8], False),  # quartiles 0.8 and 1.2
         ([0.7, 1.0, 1.25, 1.25, 0.7], True),  # 0.7 and 1.25
-        ([0.1, 10.0, 10.0], False),  # too few to tell
+        ([0.1, 10.0, 10.0], False),  # too few rounds to tell
     ],
 )
 def test_timings_scatter_if_the_quartiles_are_half_the_median_apart(seconds: list[float], scatter: bool) -> None:

@@ -1,4 +1,4 @@
-"""Networks, aggregators and attacks of a user's in a run, and what is said of those that can't be used."""
+"""The user's own networks, aggregators and attacks in a run, and the errors for those that can't be used."""
 
 import random
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Simulated runs with a referee: smaller groups, the same bits, and whom it convicts."""
+"""Simulated runs with a referee: smaller groups, the same bits, and convictions."""
 
 import json
 from dataclasses import replace
@@ -27,7 +27,11 @@ KINDS: dict[str, SolonConfig] = {
     "patches": replace(SMALL, downlink="delta"),
     "regrouped": replace(SMALL, regroup="round"),
 }
-NEVER_CONVICTED = ("crash", "late", "silent")  # whom the network, or a program's error, may have kept from answering
+NEVER_CONVICTED = (
+    "crash",
+    "late",
+    "silent",
+)  # an honest node may do the same because of the network or a program error
 
 
 @lru_cache
@@ -37,7 +41,7 @@ def honest(kind: str) -> Outcome:
 
 @pytest.fixture(autouse=True, scope="module")
 def _data() -> None:
-    """Load the data before any test is timed."""
+    """Load the data before tests are timed."""
     honest("algebra")
 
 
@@ -73,7 +77,7 @@ def test_liars_are_convicted_in_the_round_in_which_they_first_lie(kind: str, att
 def test_near_codewords_exist_in_groups_of_any_size(compression: int) -> None:
     config = ONE_IS_HONEST if compression > 1 else replace(ONE_IS_HONEST, verification="algebra", compression=1)
     outcome = run(config=replace(config, compression=compression), attack="near-codeword", rounds=1)
-    assert outcome.convicted == outcome.liars, "its nodes lie, and do not crash"
+    assert outcome.convicted == outcome.liars, "its nodes lie and do not crash"
 
 
 def test_before_their_round_liars_are_honest_to_the_bit() -> None:
@@ -84,14 +88,14 @@ def test_before_their_round_liars_are_honest_to_the_bit() -> None:
 
 
 def test_local_steps_of_the_first_round_are_all_of_them() -> None:
-    """Before it the referee computes one batch, which must not pass for the group's change."""
+    """The referee computes one batch before the first round. That must not count as the group's change."""
     outcome = run(config=KINDS["local steps"], attack="reverse")
     assert outcome.referee_computations == 2
     assert bits(outcome) == bits(honest("local steps"))
 
 
 def test_the_referee_computes_every_batch_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However little the nodes have to compute, its seconds are those of a machine of its own."""
+    """Its seconds are those of a separate machine, even if the nodes share their results."""
     computed: list[ImageClient] = []
     batch_loss = ImageClient.batch_loss
 
@@ -102,7 +106,7 @@ def test_the_referee_computes_every_batch_itself(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(ImageClient, "batch_loss", counting)
     run(config=ONE_IS_HONEST, attack="reverse", rounds=2)
     by_client = [computed.count(client) for client in dict.fromkeys(computed)]
-    assert by_client == [1 + 6, 2 * 6], "the referee, which is tried before the first round, and all nodes"
+    assert by_client == [1 + 6, 2 * 6], "the referee, which is tried out before the first round, and all nodes"
 
 
 def test_an_audit_of_honest_nodes_computes_and_convicts_nobody() -> None:
@@ -118,10 +122,10 @@ def test_without_a_referee_nobody_is_asked() -> None:
     outcome = run(config=SolonConfig(num_nodes=14, byzantine=2, compression=3), attack="reverse", rounds=1)
     assert (outcome.has_referee, outcome.referee_computations, outcome.convicted) == (False, 0, frozenset())
     fedavg = run(config=SMALL, strategy="fedavg", rounds=1)
-    assert not fedavg.has_referee, "it has no use for the config's"
+    assert not fedavg.has_referee, "it ignores the config's referee"
 
 
-# What is kept of it
+# What is saved
 
 
 def test_the_file_says_whom_the_referee_convicted_and_why(tmp_path: Path) -> None:
@@ -140,7 +144,7 @@ def test_the_file_says_whom_the_referee_convicted_and_why(tmp_path: Path) -> Non
 
 
 def test_convicted_nodes_are_named_so_in_the_table() -> None:
-    """Of an exact code's shares from k on can only be said that bits differ, until the referee says whose are right."""
+    """With an exact code, the shares only show that bits differ. The referee decides which are right."""
     outcome = run(config=ONE_IS_HONEST, attack="reverse", rounds=1)
     named = dict(zip(*(offences_table(outcome).columns[column].cells for column in (0, 4)), strict=True))
     assert {as_ for number, as_ in named.items() if int(str(number)) < 5} == {"lying, convicted"}
@@ -153,7 +157,9 @@ def test_what_the_server_takes_is_without_the_referee() -> None:
     (referee,) = report.referee_reports
     slow = replace(report, seconds_aggregating=referee.seconds + 2.0, seconds_stepping=0.5)
     assert slow.server_seconds == pytest.approx(2.5)
-    assert replace(slow, seconds_aggregating=0.0).server_seconds == 0.5, "where it was not among them"
+    assert replace(slow, seconds_aggregating=0.0).server_seconds == 0.5, (
+        "if the referee's seconds were not part of them"
+    )
 
 
 def report_of(silent: tuple[int, ...], reason: Asked | None, *, status: str = "clean") -> RoundReport:
@@ -187,7 +193,7 @@ def report_of(silent: tuple[int, ...], reason: Asked | None, *, status: str = "c
         ((3,), "shares missing", True),
         ((3,), "shares disagree", True),
         ((3,), "unclear which parameters have gradients", True),
-        ((3,), "audit", False),  # all was well without the one that is slow
+        ((3,), "audit", False),  # the group was decoded without the slow one
         ((3,), "suspects", False),
         ((), "shares disagree", False),
         ((3,), None, False),
@@ -205,14 +211,14 @@ def test_nodes_that_are_always_silent_are_waited_for_three_times() -> None:
     assert [report.referee_computations for report in outcome.reports] == [0, 2, 2, 2, 2, 2]
 
 
-# As strategies of their own
+# As separate strategies
 
 
 @pytest.mark.parametrize("strategy", ["solon-referee", "solon-referee-digest"])
 def test_strategies_with_a_referee_have_one(strategy: str) -> None:
     config = SolonConfig(num_nodes=7, byzantine=2, compression=3, code="exact")
     outcome = run(config=config, strategy=strategy, attack="other-gradient", rounds=2)
-    assert outcome.scenario.config.group_size == 7, "of a scenario's own size"
+    assert outcome.scenario.config.group_size == 7, "the size that the scenario gives"
     assert outcome.has_referee
     assert outcome.error is None
     assert set(outcome.offences) == outcome.liars

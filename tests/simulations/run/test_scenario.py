@@ -87,8 +87,8 @@ def test_only_nodes_that_share_no_batch_have_examples_of_their_own() -> None:
         context = Context(run_id=0, node_id=1, node_config={"partition-id": number}, state=RecordDict(), run_config={})
         seen.append(set(client._examples(Batch(0, 1, number), context).tolist()))
         again = client._examples(Batch(0, 2, number), context)
-        assert not set(again.tolist()).isdisjoint(seen[-1]), "another round, the same part"
-    assert sum(map(len, seen)) == len(set().union(*seen)), "no example is with two nodes"
+        assert not set(again.tolist()).isdisjoint(seen[-1]), "a later round uses the same part"
+    assert sum(map(len, seen)) == len(set().union(*seen)), "no two nodes share an example"
     for strategy in ("solon", "solon-referee", "draco-cyclic"):
         with pytest.raises(ConfigurationError, match=f"with strategy='{strategy}' several nodes.*got dirichlet=0.1"):
             Scenario(config=CONFIG, strategy=strategy, dirichlet=0.1)

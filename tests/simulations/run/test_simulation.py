@@ -39,11 +39,11 @@ def test_under_every_attack_training_ends_where_it_does_without(attack: str, lon
     assert_same_model(outcome.arrays, long_honest.arrays)
     assert curve(outcome) == pytest.approx(curve(long_honest), abs=0.003)
     liars = outcome.scenario.liars
-    if attack == "bit-flip":  # some bits change less than float noise does; any other makes a lie, or NaN
+    if attack == "bit-flip":  # some flips are below the float noise; all others are lies or NaN
         assert set(outcome.offences) <= liars
         assert outcome.offences
         return
-    if attack == "partial-collusion":  # of two liars of a group the first whispers below the tolerance
+    if attack == "partial-collusion":  # the first of two liars in a group stays below the tolerance
         liars = frozenset(max(liar for liar in liars if liar // 7 == group) for group in (0, 1))
     if attack == "below-tolerance":
         liars = frozenset()
@@ -95,7 +95,9 @@ def test_the_training_loss_that_nodes_report_falls(honest: Outcome) -> None:
     losses = [report.unprotected_training_loss for report in honest.reports]
     assert None not in losses
     assert losses[-1] < losses[0]  # type: ignore[operator]  # none of them is None
-    assert losses[0] == pytest.approx(honest.records[0].loss, rel=0.2)  # the untrained model's, on other examples
+    assert losses[0] == pytest.approx(
+        honest.records[0].loss, rel=0.2
+    )  # the loss of the untrained model, on other examples
 
 
 def test_strategies_whose_nodes_report_no_loss_have_none() -> None:
@@ -177,7 +179,7 @@ def test_regrouping_changes_no_bit_of_an_honest_run(honest: Outcome, seats: list
 
 @pytest.mark.parametrize("attack", ["reverse", "other-gradient", "alie", "near-codeword", "late", "nan"])
 def test_regrouped_liars_change_nothing_and_are_named_in_the_ledger_as_nodes(attack: str, honest: Outcome) -> None:
-    """Two liars in all: no grouping has more than s = 2 of them in a group."""
+    """With two liars in all, no group has more than s = 2."""
     outcome = run(config=REGROUPED, attack=attack)
     liars = outcome.scenario.liars
     assert len(liars) == 2
@@ -191,7 +193,7 @@ def test_regrouped_liars_change_nothing_and_are_named_in_the_ledger_as_nodes(att
 
 
 def test_regrouped_colluders_know_each_other_wherever_they_are(seats: list[RoundReport]) -> None:
-    """Four liars among 14: the lies of those that meet in a group fit together, and one too many is not survived."""
+    """With four liars among 14, those in the same group collude, and more than s of them in a group mislead it."""
     outcome = run(config=REGROUPED, attack="other-gradient", num_liars=4, rounds=20)
     assert len(outcome.reports) == len(seats) == 20
     for report in seats:
@@ -200,7 +202,7 @@ def test_regrouped_colluders_know_each_other_wherever_they_are(seats: list[Round
             if len(lying) <= 2:
                 assert (group.decoded, set(group.corrupt_nodes)) == (True, lying)
             else:
-                assert set(group.corrupt_nodes).isdisjoint(lying), "they pass, or the group fails"
+                assert set(group.corrupt_nodes).isdisjoint(lying), "they mislead the group, or it fails"
     placed = [
         sum(node is not None and node - 1 in outcome.scenario.liars for node in report.groups[0].nodes)
         for report in seats
@@ -209,7 +211,7 @@ def test_regrouped_colluders_know_each_other_wherever_they_are(seats: list[Round
 
 
 def test_groups_larger_than_2s_and_k_need_more_colluders_to_be_misled(seats: list[RoundReport]) -> None:
-    """With r = 10, k = 2, three or four of them are more than s = 2, and no more than t = (r - k) / 2."""
+    """With r = 10 and k = 2, three or four liars are more than s = 2, but at most t = (r - k) / 2."""
     config = SolonConfig(num_nodes=20, byzantine=2, compression=2, group_size=10, regroup="round")
     honest, outcome = run(config=config), run(config=config, attack="other-gradient", num_liars=4, rounds=8)
     met = 0

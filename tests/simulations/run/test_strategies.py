@@ -29,7 +29,7 @@ from solon_fl.wire import to_array
 from tests.support import vector_of
 
 CONFIG = SolonConfig(num_nodes=14, byzantine=2, compression=3)
-ALIKE = ("caf", "dnc", "geometric-median", "nnm")  # run as "bulyan" is
+ALIKE = ("caf", "dnc", "geometric-median", "nnm")  # these run like "bulyan"
 VARIED = [name for name in STRATEGIES if name not in ALIKE]
 PLAIN = [name for name in VARIED if STRATEGIES[name].client == "plain"]
 
@@ -76,13 +76,13 @@ def test_the_nodes_named_as_silent_are_those_that_are(strategy: str) -> None:
     outcome = run(strategy, attack="silent", config=SolonConfig(num_nodes=14, byzantine=2, compression=3, seed=3))
     liars = outcome.scenario.liars
     assert len(liars) == 2
-    if "reactive" in strategy:  # it asks a part of the nodes, and waits only where silence makes it ask the others
+    if "reactive" in strategy:  # it asks some of the nodes, and waits only if it has to ask the others
         assert set(outcome.offences) <= liars
         asked_more = [bool(record.report and record.report.escalated_groups) for record in outcome.records]
         assert [record.waited for record in outcome.records] == asked_more
         return
     assert outcome.offences == {liar: {"silent": 2} for liar in liars}
-    # Solon decodes without them; every other strategy waits until the deadline.
+    # Solon decodes without them. Every other strategy waits until the deadline.
     assert [record.waited for record in outcome.records] == [False] + 2 * [STRATEGIES[strategy].client != "solon"]
 
 
@@ -112,7 +112,7 @@ RULES: dict[str, Callable[[Tensor], Tensor]] = {
 def test_attackers_know_what_the_server_makes_of_vectors(strategy: str) -> None:
     vectors = random_vectors()
     aggregate = STRATEGIES[strategy].aggregate(scenario(strategy))
-    for _ in range(2):  # and to try it leaves no trace
+    for _ in range(2):  # trying it twice gives the same result
         assert_close(aggregate(vectors), RULES[strategy](vectors))
 
 
@@ -126,7 +126,7 @@ def test_the_trimmed_mean_cuts_as_many_at_each_end_as_there_are_liars(num_nodes:
 
 @pytest.mark.slow
 def test_what_no_honest_node_sends_costs_a_robust_baseline_only_that_vector() -> None:
-    """Once all liars have given themselves away, nobody is left to leave out: what steps is the mean of the honest."""
+    """If all liars give themselves away, none are left to exclude, and the step is the mean of the honest nodes."""
     mean = vector_of(run("fedavg", attack="silent").arrays)
     runs = [*product(["multikrum"], ["nan", "malformed", "silent"]), *product(["bulyan", "fedtrimmedavg"], ["nan"])]
     for strategy, attack in [*runs, ("flower-bulyan", "silent")]:
@@ -140,7 +140,7 @@ def test_what_no_honest_node_sends_costs_a_robust_baseline_only_that_vector() ->
 @pytest.mark.slow
 @pytest.mark.parametrize("attack", [None, "ipm"])
 def test_the_mean_of_the_nodes_momenta_is_the_servers_momentum(attack: str | None) -> None:
-    """And liars lie about momenta: minus a tenth of the mean of the honest nodes'."""
+    """Liars send momenta: minus a tenth of the mean of the honest nodes' momenta."""
     at_server, at_nodes = (run("fedavg", attack=attack, rounds=3, momentum_at=place) for place in ("server", "nodes"))
     torch.testing.assert_close(vector_of(at_nodes.arrays), vector_of(at_server.arrays), rtol=1e-5, atol=1e-6)
 
@@ -225,9 +225,11 @@ def test_draco_decodes_the_mean_of_all_batches(name: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", [name for name in (*PLAIN, "signum") if name != "bucketing"])  # the server draws
+@pytest.mark.parametrize(
+    "strategy", [name for name in (*PLAIN, "signum") if name != "bucketing"]
+)  # the server draws at random
 def test_the_first_step_is_that_of_the_aggregate(strategy: str) -> None:
-    """What attackers are told is what the running strategy does with the nodes' vectors."""
+    """Attackers know the aggregation that the running strategy applies to the nodes' vectors."""
     chosen = scenario(strategy, rounds=1, learning_rate=0.5, sign_learning_rate=0.5, momentum=0.0)
     client = ImageClient(chosen)
     context = Context(run_id=0, node_id=0, node_config={}, state=RecordDict(), run_config={})
