@@ -236,6 +236,21 @@ def test_a_data_set_that_is_not_there_is_one_plain_message(tmp_path: Path) -> No
     assert done.stderr.count("\n") == 1
 
 
+def test_a_misspelt_folder_or_data_set_gets_a_suggestion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for option, suggestion in (
+        ("phots", "or module:name of your own; got dataset='phots'; did you mean photos?"),
+        ("./phots", "got dataset='phots'; did you mean photos?"),
+        ("fashion-mnist-6", "did you mean fashion-mnist-6k?"),
+    ):
+        done = solon_fl("simulate", "--dataset", option)
+        assert (done.exit_code, done.stderr.count("\n")) == (2, 1), done.output
+        assert suggestion in done.stderr
+    done = solon_fl("simulate", "--dataset", "svhn", "--set", "data_dir=phots")
+    assert "data_dir must exist; got data_dir='phots'; did you mean photos?" in done.stderr
+
+
 def test_help_teaches() -> None:
     done = solon_fl("simulate", "--help")
     assert done.exit_code == 0

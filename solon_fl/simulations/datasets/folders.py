@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from solon_fl.checks import closest
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.extras import simulation_extra
 
-__all__ = ["read_folder"]
+__all__ = ["read_folder", "similar_folder"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
@@ -28,7 +29,9 @@ def read_folder(path: Path) -> tuple[Any, Any]:
     if any((path / name).is_file() for name in ("dataset_dict.json", "dataset_info.json", "state.json")):
         return _saved_by_datasets(path)
     if not path.is_dir():
-        raise ConfigurationError(f"dataset must be an existing folder; got dataset={str(path)!r}; check the path.")
+        meant = similar_folder(path)
+        remedy = "check the path." if meant is None else f"did you mean {meant}?"
+        raise ConfigurationError(f"dataset must be an existing folder; got dataset={str(path)!r}; {remedy}")
     folders = {folder.name: folder for folder in _folders_in(path)}
     tests = [name for name in TESTS if name in folders]
     if "train" in folders and tests:
@@ -40,6 +43,16 @@ def read_folder(path: Path) -> tuple[Any, Any]:
             f"{path / 'train'}, of which a part is then kept for the test."
         )
     return ImageFiles(path), None
+
+
+def similar_folder(path: Path) -> Path | None:
+    """Return the folder beside a missing file or folder with the most similar name; None if there is none."""
+    try:
+        names = [] if path.exists() else [folder.name for folder in _folders_in(path.parent)]
+    except OSError:
+        return None
+    guess = closest(path.name, names)
+    return None if guess is None else path.parent / guess
 
 
 def _folders_in(path: Path) -> list[Path]:

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from solon_fl.checks import check_one_of, check_whole
+from solon_fl.checks import check_one_of, check_whole, closest
 from solon_fl.errors import ConfigurationError
 from solon_fl.simulations.datasets.cifar10 import cifar10
 from solon_fl.simulations.datasets.dataset import Dataset
 from solon_fl.simulations.datasets.examples import dataset_of
-from solon_fl.simulations.datasets.folders import read_folder
+from solon_fl.simulations.datasets.folders import read_folder, similar_folder
 from solon_fl.simulations.datasets.images import fashion_mnist, fashion_mnist_6k
 from solon_fl.simulations.datasets.reviews import movie_reviews, synthetic_reviews
 from solon_fl.simulations.datasets.svhn import svhn
@@ -105,6 +105,8 @@ def load_dataset(name: str, data_dir: Path | None = None, image_size: int | None
         if image_size is not None:
             rule = "image_size is for folders of images and data of your own"
             raise ConfigurationError(f"{rule}; got image_size={image_size}, dataset={name!r}; leave image_size out.")
+        if data_dir is not None and (meant := similar_folder(data_dir)):
+            raise ConfigurationError(f"data_dir must exist; got data_dir={str(data_dir)!r}; did you mean {meant}?")
         return DATASETS[name](data_dir)
     if not is_own(name):
         _refuse_folder(name, data_dir)
@@ -126,7 +128,11 @@ def check_dataset_name(name: str) -> None:
     if is_own(name):
         load_own("dataset", name)
     elif name not in DATASETS and not (isinstance(name, str) and name and ("/" in name or Path(name).is_dir())):
-        check_one_of("dataset", name, DATASETS, f"a folder, or {OWN}")
+        also = f"a folder, or {OWN}"
+        if isinstance(name, str) and not closest(name, DATASETS) and (meant := similar_folder(Path(name))):
+            rule = f"dataset must be one of {', '.join(DATASETS)}, or {also}"
+            raise ConfigurationError(f"{rule}; got dataset={name!r}; did you mean {meant}?")
+        check_one_of("dataset", name, DATASETS, also)
 
 
 def _refuse_folder(name: str, data_dir: Path | None) -> None:
