@@ -61,9 +61,10 @@ class Standing:
 
     @property
     def named(self) -> str:
-        """How many liars the server named in the run in which it named the fewest."""
-        told = [(len(cell.named & cell.liars), named_liars(cell)) for cell in self.cells if cell.liars]
-        return min(told, default=(0, ""))[1]
+        """How many liars the server named, in the run in which the most liars replied and were not named."""
+        runs = [cell for cell in self.cells if cell.liars]
+        worst = max(runs, key=lambda cell: (len(cell.liars - cell.named - cell.silent), len(cell.named)), default=None)
+        return "" if worst is None else named_liars(worst)
 
     @property
     def example(self) -> Cell | None:

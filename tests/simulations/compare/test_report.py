@@ -8,7 +8,7 @@ import pytest
 from solon_fl.simulations import ATTACKS
 from solon_fl.simulations.compare import Cell, Results
 from solon_fl.simulations.compare.report import write_report
-from solon_fl.simulations.compare.sentences import named_liars, scatter_sentence, verdict_sentences
+from solon_fl.simulations.compare.sentences import named_liars, scatter_sentence, standings, verdict_sentences
 from solon_fl.simulations.compare.tables import survival_table
 from solon_fl.simulations.compare.view import view_of
 from solon_fl.simulations.network import NETWORKS
@@ -166,6 +166,9 @@ def test_silent_liars_are_told_apart_from_named_ones() -> None:
     mute = cell("solon", "silent", [0.1, 0.2], liars=[1, 2, 3], named=[2], silent=[1, 2, 7])
     assert (mute.named, mute.silent) == ({2}, {1, 2, 7})
     assert named_liars(mute) == "1 of 3, 1 silent"
+    heard = cell("solon", "alie", [0.1, 0.2], liars=[1, 2, 3], named=[2, 3])
+    (standing,) = standings(handmade.results(heard, mute))
+    assert standing.named == "2 of 3", "in both runs one liar replied and was not named"
     (shown,) = view_of(handmade.results(mute)).maps
     assert ("node 7", "silent or late, round 1") in [(row.label, row.words) for row in shown.rows]
 
