@@ -164,7 +164,7 @@ def view_of(results: Results) -> ReportView:
             "rounds. The other strategies are told the number of liars."
         ),
         settings={**shown, **asdict(config)},
-        versions=f"{versions}, Python {software.python}, torch on {software.threads} threads" if software else "",
+        versions=f"{versions}, Python {software.python}, threads of torch: {software.threads}" if software else "",
     )
 
 
