@@ -1,13 +1,13 @@
 """All commands of `solon-fl`, and how their errors are shown."""
 
 import importlib.metadata
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import click
 import typer
 from rich.console import Console
 from rich.markup import escape
-from typer.core import TyperGroup
+from typer.core import TyperArgument, TyperGroup
 
 from solon_fl.cli import calibrate, compare, demo, plan, simulate
 from solon_fl.cli.settings import help_with
@@ -26,6 +26,16 @@ class _Commands(TyperGroup):
         except SolonError as error:
             Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
             raise typer.Exit(2) from error
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command. Its arguments get back their help, which typer 0.20 loses with click 8.5."""
+        command = super().get_command(ctx, cmd_name)
+        if command is not None and command.callback is not None:
+            hints = get_type_hints(command.callback, include_extras=True)
+            for param in command.params:
+                if isinstance(param, TyperArgument) and param.help is None:
+                    param.help = hints[str(param.name)].__metadata__[0].help
+        return command
 
 
 app = typer.Typer(

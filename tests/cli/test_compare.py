@@ -82,8 +82,10 @@ def test_bad_settings_of_a_comparison_are_one_line(arguments: list[str], message
     assert message in done.stderr
 
 
-def test_help_lists_every_key() -> None:
-    _, _, table = solon_fl("compare", "--help").stdout.partition("Keys of --set KEY=VALUE")
+def test_help_explains_the_argument_and_lists_every_key() -> None:
+    told = solon_fl("compare", "--help").stdout
+    assert "A name from --list, or your own .toml file." in told
+    _, _, table = told.partition("Keys of --set KEY=VALUE")
     keys = {line.split()[0] for line in table.splitlines() if line[1:2].isalpha()}
     own_option = {"num_nodes", "byzantine", "compression", "rounds", "seed", "strategy", "attack", "dataset", "model"}
     others = {"title", "description", "batch_seconds", "target_accuracy", "group_sizes", "threads", "processes", "key"}
