@@ -1,4 +1,4 @@
-"""The mathematics: codes and decoders. Needs torch and numpy, and nothing of Flower."""
+"""The codes and decoders. This package needs torch, numpy and scipy, but not Flower."""
 
 from .code import Code
 from .decoded import ClassOutcome, Decoded, DecodeStatus

@@ -1,4 +1,4 @@
-"""Array types of the r x q algebra (numpy, float64); everything of size d or m is a torch tensor."""
+"""Array types for the r x q algebra, which uses numpy in float64. Everything of size d or m is a torch tensor."""
 
 import numpy as np
 import numpy.typing as npt

@@ -1,4 +1,4 @@
-"""What every code is: how a gradient becomes r shares. A code knows nothing of liars."""
+"""The base class of all codes, which turn a gradient into r shares. Finding lies is the decoder's task."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -15,23 +15,23 @@ __all__ = ["Code"]
 
 
 class Code(ABC):
-    """A linear (r, k) code: of k entries of the group's gradient at a time each of r shares holds one combination.
+    """A linear (r, k) code: each of the r shares holds one linear combination of every k entries of the gradient.
 
     Parameters
     ----------
     group_size : int
-        r, nodes of the group, >= k.
+        r, the number of nodes in the group, >= k.
     compression : int
-        k, a share has 1/k of the gradient's length, >= 1.
+        k >= 1. A share has 1/k of the gradient's length.
 
     Raises
     ------
     ConfigurationError
-        If a number is out of its range.
+        If a number is out of range.
 
     Notes
     -----
-    Any k shares fix the gradient. How many lies and missing shares a group bears is the `Decoder`'s affair.
+    Any k shares determine the gradient. The `Decoder` sets how many lies and missing shares a group tolerates.
     """
 
     def __init__(self, *, group_size: int, compression: int) -> None:
@@ -51,19 +51,19 @@ class Code(ABC):
     @property
     @abstractmethod
     def multiple(self) -> int:
-        """Each tensor of a coded vector is padded with zeros to a multiple of that many entries."""
+        """Each tensor of a coded vector is padded with zeros to a multiple of this number of entries."""
 
     @abstractmethod
     def sections(self, tensors: Iterable[tuple[int, str]]) -> Sections:
-        """Return where tensors of these sizes and classes are in a share; see `Sections.of`."""
+        """Return the position of each tensor in a share, given sizes and classes as in `Sections.of`."""
 
-    def check_dtype(self, dtype: torch.dtype) -> None:  # noqa: B027  # most take all
-        """Raise ConfigurationError if gradients of this float dtype can't be encoded."""
+    def check_dtype(self, dtype: torch.dtype) -> None:  # noqa: B027  # most codes accept every dtype
+        """Raise ConfigurationError if the code can't encode gradients of this float dtype."""
 
     def share_dim(self, dim: int) -> int:
         """Return m = ceil(d / k), the length of a share of a gradient of length d = dim."""
         if dim < 1:
-            raise ConfigurationError(f"a gradient has at least one entry; got dim={dim}; check the model.")
+            raise ConfigurationError(f"a gradient must have at least one entry; got dim={dim}; check the model.")
         return -(-dim // self.compression)
 
     def encode(self, gradient: Tensor, slot: int) -> Tensor:
@@ -72,7 +72,7 @@ class Code(ABC):
         Parameters
         ----------
         gradient : Tensor, (d,), any float dtype, any device
-            Read in place, never padded or copied. Entries beyond d are taken to be zeros.
+            The gradient. It is read in place, never padded or copied as a whole. Entries beyond d count as zeros.
         slot : int
             0 <= slot < r.
 
@@ -84,8 +84,8 @@ class Code(ABC):
         Raises
         ------
         ConfigurationError
-            If the gradient is not a 1-D float tensor with at least one entry, or of a dtype that the code does not
-            take, or if there is no such slot.
+            If the gradient is not a 1-D float tensor with at least one entry, if the code does not accept its dtype, or
+            if the slot does not exist.
         """
         if gradient.dim() != 1 or not gradient.is_floating_point():
             raise ConfigurationError(

@@ -1,4 +1,4 @@
-"""What a decode returns."""
+"""The result of a decode."""
 
 import enum
 import math
@@ -11,29 +11,29 @@ from ._types import FloatArray
 
 __all__ = ["ClassOutcome", "DecodeStatus", "Decoded"]
 
-NEGLIGIBLE = 1e-30  # an error bound that is as good as 0: the floors of a class in which nothing changed
+NEGLIGIBLE = 1e-30  # error bounds up to here count as 0; a class in which nothing changed has only its noise floor
 
 
 class DecodeStatus(enum.StrEnum):
     """How a decode ended."""
 
     CLEAN = "clean"  # all shares that arrived agree
-    CORRECTED = "corrected"  # some shares were wrong; without them the others agree
-    UNDECODABLE = "undecodable"  # no set of shares small enough explains the disagreement
-    TOO_FEW_SHARES = "too-few-shares"  # fewer than k usable shares
-    DIVERGED = "diverged"  # the shares agree on a gradient that holds NaN or inf: nobody's lie
+    CORRECTED = "corrected"  # some shares were wrong; the others agree
+    UNDECODABLE = "undecodable"  # no sufficiently small set of lies explains the disagreement
+    TOO_FEW_SHARES = "too-few-shares"  # fewer usable shares than needed
+    DIVERGED = "diverged"  # the shares agree on a gradient that holds NaN or inf, so no node lied
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassOutcome:
-    """What was found in one class of tensors: the gradient, or the buffers' change.
+    """The outcome for one class of tensors: the gradient, or the change of the buffers.
 
     Attributes
     ----------
     name : str
-        Of the class.
+        Name of the class.
     norm : float
-        Of what was decoded.
+        Norm of the decoded values.
     residual, tolerance, error_bound : float
         As in `Decoded`, over the columns of this class.
     """
@@ -46,7 +46,7 @@ class ClassOutcome:
 
     @classmethod
     def of_arrays(cls, names: Iterable[str], *values: FloatArray) -> tuple["ClassOutcome", ...]:
-        """Return one for each class; `values` are norm, residual, tolerance and error bound, (K,) each."""
+        """Return one outcome per class; `values` are norm, residual, tolerance and error bound, (K,) each."""
         columns = zip(*(array.tolist() for array in values), strict=True)
         return tuple(
             cls(name=name, norm=norm, residual=residual, tolerance=tolerance, error_bound=bound)
@@ -55,7 +55,7 @@ class ClassOutcome:
 
     @property
     def relative_error(self) -> float:
-        """The error bound by the norm."""
+        """The error bound divided by the norm."""
         if self.error_bound <= NEGLIGIBLE:
             return 0.0
         return self.error_bound / self.norm if self.norm > 0 else math.inf
@@ -68,36 +68,36 @@ class Decoded:
     Attributes
     ----------
     gradient : Tensor or None
-        The group's gradient, (dim,), dtype and device of the shares; None if the decode failed.
+        The group's gradient, (dim,), with the dtype and device of the shares; None if the decode failed.
     status : DecodeStatus
         `ok` is true for CLEAN and CORRECTED.
     corrupt_slots : tuple of int
-        Slots whose shares are certainly lies, ascending: there is no set of at most s lies without which the other
-        shares agree and that leaves this one out. () if the code is exact.
+        Slots whose shares are certainly lies, ascending. Every set of at most s lies that explains the disagreement
+        contains them. Always () for an exact code.
     suspect_slots : tuple of int
-        Slots that the gradient was made without, too, but that may be honest, ascending: other sets of lies explain
-        the shares as well.
+        Other slots that the gradient was computed without, ascending. They may be honest, because other sets of lies
+        explain the shares as well.
     different_slots : tuple of int
-        Of an exact code: slots whose shares differ from the gradient's by a bit or more, ascending: those of liars, and
-        of honest nodes that compute other bits.
+        For an exact code, slots whose shares differ from the gradient's shares by a bit or more, ascending. They belong
+        to liars, or to honest nodes that compute other bits.
     erased_slots : tuple of int
-        Slots whose shares were missing or no shares (of a real code: not finite), ascending.
+        Slots whose shares were missing or malformed (for a real code, also not finite), ascending.
     residual : float
-        Norm of what the shares kept disagree with the gradient by, over all columns of one class of tensors, that where
-        it is nearest to the tolerance; inf if the decode failed.
+        Norm of the difference between the kept shares and the gradient's shares, over all columns of one class of
+        tensors: the class whose residual is nearest to its tolerance. inf if the decode failed.
     tolerance : float
         The residual up to which disagreement counts as noise in that class; nan if the decode failed.
     error_bound : float
-        Bound on the norm of gradient - truth, whatever the liars know and do, as long as honest shares are within
-        rtol of the truth and either 2 * lies + erasures <= r - k, or at most s shares are lies and
-        num_agreeing >= k + s (then however many are missing). inf if the decode failed.
+        Bound on the norm of gradient - truth. It holds whatever the liars know and do, as long as honest shares are
+        within rtol of the truth and either 2 * lies + erasures <= r - k, or at most s shares are lies and
+        num_agreeing >= k + s (with any number of missing shares). inf if the decode failed.
     num_agreeing : int
-        Shares that the gradient was solved from, and that agree with it; 0 if the decode failed.
+        Number of shares that the gradient was computed from and that agree with it; 0 if the decode failed.
     classes : tuple of ClassOutcome
-        The same for each class of tensors; () if the decode failed, or the code is exact.
+        The outcome for each class of tensors; () if the decode failed or the code is exact.
     odd_tensors : tuple of int
-        Numbers of tensors in which the shares kept disagree by more than the noise of such a tensor, though not by more
-        than that of its class: it is nothing but noise, or more nodes lie there than these shares tell.
+        Numbers of tensors in which the kept shares disagree by more than the tensor's noise, but not by more than the
+        noise of its class. Either this is only noise, or more nodes lie there than these shares reveal.
     failed_classes : tuple of str
         The classes of tensors in which the shares disagree, if the status is UNDECODABLE.
     """
@@ -118,7 +118,7 @@ class Decoded:
 
     @property
     def relative_error(self) -> float:
-        """The largest error bound of a class, by the norm of what was decoded; inf if the decode failed."""
+        """The largest relative error of a class; inf if the decode failed."""
         exact = 0.0 if self.ok else math.inf
         return max((outcome.relative_error for outcome in self.classes), default=exact)
 
@@ -131,7 +131,7 @@ class Decoded:
     def of_classes(
         cls, classes: tuple[ClassOutcome, ...], *, gradient: Tensor, status: DecodeStatus, num_agreeing: int
     ) -> "Decoded":
-        """Return a success in which nobody is accused or missing."""
+        """Return a success without accused or missing slots."""
         worst = max(classes, key=lambda outcome: outcome.residual / outcome.tolerance)
         return cls(
             gradient=gradient,

@@ -1,4 +1,4 @@
-"""What every decoder is: from shares, of which some are lies and some are missing, to the group's exact gradient."""
+"""The base class of all decoders, which recover a group's gradient from shares with lies and erasures among them."""
 
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -22,37 +22,38 @@ class Decoding(Protocol):
     """One decode of a group's shares."""
 
     def decode(self, needed: int, last: bool) -> Decoded:
-        """Decode with which `needed` shares agree, with the fewest lies that explain the others.
+        """Return a gradient with which at least `needed` shares agree, with the fewest lies that explain the others.
 
-        last : False if more shares may come, so that what can't succeed yet need not be tried.
+        last : False if more shares may come, so that hopeless attempts may be skipped.
         """
 
 
 class Decoder(ABC):
-    """Recovers a group's gradient from its shares, though s of them may be lies and e may be missing.
+    """Recovers a group's gradient from its shares even if s of them are lies and e are missing.
 
     Parameters
     ----------
     code : Code
-        What the shares are encoded with; its group_size r must be at least 2 s + e + k.
+        The code of the shares. Its group_size r must be at least 2 s + e + k.
     byzantine : int
-        s, nodes of the group that may lie, >= 0.
+        s, the number of nodes of the group that may lie, >= 0.
     stragglers : int
-        e, nodes of the group that may not answer, >= 0.
+        e, the number of nodes of the group that may not reply, >= 0.
     detect_only : bool
-        Whether s lies need only be noticed: then s + e + k nodes are enough. Fewer lies may be located all the same.
+        Whether it is enough to detect s lies without locating them. Then s + e + k nodes suffice. Fewer than s lies may
+        still be located.
 
     Raises
     ------
     ConfigurationError
-        If group_size < 2 s + e + k, or a number is out of its range.
+        If group_size < 2 s + e + k (s + e + k with `detect_only`), or a number is out of range.
 
     Notes
     -----
     Guarantee: as long as 2 * lies + erasures <= r - k, `decode` returns the honest gradient. Beyond that budget it
     reports a failure, unless the liars agree on the shares of another gradient, which nothing can detect. If more than
-    e honest shares may be missing, trust results with which k + s shares agree (`Decoded.num_agreeing`), as
-    `SolonStrategy` does: s liars can't bring those about.
+    e honest shares may be missing, trust only results with which k + s shares agree (`Decoded.num_agreeing`), as
+    `SolonStrategy` does. s liars can't forge such a result.
 
     References
     ----------
@@ -79,19 +80,22 @@ class Decoder(ABC):
     @property
     @abstractmethod
     def certificate(self) -> float:
-        """Bound on a decode's relative error, whatever the liars know and do."""
+        """Bound on the relative error of a decode, whatever the liars know and do."""
 
     @abstractmethod
     def expected_error(self, num_shares: int) -> float:
-        """Return about the largest `Decoded.error_bound`, by the gradient's norm, of so many shares that agree."""
+        """Return an estimate of the largest `Decoded.error_bound` of `num_shares` agreeing shares.
+
+        It is relative to the gradient's norm.
+        """
 
     @abstractmethod
     def new_memory(self, generator: torch.Generator | None = None) -> object:
-        """Return what `decode` takes as `memory`; for `generator` see there."""
+        """Return a new `memory` for `decode`, which also describes `generator`."""
 
     @abstractmethod
     def _decoding(self, rows: Mapping[int, Tensor], dim: int, sections: Sections, memory: object) -> Decoding:
-        """Return the decode of shares of one length, dtype and device."""
+        """Return the decode of these shares, which have one length, dtype and device."""
 
     def decode(
         self,
@@ -104,34 +108,35 @@ class Decoder(ABC):
         needed: int = 0,
         memory: object = None,
     ) -> Decoded:
-        """Recover the group's gradient from its shares, naming the slots that lied.
+        """Recover the group's gradient from its shares and name the slots that lied.
 
         Parameters
         ----------
         shares : mapping from slot to (m,) Tensor, or (r, m) Tensor
-            float32 or float64, one device. Slots not in the mapping are erasures, and so are shares of another
-            length or dtype than most, and of a real code those that hold NaN, inf, or numbers beyond 1e150.
+            float32 or float64, on one device. Slots not in the mapping are erasures. So are shares whose length or
+            dtype differs from the most common one and, for a real code, shares that hold NaN, inf, or numbers beyond
+            1e150.
         dim : int, optional
-            d, the gradient's length; shares of another length than ceil(d / k) are erasures. Default: k m, which
-            is d or d padded with zeros.
+            d, the gradient's length. Shares of another length than ceil(d / k) are erasures. Default: k m, which
+            is d, or d after padding with zeros.
         sections : Sections, optional
-            The tensors that the columns belong to, and their classes, each of which is measured by itself. Default: one
+            The tensors that the columns belong to, and their classes. Each class is measured by itself. Default: one
             tensor.
         generator : torch.Generator, optional
-            Draws the random numbers that help to find liars. Only for reproducible simulation: by default fresh entropy
-            that no node can know is drawn after the shares have arrived.
+            Source of the random numbers that help to find liars. Pass one only for a reproducible simulation. The
+            default draws fresh entropy, which no node can know, after the shares have arrived.
         last : bool
-            False if more shares may come, so that what can't succeed yet need not be tried.
+            False if more shares may come, so that hopeless attempts may be skipped.
         needed : int
-            Shares that must agree with a result, or it is of no use, and is not looked for.
+            Minimum number of shares that must agree with the result. Results with fewer are not searched for.
         memory : optional
-            From `new_memory`, one for all decodes of one group in one round, whose shares stay: what one decode has
-            found out the next need not do again. Its generator is used.
+            The return value of `new_memory`. Pass the same one to all decodes of one group in one round, with the same
+            shares and new ones, so that a decode need not repeat the work of earlier ones. Its generator is used.
 
         Returns
         -------
         Decoded
-            A failure is a status there, never an exception.
+            The outcome. A failure is a status, never an exception.
 
         Raises
         ------
@@ -144,7 +149,7 @@ class Decoder(ABC):
         sections = sections or Sections.whole(share_dim)
         if rows and sections.num_columns != share_dim:
             raise ConfigurationError(
-                f"sections must be of the shares' {share_dim} columns; got {sections.num_columns}; make them for the "
+                f"sections must cover the shares' {share_dim} columns; got {sections.num_columns}; build them for the "
                 "same code and model."
             )
         dim = share_dim * compression if dim is None else dim
@@ -152,12 +157,12 @@ class Decoder(ABC):
         return decoding.decode(max(needed, compression), last)
 
     def _by_slot(self, shares: Mapping[int, Tensor] | Tensor) -> Mapping[int, Tensor]:
-        """Check the form in which the shares are given, and return them by slot."""
+        """Check the type of the shares and return them by slot."""
         group_size = self.code.group_size
         if not isinstance(shares, Tensor | Mapping):
             raise ConfigurationError(
                 "shares must be a mapping from slot to share, or one (r, m) tensor; "
-                f"got {type(shares).__name__}; make a dict of the slots that arrived."
+                f"got {type(shares).__name__}; pass a dict of the slots that arrived."
             )
         if isinstance(shares, Tensor):
             if shares.dim() != 2 or shares.shape[0] != group_size:
@@ -175,7 +180,7 @@ class Decoder(ABC):
 
 
 def smallest_group(*, byzantine: int, compression: int, stragglers: int = 0) -> int:
-    """Return 2 s + e + k, the smallest group in which s liars are found without e nodes; check the three numbers."""
+    """Return 2 s + e + k, the smallest group that locates s liars while e nodes are missing; check the arguments."""
     check_whole("byzantine", byzantine, 0)
     check_whole("compression", compression, 1)
     check_whole("stragglers", stragglers, 0)
@@ -183,7 +188,10 @@ def smallest_group(*, byzantine: int, compression: int, stragglers: int = 0) -> 
 
 
 def _alike(shares: Mapping[int, Tensor], share_dim: int | None) -> dict[int, Tensor]:
-    """Return the shares of the commonest length, dtype and device: the honest ones, being k more than the liars."""
+    """Return the shares of the most common length, dtype and device.
+
+    These include the honest shares, which outnumber the lies by at least k.
+    """
     kinds = {
         slot: (share.shape, share.dtype, share.device)
         for slot, share in shares.items()

@@ -1,4 +1,4 @@
-"""Which columns of the shares belong to which tensor of the model, and which tensors are measured together."""
+"""Sections: which columns of the shares belong to which tensor, and which tensors are measured together."""
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
@@ -17,14 +17,14 @@ __all__ = ["Sections", "padded", "spread"]
 
 
 def padded(size: int, compression: int) -> int:
-    """Return the entries that a tensor takes in the coded vector: a multiple of k, so that none shares a column."""
+    """Return the length of a tensor in the coded vector: a multiple of k, so that no two tensors share a column."""
     return -(-size // compression) * compression
 
 
 def spread(vector: Tensor, sizes: Sequence[int], compression: int) -> Tensor:
-    """Return a vector of tensors of these sizes, (sum(sizes),), as it is coded: each padded with zeros.
+    """Return the coded form of a vector of tensors of these sizes, (sum(sizes),): each tensor padded with zeros.
 
-    The vector itself if it is so already, or needs no padding; else a copy.
+    This is the vector itself if it is padded already or needs no padding, else a copy.
     """
     lengths = [padded(size, compression) for size in sizes]
     if vector.numel() == sum(lengths):
@@ -41,17 +41,17 @@ def spread(vector: Tensor, sizes: Sequence[int], compression: int) -> Tensor:
 class Sections:
     """The tensors of a coded vector, and their classes.
 
-    A column of X mixes k neighbouring entries, all of one tensor. Each class of tensors has a residual, a tolerance and
-    an error bound of its own: a model's running statistics, which may be of any size, hide no lie in its gradient.
+    A column of X mixes k neighbouring entries, all of one tensor. Each class of tensors has its own residual, tolerance
+    and error bound. So a model's running statistics, which may be of any size, can't hide a lie in its gradient.
 
     Attributes
     ----------
     stops : tuple of C int
-        The column behind each tensor's last one; the first tensor starts at column 0.
+        The column after each tensor's last one. The first tensor starts at column 0.
     classes : tuple of C int
-        Number of each tensor's class.
+        The number of each tensor's class.
     names : tuple of K str
-        Of the classes.
+        The names of the classes.
 
     Examples
     --------
@@ -66,13 +66,13 @@ class Sections:
 
     @classmethod
     def of(cls, tensors: Iterable[tuple[int, str]], *, compression: int) -> "Sections":
-        """Return the sections of tensors of these sizes (entries, before they are padded) and classes.
+        """Return the sections of tensors, given as pairs of size (entries, before padding) and class name.
 
-        Tensors without entries are left out.
+        Empty tensors are left out.
         """
         filled = [(size, label) for size, label in tensors if size > 0]
         if not filled:
-            raise ConfigurationError("the model must have entries to train; got none but empty tensors.")
+            raise ConfigurationError("the model must have entries to train; got only empty tensors.")
         sizes, labels = zip(*filled, strict=True)
         names = tuple(dict.fromkeys(labels))
         return cls(
@@ -97,7 +97,7 @@ class Sections:
         return np.diff(self.stops, prepend=0).astype(np.float64)
 
     def pieces(self, start: int, stop: int) -> list[tuple[int, slice]]:
-        """Return what tensors there are between two columns: their numbers and, counted from `start`, their columns."""
+        """Return the tensors between two columns: their numbers, and their columns counted from `start`."""
         found = []
         number, first = bisect_right(self.stops, start), start
         while first < stop:
@@ -107,7 +107,7 @@ class Sections:
         return found
 
     def blocks(self, width: int, chosen: Sequence[int] | None = None) -> list[tuple[int, slice]]:
-        """Return all columns (of the tensors chosen) in blocks of one tensor and at most that width, in order."""
+        """Return all columns (of the chosen tensors), in order, in blocks within one tensor and of at most `width`."""
         limits = list(pairwise((0, *self.stops)))
         numbers = range(len(limits)) if chosen is None else chosen
         return [
@@ -117,7 +117,7 @@ class Sections:
         ]
 
     def by_class(self, squares: FloatArray) -> FloatArray:
-        """Return the sums over the tensors of each class, (K, ...), of squares of norms, (C, ...)."""
+        """Sum squared norms, (C, ...), over the tensors of each class; return (K, ...)."""
         if len(self.names) == 1:
             return np.asarray(squares.sum(axis=0, keepdims=True))
         return np.stack([squares[members].sum(axis=0) for members in self._members])
@@ -127,5 +127,5 @@ class Sections:
         return [np.flatnonzero(np.array(self.classes) == number) for number in range(len(self.names))]
 
     def norms_by_class(self, norms: FloatArray) -> FloatArray:
-        """Return the norms over the tensors of each class, (K, ...), of those of each tensor, (C, ...)."""
+        """Combine the norms of the tensors, (C, ...), into those of the classes, (K, ...)."""
         return np.asarray(np.sqrt(self.by_class(norms**2)))

@@ -1,1 +1,1 @@
-"""The code over a finite field, which recovers gradients bit for bit, and its decoder."""
+"""The exact code and its decoder, which work over a finite field and recover gradients bit for bit."""

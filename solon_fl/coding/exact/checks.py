@@ -1,4 +1,4 @@
-"""What shares of the exact code must satisfy: checks of all of them, column by column, without any tolerance."""
+"""Parity checks of the exact code, applied to all shares column by column, without any tolerance."""
 
 import math
 from functools import lru_cache
@@ -11,28 +11,28 @@ from .field import combined, halves, reduced
 
 __all__ = ["Checks"]
 
-LARGEST_SUM = 2**22  # of a check's whole weights: times 2^31, exact in float64
+LARGEST_SUM = 2**22  # of the absolute integer weights of a check; times 2^31 it is exact in float64
 
 
 class Checks:
-    """n - k independent checks of n rows, which codewords pass, and nothing else does.
+    """n - k independent checks of n rows. A column passes all of them exactly if it is a codeword.
 
     Parameters
     ----------
     code : ExactCode
         The code.
     rows : list of n int
-        Slots, ascending, more than k.
+        Slots, ascending. There are more than k of them.
     block : int
-        Columns that are looked at together, at most.
+        Largest number of columns in one call.
     device : torch.device
-        Of the shares.
+        Device of the shares.
 
     Notes
     -----
-    k + 1 values of a polynomial of degree < k at whole numbers have a vanishing divided difference: a sum with whole
-    weights, which are small where the rows are near each other (binomial coefficients, if they are neighbours). Then
-    one product in float64 is exact. Else the rows beyond the first k are compared with what those make of them.
+    The divided difference of k + 1 values of a polynomial of degree < k at integers vanishes. It is a sum with integer
+    weights, which are small where the rows are close together (binomial coefficients for consecutive rows). In that
+    case one product in float64 is exact. Otherwise the first k rows predict the others, and the two are compared.
     """
 
     def __init__(self, code: ExactCode, rows: list[int], block: int, device: torch.device) -> None:
@@ -46,7 +46,7 @@ class Checks:
         self._found = self._buffer[0]
 
     def passed_by(self, columns: Tensor) -> bool:
-        """Return whether these columns, (n, width) float64 of whole numbers, pass all checks."""
+        """Return whether these columns, (n, width) float64 holding integers, pass all checks."""
         found, quotients = self._buffer[:, :, : columns.shape[1]]
         if self._weights is not None:
             torch.mm(self._weights, columns, out=found)
@@ -58,14 +58,14 @@ class Checks:
 
     @property
     def failing(self) -> Tensor:
-        """Which of the columns looked at last fail some check, (width,) bool."""
+        """Which columns of the last call fail a check, (width,) bool."""
         return self._found.any(dim=0)
 
 
 @lru_cache(maxsize=64)
 def _whole_weights(rows: tuple[int, ...], compression: int) -> list[list[int]] | None:
-    """Return the k + 1 weights of each check, which is of that many rows in a row, or None if they are too large."""
-    if 2**compression > LARGEST_SUM:  # what those of neighbours amount to; hardly any others amount to less
+    """Return the k + 1 weights of each check, which covers k + 1 successive rows, or None if they are too large."""
+    if 2**compression > LARGEST_SUM:  # the sum for consecutive slots; hardly any other slots have a smaller one
         return None
     checks = []
     for start in range(len(rows) - compression):
@@ -81,7 +81,7 @@ def _whole_weights(rows: tuple[int, ...], compression: int) -> list[list[int]] |
 
 
 def _matrix(weights: list[list[int]], device: torch.device) -> Tensor:
-    """Return the checks, (n - k, n), of each of which the weights begin one row later."""
+    """Return the checks as a matrix, (n - k, n). The weights of each check begin one row after the previous one's."""
     number, width = len(weights), len(weights[0])
     matrix = torch.zeros(number, number + width - 1, dtype=torch.float64, device=device)
     checks = torch.arange(number, device=device)[:, None]

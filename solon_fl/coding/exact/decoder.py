@@ -1,4 +1,4 @@
-"""The exact code's decoder: no tolerance, no certificate, no suspects. A share is right or it is not."""
+"""The decoder of the exact code. It has no tolerance, no certificate and no suspects: a share is right or wrong."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from .locating import lying_places
 
 __all__ = ["ExactDecoder"]
 
-MOST_COLUMNS = 1024  # that are combined to find liars; the value costs time only
+MOST_COLUMNS = 1024  # columns combined to find liars; affects speed, never results
 
 
 class ExactDecoder(Decoder):
@@ -29,12 +29,12 @@ class ExactDecoder(Decoder):
 
     Notes
     -----
-    Guarantee: a gradient is returned only if all shares, but for `Decoded.different_slots`, are its shares bit by bit.
-    Up to (n - k) // 2 wrong shares among n are found, whatever is in them. See docs/explanation/exact.md for proofs.
-    Whether a slot that differs lies, or is of an honest node that computes other bits, its share can't say.
-    The shares may hold NaN and infinity, and so may the gradient.
-    Cost: n (n - k) multiply-adds a column in float64, twice or thrice that where slots far from each other answered or
-    k > 22, and locating, at most once a liar. Beside the result, some 10 MB.
+    Guarantee: a gradient is returned only if all shares outside of `Decoded.different_slots` equal its shares bit for
+    bit. Up to (n - k) // 2 wrong shares among n are found, whatever they hold. See docs/explanation/exact.md for the
+    proofs. A share does not tell whether its node lies, or is honest and computes other bits.
+    The shares and the gradient may hold NaN and infinity.
+    Cost: n (n - k) multiply-adds per column in float64, two or three times that where the slots that replied are far
+    apart or k > 22, plus one run of the locator per liar at most. Besides the result, some 10 MB.
 
     Examples
     --------
@@ -60,7 +60,7 @@ class ExactDecoder(Decoder):
 
     @property
     def certificate(self) -> float:
-        """0: nothing passes for noise."""
+        """0: an exact code has no noise in which a lie could hide."""
         return 0.0
 
     def expected_error(self, num_shares: int) -> float:
@@ -68,7 +68,7 @@ class ExactDecoder(Decoder):
         return 0.0
 
     def new_memory(self, generator: torch.Generator | None = None) -> "Memory":
-        """See `Decoder.new_memory`: where shares were seen to disagree is looked at first."""
+        """See `Decoder.new_memory`. Columns in which shares disagreed are checked first."""
         return Memory(generator)
 
     def _decoding(self, rows: Mapping[int, Tensor], dim: int, sections: Sections, memory: object) -> "ExactDecoding":
@@ -78,14 +78,14 @@ class ExactDecoder(Decoder):
 
 
 class Memory:
-    """Where the shares of a group were seen to disagree, and what draws random numbers."""
+    """The columns in which shares of a group disagreed, and the random generator."""
 
     def __init__(self, generator: torch.Generator | None = None) -> None:
         seed = None if generator is None else int(torch.randint(2**62, (1,), generator=generator, device="cpu"))
         self.random = np.random.default_rng(seed)
-        self.columns: dict[int, None] = {}  # that disagreed: their blocks are looked at first
-        self.scanned = False  # whether an attempt in vain has gone as far as it could
-        self.wanted = 0  # shares without which another attempt is in vain, as so many are wrong
+        self.columns: dict[int, None] = {}  # columns that disagreed; their blocks are checked first
+        self.scanned = False  # whether a failed attempt has gone as far as it could
+        self.wanted = 0  # with fewer shares another attempt must fail, given how many are wrong
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,19 +106,20 @@ class ExactDecoding:
             return self._failed(DecodeStatus.TOO_FEW_SHARES)
         found = self._gradient(most)
         if isinstance(found, int):
-            wrong = min(found, spare // 2 + 1)  # if more are, some that seem to be may be right
+            wrong = min(found, spare // 2 + 1)  # beyond that, shares that look wrong may be right
             self.memory.wanted = max(needed + wrong, self.code.compression + 2 * wrong)
             more_would_do = most < min(spare // 2, self.byzantine)
             return self._failed(DecodeStatus.TOO_FEW_SHARES if more_would_do else DecodeStatus.UNDECODABLE)
         return found
 
     def _gradient(self, most: int) -> Decoded | int:
-        """Return the gradient that the shares agree on, but for at most so many of them.
+        """Return the gradient that all shares but at most `most` agree on.
 
-        If these are not enough, return how many are wrong at least, if it is (n - k) // 2 or fewer. The first such
-        pass goes on to the end, and later ones begin where that found something: so not every share that comes costs a
-        pass.
-        Block by block: what agreed in earlier blocks also agrees without the rows that a later block excludes.
+        If more than `most` shares are wrong, return a lower bound on their number, provided that it is at most
+        (n - k) // 2. The first such pass goes on to the end, and later ones start where it found disagreement, so that
+        not every new share costs a full pass.
+        The search proceeds block by block. Rows that agreed in earlier blocks still agree without the rows that a later
+        block excludes.
         """
         length, device = self.code.share_dim(self.dim), next(iter(self.rows.values())).device
         result = new_memory(self.code.compression, length, torch.int32, device)
@@ -169,7 +170,7 @@ class ExactDecoding:
 
 
 class _Kept:
-    """The shares that are taken for right so far, at least k, and memory to look at a block of their columns."""
+    """The shares that count as right so far, at least k, with buffers for one block of their columns."""
 
     def __init__(self, code: ExactCode, slots: list[int], block: int, device: torch.device) -> None:
         self.slots = slots
@@ -184,16 +185,16 @@ class _Kept:
         self._numbers = torch.empty(len(slots), block, dtype=torch.float64, device=device)
 
     def columns_of(self, parts: list[Tensor]) -> Tensor:
-        """Return these parts of the shares as one matrix, (n, width) int32, valid until the next call."""
+        """Return these parts of the shares as one matrix, (n, width) int32, which is valid until the next call."""
         columns = self._bits[:, : parts[0].numel()]
         torch.stack(parts, out=columns)
         self._numbers[:, : columns.shape[1]].copy_(columns)
         return columns
 
     def wrong_rows(self, columns: Tensor, random: np.random.Generator) -> list[int]:
-        """Return rows of these columns that are wrong: none if all agree, all if too many are.
+        """Return the rows that are wrong in these columns: none if all agree, all if too many are wrong.
 
-        If some are, `telling` is the place of a column that shows it.
+        If any row is wrong, `telling` becomes the index of a column that shows it.
         """
         if int(columns.amax()) > LARGEST:  # no honest share has such numbers
             beyond = columns > LARGEST
@@ -205,7 +206,7 @@ class _Kept:
         self.telling = int(failing.nonzero()[0])
         words = columns[:, failing].cpu().numpy().astype(np.int64) % P
         places = self._locate(_combination(words.astype(np.uint64), random))
-        if not places:  # lies that cancel in it, as those may that foresaw it, are seen in a single column
+        if not places:  # lies that cancel in the combination show in a single column
             places = self._locate(words[:, 0].astype(np.uint64))
         return places or list(range(len(self.slots)))
 
@@ -213,7 +214,7 @@ class _Kept:
         return lying_places(word, self._code.points[self.slots], self._code.compression)
 
     def write_chunks(self, columns: Tensor, target: Tensor) -> None:
-        """Write what the gradient's k chunks hold in these columns, which agree, into the target, (k, width)."""
+        """Write the gradient's k chunks in these columns, which must agree, into the target, (k, width)."""
         present = len(self._present)
         if present == self._code.compression:
             target.copy_(columns[:present])
@@ -224,7 +225,7 @@ class _Kept:
 
 
 def _combination(words: FieldArray, random: np.random.Generator) -> FieldArray:
-    """Return a random combination of some of the words, (n, number), of which each holds the liars of some columns."""
+    """Return a random combination of some of the words, the columns of an (n, number) matrix."""
     chosen = random.permutation(words.shape[1])[:MOST_COLUMNS]
     factors = random.integers(P, size=len(chosen), dtype=np.uint64)
     return np.asarray((words[:, chosen] * factors % P).sum(axis=1) % P, dtype=np.uint64)

@@ -1,8 +1,8 @@
-"""Arithmetic in GF(p), p = 2^32 - 5, the field in which the bits of one float32 are one number.
+"""Arithmetic in GF(p), p = 2^32 - 5. The bits of one float32 are one element of this field.
 
-Read as an int32, a float32 is the remainder that lies from -2^31 to 2^31 - 6; only five patterns of NaN lie beyond.
-Few numbers are worked on as uint64, whose products hold all there is; many as float64, in which whole numbers up to
-2^53 are exact, so that matrix products of BLAS and of GPUs are.
+The bits of a float32, read as an int32, are the representative between -2^31 and 2^31 - 6 of a field element. Only five
+NaN patterns lie outside that range. Small arrays are computed in uint64, which holds every product of two elements.
+Large ones are computed in float64, where integers up to 2^53 are exact, and so are matrix products by BLAS and on GPUs.
 """
 
 from typing import TypeAlias
@@ -26,17 +26,17 @@ __all__ = [
     "reduced",
 ]
 
-FieldArray: TypeAlias = npt.NDArray[np.uint64]  # of numbers from 0 to p - 1
+FieldArray: TypeAlias = npt.NDArray[np.uint64]  # numbers from 0 to p - 1
 
 P = 2**32 - 5
-LARGEST = 2**31 - 6  # int32 that stands for a number of the field; the smallest is -2^31
+LARGEST = 2**31 - 6  # largest int32 that represents a field element; the smallest is -2^31
 HALF = 2**16
-TERMS = 24  # products of a half and a number, at most 2^46, that are added up before they are reduced
+TERMS = 24  # products of a half and an element, each at most 2^46, that are summed before a reduction
 NAN = torch.tensor(float("nan"), dtype=torch.float32, device="cpu").view(torch.int32).item()
 
 
 def inverse(values: FieldArray) -> FieldArray:
-    """Return 1 / values mod p; of 0, 0. Cost: some 60 products of arrays (Fermat)."""
+    """Return 1 / values mod p, and 0 for 0. Cost: some 60 array products (Fermat's little theorem)."""
     result, power, exponent = np.ones_like(values), values, P - 2
     while exponent:
         if exponent & 1:
@@ -46,22 +46,22 @@ def inverse(values: FieldArray) -> FieldArray:
 
 
 def lagrange(points: FieldArray, others: FieldArray) -> FieldArray:
-    """Return the matrix, (a, k), that takes a polynomial of degree < k from its values at k points to a other ones."""
+    """Return the matrix, (a, k), that maps a polynomial's values at k points to those at `others`; its degree is < k."""
     weights = dual_multipliers(points)
     differences = (others[:, None] + (P - points)[None, :]) % P
     rows = _products(differences, skip_diagonal=False)[:, None] * inverse(differences) % P * weights % P
-    for row, column in zip(*np.nonzero(differences == 0), strict=True):  # a point of both
+    for row, column in zip(*np.nonzero(differences == 0), strict=True):  # points in both
         rows[row] = np.arange(len(points)) == column
     return np.asarray(rows, dtype=np.uint64)
 
 
 def dual_multipliers(points: FieldArray) -> FieldArray:
-    """Return u_j = 1 / prod_{i != j} (x_j - x_i): sum_j u_j x_j^i f(x_j) = 0 if f x^i has a degree below n - 1."""
+    """Return u_j = 1 / prod_{i != j} (x_j - x_i). Then sum_j u_j x_j^i f(x_j) = 0 if f x^i has degree < n - 1."""
     return inverse(_products(points[:, None] + (P - points)[None, :], skip_diagonal=True))
 
 
 def _products(matrix: FieldArray, *, skip_diagonal: bool) -> FieldArray:
-    """Return the product of each row, with 1 in place of the diagonal if that is to be skipped."""
+    """Return the product of each row, with 1 in place of the diagonal if `skip_diagonal`."""
     factors = matrix % P
     if skip_diagonal:
         np.fill_diagonal(factors, 1)
@@ -72,9 +72,9 @@ def _products(matrix: FieldArray, *, skip_diagonal: bool) -> FieldArray:
 
 
 def float_bits(values: Tensor) -> Tensor:
-    """Return the bits of a float32 tensor as int32 numbers of the field, in the same memory unless there is a NaN.
+    """Return the bits of a float32 tensor as int32 field elements, in the same memory unless there is a NaN.
 
-    Every NaN becomes one and the same: which of its many patterns arises is chance.
+    All NaNs become the same NaN, because honest nodes may compute different NaN patterns.
     """
     bits = values.view(torch.int32)
     if bool(values.sum().isnan()):
@@ -83,9 +83,9 @@ def float_bits(values: Tensor) -> Tensor:
 
 
 def halves(matrix: FieldArray, device: torch.device) -> Tensor:
-    """Return the high halves of a matrix, (a, k), above the low ones, (2 a, k) float64: 2^16 high + low mod p.
+    """Return the high halves of a matrix, (a, k), stacked on the low ones, (2 a, k) float64: 2^16 high + low mod p.
 
-    All are whole numbers of at most 2^15.
+    All are integers of absolute value at most 2^15.
     """
     balanced = (matrix.astype(np.int64) + P // 2) % P - P // 2
     high = (balanced + HALF // 2) // HALF
@@ -94,35 +94,36 @@ def halves(matrix: FieldArray, device: torch.device) -> Tensor:
 
 
 def combined(matrix: Tensor, columns: Tensor) -> Tensor:
-    """Return matrix @ columns mod p, (a, n) float64, as whole numbers below 2^51, of either sign.
+    """Return matrix @ columns mod p, (a, n) float64, as integers of either sign and absolute value below 2^51.
 
     Parameters
     ----------
     matrix : (2 a, k) float64 Tensor
         See `halves`.
     columns : (k, n) float64 Tensor
-        Whole numbers of 2^31 at most.
+        Integers of absolute value at most 2^31.
     """
     total = None
     for start in range(0, len(columns), TERMS):
         high, low = (matrix[:, start : start + TERMS] @ columns[start : start + TERMS]).chunk(2)
-        low.add_(reduced(high), alpha=HALF)  # at most (24 + 2) 2^46, and a little
+        low.add_(reduced(high), alpha=HALF)  # at most slightly more than (24 + 2) 2^46
         total = low if total is None else reduced(total).add_(low)
     assert total is not None
     return total
 
 
 def reduced(values: Tensor, quotients: Tensor | None = None) -> Tensor:
-    """Bring whole numbers of at most 2^53 to about p / 2 at most, of either sign, in place; 0 if they are 0 mod p.
+    """Reduce integers of at most 2^53 mod p, in place, to at most about p / 2 in absolute value; multiples of p to 0.
 
-    quotients : memory of the same shape to work in, if there is some: new memory is slow.
+    quotients : scratch memory of the same shape, optional; allocation is slow.
     """
     return values.sub_(torch.mul(values, 1 / P, out=quotients).round_(), alpha=P)
 
 
 def canonical(values: Tensor) -> Tensor:
-    """Return whole numbers below 2^51 as the int32 that stand for them: from -2^31 to 2^31 - 6, -3 in the middle.
+    """Return the int32 representatives, from -2^31 to 2^31 - 6 (-3 in the middle), of integers below 2^51.
 
-    As p is odd, no quotient is nearer than 1 / (2 p) to the middle between two whole numbers; rounding is less.
+    The rounding is right because p is odd: no quotient is closer than 1 / (2 p) to the midpoint of two integers, and
+    the rounding errors are smaller than that.
     """
     return values.sub_(torch.add(values, 3.0).mul_(1 / P).round_(), alpha=P).to(torch.int32)

@@ -1,4 +1,4 @@
-"""Locating lies in one word of a Reed-Solomon code: Berlekamp and Massey's algorithm."""
+"""Locating lies in one word of a Reed-Solomon code, by the Berlekamp-Massey algorithm."""
 
 import numpy as np
 
@@ -8,14 +8,14 @@ __all__ = ["lying_places"]
 
 
 def lying_places(word: FieldArray, points: FieldArray, compression: int) -> list[int] | None:
-    """Return the places where a word differs from the codeword that is (n - k) // 2 places or less away.
+    """Return the positions where a word differs from the codeword within (n - k) // 2 positions of it.
 
     Parameters
     ----------
     word : (n,) uint64
-        Values of a polynomial of degree < k over the field, but for errors.
+        Values of a polynomial of degree < k over the field, apart from errors.
     points : (n,) uint64
-        Where; distinct, and none is 0.
+        The points at which the polynomial is evaluated: distinct and not 0.
     compression : int
         k.
 
@@ -27,7 +27,7 @@ def lying_places(word: FieldArray, points: FieldArray, compression: int) -> list
     Notes
     -----
     Cost: (n - k) (2 n - k) products. Guarantee: with at most (n - k) // 2 errors the answer is right. With more it is
-    None, or the errors to some codeword that is as near.
+    None, or the positions where the word differs from another codeword that is that close.
     """
     syndromes = _syndromes(word, points, len(word) - compression)
     locator = _shortest_recurrence(syndromes)
@@ -43,17 +43,17 @@ def lying_places(word: FieldArray, points: FieldArray, compression: int) -> list
 
 
 def _syndromes(word: FieldArray, points: FieldArray, count: int) -> FieldArray:
-    """Return sum_j u_j x_j^i y_j for i < n - k: all are 0 for a codeword."""
+    """Return sum_j u_j x_j^i y_j for i < n - k. All are 0 for a codeword."""
     terms = dual_multipliers(points) * word % P
     found = np.zeros(count, dtype=np.uint64)
     for number in range(count):
-        found[number] = terms.sum() % P  # n numbers below 2^32
+        found[number] = terms.sum() % P  # no overflow: n numbers below 2^32
         terms = terms * points % P
     return found
 
 
 def _shortest_recurrence(sequence: FieldArray) -> FieldArray:
-    """Return c, c[0] = 1, with sum_i c[i] sequence[n - i] = 0 for all n >= len(c) - 1, as short as can be."""
+    """Return the shortest c with c[0] = 1 and sum_i c[i] sequence[n - i] = 0 for all n >= len(c) - 1."""
     size = len(sequence) + 2
     current, previous = np.zeros(size, np.uint64), np.zeros(size, np.uint64)
     current[0] = previous[0] = 1

@@ -1,1 +1,1 @@
-"""Codes over the real numbers, and the decoder that bears float noise."""
+"""Codes over the real numbers, and their decoder, which tolerates float noise."""

@@ -1,7 +1,7 @@
-"""How much a code can enlarge what it was not told: the constant behind every error bound.
+"""How much a code can amplify undetected errors: the constant behind every error bound.
 
-If honest shares are off by delta, a gradient recovered from the rows S of them is off by at most
-delta / sigma_min(G[S]). The worst S decides what a code can promise.
+If honest shares are off by delta, the gradient recovered from the rows S is off by at most delta / sigma_min(G[S]). The
+worst S determines what a code can guarantee.
 """
 
 import math
@@ -18,34 +18,34 @@ from .locating import parity_of
 
 __all__ = ["lagrange_bound", "worst_amplification"]
 
-MAX_COST = 1e9  # multiply-adds of an exact search, some 0.5 s; beyond, the answer is a bound
-COST_OF_A_SET = 2000  # multiply-adds in the time that one set takes whatever the size of its matrix
-BLOCK_BYTES = 2**21  # of the matrices looked at together
-RELIABLE = 1e6  # an inverse of that norm still has 4 digits, though it is that of a Gram matrix
+MAX_COST = 1e9  # multiply-adds of an exact search, some 0.5 s; costlier cases get an upper bound instead
+COST_OF_A_SET = 2000  # fixed cost of one set, in multiply-adds, whatever the size of its matrix
+BLOCK_BYTES = 2**21  # bytes of the matrices processed at once
+RELIABLE = 1e6  # bounds up to here have 4 correct digits, although they come from a Gram matrix
 
 
 @lru_cache(maxsize=256)
 def worst_amplification(generator: bytes, group_size: int, num_rows: int, cyclic: bool) -> float:
-    """Return max over S, |S| = num_rows, of 1 / sigma_min(G[S]); inf where that would take longer than MAX_COST.
+    """Return max over S, |S| = num_rows, of 1 / sigma_min(G[S]); inf if the search would cost more than MAX_COST.
 
     Parameters
     ----------
     generator : bytes
-        The (r, k) float64 generator, row by row (as bytes, so that the answer can be cached).
+        The (r, k) float64 generator, row by row (as bytes, so that the result can be cached).
     group_size : int
         r.
     num_rows : int
-        Rows that are left, from k to r.
+        Number of rows that are left, from k to r.
     cyclic : bool
-        Whether rotating the slots leaves every singular value as it is (true of the Fourier code): then
-        only the sets that hold slot 0 need be looked at.
+        Whether rotating the slots preserves all singular values, as in the Fourier code. Then only the sets that
+        contain slot 0 need to be searched.
 
     Notes
     -----
-    If G has orthogonal columns of one norm g (the Fourier code), [G / g, H^T] is an orthogonal matrix, so that by
-    its CS decomposition sigma_min(G[S]) = g sigma_min(H[:, T]), T the r - num_rows rows left out: for k near r that
-    is a matrix of a few rows instead of k. The smaller of the two is searched.
-    Cost: one inverse of such a matrix for each set, at most MAX_COST in all. Memory: some 10 times BLOCK_BYTES.
+    If G has orthogonal columns of equal norm g (as in the Fourier code), [G / g, H^T] is an orthogonal matrix. By its
+    CS decomposition, sigma_min(G[S]) = g sigma_min(H[:, T]), where T are the r - num_rows rows left out. For k near r
+    that matrix has a few rows instead of k. The smaller of the two matrices is used.
+    Cost: one inverse of such a matrix per set, at most MAX_COST in all. Memory: some 10 times BLOCK_BYTES.
     """
     rows = np.frombuffer(generator, dtype=np.float64).reshape(group_size, -1)
     compression = rows.shape[1]
@@ -60,7 +60,7 @@ def worst_amplification(generator: bytes, group_size: int, num_rows: int, cyclic
     for sets in _blocks_of_sets(group_size, group_size - num_rows if by_rest else num_rows, vectors.shape[1], cyclic):
         matrices = vectors[sets]
         bounds = _inverse_bounds(matrices if matrices.shape[1] >= matrices.shape[2] else matrices.transpose(0, 2, 1))
-        # The largest bound first: few others are then above what it really is. NaN counts as above.
+        # Start with the largest bound: few other bounds exceed its true value. NaN counts as exceeding it.
         worst = max(worst, _inverse_norm(matrices[np.nan_to_num(bounds, nan=math.inf).argmax()][None]))
         threshold = np.where(bounds < RELIABLE, 0.99, 0.5) * worst
         candidates = matrices[~(bounds < threshold)]
@@ -70,7 +70,7 @@ def worst_amplification(generator: bytes, group_size: int, num_rows: int, cyclic
 
 
 def _search_cost(group_size: int, compression: int, num_rows: int, *, orthogonal: bool, cyclic: bool) -> float:
-    """Return the multiply-adds (about) that an exact search takes: those of one inverse for each set."""
+    """Estimate the multiply-adds of an exact search: one inverse per set."""
     rest = group_size - num_rows
     by_rest = orthogonal and _takes_rest(group_size, compression, num_rows)
     long, short = (group_size - compression, rest) if by_rest else (num_rows, compression)
@@ -80,21 +80,21 @@ def _search_cost(group_size: int, compression: int, num_rows: int, *, orthogonal
 
 
 def _takes_rest(group_size: int, compression: int, num_rows: int) -> bool:
-    """Whether the matrices of the rows left out are smaller than those of the rows themselves."""
+    """Return whether the matrices of the rows left out are smaller than those of the rows kept."""
     return (group_size - compression) * (group_size - num_rows) ** 2 < num_rows * compression**2
 
 
 def _common_norm(rows: FloatArray) -> float:
-    """Return the norm that all columns have, if they are orthogonal, else 0."""
+    """Return the common norm of the columns, or 0 if they are not orthogonal and of equal norm."""
     gram = rows.T @ rows
     square = float(gram[0, 0])
     return math.sqrt(square) if np.abs(gram - square * np.eye(len(gram))).max() <= 1e-12 * square else 0.0
 
 
 def _blocks_of_sets(group_size: int, size: int, width: int, cyclic: bool) -> Iterator[IntArray]:
-    """Yield (N, size) sets of slots, of those that are rotations of each other at least one if `cyclic`.
+    """Yield all sets of slots in blocks, (N, size); if `cyclic`, at least one of all rotations of each set.
 
-    The smaller of a set and its complement is enumerated, and holds slot 0 if `cyclic`: that leaves fewer.
+    The smaller of a set and its complement is enumerated. If `cyclic`, it always contains slot 0, so there are fewer.
     """
     least = min(size, group_size - size)
     fixed = [0] if cyclic and least else []
@@ -117,9 +117,9 @@ def _inverse_norm(matrices: FloatArray) -> float:
 
 
 def _inverse_bounds(matrices: FloatArray) -> FloatArray:
-    """Return an upper bound on 1 / sigma_min, at most k^(1/4) times it, for (N, a, k) matrices, a >= k.
+    """Return an upper bound on 1 / sigma_min of (N, a, k) matrices, a >= k, too large by at most a factor k^(1/4).
 
-    The 4-norm of the singular values of the pseudo-inverse: that is |(A^T A)^-1|_F^(1/2).
+    The bound is the 4-norm of the singular values of the pseudo-inverse, which equals |(A^T A)^-1|_F^(1/2).
     """
     batch = torch.from_numpy(matrices)
     if batch.shape[1] == batch.shape[2]:
@@ -133,10 +133,10 @@ def _inverse_bounds(matrices: FloatArray) -> FloatArray:
 def lagrange_bound(points: ComplexArray, multipliers: ComplexArray, num_rows: int) -> float:
     """Return an upper bound on 1 / sigma_min(G[S]) that holds for every S of at least k = num_rows rows.
 
-    Row j of the code times multipliers[j] evaluates a polynomial of k coefficients, of the same norm as
-    the message, at points[j]. The inverse of k such rows holds the coefficients of Lagrange's
-    polynomials, whose sum of moduli is at most prod_i (1 + |x_i|) / |x_j - x_i| (Gautschi 1962); taking for
-    every j the k - 1 largest factors covers every S at once.
+    Row j of the code times multipliers[j] evaluates, at points[j], a polynomial of k coefficients that have the same
+    norm as the message. The inverse of k such rows holds the coefficients of the Lagrange polynomials. The sum of their
+    moduli is at most prod_i (1 + |x_i|) / |x_j - x_i| (Gautschi 1962). Taking the k - 1 largest factors for every j
+    covers every S at once.
     """
     distance = np.abs(points[:, None] - points[None, :])
     np.fill_diagonal(distance, np.inf)

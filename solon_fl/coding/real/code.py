@@ -1,4 +1,4 @@
-"""What every real code is: a generator matrix of real numbers, and how much it may enlarge an error."""
+"""The base class of all real codes: a generator matrix of real numbers, and how much it may amplify an error."""
 
 import math
 from abc import abstractmethod
@@ -20,15 +20,16 @@ __all__ = ["RealCode"]
 
 
 class RealCode(Code):
-    """A code over the real numbers: share j is G[j] X, computed in floating point, and so rounded.
+    """A code over the real numbers: share j is G[j] X, computed in floating point and therefore rounded.
 
     See `Code` for parameters and errors.
 
     Notes
     -----
-    For nodes of one make and of several. Column c of X holds the entries c k to c k + k - 1 of
-    the gradient. Equation: z_j = sum_l G[j, l] X[l]. Cost: d multiply-adds a share. A share of
-    a half-precision gradient is float32: rounding it to half precision would cost 1e-3 times the amplification.
+    Works with hardware and software of the same kind on all nodes, and of different kinds. Column c of X holds the
+    entries c k to c k + k - 1 of the gradient. Equation: z_j = sum_l G[j, l] X[l]. Cost: d multiply-adds per share. The
+    share of a half-precision gradient is float32, because rounding it to half precision would add an error of 1e-3
+    times the amplification.
     """
 
     @cached_property
@@ -44,13 +45,13 @@ class RealCode(Code):
     @cached_property
     @abstractmethod
     def multipliers(self) -> ComplexArray:
-        """v, (r,): see `points`. If `unstretched` takes the place of G, the coefficients have the norm of X."""
+        """v, (r,): see `points`. With `unstretched` in place of G, the coefficients have the same norm as X."""
 
-    _cyclic = False  # whether rotating the slots leaves the singular values of `unstretched` as they are
+    _cyclic = False  # whether rotating the slots preserves the singular values of `unstretched`
 
     @property
     def unstretched(self) -> FloatArray:
-        """B, (r, k), of the same column space as G and better understood; B Y = G X with |Y| <= `stretch` |X|."""
+        """B, (r, k), with the column space of G and simpler to analyse: B Y = G X with |Y| <= `stretch` |X|."""
         return self.generator
 
     @property
@@ -60,7 +61,7 @@ class RealCode(Code):
 
     @cached_property
     def largest_row(self) -> float:
-        """The largest norm of a row of G: no share has more than that times the gradient's norm."""
+        """The largest norm of a row of G. No share has a norm above this value times the gradient's norm."""
         return float(np.linalg.norm(self.generator, axis=1).max())
 
     @cached_property
@@ -72,12 +73,12 @@ class RealCode(Code):
     def amplification(self) -> float:
         """Largest error of a decoded gradient per unit of undetected error: 1 / sigma_min of the worst k rows.
 
-        Exact where the subsets are few enough to look at all of them and `stretch` is 1, an upper bound elsewhere.
+        It is exact if the subsets are few enough to search them all and `stretch` is 1. Else it is an upper bound.
         """
         return self.worst_amplification(self.compression)
 
     def worst_amplification(self, num_rows: int) -> float:
-        """Return the largest 1 / sigma_min over all sets of that many rows, or an upper bound on it."""
+        """Return the largest 1 / sigma_min over all sets of `num_rows` rows, or an upper bound on it."""
         exact = worst_amplification(self.unstretched.tobytes(), self.group_size, num_rows, self._cyclic)
         if exact < math.inf:
             return self.stretch * exact
@@ -85,11 +86,11 @@ class RealCode(Code):
 
     @property
     def multiple(self) -> int:
-        """k: so no column of X mixes entries of two tensors."""
+        """k, so that no column of X mixes entries of two tensors."""
         return self.compression
 
     def sections(self, tensors: Iterable[tuple[int, str]]) -> Sections:
-        """See `Code.sections`: each tensor has columns of its own."""
+        """See `Code.sections`. Each tensor has its own columns."""
         return Sections.of(tensors, compression=self.compression)
 
     def _encode(self, gradient: Tensor, slot: int) -> Tensor:

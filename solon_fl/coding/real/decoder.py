@@ -1,8 +1,8 @@
-"""Decoding one group of a real code: from shares, of which some are lies and some are missing, to the gradient.
+"""The decoder of real codes, which recovers a group's gradient from shares with lies and erasures among them.
 
-Steps (the numbers are those of docs/explanation/the-code.md): 1 validate, in `Decoder`; then, in `RealDecoding`,
-2 compare, and if that is not enough 3 project, 4 screen the scale and check the syndromes, 5 locate, 6 solve and check
-all columns, 7 check each tensor; 8 report.
+The steps, numbered as in docs/explanation/the-code.md: `Decoder` does 1 validate. `RealDecoding` does 2 compare. If that
+is not enough, it does 3 project, 4 screen the scale and check the syndromes, 5 locate, 6 solve and check all columns,
+7 check each tensor. Finally it does 8 report.
 """
 
 import math
@@ -28,7 +28,7 @@ __all__ = ["CertificateWarning", "RealDecoder", "locates_every_lie", "worst_rela
 
 
 class CertificateWarning(UserWarning):
-    """Few liars could do harm: ruin the gradient from just below rtol, or, in large groups, make rounds fail."""
+    """At most s liars could do harm: corrupt the gradient with lies just below rtol, or fail rounds in large groups."""
 
 
 class RealDecoder(Decoder):
@@ -39,32 +39,32 @@ class RealDecoder(Decoder):
     code, byzantine, stragglers, detect_only
         See `Decoder`; `code` is a `RealCode`.
     rtol : float
-        Largest distance of an honest share from G[j] X, relative to the k-th smallest norm of the honest shares:
-        float noise. 1e-6 suits float32 shares of nodes with the same hardware and software.
+        Float noise: the largest distance of an honest share from G[j] X, relative to the k-th smallest norm of the
+        honest shares. 1e-6 suits float32 shares of nodes with the same hardware and software.
     locator : Locator, optional
-        Used alone, whatever it misses. Default: in each decode `ExhaustiveLocator` where it can try all supports
-        (up to r = 23 at s = 5, r = 88 at s = 3), else `InformationSetLocator`, or `SubspaceLocator` where that can't
-        draw often enough (from about r = 36 on).
+        The only locator to use, even if it misses lies. The default chooses in each decode: `ExhaustiveLocator` if it
+        can try all supports (up to r = 23 at s = 5, r = 88 at s = 3), else `InformationSetLocator`, or
+        `SubspaceLocator` where that can't draw often enough (from about r = 36 on).
 
     Raises
     ------
     ConfigurationError
-        If group_size < 2 s + e + k, or a number is out of its range.
+        If group_size < 2 s + e + k (s + e + k with `detect_only`), or a number is out of range.
 
     Warns
     -----
     CertificateWarning
-        If `certificate` is 1 or more, or the group is too large to locate every lie for certain.
+        If `certificate` is 1 or more, or if the group is too large to be certain of locating every lie.
 
     Notes
     -----
     Guarantee: as long as 2 * lies + erasures <= r - k and honest shares are within rtol of the truth, `decode`
-    returns a gradient within its own `error_bound`; it fails only if the locator misses the liars (an exhaustive one
-    does so with a probability of 1e-8). Beyond that budget see `Decoder`.
-    Cost of a decode, if all lies are loud: (r - k) k m multiply-adds in the shares' dtype, at most three times. Else
-    r m (q + 1) in float64 to project and r m r to solve and to check. Beside the result, a few MB for any m. Each
-    tensor costs some microseconds, or half a millisecond if liars are quiet in it (s = 5, k = 10). Locating looks at an
-    r x q matrix only. benchmarks/attacked_round.py measures what liars can make of that.
+    returns a gradient within its own `error_bound`. It fails only if the locator misses the liars, which an exhaustive
+    locator does with a probability of 1e-8. For more lies and erasures see `Decoder`.
+    Cost of a decode if all lies are loud: (r - k) k m multiply-adds in the shares' dtype, at most three times. Else
+    r m (q + 1) in float64 to project, and r m r to solve and check. Besides the result it needs a few MB for any m.
+    Each tensor costs some microseconds, or half a millisecond if liars are quiet in it (s = 5, k = 10). The locator
+    sees only an r x q matrix. benchmarks/attacked_round.py measures how much liars can slow a decode down.
 
     Examples
     --------
@@ -101,13 +101,13 @@ class RealDecoder(Decoder):
         check_between("rtol", rtol, 0, 1, "1e-6 suits float32 shares")
         self.rtol = rtol
         self.locator = locator
-        self._amplifications: dict[int, float] = {}  # by number of rows; asked for in every decode
+        self._amplifications: dict[int, float] = {}  # by number of rows; needed in every decode
         doubt = self._doubt()
         if doubt:
             warnings.warn(f"{doubt}; lower byzantine or compression.", CertificateWarning, stacklevel=2)
 
     def _doubt(self) -> str:
-        """Return what liars may be able to do although they are few enough; "" if they can't."""
+        """Describe the harm that at most s liars may be able to do; "" if there is none."""
         if self.certificate >= 1:
             return (
                 f"the certificate of {self!r} is {self.certificate:.1e}, but should be below 1: "
@@ -129,25 +129,25 @@ class RealDecoder(Decoder):
 
     @cached_property
     def certificate(self) -> float:
-        """Bound on a decode's relative error in the worst case that the tolerance lets through.
+        """Bound on the relative error of a decode in the worst case that passes the tolerance.
 
-        All s liars collude just below the tolerance, the worst rows are left, and every honest share is off by rtol;
-        the gradient's chunks are taken to be of equal norm and uncorrelated, as those of real gradients nearly are.
-        What a single decode can vouch for, `Decoded.error_bound`, is mostly far smaller.
+        In this case all s liars collude just below the tolerance, the worst rows are left, and every honest share is
+        off by rtol. The gradient's chunks are assumed to be uncorrelated and of equal norm, which is nearly true of
+        real gradients. The bound for a single decode, `Decoded.error_bound`, is usually far smaller.
         """
         return worst_relative_error(self.code, self.rtol)
 
     def expected_error(self, num_shares: int) -> float:
-        """Return about the largest `Decoded.error_bound`, by the gradient's norm, of so many shares that agree.
+        """Return an estimate of the largest `Decoded.error_bound` of `num_shares` agreeing shares.
 
-        They are k + s at least, and disagree by as much as passes for noise.
+        It is relative to the gradient's norm. There are at least k + s shares, which disagree by as much as noise may.
         """
         honest = max(num_shares - self.byzantine, self.code.compression)
         of_fewest = worst_relative_error(self.code, self.rtol, NOISE_MARGIN)
         return of_fewest * self.amplification(honest) / self.code.amplification
 
     def new_memory(self, generator: torch.Generator | None = None) -> Memory:
-        """See `Decoder.new_memory`: no share is projected twice."""
+        """See `Decoder.new_memory`. With it, no share is projected twice."""
         return Memory(generator)
 
     def _decoding(self, rows: Mapping[int, Tensor], dim: int, sections: Sections, memory: object) -> RealDecoding:
@@ -165,24 +165,24 @@ class RealDecoder(Decoder):
         )
 
     def amplification(self, num_rows: int) -> float:
-        """Return the largest error per unit of what so many honest rows may be off by, or an upper bound on it."""
+        """Return the largest error per unit of error in `num_rows` honest rows, or an upper bound on it."""
         if num_rows not in self._amplifications:
-            worst = self.code.worst_amplification(num_rows)  # a bound where the search would take too long
+            worst = self.code.worst_amplification(num_rows)  # an upper bound if the search would take too long
             self._amplifications[num_rows] = min(worst, self.code.amplification)
         return self._amplifications[num_rows]
 
 
 def worst_relative_error(code: RealCode, rtol: float, residual: float = UNDERESTIMATE * NOISE_MARGIN) -> float:
-    """Return `Decoder.certificate`, which depends on nothing but the code and rtol.
+    """Return `Decoder.certificate`, which depends only on the code and rtol.
 
-    `residual` is what the rows kept may disagree by, in multiples of the noise: for the certificate, what passes for
-    noise but for a probability of 1e-9; NOISE_MARGIN is what mostly does.
+    `residual` is the largest disagreement of the kept rows, in multiples of the noise. The default, for the certificate,
+    exceeds any disagreement that passes for noise, except with a probability of 1e-9. NOISE_MARGIN is a typical value.
     """
-    share_norms = float(np.linalg.norm(code.generator)) / math.sqrt(code.compression)  # of all r, by |gradient|
+    share_norms = float(np.linalg.norm(code.generator)) / math.sqrt(code.compression)  # of all r, relative to |gradient|
     return code.amplification * (residual + 1) * rtol * share_norms
 
 
 def locates_every_lie(group_size: int, compression: int) -> bool:
-    """Whether liars can't bring the default locator to find nobody, as far as is known; see `default_locator`."""
+    """Return whether no lies are known that the default locator misses; see `default_locator`."""
     locator = default_locator(group_size, compression, (group_size - compression) // 2)
     return not isinstance(locator, SubspaceLocator)

@@ -1,4 +1,4 @@
-"""One decode of a group's shares; the steps are numbered as in docs/explanation/the-code.md."""
+"""One decode of a group's shares. The steps are numbered as in docs/explanation/the-code.md."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -24,22 +24,22 @@ from .verdict import judge
 
 __all__ = ["RealDecoding"]
 
-LOUD = 100.0  # times the noise: what a fast pass is tried, or given up, for; the value costs time only
-GLANCE = 8  # liars are guessed from some columns only if all are this many times as many; the value costs time only
-FINITE = 1e60  # the same, for a pass that is to go on to the end
-MAX_LOOKS = 2  # at the shares of one group, the second closer than the first
-MAX_REFINEMENTS = 3  # of a result by what single tensors tell
-MAX_TENSORS = 8  # that are looked at by themselves for that
-DISTURBED = 2.5e-7  # a residual by the tensor's norm, above which there is more than rounding: lies, or noise
-CHANCE = 1e-5  # that noise looks like lies in single tensors; then honest rows are left out, and become suspects
-LIKELY = 2.0  # times the noise: what projected noise is seldom beyond (up to NOISE_MARGIN); no part of any proof
+LOUD = 100.0  # lies above LOUD x noise take the fast path; affects speed, never results
+GLANCE = 8  # guess the liars from a part of the columns if there are GLANCE times as many; affects speed, never results
+FINITE = 1e60  # in place of LOUD in a fast pass that is to run to the end
+MAX_LOOKS = 2  # attempts to locate lies in the shares of one group, the second with a smaller tolerance
+MAX_REFINEMENTS = 3  # refinements of a result by single tensors
+MAX_TENSORS = 8  # tensors that are examined by themselves in a refinement
+DISTURBED = 2.5e-7  # a residual above DISTURBED x the tensor's norm is more than rounding: lies or noise
+CHANCE = 1e-5  # probability that noise looks like lies in single tensors, which makes suspects of honest rows
+LIKELY = 2.0  # projected noise seldom exceeds LIKELY x noise (at most NOISE_MARGIN x noise); not used in any proof
 
 Project = Callable[[IntArray], FloatArray]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RealDecoding:
-    """What is decoded, and by which rules.
+    """The inputs of one decode, and its steps.
 
     Attributes
     ----------
@@ -54,7 +54,7 @@ class RealDecoding:
     sections : Sections
         The tensors that the columns belong to.
     memory : Memory
-        Of this group and round.
+        The memory of this group and round.
     """
 
     code: RealCode
@@ -68,7 +68,7 @@ class RealDecoding:
     memory: Memory
 
     def decode(self, needed: int, last: bool) -> Decoded:
-        """Decode with which `needed` shares agree, with the fewest lies that explain the others."""
+        """See `Decoding.decode`."""
         if len(self.rows) < needed:
             return self._failed(DecodeStatus.TOO_FEW_SHARES, sorted(self.rows))
         if not self.memory.is_disputed and (decoded := self._decode_fast(needed)) is not None:
@@ -83,12 +83,12 @@ class RealDecoding:
             solution = self._refined(solution, screened, norms, needed, lambda odd: projected[odd])
             return self._decoded(screened, solution)
         liars_left = self.byzantine - (len(slots) - len(screened.alive))
-        if problem.max_errors < min(screened.max_errors, liars_left):  # more shares would do
+        if problem.max_errors < min(screened.max_errors, liars_left):  # more shares would help
             return self._failed(DecodeStatus.TOO_FEW_SHARES, slots)
         return self._failed(DecodeStatus.UNDECODABLE, slots, self._failing(solution, screened, projected, needed))
 
     def _decode_fast(self, needed: int) -> Decoded | None:
-        """Step 2: decode in a pass if all shares agree, in two if lies are loud from the start; None if in doubt."""
+        """Step 2: decode in one pass if all shares agree, in two if lies are loud from the start; None if in doubt."""
         slots = sorted(self.rows)
         shares, generator = [self.rows[slot] for slot in slots], self.code.generator[slots]
         found, seen = self._interpolate(generator, (), shares, LOUD * self.rtol), math.inf
@@ -102,7 +102,7 @@ class RealDecoding:
         screened = self._screen(slots, found.row_norms)
         small = [row for row, accused_row in enumerate(found.support) if slots[accused_row] in screened.alive]
         certain = (
-            len(small) <= screened.max_errors  # then no row is absurd that is not accused
+            len(small) <= screened.max_errors  # and every absurd row is accused
             and len(found.support) - len(small) == len(slots) - len(screened.alive)
             and (seen >= NOISE_MARGIN * screened.noise[glanced]).all()
             and self._is_certain(found, screened)
@@ -116,7 +116,7 @@ class RealDecoding:
         return self._decoded(screened, refined)
 
     def _loud(self, columns: slice, needed: int) -> tuple[Support, float]:
-        """Guess the liars from a few columns; return them, and a residual that they would have left there."""
+        """Guess the liars from a few columns; return them, and the smallest residual of such lies there."""
         part = {slot: self.rows[slot][columns] for slot in sorted(self.rows)}
         here = replace(self, rows=part, sections=Sections.whole(columns.stop - columns.start))
         slots, projected, norms = self.memory.new_projector().project_finite(part, here.sections)
@@ -133,7 +133,7 @@ class RealDecoding:
         return self.memory.new_projector().project_tensors(shares, self.sections, odd.tolist())[0]
 
     def _is_certain(self, found: Interpolation, screened: Screened) -> bool:
-        """Return whether the rows kept agree, whatever rounding did."""
+        """Return whether the kept rows agree, whatever the rounding errors."""
         hidden = self.sections.norms_by_class(found.residual) + self.sections.norms_by_class(found.residual_rounding)
         return (
             found.fits(screened.noise)
@@ -143,7 +143,7 @@ class RealDecoding:
         )
 
     def _screen(self, slots: list[int], norms: FloatArray) -> Screened:
-        """Step 4; `norms` are those of the tensors, (C, n)."""
+        """Step 4; `norms` are the norms of the slots in each tensor, (C, n)."""
         by_class = self.sections.norms_by_class
         return screen(
             *(self.code, slots, by_class(norms), by_class(self._smallest)), rtol=self.rtol, byzantine=self.byzantine
@@ -156,10 +156,10 @@ class RealDecoding:
         return smallest_noise(self.sections, self.code.compression, dtype)
 
     def _problem(self, screened: Screened, projected: FloatArray, noise: FloatArray, needed: int) -> LocatingProblem:
-        """Return the problem of locating lies among the alive; `needed` rows must be left.
+        """Return the problem of locating lies among the rows that passed the screening; `needed` rows must be left.
 
-        `projected` are the projected slots, (parts, n, q), of which each part has a `noise`, (parts,), of its own: they
-        are brought to the largest, and added.
+        `projected` are the projected slots, (parts, n, q). Each part has its own `noise`, (parts,). The parts are scaled
+        to the largest noise and added.
         """
         largest = float(noise.max())
         return LocatingProblem(
@@ -175,7 +175,7 @@ class RealDecoding:
         return max(min(screened.max_errors, len(screened.alive) - needed), 0)
 
     def _look(self, problem: LocatingProblem, screened: Screened) -> Solution | None:
-        """Steps 5 and 6. Look closer once if the rows kept disagree by more than noise, for then one is a lie."""
+        """Steps 5 and 6. If the kept rows disagree by more than noise, one is a lie: locate with a smaller tolerance."""
         solution, noise = None, problem.tolerance / NOISE_MARGIN
         for _ in range(MAX_LOOKS):
             support = locate_rows(self.locator, problem, LIKELY * noise)
@@ -192,7 +192,7 @@ class RealDecoding:
         return locate_rows(self.locator, problem, LIKELY / NOISE_MARGIN * problem.tolerance)
 
     def _solve(self, support: Support, screened: Screened, *, fast: bool) -> Solution:
-        """Step 6: solve without the rows of the support; if `fast`, in a fast pass, if that leaves no doubt."""
+        """Step 6: solve without the rows of the support. If `fast`, try a fast pass, and use it if it is certain."""
         generator, rows = self.code.generator[screened.alive], [self.rows[slot] for slot in screened.alive]
         if fast:
             found = self._interpolate(generator, support, rows, FINITE)
@@ -208,11 +208,12 @@ class RealDecoding:
     def _refined(
         self, solution: Solution, screened: Screened, norms: FloatArray, needed: int, project: Project
     ) -> Solution:
-        """Step 7: leave out rows, too, that disagree in single tensors by more than the noise of such a tensor.
+        """Step 7: also leave out rows that disagree in single tensors by more than the noise of such a tensor.
 
-        That is no reason to accuse anybody, as no more than noise in a class is needed for it, nor for a failure.
+        This neither accuses a node nor fails the decode, because the noise of the class alone can cause it.
 
-        norms : of the slots in each tensor, (C, n); project : makes of the numbers of tensors their projections.
+        norms : the norms of the slots in each tensor, (C, n)
+        project : maps the numbers of tensors to their projections
         """
         scale = scales(norms[:, screened.rows], screened.liars, self.code.compression)
         noise = noise_of(self.code, scale, self._smallest, self.rtol)
@@ -230,7 +231,7 @@ class RealDecoding:
     def _locate_in(
         self, odd: IntArray, known: Support, screened: Screened, noise: FloatArray, needed: int, project: Project
     ) -> Support:
-        """Return rows, beside those known, that explain the disagreement in all odd tensors, or in one of the first."""
+        """Return rows, besides the known ones, that explain the disagreement in all odd tensors, or in an early one."""
         if not len(odd) or len(known) >= self._most_errors(screened, needed):
             return ()
         projected = project(odd)
@@ -249,9 +250,9 @@ class RealDecoding:
         return ()
 
     def _with_zeros(self, solution: Solution, screened: Screened) -> Solution:
-        """Set to 0 the columns in which k + s' shares are 0, for k of them are honest; others may be lies.
+        """Set the columns to 0 in which k + s' shares are 0, because k of these are honest.
 
-        Only in tensors in which there is more than rounding. What stood there is added to the error bound.
+        This is done only in tensors that have more than rounding errors. The removed values add to the error bound.
         """
         disturbed = np.flatnonzero(solution.residual > DISTURBED * solution.norms)
         needed = self.code.compression + screened.liars
@@ -292,7 +293,7 @@ class RealDecoding:
     def _failing(
         self, solution: Solution | None, screened: Screened, projected: FloatArray, needed: int
     ) -> tuple[str, ...]:
-        """Return the names of the classes in which no few lies explain the disagreement."""
+        """Return the names of the classes in which no allowed set of lies explains the disagreement."""
         names, by_class = self.sections.names, self.sections.by_class(projected)
         if solution is not None:
             failing = self.sections.norms_by_class(solution.residual) > screened.tolerance
@@ -312,32 +313,32 @@ class RealDecoding:
 
 
 def _odd_tensors(solution: Solution, noise: FloatArray) -> IntArray:
-    """Return the numbers of the tensors in which the rows kept disagree by more than noise, the oddest first."""
+    """Return the numbers of the tensors in which the kept rows disagree by more than noise, the oddest first."""
     hidden = solution.residual + solution.residual_rounding
     odd = np.flatnonzero((solution.residual > noise) | (hidden > UNDERESTIMATE * NOISE_MARGIN * noise))
     return odd[np.argsort(-solution.residual[odd] / noise[odd], kind="stable")]
 
 
 def _columns_that_tell(syndromes: FloatArray, noise: FloatArray, widths: FloatArray) -> float:
-    """Return of how many columns the syndromes are, (parts, n - k, q), if the parts weigh as much as they disagree."""
+    """Return the effective number of columns behind syndromes, (parts, n - k, q), weighting parts by disagreement."""
     weights = (np.linalg.norm(syndromes, axis=(1, 2)) / noise) ** 2
     return float(weights.sum() ** 2 / (weights**2 / widths).sum())
 
 
 def _chance(problem: LocatingProblem, support: Support, num_columns: float) -> float:
-    """Return a bound on the chance that some support of that size lowers the residual of mere noise as far."""
+    """Return a bound on the probability that a support of this size lowers the residual of mere noise as far."""
     ratio = problem.residual(support) / problem.residual(())
     num_rows, compression = problem.generator.shape
     independent = min(num_columns, problem.projected.shape[1])
     left, gone = (num_rows - compression - len(support)) * independent, len(support) * independent
     if left == 0:
         return 1.0
-    # Of a vector of Gaussian noise, the part in a subspace has a squared norm of Beta distribution, relative to it all.
+    # The squared norm of a Gaussian vector's part in a subspace, relative to the whole, has a Beta distribution.
     return math.comb(num_rows, len(support)) * float(special.betainc(left / 2, gone / 2, ratio**2))
 
 
 def _without_rows(problem: LocatingProblem, known: Support, left: list[int]) -> LocatingProblem:
-    """Return the problem that is left when some of the liars are known."""
+    """Return the problem that remains when some of the liars are known."""
     return replace(
         problem,
         generator=problem.generator[left],

@@ -1,4 +1,4 @@
-"""The real Fourier code: the default."""
+"""The real Fourier code, the default."""
 
 import math
 from functools import cached_property
@@ -13,25 +13,24 @@ __all__ = ["FourierCode", "trigonometric_columns"]
 
 
 class FourierCode(RealCode):
-    """Shares are samples, at r angles spread evenly over the circle, of a trigonometric polynomial.
+    """Shares are samples of a trigonometric polynomial at r angles spread evenly over the circle.
 
-    Its coefficients are the k chunks of the gradient: with t_j = 2 pi j / r, G has the columns
-    1, cos(l t), sin(l t) for l = 1..(k-1)/2 if k is odd, and cos(w t), sin(w t) for w = 1/2, 3/2, ..(k-1)/2
-    if k is even. Shares are real. The coefficients are then exchanged for the values at k slots spread evenly
-    (a systematic code): slots 0, r/k, 2r/k, .. (rounded down) send entries of the gradient as they are, and what they
-    send is not solved for, only verified.
+    The coefficients are the k chunks of the gradient. With t_j = 2 pi j / r, G has the columns 1, cos(l t), sin(l t)
+    for l = 1..(k-1)/2 if k is odd, and cos(w t), sin(w t) for w = 1/2, 3/2, ..(k-1)/2 if k is even. Shares are real. A
+    change of basis then makes the code systematic: slots 0, r/k, 2r/k, .. (rounded down) send entries of the gradient
+    unchanged. The decoder verifies these entries but need not solve for them.
 
-    See `Code` for parameters and errors, and `Decoder` for what is guaranteed.
+    See `Code` for parameters and errors, and `Decoder` for the guarantees.
 
     Notes
     -----
-    Times a phase, row j evaluates a polynomial of degree < k at exp(i t_j): a Reed-Solomon code at the roots
-    of unity. Differs from the paper, which uses a Vandermonde matrix on real nodes
-    (`VandermondeCode`): at s = 5, k = 10 this one recovers every time, the other does not.
+    Up to a phase, row j evaluates a polynomial of degree < k at exp(i t_j), which makes this a Reed-Solomon code at the
+    roots of unity. Differs from the paper, which uses a Vandermonde matrix on real nodes (`VandermondeCode`). At s = 5,
+    k = 10 the Fourier code recovers the gradient every time, the Vandermonde code does not.
 
     Examples
     --------
-    Six nodes send a third of the gradient each; nodes 0, 2 and 4 send every third entry as it is.
+    Six nodes send a third of the gradient each. Nodes 0, 2 and 4 send every third entry unchanged.
 
     >>> import torch
     >>> from solon_fl import FourierCode
@@ -41,16 +40,16 @@ class FourierCode(RealCode):
 
     References
     ----------
-    Chen et al., arXiv:2110.01595 (scheme); Marshall 1984 and Redinbo 2000 for real Fourier (DFT) codes.
+    Chen et al., arXiv:2110.01595, for the scheme; Marshall 1984 and Redinbo 2000 for real Fourier (DFT) codes.
     """
 
     _cyclic = True
 
     @cached_property
     def generator(self) -> FloatArray:
-        """G, (r, k) float64: unit rows at k of the slots; the others have norms from 1 to sqrt(k / s)."""
+        """G, (r, k) float64: unit rows at k of the slots; the other rows have norms from 1 to sqrt(k / s)."""
         rows = self.unstretched @ np.linalg.inv(self.unstretched[self._unit_slots])
-        rows[self._unit_slots] = np.eye(self.compression)  # which they are but for rounding
+        rows[self._unit_slots] = np.eye(self.compression)  # removes the rounding errors
         return rows
 
     @cached_property
@@ -60,7 +59,7 @@ class FourierCode(RealCode):
 
     @cached_property
     def stretch(self) -> float:
-        """The largest singular value of the rows at the slots that send entries as they are; 1 where k divides r."""
+        """The largest singular value of the rows of `unstretched` at the systematic slots; 1 if k divides r."""
         if self.group_size % self.compression == 0:
             return 1.0
         return float(np.linalg.norm(self.unstretched[self._unit_slots], ord=2))
@@ -76,7 +75,7 @@ class FourierCode(RealCode):
 
     @cached_property
     def multipliers(self) -> ComplexArray:
-        """v_j = sqrt(k) exp(i f0 t_j), f0 = (k - 1) / 2: shifts the lowest frequency to zero."""
+        """v_j = sqrt(k) exp(i f0 t_j), f0 = (k - 1) / 2, which shifts the lowest frequency to zero."""
         return np.asarray(math.sqrt(self.compression) * np.exp(0.5j * (self.compression - 1) * self._angles))
 
     @property

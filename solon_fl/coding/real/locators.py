@@ -1,6 +1,6 @@
 """The locators: exhaustive search, random trials, subspace locating and the paper's rational interpolation.
 
-See `default_locator` for which of them the decoder takes.
+`default_locator` says which of them the decoder uses.
 """
 
 import math
@@ -21,16 +21,16 @@ __all__ = [
 ]
 
 MAX_SWEEPS = 50
-DRAWS = 256  # looked at together
-NUM_TELLING = 4  # columns that the draws are judged by
-NUM_EXCHANGED = 8  # of the supports that such draws lead to, the best are looked at closely
-WORTHWHILE = 0.7  # a swap must lower the residual to this part of it: less is fitting noise
+DRAWS = 256  # draws processed at once
+NUM_TELLING = 4  # columns used to compare the draws
+NUM_EXCHANGED = 8  # number of the best supports of these draws that are improved by exchanging rows
+WORTHWHILE = 0.7  # a swap must lower the residual by at least this factor; anything less fits noise
 
 
 def default_locator(num_rows: int, compression: int, max_errors: int) -> Locator:
-    """Return `ExhaustiveLocator` if it can try all supports, `InformationSetLocator` if it may draw often enough.
+    """Return `ExhaustiveLocator` if it can try all supports, else `InformationSetLocator` if it can draw often enough.
 
-    Else `SubspaceLocator`: adaptive liars can bring it to find nobody.
+    Otherwise return `SubspaceLocator`, which adaptive liars can evade.
     """
     if can_try_all(num_rows, num_rows - compression, max_errors):
         return ExhaustiveLocator()
@@ -41,9 +41,9 @@ def default_locator(num_rows: int, compression: int, max_errors: int) -> Locator
 
 
 def locate_rows(locator: Locator | None, problem: LocatingProblem, noise: float = math.inf) -> Support | None:
-    """Return rows without which the others agree, none of them needless, or None if t rows are not enough.
+    """Return rows without which the others agree, none of them superfluous, or None if t rows are not enough.
 
-    No row is needless without which the others disagree by less than `noise`, and with which by more.
+    A row is not superfluous if the others disagree by at most `noise` without it and by more with it.
     """
     if problem.residual(()) <= min(noise, problem.tolerance):
         return ()
@@ -62,7 +62,7 @@ def locate_rows(locator: Locator | None, problem: LocatingProblem, noise: float 
 
 
 def _without_needless_rows(problem: LocatingProblem, support: Support, tolerance: float) -> Support:
-    """Acquit, one by one, rows whose return leaves the residual within the tolerance."""
+    """Remove rows from the support, one by one, as long as the residual stays within the tolerance."""
     while support:
         smaller = np.array([[row for row in support if row != out] for out in support], dtype=np.int64)
         residuals = problem.residuals(smaller)
@@ -73,18 +73,18 @@ def _without_needless_rows(problem: LocatingProblem, support: Support, tolerance
 
 
 class ExhaustiveLocator:
-    """Finds the t rows without which the others agree best, by trying all sets of t.
+    """Finds the t rows without which the others agree best, by trying all sets of t rows.
 
     Notes
     -----
-    Guarantee: the least residual over all C(n, t) supports, if one is within the tolerance; it is the oracle for the
-    other locators. If none is, or there are too many (`can_try_all`), it names nobody (the decoder then reports a
-    failed group, never a guess).
+    Guarantee: the support with the least residual among all C(n, t), if that residual is within the tolerance. It
+    serves as the reference for the other locators. If no support is within the tolerance, or there are too many
+    (`can_try_all`), it returns (). The decoder then reports a failed group, never a guess.
     Cost: see `explaining_supports`.
     """
 
     def can_try_all(self, problem: LocatingProblem) -> bool:
-        """Return whether the supports are few enough."""
+        """Return whether the supports are few enough to try all of them."""
         num_checks, num_rows = problem.parity.shape
         return can_try_all(num_rows, num_checks, problem.max_errors)
 
@@ -99,35 +99,35 @@ class ExhaustiveLocator:
 
 
 class InformationSetLocator:
-    """Finds t rows without which the others agree, by believing k rows drawn at random, again and again.
+    """Finds t rows without which the others agree, by trusting k rows drawn at random, again and again.
 
-    If the k rows are honest, they tell what every other row should be: whoever deviates by more than the tolerance
-    lies, and if there is doubt about the rest, exchanging single rows settles it. k honest rows are drawn sooner or
-    later, whatever the liars do: a share C(n - t, k) / C(n, k) of all draws.
+    If the k rows are honest, they determine every other row. Rows that deviate by more than the tolerance are lies, and
+    doubts about the rest are settled by exchanging single rows. Whatever the liars do, a fraction C(n - t, k) / C(n, k)
+    of all draws consists of k honest rows.
 
     Parameters
     ----------
     max_draws : int
-        After which it gives up.
+        The number of draws after which it gives up.
 
     Notes
     -----
-    Guarantee: none in theory, because k honest rows may be badly conditioned. The draws are `draws_needed`, by which
-    k honest rows are drawn 20 times on average (once at least but for a probability of 2e-9); no lies are known that
-    get past it (benchmarks/starvation.py). Where these are more than `max_draws`, from about r = 36 on, it finds
+    Guarantee: none in theory, because k honest rows may be badly conditioned. The number of draws is `draws_needed`.
+    It draws k honest rows 20 times on average, and at least once except with a probability of 2e-9. No lies are known
+    that evade it (benchmarks/starvation.py). From about r = 36 on, more than `max_draws` would be needed, and it finds
     nothing in more and more decodes, whatever the lies are.
-    Cost: n k (k + 4) multiply-adds a draw. At s = 8, k = 8 some 60 draws, a few ms.
+    Cost: n k (k + 4) multiply-adds per draw. At s = 8, k = 8 some 60 draws, a few ms.
 
     References
     ----------
-    Prange 1962, "The use of information sets in decoding cyclic codes", over the real field.
+    Prange 1962, "The use of information sets in decoding cyclic codes", here over the real numbers.
     """
 
     def __init__(self, max_draws: int = 20_000) -> None:
         self.max_draws = max_draws
 
     def draws_needed(self, num_rows: int, compression: int, max_errors: int) -> int:
-        """Return after how many draws it is next to certain that k honest rows were drawn."""
+        """Return the number of draws after which k honest rows have almost certainly been drawn."""
         return math.ceil(20 * math.comb(num_rows, compression) / math.comb(num_rows - max_errors, compression))
 
     def locate(self, problem: LocatingProblem) -> Support:
@@ -155,9 +155,9 @@ class InformationSetLocator:
 
 
 def _contradicting(problem: LocatingProblem, telling: FloatArray, believed: IntArray) -> IntArray:
-    """Return, for (N, k) sets of rows, the t rows that contradict each most, if no more than t certainly do.
+    """Return, for (N, k) sets of rows, the t rows that contradict each set most, unless more than t certainly do.
 
-    What k rows and one more disagree by is no more than what all honest rows do, if all of these are honest.
+    If k + 1 rows are honest, they disagree by no more than all honest rows do.
     """
     weights = problem.generator @ np.linalg.inv(problem.generator[believed])  # (N, n, k)
     deviations = telling - weights @ telling[believed]
@@ -171,17 +171,16 @@ def _contradicting(problem: LocatingProblem, telling: FloatArray, believed: IntA
 class SubspaceLocator:
     """Finds the lies from the null space of the stacked Hankel matrices of the syndromes.
 
-    For t assumed lies the syndromes S_p = sum_j u_j x_j^p b_j of every projection obey one recurrence,
-    whose coefficients are the locator polynomial: the right singular vector of the smallest singular value
-    of all Hankel matrices stacked. The t rows at whose points it is smallest are proposed. Then rows are
-    exchanged one by one as long as that lowers the residual of the others, which mends what noise did
-    to the roots.
+    For t assumed lies, the syndromes S_p = sum_j u_j x_j^p b_j of every projection obey the same recurrence. Its
+    coefficients are the locator polynomial, which is the right singular vector of the smallest singular value of all
+    stacked Hankel matrices. The t rows at whose points the polynomial is smallest are proposed. Then rows are exchanged
+    one by one as long as this lowers the residual of the others, which corrects the effect of noise on the roots.
 
     Notes
     -----
-    Guarantee: none of its own; the decoder checks the rows that remain.
+    Guarantee: none of its own; the decoder checks the remaining rows.
     Cost: t SVDs of (q (n - k - t), t + 1) matrices, then a few sweeps over t (n - t) supports.
-    Differs from the paper: that uses rational interpolation on real nodes (`RationalLocator`).
+    Differs from the paper, which uses rational interpolation on real nodes (`RationalLocator`).
 
     References
     ----------
@@ -193,7 +192,7 @@ class SubspaceLocator:
         syndromes = power_syndromes(problem)
         best: Support = ()
         best_residual = np.inf
-        # The full t first: with fewer lies its null space is larger, and any vector of it will do.
+        # Start with the full t: with fewer lies its null space is larger, and any vector in it works.
         for size in range(problem.max_errors, 0, -1):
             proposed = _fill_up(problem, _hankel_support(problem, syndromes, size))
             support, residual = _exchange(problem, proposed)
@@ -205,8 +204,9 @@ class SubspaceLocator:
 
 
 def power_syndromes(problem: LocatingProblem) -> ComplexArray:
-    """Return S_p = sum_j u_j x_j^p b_j, (n - k, q): zero for honest rows, because the dual code is of
-    the same kind, with u_j = v_j / prod_{i != j} (x_j - x_i).
+    """Return the syndromes S_p = sum_j u_j x_j^p b_j, (n - k, q).
+
+    They are zero for honest rows, because the dual code is of the same kind, with u_j = v_j / prod_{i != j} (x_j - x_i).
     """
     points = problem.points
     difference = points[:, None] - points[None, :]
@@ -227,7 +227,7 @@ def _hankel_support(problem: LocatingProblem, syndromes: ComplexArray, size: int
 
 
 def _fill_up(problem: LocatingProblem, support: Support) -> Support:
-    """Add the row whose removal helps most until there are t."""
+    """Add rows to the support until it has t, each time the row whose removal lowers the residual most."""
     while len(support) < problem.max_errors:
         others = [row for row in range(len(problem.points)) if row not in support]
         larger = np.array([sorted((*support, row)) for row in others], dtype=np.int64)
@@ -236,7 +236,7 @@ def _fill_up(problem: LocatingProblem, support: Support) -> Support:
 
 
 def _exchange(problem: LocatingProblem, support: Support) -> tuple[Support, float]:
-    """Swap one row in for one out, the best pair first, until no swap lowers the residual."""
+    """Swap single rows of the support, the best pair first, until no swap lowers the residual enough."""
     residual = problem.residual(support)
     for _ in range(MAX_SWEEPS):
         others = [row for row in range(len(problem.points)) if row not in support]
@@ -255,15 +255,15 @@ def _exchange(problem: LocatingProblem, support: Support) -> tuple[Support, floa
 class RationalLocator:
     """Finds the lies as the roots of the denominator of a rational interpolant (Berlekamp-Welch).
 
-    Of one projection b: least squares for P of degree < k + t and a monic Q of degree t with
-    P(x_j) = Q(x_j) v_j b_j at all rows j; the t rows where |Q(x_j)| is smallest are the lies.
+    For one projection b, it solves by least squares for P of degree < k + t and a monic Q of degree t with
+    P(x_j) = Q(x_j) v_j b_j at all rows j. The t rows where |Q(x_j)| is smallest are the lies.
 
     Notes
     -----
-    Guarantee: none of its own; the decoder checks the rows that remain.
+    Guarantee: none of its own; the decoder checks the remaining rows.
     Cost: one least-squares problem of n equations and k + 2 t unknowns.
-    Differs from the paper: nothing known (it is re-derived from the paper's abstract and the theory of
-    Reed-Solomon codes). Beyond about (s, k) = (5, 10) on real nodes it fails often: see the table in
+    No difference from the paper is known; the method is derived from the paper's abstract and the theory of
+    Reed-Solomon codes. Beyond about (s, k) = (5, 10) on real nodes it often fails; see the table in
     docs/measurements/decoding-accuracy.md.
 
     References

@@ -1,8 +1,7 @@
-"""Random projection: from r shares of length m to an (r, q) matrix that still tells who lied.
+"""Random projection of r shares of length m to an (r, q) matrix that still shows which nodes lied.
 
-Lies are per node, the same rows in every column, so the q random combinations of the columns that
-a `Projector` draws are all that the locator has to look at. What they could hide, the
-decoder sees when it checks all columns at the end.
+Lies are per node: they are in the same rows of every column. So the locator needs only the q random combinations of the
+columns that a `Projector` draws. At the end the decoder checks all columns, which reveals anything these hide.
 """
 
 import math
@@ -26,32 +25,32 @@ __all__ = [
 ]
 
 NUM_PROJECTIONS = 16  # q
-# No matrix's norm exceeds 9.4 times that of its projection but with a probability of 1e-9 (Chernoff's bound).
+# The norm of a matrix exceeds 9.4 times that of its projection with a probability of at most 1e-9 (Chernoff bound).
 UNDERESTIMATE = 9.4
-NOISE_MARGIN = 3.0  # projected noise is larger than 3 times the noise with a probability of about 1e-8
-LARGEST_NORM = 1e150  # of a usable share; its square must not overflow
+NOISE_MARGIN = 3.0  # projected noise exceeds 3 times the noise with a probability of about 1e-8
+LARGEST_NORM = 1e150  # largest norm of a usable share; its square must not overflow
 SMALLEST_NUMBER = 1e-150  # its square must not underflow
-BLOCK = 4096  # columns worked on at once: with 20 rows and float64, 0.7 MB, half of a core's cache
+BLOCK = 4096  # columns processed at once; 20 rows in float64 take 0.7 MB, half of a core's cache
 
 
 class Projector:
-    """One random projection B = Z F of rows Z that may come one after the other, with an F that nobody could foresee.
+    """One random projection B = Z F of rows Z, which may arrive one after the other, with an unpredictable F.
 
-    Cut into blocks of columns, each of one tensor, F is one Gaussian block (the same for all) times one Gaussian
-    q x q matrix per block: drawing that costs a small part of drawing m x q numbers, and still no lie can be
-    hidden. One block without the q x q factors would be blind to a lie of +v in one block and -v in the
-    next; random signs alone would miss a lie of two opposite entries with probability 2^-q.
+    The columns are cut into blocks, each within one tensor. For each block, F is one Gaussian block, the same for all,
+    times a Gaussian q x q matrix of its own. Drawing these costs a small part of drawing m x q numbers, and still no lie
+    can be hidden. Without the q x q matrices, F would miss a lie of +v in one block and -v in the next. Random signs
+    instead of Gaussian numbers would miss a lie of two opposite entries with probability 2^-q.
 
     Parameters
     ----------
     generator : torch.Generator, optional
-        A CPU generator that one number is drawn from. Default: 128 bits of the operating system's entropy, drawn now,
-        after the shares have arrived (torch would take 32, few enough to try them all). Pass one only for
-        reproducible simulation: a node that knows F can hide a lie.
+        A CPU generator, from which one number is drawn. Default: 128 bits of the operating system's entropy, drawn now,
+        after the shares have arrived (torch would use 32 bits, few enough to try them all). Pass one only for
+        reproducible simulation, because a node that knows F can hide a lie.
 
     Notes
     -----
-    Shares that come later are projected with the same F: it never leaves the server.
+    Shares that arrive later are projected with the same F, which never leaves the server.
     """
 
     def __init__(self, generator: torch.Generator | None = None) -> None:
@@ -62,9 +61,9 @@ class Projector:
     def project_finite(
         self, rows: Mapping[int, Tensor], sections: Sections
     ) -> tuple[list[int], FloatArray, FloatArray]:
-        """Return the slots of the finite shares, and, for each tensor, their projections, (C, n, q), and norms, (C, n).
+        """Return the slots of the finite shares and, for each tensor, their projections, (C, n, q), and norms, (C, n).
 
-        A slot is projected once.
+        Each slot is projected only once.
         """
         new = sorted(rows.keys() - self._known.keys())
         if new:
@@ -79,9 +78,9 @@ class Projector:
     def project_tensors(
         self, rows: Sequence[Tensor], sections: Sections, chosen: Sequence[int] | None = None
     ) -> tuple[FloatArray, FloatArray]:
-        """Return, for each tensor (or those chosen, by number), the rows' projections, (C, n, q), and norms, (C, n).
+        """Return, for each tensor (or the tensors numbered in `chosen`), the rows' projections, (C, n, q), and norms.
 
-        See `project`; all calls must have the same `sections` and `chosen`.
+        The norms are (C, n). See `project`. All calls must have the same `sections` and `chosen`.
         """
         numbers = range(len(sections.stops)) if chosen is None else chosen
         places = {number: place for place, number in enumerate(numbers)}
@@ -98,21 +97,22 @@ class Projector:
         rows : sequence of n tensors, each (m,), any float dtype, one device
             The shares. They are read in place, never stacked as a whole.
         observe : callable, optional
-            (start, columns) -> None, given each block of columns, (n, 4096 or fewer) float64, valid during the call,
-            for what else needs all of them: reading and converting them a second time takes as long as projecting.
+            (start, columns) -> None, called with each block of columns, (n, 4096 or fewer) float64, which is valid
+            during the call. It serves computations that also need all columns, because reading and converting them a
+            second time would take as long as projecting.
 
         Returns
         -------
         projected : (n, q) float64
-            Scaled so that the norm of row j estimates the norm of rows[j].
+            The projections, scaled so that the norm of row j estimates the norm of rows[j].
         norms : (n,) float64
-            The norms themselves. A row with NaN or inf has a norm that is NaN or inf, and leaves the others as
-            they are; a float64 row beyond about 1e154 has the norm inf.
+            The norms of the rows. A row with NaN or inf has the norm NaN or inf, and does not affect the others. A
+            float64 row beyond about 1e154 has the norm inf.
 
         Notes
         -----
         Cost: n m (q + 1) multiply-adds in float64. Extra memory: 2 n * 4096 float64, and 64 k + m / 16 for F. All
-        calls are for rows of one length on one device.
+        calls must have rows of one length on one device.
         """
         blocks = Sections.whole(rows[0].numel()).blocks(BLOCK)
         projected, norms = self._project(rows, blocks, 1, observe)
@@ -129,7 +129,7 @@ class Projector:
         block, mixing = self._draw(width, len(blocks), device)
         projected = torch.zeros(num_tensors, NUM_PROJECTIONS, len(rows), dtype=torch.float64, device=device)
         squares = torch.zeros(num_tensors, len(rows), dtype=torch.float64, device=device)
-        buffer = torch.empty(len(rows), width, dtype=torch.float64, device=device)  # new memory is slow
+        buffer = torch.empty(len(rows), width, dtype=torch.float64, device=device)  # reused: allocation is slow
         for number, (tensor, cut) in enumerate(blocks):
             columns = buffer[:, : cut.stop - cut.start].copy_(torch.stack([row[cut] for row in rows]))
             projected[tensor] += mixing[number].T @ (block[:, : cut.stop - cut.start] @ columns.T)
@@ -139,18 +139,18 @@ class Projector:
         return projected.transpose(1, 2).cpu().numpy(), squares.sqrt().cpu().numpy()
 
     def _draw(self, width: int, num_blocks: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return the block, (q, columns), and the matrices, one for each block; drawn once."""
+        """Return the Gaussian block, (q, columns), and the q x q matrices, one per block of columns; drawn once."""
         if self._drawn is None:
             q = NUM_PROJECTIONS
             block = self._random.standard_normal((width, q)) / math.sqrt(q)
             mixing = self._random.standard_normal((num_blocks, q, q)) / math.sqrt(q)
-            # As (q, columns), and times columns^T: BLAS takes half the time of columns times (columns, q).
+            # Shape (q, columns), multiplied by columns^T: BLAS takes half the time of columns times (columns, q).
             self._drawn = torch.from_numpy(block).T.contiguous().to(device), torch.from_numpy(mixing).to(device)
         return self._drawn
 
 
 class Memory:
-    """What earlier decodes of a group have learnt, for the next one of the same shares and some more.
+    """Results of earlier decodes of a group, for later ones with the same shares and some more.
 
     Parameters
     ----------
@@ -169,13 +169,13 @@ class Memory:
 
     @property
     def projector(self) -> Projector:
-        """That of all columns; drawn when it is first asked for."""
+        """The projector for all columns, drawn at first use."""
         if self._projector is None:
             self._projector = self.new_projector()
         return self._projector
 
     def new_projector(self) -> Projector:
-        """Return one for some of the columns."""
+        """Return a projector for some of the columns."""
         return Projector(self._generator)
 
 

@@ -1,4 +1,4 @@
-"""Which shares can't be honest whatever the gradient is, and how far the honest ones may be apart."""
+"""Screening: which shares can't be honest whatever the gradient is, and how far apart honest shares may be."""
 
 import math
 from dataclasses import dataclass
@@ -17,20 +17,20 @@ __all__ = ["Screened", "noise_of", "scales", "screen", "smallest_noise"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Screened:
-    """The shares that are left after the screening.
+    """The shares that remain after the screening.
 
     Attributes
     ----------
     slots : list of int
         Slots of the finite shares.
     alive : list of int
-        Those that are not absurd.
+        The slots whose shares are not absurdly large.
     noise : (K,) float64
-        For each class: norm of what honest shares may disagree by.
+        For each class, the largest norm by which honest shares may disagree.
     max_errors : int
-        Lies among the alive that can be located.
+        Number of lies among `alive` that can be located.
     liars : int
-        Lies that there may be among the alive: `max_errors`, or what is left of s, if that is more.
+        Number of lies that may be among `alive`: `max_errors`, or s less the dropped shares if that is more.
     """
 
     slots: list[int]
@@ -41,33 +41,33 @@ class Screened:
 
     @property
     def rows(self) -> list[int]:
-        """Places of the alive among the slots."""
+        """Indices of `alive` in `slots`."""
         return [self.slots.index(slot) for slot in self.alive]
 
     @property
     def tolerance(self) -> FloatArray:
-        """The residuals, (K,), up to which projected ones may have been within 3 `noise`."""
+        """The largest residuals, (K,), whose projections may be within 3 `noise`."""
         return UNDERESTIMATE * NOISE_MARGIN * self.noise
 
 
 def screen(
     code: RealCode, slots: list[int], norms: FloatArray, smallest: FloatArray, *, rtol: float, byzantine: int
 ) -> Screened:
-    """Drop the absurd shares, and say how much noise and how many lies the others may hold.
+    """Drop the absurdly large shares, and return how much noise and how many lies the others may hold.
 
     Parameters
     ----------
     slots : list of n int
-        Of the finite shares.
+        Slots of the finite shares.
     norms : (K, n) float64
-        Theirs, by class.
+        Their norms, by class.
     smallest : (K,) float64
         See `smallest_noise`.
     rtol, byzantine
         See `Decoder`.
     """
     alive, scale = _without_absurd_rows(code, norms, smallest, rtol, byzantine)
-    max_errors = (len(alive) - code.compression) // 2  # 2 * lies + erasures <= r - k, dropped rows being erasures
+    max_errors = (len(alive) - code.compression) // 2  # 2 * lies + erasures <= r - k; dropped rows are erasures
     return Screened(
         slots=slots,
         alive=[slots[row] for row in alive],
@@ -78,17 +78,17 @@ def screen(
 
 
 def scales(norms: FloatArray, liars: int, compression: int) -> FloatArray:
-    """Return the (l + k)-th smallest of norms, (parts, n), in each part: see `_without_absurd_rows`."""
+    """Return the (l + k)-th smallest norm of each part of `norms`, (parts, n); see `_without_absurd_rows`."""
     return np.asarray(np.sort(norms, axis=1)[:, min(liars + compression, norms.shape[1]) - 1])
 
 
 def noise_of(code: RealCode, scale: FloatArray, smallest: FloatArray, rtol: float) -> FloatArray:
-    """Return the norm of what honest shares may disagree by: of r rows, as it must not grow with n."""
+    """Return the norm by which honest shares may disagree: that of r rows, because it must not grow with n."""
     return math.sqrt(code.group_size) * (rtol * scale + smallest)
 
 
 def smallest_noise(sections: Sections, compression: int, dtype: torch.dtype) -> FloatArray:
-    """Return, for each tensor, what k roundings next to zero can change a share by: rtol means nothing there."""
+    """Return, for each tensor, how far k roundings next to zero can change a share; rtol does not apply there."""
     limits = torch.finfo(dtype)
     step = max(limits.smallest_normal * limits.eps, SMALLEST_NUMBER)
     return np.asarray(compression * step * np.sqrt(sections.widths))
@@ -99,13 +99,13 @@ def _without_absurd_rows(
 ) -> tuple[list[int], FloatArray]:
     """Drop rows so large that no gradient explains them together with the others; return the rest and the scales.
 
-    If l of the rows may be lies (the budget's (n - k) // 2, or s if that is more), k of the l + k smallest in a class
-    are honest, and those k fix its part of the gradient: its norm is at most amplification * sqrt(k) times the largest
-    of them, and no honest row is larger than that times the norm of its row of G. What is dropped is thus certainly a
-    lie; left in, it could drown small lies in the rounding of float64.
+    Assume that l of the rows may be lies: (n - k) // 2 by the budget, or s if that is more. Then k of the l + k smallest
+    rows in a class are honest, and these determine the class's part of the gradient. Its norm is at most
+    amplification * sqrt(k) times the largest of them, and no honest row exceeds that times the norm of its row of G. So
+    every dropped row is certainly a lie. If it stayed, it could drown small lies in the rounding errors of float64.
 
-    A scale, the norm of the largest of those l + k, is at least that of the k-th smallest honest row (so it vanishes
-    with the gradient only) and, if l + k rows are honest, at most that of the largest.
+    The scale is the norm of the largest of those l + k rows. It is at least the norm of the k-th smallest honest row, so
+    it vanishes only with the gradient. If l + k rows are honest, it is at most the norm of the largest honest row.
     """
     alive = np.arange(norms.shape[1])
     factor = (1.01 + 2 * rtol) * code.amplification * code.largest_row * math.sqrt(code.compression)

@@ -1,6 +1,6 @@
-"""From the shares kept to the gradient, and what all the others deviate from it by, over all columns.
+"""Solving for the gradient from the kept shares, and measuring how far all shares deviate from it, over all columns.
 
-`interpolate` is fast: most of its result is received, not computed. `least_squares` takes several times as long, but
+`interpolate` is fast, because it copies most of its result from shares. `least_squares` takes several times as long, but
 works in float64 and averages the noise of all rows.
 """
 
@@ -21,43 +21,43 @@ from .projection import BLOCK
 
 __all__ = ["Interpolation", "Solution", "interpolate", "least_squares"]
 
-CPU_COLUMNS = 32_768  # that `interpolate` works on at once: of 20 float32 rows, 2.6 MB, about a core's cache
+CPU_COLUMNS = 32_768  # columns that `interpolate` processes at once; 20 float32 rows take 2.6 MB, about a core's cache
 OTHER_COLUMNS = 1_048_576  # the same on a GPU
-FEW_PIECES = 4  # of a block, which are measured one by one
-SMALLEST_NORM = 1e-8  # of a piece that is measured in float32: what vanishes of up to 1e6 columns is 1e-8 of that
-ROUNDINGS = 4  # by which an honest share, and so an entry solved for, may be off; tests/coding/test_zeros.py counts
+FEW_PIECES = 4  # up to so many pieces of a block are measured one by one
+SMALLEST_NORM = 1e-8  # smaller pieces are measured in float64; up to 1e6 columns, underflow loses at most 1e-8 of a norm
+ROUNDINGS = 4  # an honest share, and so a solved entry, may be off by so many; tests/coding/test_zeros.py counts them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Solution:
-    """A gradient made without the rows of the support, and norms over the columns of each tensor.
+    """A gradient computed without the rows of the support, and norms over the columns of each tensor.
 
     Attributes
     ----------
     support : tuple of a int
-        Rows that it was not made from.
+        Rows that the gradient was computed without.
     columns : Tensor, (m, k)
-        X^T: the gradient, and behind its last entry what stands where it was padded; of the rows' dtype and device.
+        X^T: the gradient, followed by the decoded padding; with the dtype and device of the rows.
     dim : int
         d.
     sections : Sections
         The C tensors.
     norms : (C,) float64
-        Of the gradient.
+        Norms of the gradient.
     residual : (C,) float64
-        Norm of what the other rows deviate from it by.
+        Norms of the other rows' deviation from the gradient's shares.
     lies : (C, a) float64
-        Norm of what each row of the support deviates by.
+        Norm of the deviation of each row of the support.
     rounding : (C,) float64
-        What rounding may have changed the gradient by.
+        Bound on the rounding error of the gradient.
     residual_rounding : (C,) float64
-        What rounding may have hidden of the residual.
+        Bound on how much of the residual rounding may have hidden.
     lies_rounding : (C, a) float64
-        What rounding may have changed each of the lies by.
+        Bound on the rounding error of each of the lies.
     gram : (K, a, a) float64, or None
         Inner products of the lies, for each class of tensors, if they are known.
     odd : tuple of int
-        Numbers of tensors in which the other rows disagree by more than noise, as far as was looked.
+        Numbers of the tensors in which the other rows are known to disagree by more than noise.
     """
 
     support: Support
@@ -79,7 +79,7 @@ class Solution:
         return self.columns.view(-1)[: self.dim]
 
     def fits(self, limits: FloatArray) -> bool:
-        """Whether the residual of no class is beyond its limit, (K,)."""
+        """Return whether the residual of each class is within its limit; `limits` are (K,)."""
         return bool((self.sections.norms_by_class(self.residual) <= limits).all())
 
 
@@ -90,7 +90,7 @@ class Interpolation(Solution):
     Attributes
     ----------
     row_norms : (C, n) float64
-        Of all rows; inf for float32 rows beyond about 1e19.
+        Norms of all rows; inf for float32 rows beyond about 1e19.
     """
 
     row_norms: FloatArray
@@ -99,17 +99,17 @@ class Interpolation(Solution):
 def interpolate(
     generator: FloatArray, support: Support, rows: list[Tensor], dim: int, sections: Sections, loud: float
 ) -> Interpolation | slice | None:
-    """Return the gradient that k of the rows not in the support fix, and what all rows deviate from it by.
+    """Return the gradient determined by k rows outside of the support, and how far all rows deviate from it.
 
-    Rows that hold every k-th entry of the gradient as it is (unit rows of the generator) are copied; only the entries
-    for which there is none are solved for. All in the dtype of the rows: rounding is bounded by Higham's gamma.
+    Rows that hold every k-th entry of the gradient unchanged (unit rows of the generator) are copied, and only the
+    missing entries are solved for. Everything is in the dtype of the rows; Higham's gamma bounds the rounding errors.
 
     Parameters
     ----------
     generator : (n, k) float64
         The generator's rows.
     support : tuple of int
-        Rows that are not to be made use of; k others at least are left.
+        Rows that must not be used. At least k others are left.
     rows : list of n Tensors, (m,), float32 or float64
         The shares.
     dim : int
@@ -121,12 +121,12 @@ def interpolate(
 
     Returns
     -------
-    The interpolation; or the first slice of columns where rows outside the support are loud or not finite; or None if
-    matrix products of this device are not of full precision (TF32, bfloat16), or might overflow.
+    The interpolation; or the first slice of columns in which rows outside of the support are loud or not finite; or None
+    if matrix products on this device lack full precision (TF32, bfloat16) or might overflow.
 
     Notes
     -----
-    Entries solved for that can't be told from zero are zero: see `_without_noise`.
+    Solved entries that can't be distinguished from zero are set to zero; see `_without_noise`.
     Cost: (n - k) k m multiply-adds if all unit rows are there, n k m at most. Extra memory: (n + k) times
     32,768 numbers, on a GPU 1,048,576.
     """
@@ -145,7 +145,7 @@ def interpolate(
     scratch = torch.empty(compression, width, dtype=dtype, device=device)
     buffer = torch.empty(
         max(len(others), 1), width, dtype=dtype, device=device
-    )  # with one row there is a product to try
+    )  # one row at least, to test the precision of a product
     if not _multiplies_in_full(compression, buffer):
         return None
 
@@ -174,7 +174,7 @@ def interpolate(
     limits = torch.finfo(dtype)
     lost = _lost(sections.widths, compression, dtype)[:, None]
     norms_of_basis, norms_of_others, lengths, norms_of_chunks = np.split(
-        (1 + width * limits.eps) * squares.sqrt().cpu().numpy(),  # no less than they are, but for what is lost
+        (1 + width * limits.eps) * squares.sqrt().cpu().numpy(),  # upper bounds, apart from `lost`
         np.cumsum([compression, len(others), len(others)]),
         axis=1,
     )
@@ -186,7 +186,7 @@ def interpolate(
     row_norms = np.empty((len(sections.stops), num_rows))
     row_norms[:, basis], row_norms[:, others] = norms_of_basis, norms_of_others
     of_solved = gamma * norms_of_basis @ np.abs(inverse[solved]).T
-    of_solved += 1.01 * norms_of_chunks @ noise.cpu().double().numpy().T  # 1.01: of their norms before some became 0
+    of_solved += 1.01 * norms_of_chunks @ noise.cpu().double().numpy().T  # 1.01: norms before some entries became 0
     return Interpolation(
         support=support,
         columns=result,
@@ -203,9 +203,9 @@ def interpolate(
 
 
 def _norms(matrix: Tensor, pieces: list[tuple[int, slice]]) -> Tensor:
-    """Return the norms of each row in each of the pieces, (pieces, rows), float64; squares of float32 don't vanish."""
+    """Return the norm of each row in each piece, (pieces, rows), float64. Squares of float32 don't underflow."""
     if len(pieces) > FEW_PIECES and matrix.device.type == "cpu":
-        with np.errstate(over="ignore"):  # of float64 lies
+        with np.errstate(over="ignore"):  # float64 lies may overflow
             squares = np.square(matrix.numpy(), dtype=np.float64)
         return torch.from_numpy(np.sqrt(np.add.reduceat(squares, [cut.start for _, cut in pieces], axis=1)).T)
     norms = torch.stack([torch.linalg.vector_norm(matrix[:, cut], dim=1) for _, cut in pieces]).to(torch.float64)
@@ -217,7 +217,7 @@ def _norms(matrix: Tensor, pieces: list[tuple[int, slice]]) -> Tensor:
 
 
 def _lost(widths: FloatArray, compression: int, dtype: torch.dtype) -> FloatArray:
-    """Return what a norm over so many columns may lack: float64 squares that vanish, float32 sums next to zero."""
+    """Return how much a norm over so many columns may lack: float64 squares underflow, float32 sums round near zero."""
     limits = torch.finfo(dtype)
     if dtype == torch.float64:
         return np.asarray(np.sqrt(widths * limits.smallest_normal))
@@ -225,7 +225,7 @@ def _lost(widths: FloatArray, compression: int, dtype: torch.dtype) -> FloatArra
 
 
 def _interleave(target: Tensor, chunks: Tensor) -> None:
-    """Copy (k, columns) into (columns, k); on the CPU by numpy, which takes half of torch's time."""
+    """Copy (k, columns) into (columns, k). On the CPU numpy does it, in half of torch's time."""
     if target.device.type == "cpu":
         values, rows = target.numpy(), chunks.numpy()
         for chunk, row in enumerate(rows):
@@ -235,17 +235,18 @@ def _interleave(target: Tensor, chunks: Tensor) -> None:
 
 
 def _rounding_weights(solver: FloatArray, generator: FloatArray, dtype: torch.dtype) -> FloatArray:
-    """Return U, (chunks, k): entries solved for are off by U |X| through the roundings of the shares alone."""
+    """Return U, (chunks, k): the rounding of the shares alone puts solved entries off by at most U |X|."""
     unit = ROUNDINGS * torch.finfo(dtype).eps / 2
     return np.asarray(unit * np.abs(solver) @ np.abs(generator))
 
 
 def _without_noise(values: Tensor, noise: Tensor, chunks: Tensor, solved: list[int]) -> Tensor:
-    """Set entries to 0 that are no larger than what the rounding of the shares makes of 0; return them.
+    """Set entries to 0 that the rounding of the shares alone explains; return the entries.
 
-    values : (a, columns), the entries solved for; chunks : (k, columns), X, or the shares in place of those entries.
+    values : (a, columns), the solved entries
+    chunks : (k, columns), X, or the shares in place of the solved entries
 
-    Without this, what is 0 for every node would come back as noise, of which Adam makes full steps.
+    Otherwise, entries that are 0 on every node would come back as noise, which Adam turns into full steps.
     """
     size = chunks.abs()
     size[solved] = values.abs()
@@ -253,9 +254,9 @@ def _without_noise(values: Tensor, noise: Tensor, chunks: Tensor, solved: list[i
 
 
 def _basis(generator: FloatArray, kept: list[int]) -> tuple[list[int], FloatArray]:
-    """Return k of the rows kept, and the matrix that makes of them the k chunks.
+    """Return k of the kept rows, and the matrix that computes the k chunks from them.
 
-    Row l is chunk l itself where that was kept. For the other chunks rows are chosen that determine them well.
+    Row l is chunk l itself if that row was kept. For the other chunks, well-conditioned rows are chosen.
     """
     compression = generator.shape[1]
     identity = np.eye(compression)
@@ -275,7 +276,7 @@ def _basis(generator: FloatArray, kept: list[int]) -> tuple[list[int], FloatArra
 
 
 def _multiplies_in_full(compression: int, buffer: Tensor) -> bool:
-    """Whether products of k terms into the buffer are of the precision of its dtype, tried with numbers that tell."""
+    """Return whether a product of k terms into the buffer has the full precision of its dtype, by a test product."""
     if buffer.dtype == torch.float64:
         return True
     telling = buffer.new_zeros(len(buffer), compression)
@@ -289,9 +290,9 @@ def least_squares(
 ) -> Solution:
     """Return the least-squares gradient over the rows not in the support: X = pinv(G[kept]) Z[kept], cut to dim.
 
-    The residual Z[kept] - G[kept] X has the norm of H Z[kept], H the orthonormal parity of these rows; lie j is
-    Z[j] - G[j] X. In float64, because matrix products of a smaller dtype may silently be of a still smaller one
-    (TF32). Entries that can't be told from zero are zero.
+    The residual Z[kept] - G[kept] X has the norm of H Z[kept], where H is the orthonormal parity matrix of these rows.
+    Lie j is Z[j] - G[j] X. It computes in float64, because matrix products in a smaller dtype may silently use an even
+    smaller one (TF32). Entries that can't be distinguished from zero are set to zero.
     """
     num_rows, compression = generator.shape
     accused = list(support)
@@ -304,7 +305,7 @@ def least_squares(
     share_dim, dtype, device = rows[0].numel(), rows[0].dtype, rows[0].device
     factor = torch.from_numpy(weights).to(device)
     noise = torch.from_numpy(_rounding_weights(solver, generator, dtype)).to(device)
-    if dtype == torch.float64:  # then the sums below round as much as the shares
+    if dtype == torch.float64:  # here the sums below round as much as the shares do
         noise *= num_rows + float(np.linalg.cond(generator[kept])) ** 2
     result = new_memory(share_dim, compression, dtype, device)
     squares = torch.zeros(len(sections.stops), num_rows, dtype=torch.float64, device=device)
@@ -316,7 +317,7 @@ def least_squares(
         squares[number] += torch.linalg.vector_norm(product, dim=1).square()
         gram[sections.classes[number]] += deviations @ deviations.T
         chunks = _without_noise(chunks, noise, chunks, every)
-        _interleave(result[cut], chunks.clamp_(-limits.max, limits.max))  # beyond by rounding only: the truth is not
+        _interleave(result[cut], chunks.clamp_(-limits.max, limits.max))  # only rounding takes them beyond the limits
     norms = np.split(squares.sqrt().cpu().numpy(), [compression, len(kept)], axis=1)
     rounding = limits.eps * norms[0] + norms[0] @ noise.cpu().numpy().T
     return Solution(

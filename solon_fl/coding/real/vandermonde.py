@@ -1,4 +1,4 @@
-"""The Vandermonde code on real nodes: the paper's."""
+"""The paper's code: a Vandermonde code on real nodes."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -14,20 +14,20 @@ __all__ = ["VandermondeCode"]
 
 
 class VandermondeCode(RealCode):
-    """Share j is a polynomial, whose coefficients are the k chunks of the gradient, at the real node w_j.
+    """Share j is the value, at the real node w_j, of the polynomial whose coefficients are the k chunks of the gradient.
+
+    See `Code` for the other parameters and errors, and `Decoder` for the guarantees.
 
     Parameters
     ----------
     nodes : sequence of r distinct floats, optional
-        w. Default: Chebyshev nodes of [-1, 1], the best conditioned of the usual choices.
-
-    See `Code` for the other parameters and errors, and `Decoder` for what is guaranteed.
+        w. Default: the Chebyshev nodes of [-1, 1], the best conditioned of the usual choices.
 
     Notes
     -----
-    For comparison with the paper; prefer `FourierCode`. Real Vandermonde matrices are so ill-conditioned that
-    from about s = 5, k = 10 on honest float32 shares can no longer be told from lies.
-    Differs from the paper: rows are scaled to norm 1, which changes no guarantee and evens out the shares.
+    This code is for comparison with the paper; prefer `FourierCode`. Real Vandermonde matrices are so ill-conditioned
+    that from about s = 5, k = 10 on, honest float32 shares can't be distinguished from lies.
+    Differs from the paper: rows are scaled to norm 1, which changes no guarantee and gives the shares similar norms.
 
     Examples
     --------
@@ -69,7 +69,7 @@ class VandermondeCode(RealCode):
 
     @cached_property
     def multipliers(self) -> ComplexArray:
-        """The rows' norms before scaling."""
+        """The norms of the rows before scaling."""
         return np.asarray(np.linalg.norm(self._powers, axis=1))
 
     @property

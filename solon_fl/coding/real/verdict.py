@@ -1,8 +1,8 @@
-"""How far the gradient of a decode may be off, and which of the accused rows certainly lied.
+"""The verdict of a decode: how far the gradient may be off, and which of the accused rows certainly lied.
 
 The locator leaves out the fewest rows without which the others agree. That makes the gradient safe, but not the
-accusation: liars can send shares that a few honest rows, badly conditioned ones, seem to spoil. So an accused row is
-a certain lie only if no honest world explains the shares with that row in it; else it is a suspect.
+accusation: liars can send shares for which a few badly conditioned honest rows seem to be at fault. So an accused row is
+a certain lie only if no honest explanation of the shares includes that row. Otherwise it is a suspect.
 See docs/explanation/the-code.md for the proofs.
 """
 
@@ -24,14 +24,14 @@ __all__ = ["Verdict", "judge"]
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What can be said for certain.
+    """The conclusions that are certain.
 
     Attributes
     ----------
     error_bound : (K,) float64
         Bound on |gradient - truth| in each class of tensors.
     lies : frozenset of int
-        Rows of the support that certainly lied; the others of it are suspects.
+        Rows of the support that certainly lied. The other rows of the support are suspects.
     """
 
     error_bound: FloatArray
@@ -46,27 +46,27 @@ def judge(
     liars: int,
     amplification: Callable[[int], float],
 ) -> Verdict:
-    """Judge the accused rows of a solution: each class of tensors is a case of its own, and one verdict is enough.
+    """Judge the accused rows of a solution. A row lied if any single class of tensors proves it.
 
     Parameters
     ----------
     solution : Solution
-        Without the rows of its support.
+        The solution without the rows of its support.
     generator : (n, k) float64
         The generator's rows.
     rows : list of n Tensors, (m,)
         The shares.
     noise : (K,) float64
-        Norm of what all honest rows together may be off by in each class.
+        Norm by which all honest rows together may be off in each class.
     liars : int
-        s', lies that there may be among the rows.
+        s', the number of lies that may be among the rows.
     amplification : callable
-        `Code.worst_amplification`.
+        `RealDecoder.amplification`.
 
     Notes
     -----
-    Cost: nothing of size m if all accused rows deviate loudly; else one pass over the others of them, k multiply-adds
-    a number, and what `explaining_supports` takes.
+    Cost: no pass over the m columns if all accused rows deviate loudly. Else one pass over the other accused rows, with
+    k multiply-adds per number, and the cost of `explaining_supports`.
     """
     num_rows, compression = generator.shape
     by_class = solution.sections.norms_by_class
@@ -91,10 +91,10 @@ def _indispensable(
 ) -> set[int]:
     """Return the doubtful rows that are in every set of `liars` rows without which the others may all be honest.
 
-    Rows that are certain lies are left out. Of the others, every set of `liars` rows is tried; if there are too many
-    sets, no row is indispensable.
+    Certain lies are removed first. Then every set of `liars` of the remaining rows is tried. If there are too many sets,
+    no row counts as indispensable.
 
-    gram : what the doubtful rows deviate from the solution by, inner products.
+    gram : inner products of the doubtful rows' deviations from the solution
     """
     alive = [row for row in range(len(generator)) if row not in certain]
     parity = parity_of(generator[alive])
@@ -104,14 +104,14 @@ def _indispensable(
     deviations = np.zeros((num_rows, len(doubtful)))
     deviations[[alive.index(row) for row in doubtful]] = _square_root(gram)
     supports, _ = explaining_supports(parity, deviations, liars, threshold)
-    if not len(supports):  # more lies than allowed for: nothing is certain
+    if not len(supports):  # there are more lies than allowed, so nothing is certain
         return set()
     everywhere = np.bincount(supports.reshape(-1), minlength=num_rows) == len(supports)
     return {alive[place] for place in np.flatnonzero(everywhere)}
 
 
 def _grams(solution: Solution, generator: FloatArray, rows: list[Tensor], doubtful: list[int]) -> FloatArray:
-    """Return, for each class, the inner products of what the doubtful rows deviate from the solution by."""
+    """Return, for each class, the inner products of the doubtful rows' deviations from the solution."""
     if solution.gram is not None:
         places = [solution.support.index(row) for row in doubtful]
         return np.asarray(solution.gram[:, places][:, :, places])
