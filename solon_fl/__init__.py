@@ -1,9 +1,9 @@
 """Solon for Flower: train on the exact gradient even when some machines return wrong results.
 
-The codes and their decoders are here. The Flower strategy is `solon_fl.strategies.SolonStrategy`, the client side
-`solon_fl.clients`, the simulation `solon_fl.simulations`.
+This package exports the codes, the decoders and the configuration. The Flower strategy is
+`solon_fl.strategies.SolonStrategy`. The client side is in `solon_fl.clients`, the simulation in `solon_fl.simulations`.
 
-Names are imported when they are first asked for: they need torch, and `solon_fl.resident` must not wait for that.
+Names are imported at first use. They need torch, and `solon_fl.resident` must not wait for its import.
 """
 
 from importlib import import_module
@@ -58,7 +58,7 @@ __all__ = [
     "VandermondeCode",
 ]
 
-if not TYPE_CHECKING:  # a type checker takes the names from above, and would take any other from this
+if not TYPE_CHECKING:  # type checkers use the imports above; with this function they would accept any name
 
     def __getattr__(name: str) -> object:
         if name in __all__:

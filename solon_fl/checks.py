@@ -1,6 +1,6 @@
-"""The checks of arguments that all of the package shares, so that every message has one voice.
+"""Argument checks shared by the whole package, for consistent error messages.
 
-A message states the rule, then the value that broke it. Numbers of numpy are numbers.
+A message states the rule, then the value that broke it. numpy's numbers are accepted.
 """
 
 import difflib
@@ -13,7 +13,7 @@ __all__ = ["check_between", "check_number", "check_one_of", "check_timeout", "ch
 
 
 def check_whole(name: str, value: object, least: int, most: int | None = None) -> int:
-    """Return the value as an int; raise ConfigurationError unless it is one (and no bool) from `least` to `most`."""
+    """Return the value as an int; raise ConfigurationError unless it is an integer (not a bool) in `least`..`most`."""
     if isinstance(value, Integral) and not isinstance(value, bool):
         number = int(value)
         if least <= number and (most is None or number <= most):
@@ -23,14 +23,14 @@ def check_whole(name: str, value: object, least: int, most: int | None = None) -
 
 
 def check_number(name: str, value: object) -> float:
-    """Return the value as a float; raise ConfigurationError unless it is a number (and no bool)."""
+    """Return the value as a float; raise ConfigurationError unless it is a number (not a bool)."""
     if isinstance(value, Real) and not isinstance(value, bool):
         return float(value)
     raise ConfigurationError(f"{name} must be a number; got {name}={value!r}{_remedy(value)}.")
 
 
 def check_timeout(timeout: float | None) -> float | None:
-    """Return a deadline as a float; raise ConfigurationError unless it is a number above 0. None is none."""
+    """Return a deadline as a float; raise ConfigurationError unless it is a number above 0. None means no deadline."""
     if timeout is None:
         return None
     seconds = check_number("timeout", timeout)
@@ -40,9 +40,9 @@ def check_timeout(timeout: float | None) -> float | None:
 
 
 def check_one_of(name: str, value: object, allowed: Collection[object], also: str = "") -> None:
-    """Raise ConfigurationError unless the value is one of those allowed; None is shown as "none".
+    """Raise ConfigurationError unless the value is one of the allowed ones; None is shown as "none".
 
-    The message has the closest of them; `also` says what else would be right.
+    The message suggests the closest allowed value. `also` describes further valid values.
     """
     if value in allowed:
         return
@@ -54,21 +54,21 @@ def check_one_of(name: str, value: object, allowed: Collection[object], also: st
 
 
 def closest(value: object, names: Iterable[str]) -> str | None:
-    """Return the name that a misspelt one is most like, or None if it is like none."""
+    """Return the name that is most similar to a misspelt one, or None if none is similar."""
     return next(iter(difflib.get_close_matches(str(value), list(names), n=1)), None)
 
 
 def check_between(name: str, value: float, low: float, high: float, remedy: str = "") -> None:
-    """Raise ConfigurationError unless low < value < high; a NaN is not."""
+    """Raise ConfigurationError unless low < value < high. NaN fails."""
     if not low < check_number(name, value) < high:
         hint = f"; {remedy}" if remedy else ""
         raise ConfigurationError(f"{name} must be between {low:g} and {high:g}; got {name}={value!r}{hint}.")
 
 
 def _remedy(value: object) -> str:
-    """Return what to do about a text, or a float, where a number is due."""
+    """Return the remedy for a string, or a whole float, in place of a number."""
     if isinstance(value, str):
-        return "; give it as a number, not as a text (in YAML, 1.0e-6 is a number and 1e-6 a text)"
+        return "; give it as a number, not as a string (in YAML, 1.0e-6 is a number and 1e-6 is a string)"
     if isinstance(value, Real) and not isinstance(value, (Integral, bool)) and float(value).is_integer():
         return f"; write {int(float(value))}"
     return ""

@@ -1,4 +1,4 @@
-"""The one configuration object that server, client and simulation share."""
+"""The configuration that server, nodes and simulation share."""
 
 from bisect import bisect_left
 from dataclasses import dataclass
@@ -32,6 +32,7 @@ __all__ = [
     "Verification",
     "make_code",
     "make_decoder",
+    "needs_equal_bits",
     "num_agreeing",
     "smallest_group_of",
     "smallest_group_with_digests",
@@ -47,8 +48,8 @@ Verification = Literal["algebra", "digest"]
 Regroup = Literal["never", "round"]
 DownlinkName = Literal["full", "delta"]
 EARLY_ERROR = 1e-3
-"""Largest error bound, by the gradient's norm, of a result that is taken before all nodes of a group have answered."""
-_FORMULAS = {  # of the smallest group, by whether there are digests and a referee
+"""Largest error bound, relative to the gradient's norm, of a result accepted before all nodes of a group reply."""
+_FORMULAS = {  # for the smallest group, by whether there are digests and whether there is a referee
     (False, False): ("2*byzantine + stragglers + compression", ""),
     (True, False): (
         "max(2*byzantine + 1, byzantine + compression) + stragglers",
@@ -61,83 +62,84 @@ _FORMULAS = {  # of the smallest group, by whether there are digests and a refer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SolonConfig:
-    """Everything that a Solon run is defined by, apart from the model, the data and the optimizer.
+    """The settings of a Solon run, apart from the model, the data and the optimizer.
 
     Parameters
     ----------
     num_nodes : int
-        P, nodes in the run: a multiple of group_size.
+        P, the number of nodes in the run: a multiple of ``group_size``.
     byzantine : int
-        s, nodes of ONE group that may lie arbitrarily, in every round.
+        s, the number of nodes of ONE group that may lie arbitrarily in every round.
     compression : int
-        k, a node sends 1/k of the gradient's length.
+        k. A node sends 1/k of the gradient's length.
     stragglers : int
-        e, nodes of one group that may not answer.
+        e, the number of nodes of one group that may not reply.
     group_size : int
-        r, nodes of a group, all computing the same gradient. Default 0: the smallest that the theorem
-        allows: 2 s + e + k, with digests max(2 s + 1, s + k) + e, with a referee s + e + k, and with both
-        max(s + 1, k) + e.
+        r, the number of nodes in a group, which all compute the same gradient. The default, 0, chooses the smallest
+        group that the theorem allows: 2 s + e + k, with digests max(2 s + 1, s + k) + e, with a referee s + e + k, and
+        with both max(s + 1, k) + e.
     code : "exact" or "fourier"
-        Take "exact" where all nodes compute the same bits, which `solon_fl.strategies.calibrate` can tell: machines of
-        one make with the same software, and all simulations; liars then change no bit of the model. Take "fourier"
-        where they don't, or for float64. See `solon_fl.ExactCode` and `solon_fl.FourierCode`.
+        Choose "exact" if all nodes compute the same bits. This is so in every simulation, and with hardware and
+        software of the same kind; `solon_fl.strategies.calibrate` checks it. Then liars can't change a bit of the
+        model. Choose "fourier" otherwise, and for float64. See `solon_fl.ExactCode` and `solon_fl.FourierCode`.
     rtol : float
-        Largest relative difference between two honest nodes' shares of the same slot; measure it with
-        `solon_fl.strategies.calibrate`. Without effect with code "exact".
+        Largest relative difference between two honest nodes' shares of the same slot. Measure it with
+        `solon_fl.strategies.calibrate`. It has no effect with code "exact".
     seed : int
-        Of the run: with round and group it fixes the batches. 0 <= seed < 2**63.
+        Seed of the run. Together with the round and the group it determines the batches. 0 <= seed < 2**63.
     batches_per_group : int
-        Batches that every node of a group computes in a round. Default 0: group_size, as in the paper, so that
-        P nodes process P batches a round, each computed r times.
+        Number of batches that every node of a group computes in a round. The default, 0, means ``group_size``, as in
+        the paper: P nodes process P batches a round, each computed r times.
     mode : "gradient" or "update"
         Whether nodes send the gradient, or the change of the model after local steps.
     grouping : "server" or "silo"
-        Whether the server forms the groups (by sorted registered name and node id), or each silo is a group. A node
-        registered under a name like "hospital-a/3" is in the silo before the "/"; others say which they are in.
+        Whether the server forms the groups (ordered by registered name and node id), or each silo is a group. A node
+        registered under a name like "hospital-a/3" belongs to the silo named before the "/". Other nodes report their
+        silo.
     on_group_failure : "exclude", "skip" or "stop"
-        If a group can't be decoded: average the other groups, skip the round, or stop the run.
+        Whether to average the other groups, skip the round, or stop the run if a group can't be decoded.
     strangers : "spare" or "refuse"
-        What becomes of nodes that connect after the run began: they may fill in for one that is away or
-        quarantined, or get nothing to do.
+        Whether nodes that connect after the start of the run may fill in for absent or quarantined nodes, or get no
+        tasks.
     regroup : "never" or "round"
-        Whether nodes keep their places, or the server draws all places anew at the start of every round, at random,
-        among the nodes that are there: then nobody can choose whom to corrupt so that more than s of them are in one
-        group. Only with grouping "server". docs/explanation/regrouping.md has the probability that some group has
-        more than s liars all the same.
+        Whether nodes keep their places, or the server assigns all connected nodes to random places at the start of
+        every round. With "round", an attacker can't put more than s corrupt nodes into one group by choosing which
+        nodes to corrupt. It requires grouping "server". docs/explanation/regrouping.md gives the probability that a
+        group has more than s liars by chance.
     quarantine_after : int, optional
-        A node that has lied, or sent something else than a share, in this many rounds gets no more tasks. With code
-        "exact" so does one whose share differs from the true one, whether it lies or is of another make. Default:
-        never, and 1 with redundancy "reactive" or a referee; lies do no harm, and a quarantined node without a spare is
-        missing for good.
+        Number of rounds in which a node may lie or send a malformed reply before it gets no more tasks. With code
+        "exact", rounds in which its share differs from the true one also count, whether it lies or has other hardware
+        or software. Default: never, but 1 with redundancy "reactive" or a referee. Lies within the budget do no harm,
+        whereas a quarantined node without a spare is missing for the rest of the run.
     verification : "algebra" or "digest"
-        How lies are told from the truth. "digest": every node sends digests of the shares of all its group too; s + 1
-        equal votes fix them, and shares that don't match are erasures, so that r = max(2 s + 1, s + k) + e is
-        enough. For nodes that compute the same bits; where they don't, a group is decoded by algebra if r is large
-        enough for that, and fails if not. See docs/explanation/digests.md.
+        How to detect lies. With "digest", every node also sends digests of the shares of its whole group. s + 1 equal
+        votes determine the true digests, and shares that don't match them are erasures, so that
+        r = max(2 s + 1, s + k) + e is enough. This requires nodes that compute the same bits. Where they don't, a group
+        is decoded by algebra if r is large enough for that, and fails otherwise. See docs/explanation/digests.md.
     redundancy : "full" or "reactive"
-        Whether all nodes of a group compute in every round, or only s + k + e of them (with digests max(s + 1, k) + e;
-        without, more where a result needs more to be precise), drawn anew in each round, and the others only in rounds
-        in which those do not agree. See docs/explanation/reactive-redundancy.md.
+        Whether all nodes of a group compute in every round, or at first only s + k + e of them, drawn anew in each
+        round (max(s + 1, k) + e with digests; more without digests if a precise result needs more). The others
+        compute only in rounds in which these disagree. See docs/explanation/reactive-redundancy.md.
     referee : bool
-        Whether there is a referee, who computes a group's gradient itself where the nodes' shares don't settle it:
-        see the parameter of that name of `SolonStrategy`. To notice lies takes smaller groups than to tell who lies:
-        s can then be the majority. With code "exact" or digests it must compute the same bits as the nodes. See
+        Whether there is a referee, which computes a group's gradient itself if the nodes' shares don't settle it; see
+        the parameter ``referee`` of `SolonStrategy`. Detecting lies takes smaller groups than locating them, so s can
+        be the majority. With code "exact" or digests, the referee must compute the same bits as the nodes. See
         docs/explanation/referee.md.
     audit : float
-        Probability, 0 to 1, with which the referee looks at a group in a round although all is well: then more than s
-        nodes who agree on a lie are found out, too. Drawn when the shares are there.
+        Probability, from 0 to 1, that the referee checks a group in a round even though its shares agree. Audits also
+        detect more than s nodes that agree on a lie. The draw takes place after the shares have arrived.
     downlink : "full" or "delta"
-        Whether every message holds the whole model, or only what has changed since the node was last asked, rounded to
-        about a tenth of its bytes; what is rounded away is in the next message. Nodes then keep a copy, and compute
-        gradients there: in the same round on the same copy, so that all guarantees hold. See
+        Whether every message holds the whole model, or only its change since the node's last task, rounded to about a
+        tenth of its bytes. Rounding errors are part of the next message. With "delta", nodes keep a copy of the model
+        and compute gradients there. All nodes have the same copy in the same round, so all guarantees hold. See
         docs/explanation/downlink.md.
     group_weights : tuple of float, optional
-        Weight of each group in the average, for groups that hold different amounts of data. Default: equal.
+        Weight of each group in the average, for groups with different amounts of data. Default: equal weights.
 
     Raises
     ------
     ConfigurationError
-        If the settings contradict each other or the theorem; the message says which value and what to do.
+        If the settings contradict each other or the theorem. The message names the value and the remedy.
 
     Examples
     --------
@@ -195,7 +197,7 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
         self._check_referee()
         if self.regroup == "round" and self.grouping == "silo":
             raise ConfigurationError(
-                "regroup='round' needs grouping='server', as nodes of different silos hold different data; got "
+                "regroup='round' needs grouping='server', because nodes of different silos hold different data; got "
                 "grouping='silo'; set regroup='never'."
             )
         if self.quarantine_after is not None:
@@ -221,13 +223,13 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
             weights = tuple(check_number("group_weights", weight) for weight in self.group_weights)
             if len(weights) != self.num_groups or not all(0 < weight < float("inf") for weight in weights):
                 raise ConfigurationError(
-                    f"group_weights must be {self.num_groups} positive numbers, one a group; got {weights}."
+                    f"group_weights must be {self.num_groups} positive numbers, one per group; got {weights}."
                 )
             object.__setattr__(self, "group_weights", weights)
 
     @property
     def _smaller_groups(self) -> str:
-        """What would make do with the nodes that there are, in words; "" if nothing does."""
+        """A hint about settings for which `num_nodes` is enough; "" if there are none."""
         s, k, e = self.byzantine, self.compression, self.stragglers
         ways: dict[tuple[Verification, bool], str] = {
             ("digest", True): "a referee and verification='digest'",
@@ -250,14 +252,14 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
             )
         if not 0 <= self.audit <= 1:
             raise ConfigurationError(
-                f"audit must be between 0 and 1, a probability; got audit={self.audit}; 0.01 audits one group in a "
-                "hundred rounds."
+                f"audit must be a probability between 0 and 1; got audit={self.audit}; 0.01 audits each group about "
+                "once in a hundred rounds."
             )
         if self.audit and not self.referee:
             raise ConfigurationError(f"audit={self.audit} needs a referee; got referee=False; set referee=True.")
 
     def _choose_group_size(self) -> None:
-        """Check s, k, e, r and rtol, and take the smallest r if none is given."""
+        """Check s, k, e, r and rtol, and choose the smallest r if none is given."""
         smallest = self._smallest_group
         size = self.group_size or smallest
         if size < smallest:
@@ -268,7 +270,7 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
                 "lower one of the others."
             )
         object.__setattr__(self, "group_size", size)
-        self.make_decoder()  # checks the rest, and warns if its certificate is void
+        self.make_decoder()  # checks the rest, and warns if its certificate is 1 or more
 
     @property
     def num_groups(self) -> int:
@@ -277,38 +279,38 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
 
     @property
     def num_agreeing(self) -> int:
-        """Nodes of a group that must agree; see the function of that name."""
+        """The number of nodes of a group that must agree: k + s, with digests the larger of s + 1 and k."""
         return num_agreeing(self.verification, self.byzantine, self.compression)
 
     @property
     def needs_equal_bits(self) -> bool:
-        """Whether nodes that compute other bits than their groups are of no use, or of less."""
-        return self.verification == "digest" or self.code == "exact"
+        """Whether nodes of a group are of full use only if they compute the same bits."""
+        return needs_equal_bits(self.verification, self.code)
 
     @property
     def num_precise(self) -> int:
-        """Nodes of a group, k + s at least, whose shares bound the error by `EARLY_ERROR`, whatever liars do.
+        """The number of agreeing nodes that bounds the error by `EARLY_ERROR`, whatever liars do: at least k + s.
 
-        With digests the shares are the true ones, bit by bit, and an exact code makes no errors: then as many as must
-        agree.
+        With digests it equals `num_agreeing`, because the shares are equal to the true ones bit for bit. With code
+        "exact" it is k + s.
         """
         return self.num_agreeing if self.verification == "digest" else _num_precise(self.make_decoder())
 
     @property
     def can_decode_by_algebra(self) -> bool:
-        """Whether r is large enough to find s liars without digests."""
+        """Whether r is large enough to locate s liars without digests."""
         s, k, e = self.byzantine, self.compression, self.stragglers
         return self.group_size >= smallest_group(byzantine=s, compression=k, stragglers=e)
 
     def make_code(self) -> Code:
-        """Return the code (one object per set of parameters and process)."""
+        """Return the code. Calls with the same parameters share one object per process."""
         return make_code(self.code, self.group_size, self.compression)
 
     def make_decoder(self) -> Decoder:
-        """Return the decoder (one object per set of parameters and process).
+        """Return the decoder. Calls with the same parameters share one object per process.
 
-        Where r is too small to find s liars without digests, it decodes only shares that match the digests elected:
-        none of these is a lie, and the liars' are missing.
+        If r is too small to locate s liars without digests, the decoder gets only shares that match the elected
+        digests. None of these is a lie, and the lies are erasures.
         """
         s, e = self.byzantine, self.stragglers
         if self.verification == "digest" and not self.can_decode_by_algebra:
@@ -324,7 +326,7 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
 def smallest_group_of(
     verification: Verification, referee: bool, *, byzantine: int, compression: int, stragglers: int
 ) -> int:
-    """Return the smallest group that these settings allow: see `SolonConfig.group_size`; check the three numbers."""
+    """Return the smallest group that these settings allow, see `SolonConfig`; check the three numbers."""
     smallest = smallest_group_with_digests if verification == "digest" else smallest_group
     without_referee = smallest(byzantine=byzantine, compression=compression, stragglers=stragglers)
     return num_agreeing(verification, byzantine, compression) + stragglers if referee else without_referee
@@ -341,11 +343,16 @@ def num_agreeing(verification: Verification, byzantine: int, compression: int) -
     return max(byzantine + 1, compression) if verification == "digest" else compression + byzantine
 
 
+def needs_equal_bits(verification: Verification, code: CodeName) -> bool:
+    """Return whether nodes of a group are of full use only if they compute the same bits."""
+    return verification == "digest" or code == "exact"
+
+
 @lru_cache(maxsize=64)
 def _num_precise(decoder: Decoder) -> int:
-    """Return how many shares that agree bound the error so; all r if fewer don't."""
+    """Return how many agreeing shares bound the error by `EARLY_ERROR`; all r if no smaller number does."""
     size, fewest = decoder.code.group_size, decoder.byzantine + decoder.code.compression
-    if decoder.expected_error(fewest) <= EARLY_ERROR:  # which is known already, while the others may take a second each
+    if decoder.expected_error(fewest) <= EARLY_ERROR:  # already computed; the others may take a second each
         return fewest
     numbers = range(fewest + 1, size)
     return fewest + 1 + bisect_left(numbers, True, key=lambda number: decoder.expected_error(number) <= EARLY_ERROR)
@@ -353,7 +360,7 @@ def _num_precise(decoder: Decoder) -> int:
 
 @lru_cache(maxsize=64)
 def make_code(name: CodeName, group_size: int, compression: int) -> Code:
-    """Return the code of that name with r rows and k columns (one object per set of parameters and process)."""
+    """Return the code of this name with r rows and k columns (one object per set of parameters and process)."""
     kinds: dict[CodeName, type[Code]] = {"exact": ExactCode, "fourier": FourierCode}
     return kinds[name](group_size=group_size, compression=compression)
 

@@ -1,4 +1,4 @@
-"""The errors that solon_fl raises; each is also the standard exception that it resembles.
+"""The errors that solon_fl raises. Each is also a subclass of the standard exception that it resembles.
 
 A message states the rule, then the value that broke it, then the remedy.
 """
@@ -19,19 +19,19 @@ __all__ = [
 
 
 class SolonError(Exception):
-    """Any error raised on purpose by solon_fl."""
+    """The base class of all errors that solon_fl raises on purpose."""
 
 
 class ConfigurationError(SolonError, ValueError):
-    """A setting is impossible; raised when an object is constructed, never later."""
+    """A setting or an argument is invalid."""
 
 
 class InvalidReplyError(SolonError, ValueError):
-    """A node's reply is not a share that was asked for; the strategy counts it as an erasure."""
+    """A node's reply is not the requested share; the strategy counts it as an erasure."""
 
 
 class NodeFailedError(SolonError, RuntimeError):
-    """The user's code raised on a node; the text says what and where."""
+    """The user's code raised an exception on a node; the message says which and where."""
 
 
 class NodesMissingError(SolonError, TimeoutError):
@@ -39,7 +39,7 @@ class NodesMissingError(SolonError, TimeoutError):
 
 
 class PatchError(SolonError, ValueError):
-    """Bytes are no patch for the tensors that they should be applied to, or damaged; nothing was changed."""
+    """A patch is damaged, or belongs to other tensors than those it should be applied to; no tensor was changed."""
 
 
 class CheckpointError(SolonError, OSError):
@@ -47,16 +47,16 @@ class CheckpointError(SolonError, OSError):
 
 
 class GroupFailedError(SolonError, RuntimeError):
-    """A group could not be decoded and the policy is to stop.
+    """A group could not be decoded, and the policy is to stop the run.
 
     Attributes
     ----------
     result : flwr.serverapp.strategy.Result or None
-        Model and metrics up to the round before, if raised by `SolonStrategy.start`.
+        Model and metrics up to the previous round, if raised by `SolonStrategy.start`.
     """
 
     result: Any = None
 
 
 class RefereeError(GroupFailedError):
-    """The referee, whom everybody must be able to trust, failed or answered something that can't be used."""
+    """The referee, which must be trustworthy, failed or returned an unusable result."""

@@ -1,9 +1,10 @@
-"""The parts in which a model goes down to nodes that keep some of it, and what messages say of them.
+"""The parts of a model that the server sends to nodes that keep a copy, and the records that describe them.
 
-A model's entries are fixed (frozen weights, and integers that nobody counts), trained, or neither (running statistics,
-counters). With such a message come the last as they are, under the name "arrays"; the fixed ones unless the node has
-them; and of the trained ones what the node lacks: all of them, or patches of the few rounds since it was last asked.
-What a node has it says itself, in every reply, by SHA-256 (`solon_fl.wire.model_sha256`).
+A model's entries are fixed (frozen weights, and integers that are not counters), trained, or neither (running
+statistics, counters). Every message holds the entries that are neither, under the name "arrays". It holds the fixed
+entries unless the node has them already. Of the trained entries it holds what the node lacks: all of them, or patches
+of the few rounds since the node's last task. Every reply of a node says what it keeps, as SHA-256 digests
+(`solon_fl.wire.model_sha256`).
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from solon_fl.errors import ConfigurationError
 
 __all__ = ["FIXED", "MODEL", "PATCHES", "TRAINED", "Kept", "Parts"]
 
-MODEL = "model"  # server -> node: a ConfigRecord of `Parts`; node -> server: one of `Kept`
+MODEL = "model"  # server -> node: a ConfigRecord of `Parts`; node -> server: a ConfigRecord of `Kept`
 FIXED = "model.fixed"  # server -> node: an ArrayRecord of the fixed entries
 TRAINED = "model.trained"  # server -> node: an ArrayRecord of the trained entries
 PATCHES = "model.patches"  # server -> node: an ArrayRecord of patches, "0", "1", ..., each (bytes,) uint8
@@ -22,17 +23,18 @@ PATCHES = "model.patches"  # server -> node: an ArrayRecord of patches, "0", "1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What the server says of the model in a message.
+    """The server's description of the model in a message.
 
     Attributes
     ----------
     names : tuple of str
-        Of all entries, in the model's order.
+        Names of all entries, in the model's order.
     fixed : str
         SHA-256 of the fixed entries; "" if there are none.
     versions : tuple of str
-        SHA-256 of the trained entries: the last to compute with, and before it those that the patches of the
-        message begin with, one each. () if nobody keeps them, and they are among "arrays".
+        SHA-256 of versions of the trained entries. The last one is the version to compute with. Before it come the
+        versions to which the patches of the message apply, one per patch. () if nodes don't keep trained entries, which
+        are then among "arrays".
     """
 
     names: tuple[str, ...]
@@ -40,18 +42,18 @@ class Parts:
     versions: tuple[str, ...] = ()
 
     def to_record(self) -> ConfigRecord:
-        """Return this as a Flower record. Empty lists are no entry: message_size_mod can't tell their size."""
+        """Return this as a Flower record. Empty lists are left out, because message_size_mod can't handle them."""
         versions = {"versions": list(self.versions)} if self.versions else {}
         return ConfigRecord({"names": list(self.names), "fixed": self.fixed, **versions})
 
     @classmethod
     def from_message(cls, message: Message) -> "Parts | None":
-        """Return what a message from the server says; None if it holds the whole model, as Flower's messages do.
+        """Return the description in a message from the server; None if it holds the whole model, as usual in Flower.
 
         Raises
         ------
         ConfigurationError
-            If it says something that this version does not understand.
+            If this version does not understand the description.
         """
         record = message.content.config_records.get(MODEL)
         if record is None:
@@ -60,8 +62,8 @@ class Parts:
         if set(values) != set(cls.__slots__):
             odd = sorted(set(values) ^ set(cls.__slots__))
             raise ConfigurationError(
-                f"what comes with the model has missing or unknown entries {odd}; install the same solon_fl on server "
-                "and nodes."
+                f"the model's record has missing or unknown entries {odd}; install the same solon_fl on server and "
+                "nodes."
             )
         names, versions = values["names"], values["versions"]
         assert isinstance(names, list)
@@ -71,14 +73,14 @@ class Parts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """What a node says that it keeps.
+    """A node's report of the entries that it keeps.
 
     Attributes
     ----------
     version, fixed : str
-        SHA-256 of trained and fixed entries; "" for none.
+        SHA-256 of the trained and of the fixed entries; "" if it keeps none.
     lacks : bool
-        Whether it lacks some of the model, and so could not do its task.
+        Whether it lacks a part of the model and so could not do its task.
     """
 
     version: str = ""

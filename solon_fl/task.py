@@ -1,4 +1,4 @@
-"""What the server asks of one node in one round, and how that travels in a Flower message."""
+"""The task of one node in one round, and its form in a Flower message."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from solon_fl.checks import check_whole
 from solon_fl.coding import Code
-from solon_fl.config import CodeName, Mode, SolonConfig, Verification, make_code
+from solon_fl.config import CodeName, Mode, SolonConfig, Verification, make_code, needs_equal_bits
 from solon_fl.epochs import examples_at
 from solon_fl.errors import ConfigurationError
 from solon_fl.wire import BufferNames
@@ -35,32 +35,32 @@ __all__ = [
     "time_to_live",
 ]
 
-# Names of the records in a message. "arrays" and "config" are Flower's own habit.
+# Names of the records in a message. "arrays" and "config" follow Flower's convention.
 ARRAYS = "arrays"  # server -> node: the model
 CONFIG = "config"  # server -> node: the user's train config and "server-round"
 RUN_SEED = "run-seed"  # in the config of an evaluation, which has no task
 TASK = "solon"  # server -> node: a SolonTask
-SHARE = "share"  # node -> server: an ArrayRecord with the array "share", and further ones if the task says so
-DIGESTS = "digests"  # node -> server: a ConfigRecord with the one entry "digests", bytes
-UNREACHED = "unreached"  # node -> server: a ConfigRecord with the one entry "names", of parameters that no loss reached
+SHARE = "share"  # node -> server: an ArrayRecord with the array "share", and further arrays if the task asks for them
+DIGESTS = "digests"  # node -> server: a ConfigRecord whose only entry is "digests", bytes
+UNREACHED = "unreached"  # node -> server: a ConfigRecord whose only entry, "names", lists parameters without a gradient
 SILO_QUERY = "query.solon_silo"
-WHERE = "\nIt was raised here, innermost last:\n"  # between an error's text and the lines that say where
+WHERE = "\nIt was raised here, innermost last:\n"  # between an error's message and its traceback
 GRACE_SECONDS = 60.0
-SHUFFLED = 100_000  # examples that a batch's sample may be a shuffle of
+SHUFFLED = 100_000  # up to this many examples, a batch's sample is the beginning of a shuffle of all
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One batch of a round; the same for all nodes that compute it.
+    """One batch of a round, which is the same on all nodes that compute it.
 
     Attributes
     ----------
     seed, round, number : int
-        Run seed, server round, and the batch's number among all of the round, from 0: all that a batch may
-        depend on. With n batches a group, group g has the numbers g n to (g + 1) n - 1.
+        The run's seed, the server round, and the batch's number in the round, from 0. A batch may depend only on these.
+        With n batches per group, group g has the numbers g n to (g + 1) n - 1.
     place : int, optional
-        How many batches of the same data the run has before this one, from 0: what `sample_epoch` needs to know. The
-        batches of a `SolonTask` have it. With grouping "silo" each silo counts its own.
+        How many batches of the same data precede this one in the run. `sample_epoch` needs it. The batches of a
+        `SolonTask` have it. With grouping "silo", each silo counts its own batches.
     """
 
     seed: int
@@ -75,42 +75,42 @@ class Batch:
         return int(state[0] >> np.uint64(1))
 
     def generator(self) -> torch.Generator:
-        """Return a CPU generator for this batch: augmentation, sampling, anything random about it."""
+        """Return a CPU generator for everything random about this batch, such as sampling and augmentation."""
         return torch.Generator().manual_seed(self.torch_seed)
 
     def sample(self, num_examples: int, batch_size: int) -> Tensor:
         """Return `batch_size` distinct indices below `num_examples`, (batch_size,) int64, CPU.
 
-        Every batch is drawn anew from all examples; `sample_epoch` takes each example once an epoch.
+        Every batch is drawn anew from all examples. `sample_epoch` instead takes each example once per epoch.
         Cost: O(batch_size), however many examples there are.
         """
         _check_sizes(num_examples, batch_size)
-        if num_examples <= SHUFFLED:  # quick enough, and what runs of earlier versions drew
+        if num_examples <= SHUFFLED:  # fast enough, and compatible with the draws of earlier versions
             return torch.randperm(num_examples, generator=self.generator(), device="cpu")[:batch_size]
         draws = torch.randint(2**63 - 1, (batch_size,), generator=self.generator(), device="cpu").tolist()
         return torch.tensor(_first_of_shuffled(num_examples, draws), device="cpu")
 
     def sample_epoch(self, num_examples: int, batch_size: int) -> Tensor:
-        """Return this batch's part of an epoch, (batch_size,) int64, CPU: each example comes once in every epoch.
+        """Return the indices of this batch in an epoch, (batch_size,) int64, CPU. Each epoch has each example once.
 
         Parameters
         ----------
         num_examples, batch_size : int
-            The same in all batches of the run.
+            Number of examples and size of a batch, the same for all batches of the run.
 
         Raises
         ------
         ConfigurationError
-            If the batch does not know its `place`, or no batch of this size can be drawn.
+            If the batch has no `place`, or no batch of this size can be drawn.
 
         Notes
         -----
-        All batches of the run, one after the other, go through the examples in a random order, and when that is at its
-        end in another one. Where `num_examples` is no multiple of `batch_size` a batch has the last examples of
-        an epoch and the first of the next; none is shorter, and no example is left out. Only such a batch can hold an
-        example twice. The order follows from the run's seed and the epoch. A batch whose group failed is not made up
-        for: its examples come again in the next epoch.
-        Cost: O(batch_size), however many examples there are; no order is kept.
+        The batches of the run go through the examples in a random order, and through a new order in each epoch. If
+        `num_examples` is not a multiple of `batch_size`, a batch may hold the last examples of one epoch and the first
+        of the next. No batch is shorter, and no example is left out. Only such a batch can hold an example twice. The
+        run's seed and the epoch's number determine the order. A batch whose group failed is not repeated; its examples
+        come again in the next epoch.
+        Cost: O(batch_size), however many examples there are. No order is stored.
 
         Examples
         --------
@@ -137,8 +137,8 @@ def _check_sizes(num_examples: int, batch_size: int) -> None:
 
 
 def _first_of_shuffled(size: int, draws: list[int]) -> list[int]:
-    """Return the first numbers of range(size) after a shuffle by these draws, without making the rest."""
-    moved: dict[int, int] = {}  # what stands where it did not at first
+    """Return the first numbers of range(size) after a shuffle by these draws, without computing the rest."""
+    moved: dict[int, int] = {}  # the numbers at positions that have changed
     chosen = []
     for place, draw in enumerate(draws):
         other = place + draw % (size - place)
@@ -149,29 +149,28 @@ def _first_of_shuffled(size: int, draws: list[int]) -> list[int]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SolonTask:
-    """A node's work in one round: which batches to compute, and which share of the result to send.
+    """A node's task in one round: which batches to compute, and which share of the result to send.
 
     Attributes
     ----------
     round, group, slot : int
-        Server round (from 1), and the node's place.
+        The server round (from 1), and the node's place.
     seed : int
-        Of the run.
+        Seed of the run.
     num_batches : int
-        Batches of the group in this round.
+        Number of batches of the group in this round.
     groups_sharing_data : int
-        Groups that compute batches of the same data: all of the run, or 1 if each silo has its own.
+        Number of groups that compute batches of the same data: all groups of the run, or 1 if each silo has its own
+        data.
     dim : int
-        d, length of the vector to encode: all floating-point entries of the model but the frozen ones, in its order,
-        and complex ones, each number as two.
+        d, the length of the vector to encode. It holds all floating-point and complex entries of the model except the
+        frozen ones, in the model's order. A complex number counts as two.
     buffers : tuple of str
-        Entries of the model that no gradient moves: the change of those that are not `frozen` is encoded.
-    verification
+        Entries of the model that no gradient changes. The change of those that are not `frozen` is encoded.
+    mode, code, group_size, compression, verification
         See `solon_fl.SolonConfig`.
-    mode, code, group_size, compression
-        Of the run: see there.
     also : tuple of int
-        Further slots whose shares the node sends, as nobody is in them.
+        Vacant slots whose shares the node sends in addition to its own.
     """
 
     round: int
@@ -191,12 +190,12 @@ class SolonTask:
 
     @property
     def frozen(self) -> frozenset[str]:
-        """Those of the buffers that nothing moves, if they came as `BufferNames`."""
+        """The buffers that nothing changes, if `buffers` is a `BufferNames`."""
         return BufferNames.of(self.buffers).frozen
 
     @property
     def digest_key(self) -> bytes:
-        """What digests of shares are keyed by: run, round and group."""
+        """The key for digests of shares, derived from run, round and group."""
         return digest_key(self.seed, self.round, self.group)
 
     @property
@@ -209,8 +208,8 @@ class SolonTask:
 
     @property
     def needs_equal_bits(self) -> bool:
-        """Whether nodes that compute other bits are of no use, or of less."""
-        return self.verification == "digest" or self.code == "exact"
+        """Whether nodes of a group are of full use only if they compute the same bits."""
+        return needs_equal_bits(self.verification, self.code)
 
     def make_code(self) -> Code:
         """Return the code."""
@@ -228,7 +227,7 @@ class SolonTask:
         buffers: tuple[str, ...],
         also: tuple[int, ...] = (),
     ) -> "SolonTask":
-        """Return the task of a place in a run of this config."""
+        """Return the task of one place in a run with this config."""
         return cls(
             round=round,
             group=group,
@@ -247,7 +246,7 @@ class SolonTask:
         )
 
     def to_record(self) -> ConfigRecord:
-        """Return the task as a Flower record, a new one for every node."""
+        """Return the task as a new Flower record."""
         return task_record({name: getattr(self, name) for name in self.__slots__})
 
     def to_message(
@@ -257,9 +256,9 @@ class SolonTask:
         node_id: int,
         timeout: float | None,
     ) -> Message:
-        """Return the message that asks a node for this: the shared model, and a config and a task of its own.
+        """Return the message that gives a node this task: the shared model, and the node's own config and task.
 
-        `model` are the records that the model comes in: ``{"arrays": arrays}``, or what a `ModelSender` returns.
+        `model` holds the records of the model: ``{"arrays": arrays}``, or the return value of a `ModelSender`.
         """
         content = RecordDict(
             {
@@ -272,22 +271,22 @@ class SolonTask:
 
     @classmethod
     def from_message(cls, message: Message) -> "SolonTask":
-        """Return the task that a message from the server carries.
+        """Return the task in a message from the server.
 
         Raises
         ------
         ConfigurationError
-            If there is none, or it is not one that this version understands.
+            If there is no task, or this version does not understand it.
         """
         texts = {"mode": get_args(Mode), "code": get_args(CodeName), "verification": get_args(Verification)}
         return cls(**task_values(message, TASK, "SolonStrategy", cls.__slots__, texts))
 
 
 def time_to_live(timeout: float | None) -> float | None:
-    """Return the seconds for which Flower keeps a message and lets it be answered, given the round's deadline.
+    """Return the seconds for which Flower keeps a message and accepts the reply, given the round's deadline.
 
-    Longer than the deadline: else Flower's own error, that time is up, could come before the deadline, and clocks that
-    differ a little would cost answers.
+    This is longer than the deadline. Otherwise Flower's own timeout error could come before the deadline, and small
+    differences between clocks would cost replies.
     """
     return None if timeout is None else timeout + GRACE_SECONDS
 
@@ -298,14 +297,14 @@ def digest_key(seed: int, server_round: int, group: int) -> bytes:
 
 
 def share_name(slot: int) -> str:
-    """Return the name of the array with the share of one of the slots that a node sends beside its own."""
+    """Return the name of the array with the share of a slot that a node sends in addition to its own."""
     return f"{SHARE}-{slot}"
 
 
 def task_record(values: dict[str, Any]) -> ConfigRecord:
-    """Return a task's entries as a record that `task_values` reads.
+    """Return a task's entries as a record for `task_values` to read.
 
-    Empty lists are no entries: Flower's message_size_mod can't tell the size of a record with one.
+    Empty lists are left out, because Flower's message_size_mod can't handle a record with one.
     """
     names = BufferNames.of(values["buffers"])
     frozen = [name for name in names if name in names.frozen]
@@ -326,11 +325,12 @@ def task_values(
     Parameters
     ----------
     record_name, strategy : str
-        The task's record, and whose it is.
+        The name of the task's record, and of the strategy that sends it.
     names : collection of str
-        Of all entries: whole numbers, but for "buffers", names, "also", numbers, and those in `texts`.
+        Names of all entries. The values are integers, except for "buffers" (names), "also" (integers), and the entries
+        in `texts` (strings).
     texts : mapping
-        What each entry that is a text may be.
+        The allowed values of each string entry.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Tensors to Flower arrays and back, with one copy out and none in."""
+"""Conversion of tensors to Flower arrays and back."""
 
 import hashlib
 import io
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 STYPE = "numpy.ndarray"  # Flower's name for np.save's format
-WHOLE_NUMBERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
+WHOLE_NUMBERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by size in bytes
 _PLAIN_DTYPES = {
     "bool",
     "int8",
@@ -48,22 +48,22 @@ _PLAIN_DTYPES = {
     "complex64",
     "complex128",
 }
-COUNTER = "num_batches_tracked"  # torch's name, in normalisation layers, for how many batches they have seen
+COUNTER = "num_batches_tracked"  # torch's name for the number of batches that a normalisation layer has seen
 
 
 class BufferNames(tuple[str, ...]):
-    """Names of a model's floating-point and complex entries that no gradient moves, in its order.
+    """Names of a model's floating-point and complex entries that no gradient changes, in the model's order.
 
     Attributes
     ----------
     frozen : frozenset of str
-        Those among them that nothing moves at all.
+        The names of those that nothing changes at all.
     """
 
     frozen: frozenset[str]
 
     def __new__(cls, names: Iterable[str] = (), frozen: Iterable[str] = ()) -> "BufferNames":
-        """Return names, of which some are frozen."""
+        """Return names, some of them frozen."""
         made = super().__new__(cls, names)
         made.frozen = frozenset(frozen)
         if unknown := sorted(made.frozen - set(made)):
@@ -75,7 +75,7 @@ class BufferNames(tuple[str, ...]):
 
     @classmethod
     def of(cls, names: Iterable[str]) -> "BufferNames":
-        """Return names as such an object; none is frozen unless they are one already."""
+        """Return the names as a `BufferNames`. If they are not one already, none is frozen."""
         return names if isinstance(names, cls) else cls(names)
 
 
@@ -85,7 +85,7 @@ def to_array(tensor: Tensor) -> Array:
     Raises
     ------
     ConfigurationError
-        If numpy, and so Flower, has no such dtype: bfloat16 or float8.
+        If numpy, and so Flower, lacks the dtype, such as bfloat16 or float8.
     """
     check_dtype("the tensor", tensor)
     values = tensor.detach().cpu().contiguous().numpy()
@@ -95,15 +95,15 @@ def to_array(tensor: Tensor) -> Array:
 
 
 def model_sha256(arrays: ArrayRecord) -> str:
-    """Return the SHA-256 of a model, in hexadecimal digits: of the names, dtypes, shapes and bits of all its entries.
+    """Return the SHA-256 of the names, dtypes, shapes and bits of all entries of a model, in hexadecimal digits.
 
-    Two models have the same one only if they are equal bit for bit.
+    Two models have the same digest only if they are equal bit for bit.
     """
     return _sha256((name, array.dtype, tuple(array.shape), (array.data,)) for name, array in arrays.items())
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """Return the `model_sha256` of the arrays that these tensors (CPU, contiguous) would be, without making them."""
+    """Return the `model_sha256` of these tensors (on the CPU) without converting them to arrays."""
     all_values = {name: tensor.detach().contiguous().numpy() for name, tensor in tensors.items()}
     return _sha256(
         (
@@ -115,7 +115,7 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _sha256(entries: Iterable[tuple[str, str, tuple[int, ...], tuple[bytes | memoryview, ...]]]) -> str:
-    """Return the SHA-256 of entries: each has a name, a dtype, a shape, and its bytes in parts."""
+    """Return the SHA-256 of entries, each with a name, a dtype, a shape, and its bytes in parts."""
     digest = hashlib.sha256()
     for name, dtype, shape, parts in entries:
         digest.update(repr((name, dtype, shape, sum(map(len, parts)))).encode())
@@ -129,14 +129,14 @@ def check_dtype(what: str, tensor: Tensor) -> None:
     if tensor.dtype.is_floating_point and tensor.dtype not in (torch.float16, torch.float32, torch.float64):
         raise ConfigurationError(
             f"Flower's arrays hold float16, float32 and float64; got {what} of {tensor.dtype}; keep the server's model "
-            "in float32 (model.float()), and let the nodes compute in less: build_model may return model.bfloat16(), "
-            "or batch_loss use torch.autocast."
+            "in float32 (model.float()), and let the nodes compute in lower precision: build_model may return "
+            "model.bfloat16(), or batch_loss may use torch.autocast."
         )
 
 
 def trusted_tensor(array: Array) -> Tensor:
-    """Return an array that the server sent, or the user made, as a tensor that may be written to."""
-    if array.dtype in _PLAIN_DTYPES:  # np.load parses a header with Python's compiler, in 0.2 ms
+    """Return an array from the server or the user, never from an untrusted node, as a writable tensor."""
+    if array.dtype in _PLAIN_DTYPES:  # faster than np.load, which takes 0.2 ms to parse a header with Python's compiler
         dtype, shape = np.dtype(array.dtype), tuple(array.shape)
         header = npy_header(shape, dtype)
         size = dtype.itemsize * math.prod(shape)
@@ -146,7 +146,7 @@ def trusted_tensor(array: Array) -> Tensor:
 
 
 def is_continuous(tensor: Tensor) -> bool:
-    """Return whether a model's entry holds real or complex numbers, which are coded; integers are not."""
+    """Return whether a model's entry holds real or complex numbers. These are encoded, integers are not."""
     return tensor.is_floating_point() or tensor.is_complex()
 
 
@@ -158,7 +158,7 @@ def is_counter(name: str, dtype: torch.dtype) -> bool:
 def check_storage(state: Mapping[str, Tensor]) -> None:
     """Raise ConfigurationError if different tensors of a state_dict (keep_vars=True) share memory.
 
-    The server would have them as two, which drift apart.
+    On the server they would be separate tensors that drift apart.
     """
     places = []
     first_name = {value: name for name, value in list(state.items())[::-1] if isinstance(value, Tensor)}
@@ -176,7 +176,7 @@ def check_storage(state: Mapping[str, Tensor]) -> None:
 
 
 def coded_sizes(arrays: ArrayRecord, frozen: Collection[str] = frozenset()) -> list[int]:
-    """Return the entries of each array of a model that is coded, in order; a complex number is two."""
+    """Return the number of entries of each encoded array of a model, in order. A complex number counts as two."""
     return [
         math.prod(array.shape) * (2 if array.dtype.startswith("complex") else 1)
         for name, array in arrays.items()
@@ -185,13 +185,13 @@ def coded_sizes(arrays: ArrayRecord, frozen: Collection[str] = frozenset()) -> l
 
 
 def real_view(tensor: Tensor) -> Tensor:
-    """Return a tensor as it is coded: a complex one as pairs of real numbers, (..., 2), on the same memory."""
+    """Return a tensor in the form in which it is encoded: a complex one as a view of real pairs, (..., 2)."""
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 @lru_cache(maxsize=1024)  # a model's arrays are sent to every node, and every share is compared with it
 def npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
-    """Return what np.save writes in front of a C-ordered array."""
+    """Return the header that np.save writes before a C-ordered array."""
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(
         buffer, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}

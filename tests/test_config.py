@@ -35,7 +35,7 @@ def test_group_size_and_batches_default_to_the_theorems_minimum() -> None:
         ({"compression": 6.0}, "compression=6.0; write 6"),
         ({"num_nodes": "20"}, "num_nodes must be a whole number .* got num_nodes='20'; give it as a number"),
         ({"rtol": 0.0}, "rtol=0.0"),
-        ({"rtol": "1e-6"}, "rtol must be a number; got rtol='1e-6'; give it as a number, not as a text"),
+        ({"rtol": "1e-6"}, "rtol must be a number; got rtol='1e-6'; give it as a number, not as a string"),
         ({"rtol": True}, "rtol must be a number; got rtol=True"),
         ({"group_weights": ("1", 2)}, "group_weights must be a number; got group_weights='1'"),
         ({"code": "hamming"}, "code must be one of exact, fourier; got code='hamming'"),

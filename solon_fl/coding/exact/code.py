@@ -23,10 +23,10 @@ GPU_NUMBERS = 2**24
 class ExactCode(Code):
     """Shares are values of polynomials over a finite field whose elements are the bits of the gradient's entries.
 
-    The gradient is cut into k chunks of m = ceil(d / k) entries, with zeros beyond d. Share j < k is chunk j, unchanged.
-    At each position, share j >= k holds the value at j + 1 of the polynomial of degree < k that takes the chunks' bits
-    as its values at 1 to k. Any k shares determine every bit of the gradient, including -0, denormal numbers and
-    infinity. All NaNs become one NaN.
+    The gradient is cut into k chunks of m = ceil(d / k) entries, with zeros beyond d. Share j < k is chunk j,
+    unchanged. At each position, share j >= k holds the value at j + 1 of the polynomial of degree < k that takes the
+    chunks' bits as its values at 1 to k. Any k shares determine every bit of the gradient, including -0, denormal
+    numbers and infinity. All NaNs become one NaN.
 
     See `Code` for parameters and errors, and `ExactDecoder` for the guarantees.
 

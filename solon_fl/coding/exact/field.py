@@ -46,7 +46,7 @@ def inverse(values: FieldArray) -> FieldArray:
 
 
 def lagrange(points: FieldArray, others: FieldArray) -> FieldArray:
-    """Return the matrix, (a, k), that maps a polynomial's values at k points to those at `others`; its degree is < k."""
+    """Return the matrix, (a, k), that maps the values of a polynomial of degree < k at k points to those at others."""
     weights = dual_multipliers(points)
     differences = (others[:, None] + (P - points)[None, :]) % P
     rows = _products(differences, skip_diagonal=False)[:, None] * inverse(differences) % P * weights % P

@@ -1,8 +1,8 @@
 """The decoder of real codes, which recovers a group's gradient from shares with lies and erasures among them.
 
-The steps, numbered as in docs/explanation/the-code.md: `Decoder` does 1 validate. `RealDecoding` does 2 compare. If that
-is not enough, it does 3 project, 4 screen the scale and check the syndromes, 5 locate, 6 solve and check all columns,
-7 check each tensor. Finally it does 8 report.
+The steps are numbered as in docs/explanation/the-code.md. `Decoder` does step 1, validate. `RealDecoding` does step 2,
+compare, and step 8, report. If the comparison is not enough, it does the steps between: 3 project, 4 screen the scale
+and check the syndromes, 5 locate, 6 solve and check all columns, 7 check each tensor.
 """
 
 import math
@@ -175,10 +175,11 @@ class RealDecoder(Decoder):
 def worst_relative_error(code: RealCode, rtol: float, residual: float = UNDERESTIMATE * NOISE_MARGIN) -> float:
     """Return `Decoder.certificate`, which depends only on the code and rtol.
 
-    `residual` is the largest disagreement of the kept rows, in multiples of the noise. The default, for the certificate,
-    exceeds any disagreement that passes for noise, except with a probability of 1e-9. NOISE_MARGIN is a typical value.
+    `residual` is the largest disagreement of the kept rows, in multiples of the noise. The default, for the
+    certificate, bounds every disagreement that passes for noise, except with a probability of 1e-9. NOISE_MARGIN
+    bounds most of them.
     """
-    share_norms = float(np.linalg.norm(code.generator)) / math.sqrt(code.compression)  # of all r, relative to |gradient|
+    share_norms = float(np.linalg.norm(code.generator)) / math.sqrt(code.compression)  # of all r, by |gradient|
     return code.amplification * (residual + 1) * rtol * share_norms
 
 

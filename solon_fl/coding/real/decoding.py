@@ -158,8 +158,8 @@ class RealDecoding:
     def _problem(self, screened: Screened, projected: FloatArray, noise: FloatArray, needed: int) -> LocatingProblem:
         """Return the problem of locating lies among the rows that passed the screening; `needed` rows must be left.
 
-        `projected` are the projected slots, (parts, n, q). Each part has its own `noise`, (parts,). The parts are scaled
-        to the largest noise and added.
+        `projected` are the projected slots, (parts, n, q). Each part has its own `noise`, (parts,). The parts are
+        scaled to the largest noise and added.
         """
         largest = float(noise.max())
         return LocatingProblem(
@@ -175,7 +175,7 @@ class RealDecoding:
         return max(min(screened.max_errors, len(screened.alive) - needed), 0)
 
     def _look(self, problem: LocatingProblem, screened: Screened) -> Solution | None:
-        """Steps 5 and 6. If the kept rows disagree by more than noise, one is a lie: locate with a smaller tolerance."""
+        """Steps 5 and 6. If the kept rows disagree by more than noise, one lies: locate with a smaller tolerance."""
         solution, noise = None, problem.tolerance / NOISE_MARGIN
         for _ in range(MAX_LOOKS):
             support = locate_rows(self.locator, problem, LIKELY * noise)

@@ -114,8 +114,8 @@ def explaining_supports(
     Notes
     -----
     Cost: n - k multiply-adds for each of the numbers that `can_try_all` counts, and some 20 ns per number for a new H.
-    The last eight H are cached, at most 16 MB each. At r = 20, s = 5, k = 10 there are 775,200 numbers, which take 5 ms,
-    and 15 ms for a new H.
+    The last eight H are cached, at most 16 MB each. At r = 20, s = 5, k = 10 there are 775,200 numbers, which take 5
+    ms, and 15 ms for a new H.
     """
     supports, complements = _all_supports(parity.tobytes(), parity.shape[1], size)
     syndromes = parity @ rows

@@ -206,7 +206,8 @@ class SubspaceLocator:
 def power_syndromes(problem: LocatingProblem) -> ComplexArray:
     """Return the syndromes S_p = sum_j u_j x_j^p b_j, (n - k, q).
 
-    They are zero for honest rows, because the dual code is of the same kind, with u_j = v_j / prod_{i != j} (x_j - x_i).
+    They are zero for honest rows, because the dual code is of the same kind, with u_j = v_j / prod_{i != j} (x_j -
+    x_i).
     """
     points = problem.points
     difference = points[:, None] - points[None, :]

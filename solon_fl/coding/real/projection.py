@@ -37,9 +37,9 @@ class Projector:
     """One random projection B = Z F of rows Z, which may arrive one after the other, with an unpredictable F.
 
     The columns are cut into blocks, each within one tensor. For each block, F is one Gaussian block, the same for all,
-    times a Gaussian q x q matrix of its own. Drawing these costs a small part of drawing m x q numbers, and still no lie
-    can be hidden. Without the q x q matrices, F would miss a lie of +v in one block and -v in the next. Random signs
-    instead of Gaussian numbers would miss a lie of two opposite entries with probability 2^-q.
+    times a Gaussian q x q matrix of its own. Drawing these costs a small part of drawing m x q numbers, and still no
+    lie can be hidden. Without the q x q matrices, F would miss a lie of +v in one block and -v in the next. Random
+    signs instead of Gaussian numbers would miss a lie of two opposite entries with probability 2^-q.
 
     Parameters
     ----------

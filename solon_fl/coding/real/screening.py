@@ -99,13 +99,13 @@ def _without_absurd_rows(
 ) -> tuple[list[int], FloatArray]:
     """Drop rows so large that no gradient explains them together with the others; return the rest and the scales.
 
-    Assume that l of the rows may be lies: (n - k) // 2 by the budget, or s if that is more. Then k of the l + k smallest
-    rows in a class are honest, and these determine the class's part of the gradient. Its norm is at most
+    Assume that l of the rows may be lies: (n - k) // 2 by the budget, or s if that is more. Then k of the l + k
+    smallest rows in a class are honest, and these determine the class's part of the gradient. Its norm is at most
     amplification * sqrt(k) times the largest of them, and no honest row exceeds that times the norm of its row of G. So
     every dropped row is certainly a lie. If it stayed, it could drown small lies in the rounding errors of float64.
 
-    The scale is the norm of the largest of those l + k rows. It is at least the norm of the k-th smallest honest row, so
-    it vanishes only with the gradient. If l + k rows are honest, it is at most the norm of the largest honest row.
+    The scale is the norm of the largest of those l + k rows. It is at least the norm of the k-th smallest honest row,
+    so it vanishes only with the gradient. If l + k rows are honest, it is at most the norm of the largest honest row.
     """
     alive = np.arange(norms.shape[1])
     factor = (1.01 + 2 * rtol) * code.amplification * code.largest_row * math.sqrt(code.compression)

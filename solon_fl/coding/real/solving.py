@@ -1,7 +1,7 @@
 """Solving for the gradient from the kept shares, and measuring how far all shares deviate from it, over all columns.
 
-`interpolate` is fast, because it copies most of its result from shares. `least_squares` takes several times as long, but
-works in float64 and averages the noise of all rows.
+`interpolate` is fast, because it copies most of its result from shares. `least_squares` takes several times as long,
+but works in float64 and averages the noise of all rows.
 """
 
 import math
@@ -24,7 +24,7 @@ __all__ = ["Interpolation", "Solution", "interpolate", "least_squares"]
 CPU_COLUMNS = 32_768  # columns that `interpolate` processes at once; 20 float32 rows take 2.6 MB, about a core's cache
 OTHER_COLUMNS = 1_048_576  # the same on a GPU
 FEW_PIECES = 4  # up to so many pieces of a block are measured one by one
-SMALLEST_NORM = 1e-8  # smaller pieces are measured in float64; up to 1e6 columns, underflow loses at most 1e-8 of a norm
+SMALLEST_NORM = 1e-8  # below it float32 norms are recomputed in float64; above, underflow in 1e6 columns costs 1e-8
 ROUNDINGS = 4  # an honest share, and so a solved entry, may be off by so many; tests/coding/test_zeros.py counts them
 
 
@@ -121,8 +121,8 @@ def interpolate(
 
     Returns
     -------
-    The interpolation; or the first slice of columns in which rows outside of the support are loud or not finite; or None
-    if matrix products on this device lack full precision (TF32, bfloat16) or might overflow.
+    The interpolation; or the first slice of columns in which rows outside of the support are loud or not finite; or
+    None if matrix products on this device lack full precision (TF32, bfloat16) or might overflow.
 
     Notes
     -----

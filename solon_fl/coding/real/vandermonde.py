@@ -14,7 +14,7 @@ __all__ = ["VandermondeCode"]
 
 
 class VandermondeCode(RealCode):
-    """Share j is the value, at the real node w_j, of the polynomial whose coefficients are the k chunks of the gradient.
+    """Share j is the value at the real node w_j of the polynomial whose coefficients are the gradient's k chunks.
 
     See `Code` for the other parameters and errors, and `Decoder` for the guarantees.
 

@@ -1,8 +1,8 @@
 """The verdict of a decode: how far the gradient may be off, and which of the accused rows certainly lied.
 
 The locator leaves out the fewest rows without which the others agree. That makes the gradient safe, but not the
-accusation: liars can send shares for which a few badly conditioned honest rows seem to be at fault. So an accused row is
-a certain lie only if no honest explanation of the shares includes that row. Otherwise it is a suspect.
+accusation: liars can send shares for which a few badly conditioned honest rows seem to be at fault. So an accused row
+is a certain lie only if no honest explanation of the shares includes that row. Otherwise it is a suspect.
 See docs/explanation/the-code.md for the proofs.
 """
 
@@ -91,8 +91,8 @@ def _indispensable(
 ) -> set[int]:
     """Return the doubtful rows that are in every set of `liars` rows without which the others may all be honest.
 
-    Certain lies are removed first. Then every set of `liars` of the remaining rows is tried. If there are too many sets,
-    no row counts as indispensable.
+    Certain lies are removed first. Then every set of `liars` of the remaining rows is tried. If there are too many
+    sets, no row counts as indispensable.
 
     gram : inner products of the doubtful rows' deviations from the solution
     """
