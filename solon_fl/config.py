@@ -289,10 +289,10 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
 
     @property
     def num_precise(self) -> int:
-        """The number of agreeing nodes that bounds the error by `EARLY_ERROR`, whatever liars do: at least k + s.
+        """The number of agreeing nodes that bounds the error by `EARLY_ERROR`, whatever liars do.
 
-        With digests it equals `num_agreeing`, because the shares are equal to the true ones bit for bit. With code
-        "exact" it is k + s.
+        It is at least k + s, and exactly that with code "exact". With digests it equals `num_agreeing`, because the
+        shares are equal to the true ones bit for bit.
         """
         return self.num_agreeing if self.verification == "digest" else _num_precise(self.make_decoder())
 

@@ -44,10 +44,10 @@ def test_group_size_and_batches_default_to_the_theorems_minimum() -> None:
         ({"regroup": "daily"}, "regroup must be one of never, round; got regroup='daily'"),
         (
             {"regroup": "round", "grouping": "silo"},
-            "regroup='round' needs grouping='server', as nodes of different silos hold different data",
+            "regroup='round' needs grouping='server', because nodes of different silos hold different data",
         ),
         ({"on_group_failure": "guess"}, "on_group_failure='guess'"),
-        ({"group_weights": (1.0,)}, r"group_weights must be 2 positive numbers, one a group; got \(1.0,\)"),
+        ({"group_weights": (1.0,)}, r"group_weights must be 2 positive numbers, one per group; got \(1.0,\)"),
         ({"group_weights": (1.0, float("nan"))}, "nan"),
     ],
 )

@@ -1,1 +1,1 @@
-"""The model's way down: patches that bring what nodes hold near the server's model, in a tenth of its bytes."""
+"""The downlink: patches that bring the nodes' copies near the server's model, in a tenth of its bytes."""

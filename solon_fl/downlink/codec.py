@@ -1,16 +1,17 @@
-"""Patches: what brings a copy of a model near the model, in a tenth of the model's bytes.
+"""Patches that bring a copy of a model near the model, in a tenth of the model's bytes.
 
-A patch holds the difference between target and copy, rounded: in blocks of 256 entries, each entry one of 13 multiples
-of the block's step. What was rounded away is in the next patch, since it is still in the difference ("EF21-P").
+A patch holds the rounded difference between target and copy. In blocks of 256 entries, each entry is one of 13
+multiples of the block's step. Rounding errors are part of the next patch, because they remain in the difference
+("EF21-P").
 
-The bytes: `_FORMAT`, the number of tensors and their sizes; then a zstd frame of all blocks' exponents (a block's step
-is 2 to the exponent) and all blocks' symbols, two in a byte. A tensor's last block is filled up with zeros. zstd finds
-few repetitions here, but its Huffman code comes within 2 % of the entropy, and two symbols in a byte let it spend less
-than a bit on one.
+Format: `_FORMAT`, the number of tensors and their sizes; then a zstd frame with the exponents of all blocks (a block's
+step is 2 to the exponent) and the symbols of all blocks, two per byte. The last block of a tensor is padded with zeros.
+zstd finds few repetitions here, but its Huffman code comes within 2 % of the entropy. Two symbols per byte let it spend
+less than one bit on a symbol.
 
-A step is a power of two, so a symbol times the step is exact, and each entry of a copy is rounded once, in the sum:
-fused or not, vectorised or not, on any number of threads, every machine gets the same bits (unless it was told to take
-denormals for 0).
+A step is a power of two, so a symbol times the step is exact, and each entry of a copy is rounded once, in the sum. So
+every machine gets the same bits: fused or not, vectorised or not, on any number of threads (unless the machine flushes
+denormals to 0).
 """
 
 import math
@@ -33,9 +34,9 @@ _Bytes = npt.NDArray[np.uint8]
 
 _FORMAT = b"solon patch 1\n"
 _BLOCK = 256  # entries that share a step; even
-_LARGEST = 6  # multiples of the step are from -6 to 6
-_ZERO = 8  # the symbol of 0; those of the others are around it, so that half a byte holds each
-_PIECE = 1024  # blocks worked on at a time: what the caches hold, and enough for calls to cost little
+_LARGEST = 6  # the multiples of the step range from -6 to 6
+_ZERO = 8  # the symbol of 0; the other symbols are around it, so that each fits into half a byte
+_PIECE = 1024  # blocks processed at once: few enough for the caches, and enough to make the cost of calls small
 
 
 def make_patch(target: Sequence[Tensor], copy: Sequence[Tensor]) -> bytes | None:
@@ -44,14 +45,15 @@ def make_patch(target: Sequence[Tensor], copy: Sequence[Tensor]) -> bytes | None
     Parameters
     ----------
     target, copy : sequence of Tensor
-        Of the same shapes, contiguous, on the CPU, float16, float32 or float64. Complex tensors come as
-        ``torch.view_as_real`` of them. A copy may be of another dtype than its target.
+        Tensors of the same shapes, contiguous, on the CPU, float16, float32 or float64. Pass complex tensors as
+        ``torch.view_as_real``. The dtype of a copy may differ from its target's.
 
     Returns
     -------
     bytes or None
-        None, with the copy as it was, if a difference is infinite, NaN, or a quarter of its dtype's range: 2 ** 127 for
-        float32 (in which float16 copies are computed too), 2 ** 1023 for float64. Then no patch can say it.
+        The patch. None, with the copy unchanged, if no patch can represent a difference: if it is infinite, NaN, or at
+        least a quarter of its dtype's range, which is 2 ** 127 for float32 (also used for float16 copies) and 2 ** 1023
+        for float64.
 
     Raises
     ------
@@ -60,16 +62,16 @@ def make_patch(target: Sequence[Tensor], copy: Sequence[Tensor]) -> bytes | None
 
     Notes
     -----
-    Guarantee: each patch towards the same target leaves a third of a block's largest error, or less, until the copy is
-    the target; a float16 copy of a float32 target ends within one unit in its last place. A finite copy stays finite.
+    Guarantee: each patch towards the same target reduces a block's largest error to a third or less, until the copy
+    equals the target. A float16 copy of a float32 target ends within one unit in its last place. A finite copy stays
+    finite.
 
-    Cost: 130 bytes for each block of 256 entries or less, which zstd lowers by a third in training, and 8 bytes for
-    each tensor.
+    Cost: 130 bytes per block of up to 256 entries, which zstd reduces by a third in training, and 8 bytes per tensor.
 
     References
     ----------
     K. Gruntkowska, A. Tyurin, P. Richtarik, "EF21-P and friends: improved theoretical communication complexity for
-    distributed optimization with bidirectional compression", ICML 2023. Differs: gradients are not compressed
+    distributed optimization with bidirectional compression", ICML 2023. Differs in that gradients are not compressed
     with loss.
     """
     shapes, found = [tuple(tensor.shape) for tensor in target], [tuple(tensor.shape) for tensor in copy]
@@ -80,7 +82,7 @@ def make_patch(target: Sequence[Tensor], copy: Sequence[Tensor]) -> bytes | None
     if not _quantise(wanted, held, body):
         return None
     _add(body, held)
-    # Found by measuring: with long matches only and a small table to find them in, zstd wastes no time on matches.
+    # Measurements show that with only long matches and a small table to find them, zstd wastes no time on matches.
     settings = zstandard.ZstdCompressionParameters.from_level(
         1, source_size=body.size, min_match=7, hash_log=10, write_checksum=True
     )
@@ -88,36 +90,36 @@ def make_patch(target: Sequence[Tensor], copy: Sequence[Tensor]) -> bytes | None
 
 
 def apply_patch(patch: bytes | memoryview, copy: Sequence[Tensor]) -> None:
-    """Apply a patch to a copy in place: the same bits on every machine.
+    """Apply a patch to a copy in place, with the same bits on every machine.
 
     Parameters
     ----------
     patch : bytes or memoryview
-        From `make_patch`.
+        The return value of `make_patch`.
     copy : sequence of Tensor
-        Equal to the copy that `make_patch` was given, in sizes, dtypes and bits. On the CPU, contiguous.
+        Contiguous tensors on the CPU, equal to the copy passed to `make_patch` in sizes, dtypes and bits.
 
     Raises
     ------
     PatchError
-        If this is no patch for tensors of these sizes and dtypes, or damaged; the copy is as it was. A patch for other
-        values of the same sizes is not noticed: compare digests of the result.
+        If the patch is damaged or not for tensors of these sizes and dtypes; the copy is unchanged. A patch for other
+        values of the same sizes is not detected, so compare digests of the result.
 
     Notes
     -----
-    Cost: 130 bytes of memory for each block of 256 entries or less, whatever the patch claims to hold.
+    Cost: 130 bytes of memory per block of up to 256 entries, whatever size the patch claims.
     """
     held = _flat(copy)
     _add(_body_of(memoryview(patch), held), held)
 
 
 def _flat(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return the tensors' own memory, one-dimensional."""
+    """Return one-dimensional views of the tensors."""
     return [tensor.detach().view(-1) for tensor in tensors]
 
 
 def _computing(values: Tensor) -> torch.dtype:
-    """Return the dtype that differences and sums are computed in."""
+    """Return the dtype in which differences and sums are computed."""
     return torch.promote_types(values.dtype, torch.float32)
 
 
@@ -134,20 +136,20 @@ def _body_size(held: Sequence[Tensor]) -> int:
 
 
 def _exponents_and_symbols(body: _Bytes) -> tuple[npt.NDArray[np.int16], _Bytes]:
-    """Return views of a body: an exponent, and a row of symbols, for each block."""
+    """Return views of a body: one exponent and one row of symbols per block."""
     num_blocks = len(body) // (2 + _BLOCK // 2)
     return body[: 2 * num_blocks].view("<i2"), body[2 * num_blocks :].reshape(num_blocks, _BLOCK // 2)
 
 
 def _body_of(patch: memoryview, held: Sequence[Tensor]) -> _Bytes:
-    """Return a patch's body once all of it was checked."""
+    """Check all of a patch and return its body."""
     header, size = _header(held), _body_size(held)
     if patch[: len(header)] != header:
         begin, sizes = bytes(patch[:40]), [values.numel() for values in held]
         raise PatchError(f"a patch must begin with its format and the tensors' sizes, {sizes}; got {begin!r}.")
     frame = patch[len(header) :]
     try:
-        claimed = zstandard.get_frame_parameters(frame).content_size  # it is what zstandard would allocate
+        claimed = zstandard.get_frame_parameters(frame).content_size  # zstandard allocates this size
         if claimed != size:
             raise PatchError(f"a patch of these tensors must hold {size} bytes; got one that claims {claimed}.")
         body = np.frombuffer(zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False), np.uint8)
@@ -163,23 +165,23 @@ def _body_of(patch: memoryview, held: Sequence[Tensor]) -> _Bytes:
 
 
 def _exponent_range(dtype: torch.dtype) -> tuple[int, int]:
-    """Return the exponents of the least number above 0 and of the largest step of which seven are finite."""
+    """Return the exponents of the smallest positive number and of the largest step of which seven are finite."""
     info = torch.finfo(dtype)
     return math.frexp(info.tiny * info.eps)[1] - 1, math.frexp(info.max)[1] - 3
 
 
 @dataclass(slots=True)
 class _Piece:
-    """Some of all tensors' blocks.
+    """A run of successive blocks, of one or more tensors.
 
     Attributes
     ----------
     dtype : torch.dtype
-        That they are computed in.
+        The dtype in which they are computed.
     blocks : slice
-        Which.
+        The blocks, among those of all tensors.
     parts : list of (int, slice, slice)
-        Which tensor, which of its entries, and which of the piece's.
+        The number of a tensor, its entries, and their place in the piece.
     """
 
     dtype: torch.dtype
@@ -191,7 +193,7 @@ class _Piece:
 
 
 def _pieces(held: Sequence[Tensor]) -> Iterator[_Piece]:
-    """Yield all blocks in pieces: much of a large tensor, or many small ones."""
+    """Yield all blocks in pieces: a large part of one tensor, or many small tensors."""
     piece = _Piece(torch.float32, slice(0, 0), [])
     for number, values in enumerate(held):
         start, size, dtype = 0, values.numel(), _computing(values)
@@ -210,21 +212,21 @@ def _pieces(held: Sequence[Tensor]) -> Iterator[_Piece]:
 
 
 class _Scratch:
-    """Memory for a piece, used for one after the other: new memory costs as much as what is done in it."""
+    """Memory reused for every piece, because allocation costs as much as the computation."""
 
     def __init__(self, num_blocks: int) -> None:
         self._size = min(num_blocks, _PIECE) * _BLOCK
         self._rows: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def rows(self, name: str, num_blocks: int, dtype: torch.dtype) -> Tensor:
-        """Return a row for each block, with anything in it."""
+        """Return one uninitialised row per block."""
         if (name, dtype) not in self._rows:
             self._rows[name, dtype] = torch.empty(self._size, dtype=dtype).view(-1, _BLOCK)
         return self._rows[name, dtype][:num_blocks]
 
 
 def _quantise(target: Sequence[Tensor], copy: Sequence[Tensor], body: _Bytes) -> bool:
-    """Write the exponents and symbols of the differences; return whether they can say them."""
+    """Write the exponents and symbols of the differences; return whether all differences can be represented."""
     all_exponents, all_symbols = _exponents_and_symbols(body)
     scratch = _Scratch(len(all_exponents))
     for piece in _pieces(copy):
@@ -237,13 +239,13 @@ def _quantise(target: Sequence[Tensor], copy: Sequence[Tensor], body: _Bytes) ->
             torch.sub(target[number][entries].to(dtype), copy[number][entries].to(dtype), out=flat[place])
             flat[place.stop : _num_blocks(place.stop) * _BLOCK] = 0
         largest = torch.abs(differences, out=rounded).amax(dim=1).numpy()
-        if not (largest < 2.0 ** (most + 2)).all():  # nor is NaN
+        if not (largest < 2.0 ** (most + 2)).all():  # also true for NaN
             return False
-        # The largest is fraction * 2**power. In steps it is to be at least 3 and below 6.
+        # The largest is fraction * 2**power. Choose the step so that this is at least 3 and below 6 steps.
         fraction, power = np.frexp(largest)
         exponents = np.maximum(power - 3 + (fraction >= _LARGEST / 8), least)
         torch.div(differences, _steps(exponents, dtype), out=rounded)
-        codes.copy_(rounded.add_(_ZERO + 0.5))  # which drops the fraction
+        codes.copy_(rounded.add_(_ZERO + 0.5))  # the conversion drops the fraction
         pairs = codes.numpy().view("<u2")
         all_exponents[piece.blocks] = exponents
         all_symbols[piece.blocks] = pairs | pairs >> 4
@@ -251,7 +253,7 @@ def _quantise(target: Sequence[Tensor], copy: Sequence[Tensor], body: _Bytes) ->
 
 
 def _steps(exponents: npt.NDArray[np.integer[Any]], dtype: torch.dtype) -> Tensor:
-    """Return the steps, a column: (blocks, 1)."""
+    """Return the steps as a column, (blocks, 1)."""
     one = np.float64(1) if dtype == torch.float64 else np.float32(1)
     return torch.from_numpy(np.ldexp(one, exponents)).unsqueeze(1)
 
@@ -272,5 +274,5 @@ def _add(body: _Bytes, held: Sequence[Tensor]) -> None:
         for number, entries, place in piece.parts:
             part = held[number][entries]
             largest = torch.finfo(part.dtype).max
-            # Beyond the largest number is the largest: rounding up must not make it infinite.
+            # Clamp to the largest number: rounding up must not produce infinity.
             part.copy_(flat[place].add_(part).clamp_(-largest, largest))

@@ -136,7 +136,7 @@ def test_settings_are_refused_in_words() -> None:
     for changes, text in (
         ({"referee": "me"}, "referee must be True or False; got referee='me'; the referee itself is a parameter"),
         ({"referee": 1}, "referee must be True or False; got referee=1"),
-        ({"audit": 1.5}, r"audit must be between 0 and 1, a probability; got audit=1\.5; 0\.01 audits one"),
+        ({"audit": 1.5}, r"audit must be a probability between 0 and 1; got audit=1\.5; 0\.01 audits each"),
         ({"audit": -0.1}, r"got audit=-0\.1"),
         ({"audit": math.nan}, "audit must be .*; got audit=nan"),
         ({"audit": 0.1, "referee": False}, r"audit=0\.1 needs a referee; got referee=False; set referee=True"),
