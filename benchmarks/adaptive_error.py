@@ -1,29 +1,31 @@
-"""How far liars can move a gradient if they know everything, stay just below the tolerance, and learn from every try.
+"""Measure how far adaptive, omniscient liars can move a gradient while they stay just below the tolerance.
 
-k honest shares fix the gradient, but some sets of k fix it badly: a small difference between those shares belongs to a
-large one between gradients. Two kinds of lies make use of that:
-  imitate  choose another gradient that k badly conditioned honest rows hardly tell from the true one; send its shares
-  push     add what moves the least-squares solution farthest for what it leaves of disagreement
-Which rows are there, which of them lie, the lie's direction (or several), its size, whether the gradient is spread
-evenly or nearly all in one chunk, are climbed for: one of these is changed at random, the group is decoded with a fresh
-projection, and what moved the result farthest is kept.
+k honest shares determine the gradient, but some sets of k are badly conditioned: a small difference between their
+shares means a large difference between gradients. Two kinds of lies exploit this:
+  imitate  choose another gradient that k badly conditioned honest rows hardly distinguish from the true one, and send
+           its shares
+  push     add the lie that moves the least-squares solution farthest, relative to the disagreement that it causes
+Hill climbing searches for the worst case over the rows that arrive, the rows that lie, the directions and the size of
+the lie, and whether the gradient is spread evenly or concentrated in one chunk. Each step changes one of these at
+random and decodes the group with a fresh projection. The climb keeps the change that moved the result farthest.
 
-A result counts if k + s shares agree with it, as `SolonStrategy` demands. Three things are climbed for:
-  any     k + s to r shares are there, whichever the liars like: what a group may have to take when its patience is over
-  early   the same, but only results within EARLY_ERROR (by their own error bound): what a group takes before that
-  all     all r shares are there
-each with exact honest shares (but for float32), and with honest shares that are off by 0.9 rtol in just the direction
-that helps the liars most: no machine does that, but it is within what the decoder is told to expect.
+A result counts if k + s shares agree with it, as `SolonStrategy` requires. There are three objectives:
+  any     k + s to r shares arrive, chosen by the liars: a group may have to accept such results at the deadline
+  early   the same, but only results whose own error bound is within EARLY_ERROR: a group accepts these early
+  all     all r shares arrive
+Each is tried with exact honest shares (apart from float32 rounding), and with honest shares that are off by 0.9 rtol in
+the direction that helps the liars most. No machine does that, but the decoder must tolerate it.
 
 columns of the table:
-  noise       of honest shares: none, or 0.9 rtol on the liars' side
-  any, early, all   the largest relative error of such a result that was found; - if there was none
-  shares      how many shares were there for it
-  outside     results farther from the truth than their own error bound, of all these decodes: there must be none
-  certificate what the decoder promises beforehand
+  noise             noise of honest shares: none, or 0.9 rtol in favour of the liars
+  any, early, all   the largest relative error found for this objective; - if no result counted
+  shares            the number of shares in that case
+  outside           results farther from the truth than their own error bound; must be 0
+  decodes           the number of decodes
+  certificate       the decoder's bound, known in advance
 
 examples:
-  python benchmarks/adaptive_error.py --steps 30     a first look, in a few minutes
+  python benchmarks/adaptive_error.py --steps 30     a quick look, in a few minutes
   python benchmarks/adaptive_error.py --only 5,10    one setting
   python benchmarks/adaptive_error.py --output adaptive.json
 """
@@ -58,17 +60,17 @@ FloatArray = NDArray[np.float64]
 Aim = Literal["any", "early", "all"]
 AIMS: tuple[Aim, ...] = ("any", "early", "all")
 SETTINGS = [(1, 3), (2, 6), (5, 5), (3, 8), (5, 10), (8, 8)]
-HONEST_NOISE = (0.0, 0.9)  # of rtol
-SHARE_DIM = 64  # columns; the decoder's verdict depends on norms only
-WEAK_CHUNK = 1e-2  # of the others, by the one chunk that a concentrated gradient is in
-TRIES = 3  # projections that a lie is tried with, until it counts
+HONEST_NOISE = (0.0, 0.9)  # relative to rtol
+SHARE_DIM = 64  # columns; the decoder's verdict depends only on norms
+WEAK_CHUNK = 1e-2  # size of the other chunks of a concentrated gradient, relative to its large chunk
+TRIES = 3  # projections with which a lie is tried until it counts
 Kind = Literal["imitate", "push"]
 KINDS: tuple[Kind, ...] = ("push", "imitate")
 
 
 @dataclass(frozen=True)
 class Climb:
-    """One hill that is climbed."""
+    """The settings of one climb."""
 
     byzantine: int
     compression: int
@@ -80,23 +82,25 @@ class Climb:
 
 @dataclass(frozen=True)
 class Lie:
-    """What can be changed on the way up.
+    """The parameters of a lie, which the climb changes.
 
     Attributes
     ----------
     fixing : tuple of int
-        The k honest slots that hardly tell the liars' gradient from the true one.
+        The k honest slots that hardly distinguish the liars' gradient from the true one.
     liars, others : tuple of int
-        The slots that lie, and the honest slots that are there besides.
+        The slots that lie, and the other honest slots that arrive.
     weights : (k or s, c)
-        For each of c orthonormal directions of columns, parts of the lie: by the singular vectors of the fixing rows
-        ("imitate"), or of what disagreement moves the solution by ("push"); those that move it most come first.
+        Coefficients of the lie, for each of c orthonormal directions of columns. They refer to the singular vectors of
+        the fixing rows ("imitate"), or of the map from disagreement to the solution's error ("push"), in order of
+        decreasing effect.
     size : float
-        Norm of the disagreement, by the decoder's noise: of the fixing rows with the liars' gradient, or of all.
+        Norm of the disagreement relative to the decoder's noise: between the fixing rows and the liars' gradient, or
+        between all rows.
     big_chunk : int
-        The one that the gradient is in; -1 if it is spread evenly.
+        The chunk that holds most of the gradient; -1 if it is spread evenly.
     side : int
-        Of the other honest rows' noise: 1 is the liars', -1 the opposite.
+        The sign of the other honest rows' noise: 1 favours the liars, -1 is the opposite.
     """
 
     kind: Kind
@@ -111,7 +115,7 @@ class Lie:
 
 @dataclass
 class Found:
-    """What a climb found."""
+    """The result of a climb."""
 
     climb: Climb
     error: float = 0.0  # relative
@@ -128,7 +132,7 @@ def make_decoder(byzantine: int, compression: int, rtol: float) -> RealDecoder:
 
 
 def first_lie(climb: Climb, decoder: RealDecoder, rng: np.random.Generator) -> Lie:
-    """Start with neighbouring rows: on a short arc of the unit circle polynomials are told apart worst."""
+    """Start with neighbouring rows, because polynomials are hardest to distinguish on a short arc of the circle."""
     s, k, size = climb.byzantine, climb.compression, decoder.code.group_size
     start, kind = int(rng.integers(size)), KINDS[climb.seed % 2]
     arc = [(start + step) % size for step in range(size)]
@@ -176,7 +180,7 @@ def changed(lie: Lie, decoder: RealDecoder, rng: np.random.Generator) -> Lie:
 
 
 def deviations(lie: Lie, decoder: RealDecoder) -> FloatArray:
-    """Return what each row would send more if the gradient were what the liars want, (r, c); of norm about one."""
+    """Return the change of each row's share if the gradient were the liars' one, (r, c), of norm about 1."""
     generator = decoder.code.generator
     weights = lie.weights / np.linalg.norm(lie.weights)
     if lie.kind == "imitate":
@@ -185,7 +189,7 @@ def deviations(lie: Lie, decoder: RealDecoder) -> FloatArray:
     present = sorted((*lie.fixing, *lie.liars, *lie.others))
     columns = [present.index(slot) for slot in lie.liars]
     moves = np.linalg.pinv(generator[present])[:, columns]
-    triangle = np.linalg.qr(parity_of(generator[present])[:, columns]).R  # what the lies leave of disagreement
+    triangle = np.linalg.qr(parity_of(generator[present])[:, columns]).R  # maps lies to the disagreement they cause
     right = np.linalg.svd(moves @ np.linalg.inv(triangle)).Vh
     lies = np.linalg.solve(triangle, right.T @ weights)
     wanted = generator @ moves @ lies
@@ -204,7 +208,7 @@ def shares_of(
     chunks = chunks.astype(np.float32).astype(np.float64)
     shares = decoder.code.generator @ chunks
     honest = [*lie.fixing, *lie.others]
-    scale = float(np.sort(np.linalg.norm(shares[honest], axis=1))[k - 1])  # what rtol is relative to
+    scale = float(np.sort(np.linalg.norm(shares[honest], axis=1))[k - 1])  # rtol is relative to this
     columns = np.linalg.qr(rng.normal(size=(SHARE_DIM, lie.weights.shape[1]))).Q.T
     noise = math.sqrt(decoder.code.group_size) * decoder.rtol * scale
     wanted = lie.size * noise * deviations(lie, decoder) @ columns
@@ -219,7 +223,7 @@ def shares_of(
 
 
 def attempt(lie: Lie, climb: Climb, decoder: RealDecoder, rng: np.random.Generator, found: Found) -> float:
-    """Return the relative error of the first result that counts, of a few decodes; 0 if none does."""
+    """Decode a few times and return the relative error of the first result that counts; 0 if none does."""
     shares, gradient = shares_of(lie, decoder, climb.honest_noise, rng)
     needed = climb.byzantine + climb.compression
     for _ in range(TRIES):
@@ -236,7 +240,7 @@ def attempt(lie: Lie, climb: Climb, decoder: RealDecoder, rng: np.random.Generat
 
 
 def counts(decoded: Decoded, aim: Aim, needed: int) -> bool:
-    """Whether a group would take the result."""
+    """Return whether a group would accept the result."""
     if decoded.gradient is None or decoded.num_agreeing < needed:
         return False
     return aim != "early" or decoded.error_bound <= EARLY_ERROR * float(decoded.gradient.double().norm())
@@ -281,7 +285,7 @@ HEADER += ["certificate"]
 
 
 def is_for(climb: Climb, aim: Aim) -> bool:
-    """Whether what counts in this climb counts for the aim: a result for any aim is one of "any"."""
+    """Return whether results of this climb count for the aim. Every result counts for "any"."""
     all_there = climb.num_shares == smallest_group(byzantine=climb.byzantine, compression=climb.compression)
     return aim == "any" or climb.aim == aim or (aim == "all" and all_there)
 
@@ -307,15 +311,15 @@ def table_rows(founds: list[Found], rtol: float) -> Iterator[list[str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=200, help=f"of a climb, each of 1 to {TRIES} decodes; default 200")
+    parser.add_argument("--steps", type=int, default=200, help=f"steps per climb, of 1 to {TRIES} decodes; default 200")
     parser.add_argument(
-        "--restarts", type=int, default=1, help="climbs for each number of shares and kind of lie; default 1"
+        "--restarts", type=int, default=1, help="climbs per number of shares and kind of lie; default 1"
     )
-    parser.add_argument("--rtol", type=float, default=1e-6, help="default 1e-6")
+    parser.add_argument("--rtol", type=float, default=1e-6, help="the decoder's rtol; default 1e-6")
     parser.add_argument("--only", help="one setting, as S,K; default: " + " ".join(f"{s},{k}" for s, k in SETTINGS))
-    parser.add_argument("--seed", type=int, default=0, help="of gradients, lies and projections; default 0")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes; default: all cores")
-    parser.add_argument("--output", type=Path, help="write what every climb found to this JSON file")
+    parser.add_argument("--seed", type=int, default=0, help="seed of gradients, lies and projections; default 0")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="number of processes; default: all cores")
+    parser.add_argument("--output", type=Path, help="write the results of all climbs to this JSON file")
     arguments = parser.parse_args()
     if min(arguments.steps, arguments.restarts) < 1:
         parser.error(f"--steps and --restarts must be at least 1; got {arguments.steps} and {arguments.restarts}")
@@ -330,7 +334,7 @@ def main() -> None:
     rows = list(table_rows(founds, arguments.rtol))
 
     console = Console(width=max(120, Console().width))
-    table = Table(*HEADER, title=f"The largest relative error that adaptive liars attain, rtol={arguments.rtol:g}")
+    table = Table(*HEADER, title=f"Largest relative error caused by adaptive liars, rtol={arguments.rtol:g}")
     for row in rows:
         table.add_row(*row)
     console.print(table)

@@ -1,25 +1,26 @@
-"""The server's CPU time of a round under the worst lies known, against an honest round.
+"""Measure the server's CPU time for a round under the worst known lies, against an honest round.
 
-The shares of one group arrive one by one, the liars' first; from k + s shares on, the group is decoded after each, as
-`GroupRound` does it, until k + s shares agree. Lies are drawn until the time for a row is over; the dearest is measured
-again, and is what the table shows.
+The shares of one group arrive one by one, the liars' shares first. From k + s shares on, the group is decoded after
+each, as in `GroupRound`, until k + s shares agree. Lies are drawn until the time for a row is over. The table shows the
+most expensive round, which is measured again.
 
 lies:
-  near-codeword   one common vector, in proportions in which lies of honest rows would nearly have the same syndromes
-  graded          each liar its own vector, or all the same, of sizes from 1e-6 to 1e2 norms of a share
-  at the end      lies in the last entry only, so that the fast pass is given up late
-  whispers        some lie loudly in the last columns, the others just above and below what counts as noise
+  near-codeword   one common vector, scaled so that lies of honest rows could have nearly the same syndromes
+  graded          a vector per liar, or one for all, with sizes from 1e-6 to 1e2 norms of a share
+  at the end      lies only in the last entry, so that the decoder abandons its fast pass late
+  whispers        some liars lie loudly in the last columns, the others just above and below the noise
 
 columns:
   honest       ms of an honest round
-  attacked     ms of the dearest round
-  ratio        of the two
-  decodes      of that round
-  tried        rounds under attack
+  attacked     ms of the most expensive round
+  ratio        attacked / honest
+  decodes      number of decodes in that round
+  lie          the lie in that round
+  tried        number of rounds under attack
 
 examples:
-  python benchmarks/attacked_round.py --seconds 5 --dims 1e5      a first look, in half a minute
-  python benchmarks/attacked_round.py --profile                   and where the time of the worst goes
+  python benchmarks/attacked_round.py --seconds 5 --dims 1e5      a quick look, in half a minute
+  python benchmarks/attacked_round.py --profile                   also show where the time of the worst rounds goes
 """
 
 import argparse
@@ -43,12 +44,12 @@ from solon_fl.coding.real.projection import Memory, Projector
 SIZES = [(1, 3), (2, 6), (5, 5), (5, 10), (10, 4)]
 PARTS = {"interpolate": "interpolate", "least_squares": "least squares", "locate_rows": "locate", "judge": "judge"}
 Shares = dict[int, Tensor]
-Lie = Callable[[RealDecoder, Shares, np.random.Generator], Shares]  # returns those of the liars
+Lie = Callable[[RealDecoder, Shares, np.random.Generator], Shares]  # returns the liars' shares
 
 
 @dataclass
 class Round:
-    """A round, and what it took."""
+    """A round and its cost."""
 
     seconds: float
     decodes: int
@@ -57,7 +58,7 @@ class Round:
 
 
 def play(decoder: RealDecoder, shares: Shares, order: list[int], dim: int) -> Round:
-    """Let the shares arrive in that order, and decode as `GroupRound` does."""
+    """Let the shares arrive in this order, and decode as `GroupRound` does."""
     needed = decoder.code.compression + decoder.byzantine
     memory, got, decodes = Memory(), {slot: shares[slot] for slot in order[: needed - 1]}, 0
     started = time.process_time()
@@ -222,10 +223,10 @@ def cells_of(row: Row) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=20, help="of CPU time for each row; default 20")
+    parser.add_argument("--seconds", type=float, default=20, help="CPU time per row; default 20")
     parser.add_argument("--dims", default="1e5,1e6,1e7", help="lengths of the gradient; default 1e5,1e6,1e7")
-    parser.add_argument("--seed", type=int, default=0, help="of gradients and lies; default 0")
-    parser.add_argument("--profile", action="store_true", help="say where the time of the dearest rounds goes")
+    parser.add_argument("--seed", type=int, default=0, help="seed of gradients and lies; default 0")
+    parser.add_argument("--profile", action="store_true", help="show where the time of the worst rounds goes")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     console = Console(width=max(120, Console().width), highlight=False)

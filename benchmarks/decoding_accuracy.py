@@ -1,26 +1,27 @@
-"""Attack the decoder thousands of times and count what it gets wrong.
+"""Attack the decoder thousands of times and count its errors.
 
-Each trial draws a gradient, encodes it, lets liars corrupt their shares, decodes, and compares. The lie is one of 17
-attacks in turn; how far it is from the honest share is drawn from 1e-3 to 1e30 times the norm of such a share
-(a third of the trials: 1e-3 to 1, where liars are hardest to tell from honest nodes).
+Each trial draws a gradient, encodes it, lets liars corrupt their shares, decodes, and compares. The trials go through
+17 attacks in turn. The distance of a lie from the honest share is drawn between 1e-3 and 1e30 norms of such a share. In
+a third of the trials it is between 1e-3 and 1, where liars are hardest to distinguish from honest nodes.
 
 columns of the table:
-  outside   gradients farther from the truth than their own error bound: with at most s liars there must be none
-  failed    decodes that reported a failure instead of a gradient
-  blamed    decodes that named an honest slot as a liar: there must be none
-  unnamed   decodes that did not name a lie of at least 1e-3 of a share's norm; it may still be a suspect
-  > 1e-5    gradients with a relative error above 1e-5
-  worst     largest relative error of a gradient that was within its error bound
-  ms        mean time of one decode
+  outside      gradients farther from the truth than their own error bound; must be 0 with at most s liars
+  failed       decodes that reported a failure instead of a gradient
+  blamed       decodes that named an honest slot as a liar; must be 0
+  unnamed      decodes that did not name a lie of at least 1e-3 of a share's norm; it may still be a suspect
+  > 1e-5       gradients with a relative error above 1e-5
+  worst        largest relative error of a gradient within its error bound
+  certificate  the decoder's bound, known in advance
+  ms           mean time of one decode
 
-A locator that is named is used alone; the default picks one for each decode. The rows with s + 1 liars show what
-happens beyond the guarantee.
+A named locator is used alone. The default chooses one for each decode. The rows with s + 1 liars show what happens
+beyond the guarantee.
 
-With --codes exact it is the exact code's turn, with the lies of benchmarks/exact_lies.py. There `unnamed` counts
-decodes that missed a share with a wrong bit, and `wrong bits` counts the wrong bits of all gradients.
+--codes exact tests the exact code instead, with the lies of benchmarks/exact_lies.py. There, `unnamed` counts decodes
+that missed a share with a wrong bit, and `wrong bits` counts the wrong bits of all gradients.
 
 examples:
-  python -m benchmarks.decoding_accuracy --trials 200     a first look, in a minute or two
+  python -m benchmarks.decoding_accuracy --trials 200     a quick look, in a minute or two
   python -m benchmarks.decoding_accuracy --output accuracy.json
   python -m benchmarks.decoding_accuracy --codes exact
 """
@@ -59,7 +60,7 @@ from solon_fl import (
 from solon_fl.coding import smallest_group
 from solon_fl.simulations import attacks as a
 
-SMALLEST_LIE = 1e-3  # of an honest share's norm: lies from here on must be named
+SMALLEST_LIE = 1e-3  # relative to an honest share's norm; smaller lies need not be named
 PRECISE = 1e-5
 TRIALS_PER_TASK = 50
 
@@ -68,7 +69,7 @@ ATTACKS: dict[str, Callable[[RealDecoder], a.Attack]] = {
     "constant": lambda decoder: a.Constant(),
     "sign-flip": lambda decoder: a.SignFlip(),
     "random": lambda decoder: a.RandomGaussian(),
-    "mixed-sizes": lambda decoder: a.RandomGaussian(),  # each liar of its own size
+    "mixed-sizes": lambda decoder: a.RandomGaussian(),  # each liar has its own size
     "alie": lambda decoder: a.Alie(),
     "ipm": lambda decoder: a.InnerProduct(),
     "min-max": lambda decoder: a.MinMax(),
@@ -106,7 +107,7 @@ class Cell:
 
 @dataclass
 class Tally:
-    """What happened in some trials of a cell; the counters are by attack."""
+    """The outcomes of some trials of a cell. The counters are by attack."""
 
     trials: int = 0
     outside: Counter[str] = field(default_factory=Counter)
@@ -138,7 +139,7 @@ def all_cells(trials: int) -> Iterator[Cell]:
             yield Cell(code, locator, s, k, s, trials)
     for s, k in SMALL:
         yield Cell("fourier", "default", s, k, s + 1, trials)
-    few = max(1, trials // 10)  # a trial is slower there
+    few = max(1, trials // 10)  # these trials are slower
     for s, k in [(3, 10), (8, 8), (10, 10), (10, 20)]:
         for code, locator in (pairs[0], pairs[-1]):
             yield Cell(code, locator, s, k, s, few)
@@ -153,7 +154,7 @@ def exact_cells(trials: int) -> Iterator[Cell]:
 def make_decoder(kind: str, locator: str, byzantine: int, compression: int) -> RealDecoder:
     make_locator = LOCATORS[locator]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the table shows what a void certificate means
+        warnings.simplefilter("ignore")  # the table shows the effect of a certificate of 1 or more
         size = smallest_group(byzantine=byzantine, compression=compression)
         code = CODES[kind](group_size=size, compression=compression)
         return RealDecoder(code, byzantine=byzantine, locator=None if make_locator is None else make_locator())
@@ -182,7 +183,7 @@ def draw_size(trial: int, rng: torch.Generator) -> float:
 def corrupt(
     decoder: RealDecoder, name: str, shares: Tensor, liars: list[int], size: float, rng: torch.Generator
 ) -> Tensor:
-    """Return the shares with the liars' replaced; the lies' root mean square is `size` honest norms."""
+    """Return the shares with lies in place of the liars' shares; the lies' root mean square is `size` honest norms."""
     corrupted = shares.clone()
     lies = ATTACKS[name](decoder).lies(shares, liars, rng)
     if name not in UNSCALED:
@@ -221,7 +222,7 @@ def run_trial(cell: Cell, trial: int, seed: int, tally: Tally) -> None:
 def judge(
     decoded: Decoded, name: str, gradient: Tensor, honest: Tensor, received: Tensor, liars: list[int], tally: Tally
 ) -> None:
-    """Count what the decoder got wrong."""
+    """Count the decoder's errors."""
     if decoded.gradient is None:
         tally.failed[name] += 1
         return
@@ -252,7 +253,7 @@ def run_exact_trial(cell: Cell, trial: int, seed: int, tally: Tally) -> None:
 
 
 def judge_exact(decoded: Decoded, name: str, scene: Scene, received: dict[int, Tensor], tally: Tally) -> None:
-    """Count what the decoder got wrong, if by one bit."""
+    """Count the decoder's errors, down to a single bit."""
     if decoded.gradient is None:
         tally.failed[name] += 1
         return
@@ -324,7 +325,7 @@ def exact_rows(cells: list[Cell], tallies: list[Tally]) -> list[list[str]]:
 
 
 def notes(cells: list[Cell], tallies: list[Tally]) -> Iterator[str]:
-    """Say which attacks are behind the counts, where the locator is the default."""
+    """Yield the counts by attack, for the default locator."""
     for cell, tally in zip(cells, tallies, strict=True):
         if cell.locator == "default":
             for what in ("outside", "failed", "blamed", "unnamed", "wrong_bits"):
@@ -348,10 +349,10 @@ def about_this_run(seed: int, workers: int) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=10_000, help="per row (a tenth of it for s=3, 8, 10); 10000")
-    parser.add_argument("--codes", choices=("real", "exact"), default="real", help="which; default real")
-    parser.add_argument("--seed", type=int, default=0, help="of gradients, lies and projections; default 0")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes; default: all cores")
+    parser.add_argument("--trials", type=int, default=10_000, help="per row (a tenth for s=3, 8, 10); default 10000")
+    parser.add_argument("--codes", choices=("real", "exact"), default="real", help="codes to attack; default real")
+    parser.add_argument("--seed", type=int, default=0, help="seed of gradients, lies and projections; default 0")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="number of processes; default: all cores")
     parser.add_argument("--output", type=Path, help="write the counts, by attack, to this JSON file")
     arguments = parser.parse_args()
     if arguments.trials < 1:

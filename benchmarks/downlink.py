@@ -1,26 +1,26 @@
-"""What patches cost in bytes, accuracy and time, beside the float32 model and the codecs that were rejected.
+"""Measure the cost of patches in bytes, accuracy and time, against the float32 model and the rejected codecs.
 
-Networks are trained in plain torch as a server and its nodes would: the server steps a master; a codec brings the
-nodes' copy near it; gradients, of batches of 160, are taken at the copy. Buffers travel as they are. Every codec sees
-the same batches and initial weights. Data: fashion-mnist-6k, and for textcnn synthetic-reviews.
+The networks are trained in plain torch as by a server and its nodes. The server steps a master. A codec brings the
+nodes' copy near the master. Gradients, of batches of 160, are computed at the copy. Buffers are sent in full. Every
+codec sees the same batches and initial weights. The data set is fashion-mnist-6k, for textcnn synthetic-reviews.
 
-columns of the tables of training:
-  bytes       all rounds', as a fraction of float32's
-  accuracy    of the master at the end, in percent of the test set: the mean over the seeds, and half their range
-  gained      that mean less float32's, in percentage points
-  off         the largest difference of the mean curve, a point every ten rounds, from float32's, in points
-  loss        the training loss of the last third of the rounds, less float32's, in percent of it: mean and standard
+columns of the training tables:
+  bytes       bytes of all rounds, as a fraction of float32's
+  accuracy    final test accuracy of the master, in percent: the mean over the seeds, and half their range
+  gained      that mean minus float32's, in percentage points
+  off         the largest difference between the mean curve (one point every ten rounds) and float32's, in points
+  loss        the training loss in the last third of the rounds, relative to float32's, in percent: mean and standard
               error over the seeds; it is less noisy than the accuracy
 
-columns of the table of times, of ResNet-18's 11 million parameters, on one thread:
-  ms          of CPU time, the quickest run
-  copies      its ratio to a plain copy of as many float32
-  batches     its ratio to forward and backward of 32 images of 3 x 32 x 32
+columns of the table of times, for ResNet-18's 11 million parameters, on one thread:
+  ms          CPU time of the fastest run
+  copies      ratio to a plain copy of the same number of float32
+  batches     ratio to a forward and backward pass of 32 images of 3 x 32 x 32
 
 examples:
   python -m benchmarks.downlink --hurry              in a minute: 30 rounds, one seed, few settings
-  python -m benchmarks.downlink                      some 15 minutes of one core
-  python -m benchmarks.downlink --only times         nothing but the times
+  python -m benchmarks.downlink                      some 15 minutes on one core
+  python -m benchmarks.downlink --only times         only the times
 """
 
 import argparse
@@ -44,7 +44,7 @@ from torch.nn import functional
 from solon_fl.downlink.codec import apply_patch, make_patch
 from solon_fl.simulations.datasets import Dataset, build_model, load_dataset
 
-Codec = Callable[[list[Tensor], list[Tensor]], int]  # changes the copy, returns the bytes that this takes
+Codec = Callable[[list[Tensor], list[Tensor]], int]  # changes the copy and returns the number of bytes
 BATCH_SIZE = 5 * 32
 EVERY = 10  # rounds between two points of a curve
 SEEDS, TRIED_SEEDS = 3, 6
@@ -62,12 +62,12 @@ def float32(target: list[Tensor], copy: list[Tensor]) -> int:
 def patches(target: list[Tensor], copy: list[Tensor]) -> int:
     patch = make_patch(target, copy)
     if patch is None:
-        raise ArithmeticError("the training diverged; take a lower learning rate.")
+        raise ArithmeticError("the training diverged; use a lower learning rate.")
     return len(patch)
 
 
 def blocks(largest: int, block: int = 256, spread: float = 0.0) -> Codec:
-    """Return a codec of symbols up to `largest`: a float32 step for each block, by its maximum or `spread` rms."""
+    """Return a codec of symbols up to `largest`; each block's float32 step follows from its maximum or `spread` rms."""
 
     def code(target: list[Tensor], copy: list[Tensor]) -> int:
         all_symbols, all_steps = [], []
@@ -90,7 +90,7 @@ def blocks(largest: int, block: int = 256, spread: float = 0.0) -> Codec:
 
 
 def bf16_xor(target: list[Tensor], copy: list[Tensor]) -> int:
-    """Send the bits of the bfloat16 model that changed: high bytes and low bytes apart."""
+    """Send the changed bits of the bfloat16 model, high bytes and low bytes separately."""
     changed = []
     for wanted, held in zip(target, copy, strict=True):
         rounded = wanted.bfloat16()
@@ -100,7 +100,7 @@ def bf16_xor(target: list[Tensor], copy: list[Tensor]) -> int:
 
 
 def top(fraction: float) -> Codec:
-    """Return a codec that sends the largest differences, float32, and their places, int32."""
+    """Return a codec that sends the largest differences, in float32, and their positions, in int32."""
 
     def code(target: list[Tensor], copy: list[Tensor]) -> int:
         differences = torch.cat([(wanted - held).view(-1) for wanted, held in zip(target, copy, strict=True)])
@@ -135,7 +135,7 @@ ALL: dict[str, Codec] = OURS | {
 
 
 def network(name: str, dataset: Dataset, seed: int) -> nn.Module:
-    """Return a network of the package, or one of three that it lacks."""
+    """Return a network of the package, or one of three further ones."""
     torch.manual_seed(seed)
     classes = dataset.num_classes
     if name == "cnn+bn":
@@ -161,7 +161,7 @@ def make_optimizer(name: str, master: list[Tensor]) -> torch.optim.Optimizer:
 
 @dataclass(frozen=True)
 class Trained:
-    """Bytes as a fraction of float32's, percentages at every tenth round, and the last third's mean loss."""
+    """The bytes as a fraction of float32's, the accuracy at every tenth round, and the mean loss of the last third."""
 
     share: float
     curve: list[float]
@@ -192,7 +192,7 @@ def train(model_name: str, optimizer_name: str, codec: Codec, seed: int, rounds:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, parameters: list[Tensor], dataset: Dataset) -> float:
-    """Return the percentage of the test set that the model would classify correctly with these parameters."""
+    """Return the percentage of the test set that the model classifies correctly with these parameters."""
     named = dict(zip((name for name, _ in model.named_parameters()), parameters, strict=True))
     model.eval()
     logits = torch.func.functional_call(model, named, (dataset.test_inputs,))
@@ -201,7 +201,7 @@ def accuracy(model: nn.Module, parameters: list[Tensor], dataset: Dataset) -> fl
 
 
 def cells(runs: list[Trained], base: list[Trained]) -> list[str]:
-    """Return a row's numbers; `base` is what float32 did with the same seeds."""
+    """Return a row's numbers; `base` holds float32's runs with the same seeds."""
     last = [run.curve[-1] for run in runs]
     curves, base_curves = (np.mean([run.curve for run in some], axis=0) for some in (runs, base))
     off = float(abs(curves - base_curves).max())
@@ -217,7 +217,7 @@ def cells(runs: list[Trained], base: list[Trained]) -> list[str]:
 
 
 def training(settings: list[tuple[str, str]], codecs: dict[str, Codec], seeds: int, rounds: int) -> Iterator[list[str]]:
-    """Yield the rows of a table of training."""
+    """Yield the rows of a training table."""
     yield ["network", "optimizer", "codec", "bytes", "accuracy", "gained", "off", "loss"]
     for model, optimizer in settings:
         base: list[Trained] = []
@@ -228,11 +228,11 @@ def training(settings: list[tuple[str, str]], codecs: dict[str, Codec], seeds: i
 
 
 def times(repeats: int) -> Iterator[list[str]]:
-    """Yield the rows of the table of times: what server and node do with a patch of ResNet-18, which is checked."""
+    """Yield the rows of the table of times: the steps of server and node for a patch of ResNet-18, which is checked."""
     model = build_model("resnet18", (3, 32, 32), 10, seed=0)
     start = [value.detach() for value in model.parameters()]
     generator = torch.Generator().manual_seed(0)
-    # Differences of many sizes: normal ones would be the easiest for any codec.
+    # Differences of many sizes, because normally distributed ones would be the easiest for any codec.
     target = [value + 0.01 * torch.randn(value.shape, generator=generator) ** 3 for value in start]
     images, labels = torch.randn(32, 3, 32, 32, generator=generator), torch.arange(32) % 10
     server, node = ([value.clone() for value in start] for _ in range(2))
@@ -274,7 +274,7 @@ def times(repeats: int) -> Iterator[list[str]]:
 
 
 def show(rows: Iterable[list[str]]) -> None:
-    """Print a table, each row as soon as it is known."""
+    """Print a table, each row as soon as it is available."""
     for number, row in enumerate(rows):
         print("| " + " | ".join(row) + " |", flush=True)
         if number == 0:
@@ -284,9 +284,9 @@ def show(rows: Iterable[list[str]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hurry", action="store_true", help="one seed, 30 rounds, few settings: no numbers to quote")
-    parser.add_argument("--only", choices=["training", "tried", "times"], help="one of the three tables")
-    parser.add_argument("--rounds", type=int, default=100, help="of training; default 100")
+    parser.add_argument("--hurry", action="store_true", help="one seed, 30 rounds, few settings; not for publication")
+    parser.add_argument("--only", choices=["training", "tried", "times"], help="print only one of the three tables")
+    parser.add_argument("--rounds", type=int, default=100, help="rounds of training; default 100")
     arguments = parser.parse_args()
     if arguments.rounds < EVERY:
         parser.error(f"--rounds must be at least {EVERY}; got {arguments.rounds}")

@@ -1,4 +1,4 @@
-"""Lies about the exact code's shares for benchmarks/decoding_accuracy.py: who lies, who is missing, what arrives."""
+"""Trials of the exact code for benchmarks/decoding_accuracy.py: the liars, their lies, and the missing shares."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from solon_fl.coding.exact.code import block_size
 from solon_fl.coding.exact.field import LARGEST, P, canonical, combined, float_bits, halves
 from solon_fl.simulations import attacks as a
 
-LARGE_EVERY = 97  # trials: then the shares are of several blocks
+LARGE_EVERY = 97  # in every 97th trial the shares may have several blocks
 CPU = torch.device("cpu")
 
 Lie = Callable[["Scene"], Tensor]  # bits of the liars' shares, (l, m) int32
@@ -21,7 +21,7 @@ Lie = Callable[["Scene"], Tensor]  # bits of the liars' shares, (l, m) int32
 
 @dataclass(frozen=True)
 class Scene:
-    """A group's gradient and shares, as bits, and who lies; all others of `present` are honest."""
+    """The bits of a group's gradient and shares, and the liars. All other slots in `present` are honest."""
 
     decoder: ExactDecoder
     gradient: Tensor  # (d,) int32
@@ -36,11 +36,11 @@ class Scene:
         return self.decoder.code
 
     def whole(self, *size: int) -> Tensor:
-        """Draw bits."""
+        """Draw random bits."""
         return torch.randint(-(2**31), 2**31, size, generator=self.rng).to(torch.int32)
 
     def below(self, bound: int) -> int:
-        """Draw a number."""
+        """Draw a number from 0 to bound - 1."""
         return int(torch.randint(bound, (), generator=self.rng))
 
 
@@ -52,9 +52,10 @@ def make_exact_decoder(byzantine: int, compression: int) -> ExactDecoder:
 
 
 def draw_scene(byzantine: int, compression: int, trial: int, seed: int) -> tuple[str, Scene, dict[int, Tensor]]:
-    """Draw a trial: the name of the lie, what is true, and the shares that arrive.
+    """Draw a trial: the name of the lie, the honest state of the group, and the shares that arrive.
 
-    In half of the trials there are s liars, and all shares arrive. In the others 2 liars + missing <= 2 s, at random.
+    In half of the trials there are s liars, and all shares arrive. In the others, the numbers of liars and of missing
+    shares are random, with 2 liars + missing <= 2 s.
     """
     rng = torch.Generator().manual_seed(seed * 1_000_000_007 + trial)
     decoder = make_exact_decoder(byzantine, compression)
@@ -62,7 +63,7 @@ def draw_scene(byzantine: int, compression: int, trial: int, seed: int) -> tuple
     most = 2 * block_size(code.group_size, CPU) if trial % LARGE_EVERY == 0 else 64
     gradient = _draw_gradient(int(torch.randint(1, most * compression, (), generator=rng)), rng)
     if name == "not-canonical":
-        gradient[:: code.share_dim(len(gradient))] = -0.0  # and so is the first entry of each share
+        gradient[:: code.share_dim(len(gradient))] = -0.0  # which makes the first entry of each share -0.0
     num_missing = 0
     if bool(torch.rand((), generator=rng) < 0.5):
         num_liars = byzantine
@@ -80,7 +81,7 @@ def draw_scene(byzantine: int, compression: int, trial: int, seed: int) -> tuple
 
 
 def _draw_gradient(dim: int, rng: torch.Generator) -> Tensor:
-    """Draw numbers as uneven as gradients are, or, as often, any bits, infinity and NaN among them."""
+    """Draw numbers as uneven as real gradients or, with probability 1/2, any bits, including infinity and NaN."""
     if bool(torch.rand((), generator=rng) < 0.5):
         return torch.randint(-(2**31), 2**31, (dim,), generator=rng).to(torch.int32).view(torch.float32)
     return torch.randn(dim, generator=rng) * torch.rand(dim, generator=rng) ** 4
@@ -92,14 +93,14 @@ def _matrix(code: ExactCode) -> Tensor:
 
 
 def _encode_all(code: ExactCode, bits: Tensor) -> Tensor:
-    """Return all shares, (r, m), in one product, which takes less time than `encode` for each."""
+    """Return all shares, (r, m), by one product, which is faster than calling `encode` for each."""
     chunks = torch.zeros(code.compression, code.share_dim(len(bits)), dtype=torch.float64)
     chunks.view(-1)[: len(bits)] = bits
     return canonical(combined(_matrix(code), chunks))
 
 
 def _one_bit(scene: Scene) -> Tensor:
-    """Return the honest shares but for one bit of each, anywhere."""
+    """Return the honest shares with one bit of each flipped, anywhere."""
     return _flipped(scene, [scene.below(scene.honest.shape[1]) for _ in scene.liars])
 
 
@@ -108,7 +109,7 @@ def _one_bit_same_column(scene: Scene) -> Tensor:
 
 
 def _one_bit_other_columns(scene: Scene) -> Tensor:
-    """Each liar lies where no other does, if there are that many columns."""
+    """Return lies in distinct columns, if there are enough columns."""
     order = torch.randperm(scene.honest.shape[1], generator=scene.rng).tolist()
     return _flipped(scene, [order[number % len(order)] for number in range(len(scene.liars))])
 
@@ -122,7 +123,7 @@ def _flipped(scene: Scene, columns: list[int]) -> Tensor:
 
 
 def _not_canonical(scene: Scene) -> Tensor:
-    """Return the same numbers modulo p where such bits exist, and in half of the shares bits that are no number."""
+    """Return other bits for the same field elements, where they exist, and in half of the shares invalid bits."""
     same = scene.honest[scene.liars].long()
     same += P * (same < LARGEST - P + 6)
     for number in range(0, len(same), 2):
@@ -189,7 +190,7 @@ ALONE: dict[str, Lie] = {
 
 
 def _mixed(scene: Scene) -> Tensor:
-    """Return lies of which each is of a kind of its own, in turn from any."""
+    """Return lies of a random kind for each liar."""
     kinds = [list(ALONE.values())[scene.below(len(ALONE))] for _ in scene.liars]
     return torch.stack([kind(scene)[row] for row, kind in enumerate(kinds)])
 

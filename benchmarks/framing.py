@@ -1,31 +1,31 @@
-"""Let liars who know every honest share try to get honest slots named, and count what they achieve.
+"""Let omniscient liars try to frame honest slots, and count their successes.
 
-Each trial draws a gradient, encodes it, lets s liars frame honest slots, decodes, and compares. Only the lies that the
-decoder is hard put to tell from the truth are tried; the families take turns:
+Each trial draws a gradient, encodes it, lets s liars frame honest slots, decodes, and compares. It tries only lies that
+are hard to distinguish from the truth, from these families in turn:
 
-  interpolated       the shares of the gradient that k badly conditioned honest rows interpolate, noise and all
-  near-codeword      lies whose syndromes lies of honest rows would nearly have, 1e-6 to 1 times a share's norm
-  several codewords  many such lies together, each in a column direction of its own
-  cheapest           what makes a chosen set of honest rows the best explanation of the disagreement
-  loud and quiet     some liars shout, the others do one of the above
+  interpolated       the shares of the gradient that k badly conditioned honest rows interpolate, including their noise
+  near-codeword      lies of 1e-6 to 1 norms of a share that have nearly the same syndromes as lies of honest rows
+  several codewords  many such lies together, each in its own column direction
+  cheapest           lies that make a chosen set of honest rows the best explanation of the disagreement
+  loud and quiet     loud lies of some liars, and one of the above from the others
 
-The liars are neighbours, every other slot of a run, or any. In a fourth of the trials honest shares are missing, but
-k + s or more are left. In half of the trials all honest shares are what the code makes of one gradient; in the other
-half they are off by 0.9 rtol, all in the direction and with the signs that help the liars most.
+The liars are neighbours, every other slot of a run, or any slots. In a quarter of the trials honest shares are missing,
+but at least k + s shares are left. In half of the trials the honest shares are exact, apart from rounding. In the other
+half they are off by 0.9 rtol, in the direction and with the signs that help the liars most.
 
 columns of the first table:
-  named       honest slots among the certain liars: there must be none
-  outside     gradients farther from the truth than their own error bound: there must be none
-  failed      decodes that failed although 2 s + k shares or more were there: there must be none
-  untrusted   decodes with fewer shares, with which k + s did not agree: more shares would be needed
+  named       honest slots that were named as certain liars; must be 0
+  outside     gradients farther from the truth than their own error bound; must be 0
+  failed      decodes that failed with at least 2 s + k shares; must be 0
+  untrusted   decodes with fewer shares in which fewer than k + s agreed, so that more shares would be needed
   framed      decodes that left honest rows out of the gradient, as suspects
   suspects    honest slots that became suspects
   ms          mean time of one decode
-The second table says how many of the liars were named, by the size of what they added, in norms of a share times rtol
-(1e-6 with float32, 1e-12 with float64).
+The second table shows how many of the liars were named, by the size of their lies, in norms of a share times rtol (1e-6
+with float32, 1e-12 with float64).
 
 examples:
-  python -m benchmarks.framing --trials 200     a first look, in a minute
+  python -m benchmarks.framing --trials 200     a quick look, in a minute
   python -m benchmarks.framing                  102,000 trials, in 20 minutes
 """
 
@@ -49,7 +49,7 @@ from benchmarks.framing_lies import FAMILIES, Scene, draw_liars, worst_noise
 from solon_fl import FourierCode, RealDecoder
 from solon_fl.coding import smallest_group
 
-SIZES = [(1, 3), (2, 6), (3, 8), (4, 8), (5, 5), (5, 10), (8, 4), (10, 3)]  # s, k: the certificate is below 1
+SIZES = [(1, 3), (2, 6), (3, 8), (4, 8), (5, 5), (5, 10), (8, 4), (10, 3)]  # s, k; all certificates are below 1
 RTOL = {torch.float32: 1e-6, torch.float64: 1e-12}
 SMALLEST, LARGEST = -1, 7  # decades of lies, in units of rtol
 ABSENT_FOR = 20  # trials in which the same shares are missing
@@ -68,23 +68,23 @@ class Cell:
 
 @dataclass
 class Tally:
-    """What happened in the trials of a cell."""
+    """The outcomes of the trials of a cell."""
 
     trials: int = 0
-    named: Counter[str] = field(default_factory=Counter)  # by family, as the others
+    named: Counter[str] = field(default_factory=Counter)  # this and the other counters of str are by family
     outside: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)
     untrusted: int = 0
     framed: Counter[str] = field(default_factory=Counter)
     suspects: int = 0
-    liars: Counter[int] = field(default_factory=Counter)  # by the decade of what they added
+    liars: Counter[int] = field(default_factory=Counter)  # by the decade of the lie's size
     liars_named: Counter[int] = field(default_factory=Counter)
     seconds: float = 0.0
 
 
 def all_cells(trials: int) -> Iterator[Cell]:
     for s, k in SIZES:
-        few = max(1, 2 * trials // 5)  # a trial is slower there
+        few = max(1, 2 * trials // 5)  # these trials are slower
         for dtype in RTOL:
             for e in (0, 2) if s < 5 else (0,):
                 yield Cell(s, k, e, dtype, few if 2 * s + k > 16 else trials)
@@ -94,20 +94,20 @@ def all_cells(trials: int) -> Iterator[Cell]:
 def make_decoder(cell: Cell) -> RealDecoder:
     size = smallest_group(byzantine=cell.byzantine, compression=cell.compression, stragglers=cell.stragglers)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # no certificate is void
+        warnings.simplefilter("error")  # all certificates are below 1
         code = FourierCode(group_size=size, compression=cell.compression)
         return RealDecoder(code, byzantine=cell.byzantine, stragglers=cell.stragglers, rtol=RTOL[cell.dtype])
 
 
 def draw_gradient(dim: int, dtype: torch.dtype, rng: np.random.Generator) -> torch.Tensor:
     gradient = rng.normal(size=dim)
-    if rng.random() < 0.5:  # uneven, as gradients are
+    if rng.random() < 0.5:  # uneven, like real gradients
         gradient *= rng.random(dim) ** 4 * np.repeat(10 ** rng.uniform(-2, 0, size=-(-dim // 30)), 30)[:dim]
     return torch.from_numpy(gradient).to(dtype)
 
 
 def draw_present(cell: Cell, liars: list[int], trial: int) -> list[int]:
-    """Return the slots that arrive: all, or in a fourth of the trials all liars and s + k or more in all."""
+    """Return the slots that arrive: all, or in a quarter of the trials at least s + k, among them all liars."""
     size = make_decoder(cell).code.group_size
     rng = np.random.default_rng(trial // ABSENT_FOR)
     if rng.random() < 0.75:
@@ -148,7 +148,7 @@ def judge(
     size_of: dict[int, float],
     tally: Tally,
 ) -> None:
-    """Decode, and count what came of it; `size_of` are the liars."""
+    """Decode and count the outcomes; the keys of `size_of` are the liars."""
     decoder, needed = make_decoder(cell), cell.byzantine + cell.compression
     started = time.perf_counter()
     decoded = decoder.decode(shares, dim=gradient.numel(), needed=needed)
@@ -201,7 +201,7 @@ def table_rows(cells: list[Cell], tallies: list[Tally]) -> Iterator[list[str]]:
 
 
 def rows_by_size(cells: list[Cell], tallies: list[Tally]) -> Iterator[list[str]]:
-    """Yield, for each size of a lie and each dtype, how many of the liars were named."""
+    """Yield the number of liars, and the percentage named, by size of the lie and dtype."""
     for decade in range(SMALLEST, LARGEST + 1):
         row = [f"below {10 ** (decade + 1):,} rtol" if decade == SMALLEST else f"{10**decade:,} rtol and more"]
         for dtype in RTOL:
@@ -213,7 +213,7 @@ def rows_by_size(cells: list[Cell], tallies: list[Tally]) -> Iterator[list[str]]
 
 
 def notes(tallies: list[Tally]) -> Iterator[str]:
-    """Say which families are behind the counts."""
+    """Yield the counts by family of lies."""
     for what in ("named", "outside", "failed", "framed"):
         total: Counter[str] = sum((getattr(tally, what) for tally in tallies), Counter())
         yield f"{what}: " + (", ".join(f"{name} {count:,}" for name, count in total.most_common() if count) or "none")
@@ -230,8 +230,8 @@ def show(title: str, header: list[str], rows: list[list[str]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=5_000, help="per row (2/5 of it for large groups); 5000")
-    parser.add_argument("--seed", type=int, default=0, help="of gradients, liars and lies; default 0")
+    parser.add_argument("--trials", type=int, default=5_000, help="per row (2/5 for large groups); default 5000")
+    parser.add_argument("--seed", type=int, default=0, help="seed of gradients, liars and lies; default 0")
     arguments = parser.parse_args()
     if arguments.trials < 1:
         parser.error(f"--trials must be at least 1; got {arguments.trials}")

@@ -1,7 +1,8 @@
-"""Lies that are meant to get honest nodes named: for `framing.py`, and for the tests of who is named.
+"""Lies that try to frame honest nodes, for `framing.py` and for the tests of accusations.
 
-The liars of a group know every honest share, noise and all, and which of the shares arrive. Each family of lies takes a
-`Scene` and returns what the liars add to their shares; sizes and directions that are not optimised are drawn.
+The liars of a group know every honest share, including its noise, and which of the shares arrive. Each family of lies
+takes a `Scene` and returns the vectors that the liars add to their shares. Sizes and directions that are not optimised
+are random.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,24 +19,24 @@ from solon_fl import RealDecoder
 __all__ = ["FAMILIES", "Family", "Framing", "Scene", "draw_liars", "worst_noise"]
 
 FloatArray = NDArray[np.float64]
-NEAR_RTOL = 0.9  # of rtol: honest noise, which the rounding of a share is added to
-NUM_SETS = 40  # of rows that liars look at to choose the worst
+NEAR_RTOL = 0.9  # honest noise relative to rtol, before the rounding of a share
+NUM_SETS = 40  # sets of rows from which liars choose the worst
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """What the liars of one group see: n shares that arrive, all honest so far.
+    """The liars' view of one group: the n shares that arrive, before any lie.
 
     Attributes
     ----------
     decoder : RealDecoder
         The decoder under attack.
     slots : tuple of n int
-        Of the shares.
+        Slots of the shares.
     shares : (n, m) float64
-        What all would send if they were honest.
+        The honest shares of all nodes, including the liars.
     liars : tuple of int
-        Rows of the shares, not slots.
+        The liars' rows in `shares`, not their slots.
     """
 
     decoder: RealDecoder
@@ -45,40 +46,40 @@ class Scene:
 
     @cached_property
     def generator(self) -> FloatArray:
-        """G of these rows."""
+        """G, restricted to these rows."""
         return self.decoder.code.generator[list(self.slots)]
 
     @cached_property
     def parity(self) -> FloatArray:
-        """H of these rows."""
+        """H for these rows."""
         complete = np.linalg.qr(self.generator, mode="complete").Q
         return np.ascontiguousarray(complete[:, self.generator.shape[1] :].T)
 
     @cached_property
     def honest(self) -> list[int]:
-        """Rows that are no liars'."""
+        """The rows of honest nodes."""
         return [row for row in range(len(self.shares)) if row not in self.liars]
 
     @cached_property
     def scale(self) -> float:
-        """The k-th smallest norm of the honest shares: honest noise is relative to that."""
+        """The k-th smallest norm of the honest shares, to which honest noise is relative."""
         norms = np.sort(np.linalg.norm(self.shares[self.honest], axis=1))
         return float(norms[self.decoder.code.compression - 1])
 
     @property
     def noise(self) -> float:
-        """Norm of what all rows together may be off by."""
+        """The norm by which all rows together may be off."""
         return float(np.sqrt(self.decoder.code.group_size)) * self.decoder.rtol * self.scale
 
     def unspanned(self, rows: Sequence[int]) -> FloatArray:
-        """Return C H: what is left of the checks without these rows."""
+        """Return C H, the checks that remain without these rows."""
         if not rows:
             return self.parity
         complete = np.linalg.qr(self.parity[:, list(rows)], mode="complete").Q
         return np.asarray(complete[:, len(rows) :].T @ self.parity)
 
     def directions(self, count: int, rng: np.random.Generator) -> FloatArray:
-        """Return unit vectors of a share's length, (count, m)."""
+        """Return random unit vectors of a share's length, (count, m)."""
         drawn = rng.normal(size=(count, self.shares.shape[1]))
         return np.asarray(drawn / np.linalg.norm(drawn, axis=1, keepdims=True))
 
@@ -94,11 +95,11 @@ class Scene:
 
 
 Family = Callable[[Scene, np.random.Generator], FloatArray]
-"""Returns what the liars add to their shares, (number of liars, m)."""
+"""Returns the vectors that the liars add to their shares, (number of liars, m)."""
 
 
 def draw_liars(decoder: RealDecoder, count: int, rng: np.random.Generator) -> list[int]:
-    """Return slots that liars choose: neighbours, every other of a run, or any."""
+    """Return the liars' slots: neighbours, every other slot of a run, or any slots."""
     size = decoder.code.group_size
     start, kind = int(rng.integers(size)), rng.integers(3)
     if kind == 0:
@@ -107,7 +108,7 @@ def draw_liars(decoder: RealDecoder, count: int, rng: np.random.Generator) -> li
 
 
 def targets(scene: Scene, rng: np.random.Generator) -> list[int]:
-    """Return honest rows whose lies would look most like the liars', as many as there are liars, or fewer."""
+    """Return honest rows, at most as many as liars, whose lies would look most like the liars' lies."""
     room = len(scene.parity) - len(scene.liars)
     count = min(len(scene.liars), len(scene.honest), room)
     if count < 1:
@@ -119,14 +120,14 @@ def targets(scene: Scene, rng: np.random.Generator) -> list[int]:
     tried = [nearest, *(rng.choice(scene.honest, count, replace=False) for _ in range(NUM_SETS if count > 1 else 0))]
     if count == 1:
         tried = [np.array([row]) for row in scene.honest]
-    if rng.random() < 0.3:  # any, not the worst
+    if rng.random() < 0.3:  # choose any set, not the worst
         return sorted(tried[int(rng.integers(len(tried)))].tolist())
     columns = scene.parity.T[np.array([[*scene.liars, *rows] for rows in tried])]
     return sorted(tried[int(np.linalg.svd(columns, compute_uv=False)[:, -1].argmin())].tolist())
 
 
 def badly_conditioned(scene: Scene, rng: np.random.Generator) -> list[int]:
-    """Return k honest rows that tell little of the gradient."""
+    """Return k badly conditioned honest rows."""
     compression = scene.generator.shape[1]
     start = int(rng.integers(len(scene.honest)))
     neighbours = [scene.honest[(start + i) % len(scene.honest)] for i in range(compression)]
@@ -136,7 +137,7 @@ def badly_conditioned(scene: Scene, rng: np.random.Generator) -> list[int]:
 
 
 def interpolated(scene: Scene, rng: np.random.Generator) -> FloatArray:
-    """The shares of the gradient that k badly conditioned honest rows interpolate, or one that is farther off."""
+    """Send the shares of the gradient that k badly conditioned honest rows interpolate, or of one farther off."""
     rows = badly_conditioned(scene, rng)
     other = np.linalg.solve(scene.generator[rows], scene.shares[rows])
     truth = np.linalg.pinv(scene.generator[scene.honest]) @ scene.shares[scene.honest]
@@ -147,7 +148,7 @@ def interpolated(scene: Scene, rng: np.random.Generator) -> FloatArray:
 
 
 def near_codeword(scene: Scene, rng: np.random.Generator) -> FloatArray:
-    """One common vector, in proportions in which lies of honest rows would nearly have the same syndromes."""
+    """Add one common vector, scaled so that lies of honest rows could have nearly the same syndromes."""
     chosen = [*scene.liars, *targets(scene, rng)]
     vectors = np.linalg.svd(scene.parity[:, chosen])[2][: len(chosen)]
     weights = vectors[-1 - int(rng.integers(min(3, len(vectors))))][: len(scene.liars)]
@@ -157,7 +158,7 @@ def near_codeword(scene: Scene, rng: np.random.Generator) -> FloatArray:
 
 
 def several_codewords(scene: Scene, rng: np.random.Generator) -> FloatArray:
-    """The same with all small singular vectors, each in a direction of its own, and as large as hides it as well."""
+    """Do the same with all small singular vectors, each in its own direction and as large as it can be hidden."""
     chosen = [*scene.liars, *targets(scene, rng)]
     _, values, vectors = np.linalg.svd(scene.parity[:, chosen], full_matrices=False)
     count = int(rng.integers(1, len(values) + 1))
@@ -167,10 +168,10 @@ def several_codewords(scene: Scene, rng: np.random.Generator) -> FloatArray:
 
 
 def cheapest(scene: Scene, rng: np.random.Generator) -> FloatArray:
-    """What makes a chosen set of honest rows the best explanation: without them the others agree all but exactly.
+    """Make a chosen set of honest rows the best explanation: without them the other rows agree almost exactly.
 
-    The liars cancel what is left of honest noise without the targets, and add what hides there: in the directions that
-    the checks without the targets see least.
+    The liars cancel the honest noise that remains without the targets. They add lies in the directions to which the
+    checks without the targets are least sensitive.
     """
     checks = scene.unspanned(targets(scene, rng))
     seen = checks[:, list(scene.liars)]
@@ -183,7 +184,7 @@ def cheapest(scene: Scene, rng: np.random.Generator) -> FloatArray:
 
 
 def loud_and_quiet(scene: Scene, rng: np.random.Generator) -> FloatArray:
-    """Some liars shout, each its own vector; the others frame as one of the other families does."""
+    """Let some liars lie loudly, each with its own vector, and the others with one of the other families."""
     count = int(rng.integers(1, len(scene.liars))) if len(scene.liars) > 1 else 0
     loud = sorted(rng.choice(len(scene.liars), count, replace=False).tolist())
     quiet = [place for place in range(len(scene.liars)) if place not in loud]
@@ -205,10 +206,10 @@ FAMILIES: dict[str, Family] = {
 
 
 def worst_noise(scene: Scene, rng: np.random.Generator) -> FloatArray:
-    """Return honest noise just below rtol, (n, m), zero for liars, that helps them most.
+    """Return the honest noise just below rtol, (n, m), that helps the liars most. It is zero for the liars.
 
-    All of it in one direction, with signs such that it looks least like noise without the liars, or such that badly
-    conditioned rows bend the gradient most.
+    All noise has the same direction. Its signs maximise either the disagreement without the liars, or the error of the
+    gradient that badly conditioned rows determine.
     """
     if rng.random() < 0.5:
         rows = scene.honest
@@ -217,7 +218,7 @@ def worst_noise(scene: Scene, rng: np.random.Generator) -> FloatArray:
         rows = badly_conditioned(scene, rng)
         matrix = np.asarray(np.linalg.inv(scene.generator[rows]), np.float64)
     signs = np.sign(np.linalg.svd(matrix)[2][0])
-    for _ in range(20):  # of all signs, a local maximum of the norm of matrix @ signs
+    for _ in range(20):  # find a local maximum of the norm of matrix @ signs
         signs = np.sign(matrix.T @ (matrix @ signs) + 1e-9 * signs)
     weights = np.zeros(len(scene.shares))
     weights[rows] = signs * NEAR_RTOL * scene.decoder.rtol * scene.scale
@@ -226,18 +227,18 @@ def worst_noise(scene: Scene, rng: np.random.Generator) -> FloatArray:
 
 @dataclass(frozen=True)
 class Framing:
-    """An `Attack`: of several lies that the liars think of, the one with which they come off best.
+    """An `Attack` that tries several lies and uses the most successful one.
 
-    They know the decoder, and decode what they are about to bring about.
+    The liars know the decoder, and decode the result of each lie before they choose.
 
     Parameters
     ----------
     decoder : RealDecoder
         The decoder under attack.
     family : callable, optional
-        What they think of. Default: lies of any family.
+        The family of lies to try. Default: any family.
     num_tries : int
-        Lies that they think of.
+        The number of lies to try.
     """
 
     decoder: RealDecoder
@@ -261,7 +262,7 @@ class Framing:
         return best
 
     def _score(self, vectors: Tensor, liars: Sequence[int], lies: Tensor) -> int:
-        """Return how many honest slots are accused, less the liars that are named."""
+        """Return the number of accused honest slots minus the number of named liars."""
         sent = vectors.clone()
         sent[list(liars)] = lies
         decoded = self.decoder.decode(sent)

@@ -1,7 +1,7 @@
-"""What a round of every strategy costs at full size: server seconds, bytes, memory, and seconds on real networks.
+"""Measure a round of every strategy at full size: server seconds, bytes, memory, and computed seconds on real networks.
 
-Gradients are random numbers, so that models of any size can be had; all else is what a simulation runs: strategies,
-messages, attack. Each strategy has a process of its own, whose peak memory is shown: server and all nodes together.
+Gradients are random numbers, so that models may have any size. Everything else is as in a simulation: strategies,
+messages, attack. Each strategy runs in its own process, whose peak memory includes the server and all nodes.
 
     python benchmarks/full_size.py --dim 1000000
 """
@@ -33,12 +33,12 @@ from solon_fl.simulations.run.strategies import STRATEGIES
 from solon_fl.strategies import RoundReport
 from solon_fl.wire import to_array
 
-NOISE = 1_000_003  # numbers of which all gradients are made
-SPREAD = 0.3  # of the batches' gradients around the common one
+NOISE = 1_000_003  # number of random offsets from which the batches' noise is taken
+SPREAD = 0.3  # size of the batches' noise relative to the common vector
 
 
 class RandomGradients(ImageClient):
-    """Has gradients that look like those of batches: a common vector, and noise of each batch's own."""
+    """Computes gradients that resemble those of batches: a common vector, and different noise for each batch."""
 
     def __init__(self, scenario: Scenario, dim: int) -> None:
         super().__init__(scenario)
@@ -72,12 +72,12 @@ class RandomGradients(ImageClient):
 
 
 def run_one(strategy: str, attack: str, dim: int, rounds: int, downlink: DownlinkName) -> None:
-    """Run a strategy and print what its last round reported, and this process's peak memory, as JSON."""
+    """Run a strategy and print the costs of a round and the peak memory of this process, as JSON."""
     logging.disable(logging.CRITICAL)
     torch.set_num_threads(1)
     config = SolonConfig(num_nodes=100, byzantine=5, compression=10, group_size=20, downlink=downlink)
     told = None if attack == "none" else attack
-    # The momenta of all nodes are none of the server's memory.
+    # Keep the momenta of all nodes out of the measured memory.
     scenario = Scenario(config=config, strategy=strategy, attack=told, num_liars=5, momentum_at="server")
     client = RandomGradients(scenario, dim)
     reports: list[RoundReport] = []
@@ -91,7 +91,8 @@ def run_one(strategy: str, attack: str, dim: int, rounds: int, downlink: Downlin
         step = torch.from_numpy(result.arrays["weight"].numpy()).double()
         honest = client._mean([Batch(0, 1, number) for number in range(100)]).double()
         assert float(torch.corrcoef(torch.stack([-step, honest]))[0, 1]) > 0.5, "the step is not along the gradient"
-    seconds = [report.seconds_aggregating + report.seconds_stepping for report in reports[1:]]  # the first sends all
+    # The first round is left out, because it sends the whole model.
+    seconds = [report.seconds_aggregating + report.seconds_stepping for report in reports[1:]]
     print(
         json.dumps(
             {
@@ -107,16 +108,14 @@ def run_one(strategy: str, attack: str, dim: int, rounds: int, downlink: Downlin
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dim", type=int, default=1_000_000, help="d, numbers of a gradient (default: %(default)s)")
+    parser.add_argument("--dim", type=int, default=1_000_000, help="d, the length of a gradient (default: %(default)s)")
     parser.add_argument("--strategies", default=",".join(STRATEGIES), help="comma-separated (default: all)")
-    parser.add_argument("--attack", default="reverse", help="or none, or another (default: %(default)s)")
+    parser.add_argument("--attack", default="reverse", help='the attack, or "none" (default: %(default)s)')
     parser.add_argument(
-        "--rounds", type=int, default=3, help="after the first; the quickest counts (default: %(default)s)"
+        "--rounds", type=int, default=3, help="rounds after the first; the fastest counts (default: %(default)s)"
     )
-    parser.add_argument("--batch-seconds", type=float, default=0.4, help="of one batch (default: %(default)s)")
-    parser.add_argument(
-        "--downlink", default="full,delta", help="the model's ways down, comma-separated (default: %(default)s)"
-    )
+    parser.add_argument("--batch-seconds", type=float, default=0.4, help="seconds per batch (default: %(default)s)")
+    parser.add_argument("--downlink", default="full,delta", help="downlinks, comma-separated (default: %(default)s)")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     strategies = arguments.strategies.split(",")
@@ -126,7 +125,7 @@ def main() -> None:
     console = Console(width=130)
     console.print(
         f"P = 100, d = {arguments.dim:,}, attack {arguments.attack}, 5 liars; Solon with r = 20, s = 5, k = 10; "
-        f"{arguments.batch_seconds} s a batch; one thread, best of {arguments.rounds} rounds. "
+        f"{arguments.batch_seconds} s per batch; one thread, best of {arguments.rounds} rounds. "
         f"torch {torch.__version__}, Python {platform.python_version()}, {platform.processor() or platform.machine()}",
         soft_wrap=True,
         highlight=False,

@@ -1,17 +1,17 @@
-"""Ask a GPU whether all is right and how long it takes, in under six minutes.
+"""Check and time the package on a GPU, in under six minutes.
 
-Eight parts, each for itself; one that fails says why, the others go on, and the exit status is 1:
-  encode, decode       times beside a copy and the way to the host; the shares are compared with the CPU's
-  one batch and many   a batch of ResNet-18 beside r of them
-  bits                 one gradient twice; a run with liars and without
-  mixed nodes          the float noise between nodes on the device and on the CPU
+There are eight independent parts. If one fails, it prints the reason, the others go on, and the exit status is 1:
+  encode, decode       times against a copy and a transfer to the host; compares the shares with the CPU's
+  one batch and many   time of r batches of ResNet-18 against one
+  bits                 one gradient computed twice; a run with liars and a run without
+  mixed nodes          the float noise between nodes on the device and nodes on the CPU
   batteries            trials of decoding_accuracy.py and framing.py, with all codes on the device
   tests                tests/coding and tests/clients on the device
-  paper-cifar10        rounds of it, for as long as time remains
+  paper-cifar10        rounds of this comparison, for the remaining time
 
     python -m benchmarks.gpu_check                            one CUDA GPU; writes gpu-check.json
     python -m benchmarks.gpu_check --data-dir cifar-10-batches-py
-    python -m benchmarks.gpu_check --device cpu --small       whether the program runs, where there is no GPU
+    python -m benchmarks.gpu_check --device cpu --small       test the program itself without a GPU
 """
 
 import argparse
@@ -29,16 +29,16 @@ from rich.table import Table
 
 from benchmarks.gpu_parts import PARTS, Asked, Findings
 
-SHORTEST = 5.0  # seconds: a part is not begun with less
+SHORTEST = 5.0  # seconds; with less time left, no part is started
 
 
 def name_of(device: torch.device) -> str:
-    """Return the device's name, for a person."""
+    """Return the human-readable name of the device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({platform.machine()})"
 
 
 def run_part(name: str, asked: Asked, console: Console) -> dict[str, Findings] | str:
-    """Run a part and print what it finds; returns that, or why it failed."""
+    """Run a part and print its findings; return them, or the reason for its failure."""
     if asked.left < SHORTEST:
         return "left out: time is up"
     started, found = time.monotonic(), dict[str, Findings]()
@@ -60,17 +60,19 @@ def run_part(name: str, asked: Asked, console: Console) -> dict[str, Findings] |
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run what the command line asks for; returns the exit status."""
+    """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda", help="of torch; default cuda")
-    parser.add_argument("--seconds", type=float, default=340, help="for all of it; default 340")
-    parser.add_argument("--data-dir", type=Path, help="folder of CIFAR-10; default: images of noise")
-    parser.add_argument("--output", type=Path, default=Path("gpu-check.json"), help="default gpu-check.json")
-    parser.add_argument("--small", action="store_true", help="as little as possible")
+    parser.add_argument("--device", default="cuda", help="torch device; default cuda")
+    parser.add_argument("--seconds", type=float, default=340, help="time limit for all parts; default 340")
+    parser.add_argument("--data-dir", type=Path, help="CIFAR-10 folder; default: images of noise")
+    parser.add_argument(
+        "--output", type=Path, default=Path("gpu-check.json"), help="results as JSON; default gpu-check.json"
+    )
+    parser.add_argument("--small", action="store_true", help="do as little as possible")
     chosen = parser.parse_args(arguments)
     device = torch.device(chosen.device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        print(f"no GPU here: torch {torch.__version__} finds no CUDA device; nothing was checked")
+        print(f"no GPU here: torch {torch.__version__} finds no CUDA device; nothing was checked.")
         return 0
     asked = Asked(device, chosen.small, time.monotonic() + chosen.seconds, chosen.data_dir)
     about = {
@@ -84,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
     found = {name: run_part(name, asked, console) for name in PARTS}
     chosen.output.write_text(json.dumps({**about, "parts": found}, indent=1, default=str) + "\n")
     failed = [name for name, findings in found.items() if isinstance(findings, str)]
-    console.print(f"{about['device']}: {len(PARTS) - len(failed)} of {len(PARTS)} parts are right; {chosen.output}")
+    console.print(f"{about['device']}: {len(PARTS) - len(failed)} of {len(PARTS)} parts passed; {chosen.output}")
     for name in failed:
         console.print(f"{name}: {found[name]}", markup=False)
     return 1 if failed else 0

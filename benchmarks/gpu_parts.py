@@ -1,4 +1,4 @@
-"""The parts of benchmarks/gpu_check.py: each asks a device one thing, and returns what it found or raises."""
+"""The parts of benchmarks/gpu_check.py. Each checks one thing on a device, and yields its findings or raises."""
 
 import os
 import pickle
@@ -41,7 +41,7 @@ ROOT = Path(__file__).parents[1]
 R, K, S = 20, 10, 5
 LIARS = (1, 4, 7, 12, 19)
 RIGHT = (DecodeStatus.CLEAN, DecodeStatus.CORRECTED)
-NOT_IN_COPIES = (  # what these assert of memory does not hold where on_device copies
+NOT_IN_COPIES = (  # these make assertions about memory that fail where on_device copies
     "tests/coding/exact/test_exact_code.py::test_shares_of_the_chunks_are_views",
     "tests/coding/exact/test_exact_decoder.py::test_where_shares_disagreed_is_looked_at_first",
 )
@@ -50,23 +50,23 @@ CONTEXT = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_c
 
 
 class WrongError(Exception):
-    """The device computes something that it must not."""
+    """The device computed a wrong result."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked.
+    """The settings of a check.
 
     Attributes
     ----------
     device : device
-        Where to compute.
+        The device to compute on.
     small : bool
-        Whether to do as little as possible, to see that it runs.
+        Whether to do as little as possible, just to test the program.
     ends : float
-        When all must be done, on the clock of time.monotonic.
+        The deadline for all parts, in terms of `time.monotonic`.
     data_dir : Path, optional
-        CIFAR-10.
+        The CIFAR-10 folder.
     """
 
     device: torch.device
@@ -76,21 +76,21 @@ class Asked:
 
     @property
     def left(self) -> float:
-        """Seconds."""
+        """The seconds left."""
         return self.ends - time.monotonic()
 
     @property
     def network(self) -> str:
-        """The network that is trained: an entry of MODELS."""
+        """The name of the network to train."""
         return "cnn" if self.small else "resnet18"
 
     @property
     def dims(self) -> tuple[int, ...]:
-        """Lengths of gradients."""
+        """The lengths of gradients to test."""
         return (20_000,) if self.small else (1_000_000, 11_000_000, 100_000_000)
 
     def milliseconds(self, work: Callable[[], object], times: int = 7) -> float:
-        """Return how long the quickest of some runs took, after one that is not counted."""
+        """Return the milliseconds of the fastest of several runs, after a warm-up."""
         taken = []
         for _ in range(1 + (1 if self.small else times)):
             self.wait()
@@ -101,13 +101,13 @@ class Asked:
         return round(1e3 * min(taken[1:]), 4)
 
     def wait(self) -> None:
-        """Wait until the device has done all."""
+        """Wait until the device has finished its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
 
 def encoding(asked: Asked) -> Iterator[tuple[str, Findings]]:
-    """Encode against a copy of the gradient on the device, and the share's way to the host."""
+    """Time encoding against a copy of the gradient on the device and a transfer of the share to the host."""
     codes: dict[str, Code] = {
         "fourier": FourierCode(group_size=R, compression=K),
         "exact": ExactCode(group_size=R, compression=K),
@@ -122,7 +122,7 @@ def encoding(asked: Asked) -> Iterator[tuple[str, Findings]]:
             encode = asked.milliseconds(partial(code.encode, gradient, R - 1))
             error = _distance(share.cpu(), code.encode(gradient.cpu(), R - 1))
             if error > (1e-6 if name == "fourier" else 0):
-                raise WrongError(f"a share of d={dim} is {error:.1e} from the CPU's, code {name}")
+                raise WrongError(f"a share differs by {error:.1e} from the CPU's; d={dim}, code {name}")
             yield (
                 f"{name}, d={dim}",
                 {
@@ -136,7 +136,7 @@ def encoding(asked: Asked) -> Iterator[tuple[str, Findings]]:
 
 
 def decoding(asked: Asked) -> Iterator[tuple[str, Findings]]:
-    """Decode on the device, with and without five liars."""
+    """Decode on the device, without liars and with five."""
     exact, fourier = ExactCode(group_size=R, compression=K), FourierCode(group_size=R, compression=K)
     decoders: list[Decoder] = [RealDecoder(fourier, byzantine=S), ExactDecoder(exact, byzantine=S)]
     for dim in asked.dims[:2]:
@@ -149,10 +149,10 @@ def decoding(asked: Asked) -> Iterator[tuple[str, Findings]]:
             decoded = decoder.decode(shares, dim=dim)
             named = decoded.corrupt_slots or decoded.different_slots
             if decoded.gradient is None or named != LIARS:
-                raise WrongError(f"{decoder!r} says {decoded.status}, names {named} in place of {LIARS}, d={dim}")
+                raise WrongError(f"{decoder!r} returns {decoded.status} and names {named} instead of {LIARS}; d={dim}")
             error = float((decoded.gradient - gradient).norm() / gradient.norm())
             if error > (1e-5 if decoder.code is fourier else 0):
-                raise WrongError(f"{decoder!r} is {error:.1e} off, d={dim}")
+                raise WrongError(f"{decoder!r} has a relative error of {error:.1e}; d={dim}")
             yield (
                 f"{type(decoder).__name__}, d={dim}",
                 {
@@ -164,7 +164,7 @@ def decoding(asked: Asked) -> Iterator[tuple[str, Findings]]:
 
 
 def batches(asked: Asked) -> Iterator[tuple[str, Findings]]:
-    """Time one batch against r of them, and one of their size: what redundancy costs a node."""
+    """Time one batch against r batches, and against one batch of r times the size: a node's cost of redundancy."""
     model = build_model(asked.network, (3, 32, 32), 10, 0).to(asked.device)
     size, number = (2, 3) if asked.small else (32, R)
     inputs = torch.randn(number * size, 3, 32, 32, device=asked.device)
@@ -190,7 +190,7 @@ def batches(asked: Asked) -> Iterator[tuple[str, Findings]]:
 
 
 class Classifier(SolonClientMixin):
-    """Learns random labels of random images; chosen nodes compute on the CPU."""
+    """Learns random labels of random images. The nodes in `on_cpu` compute on the CPU."""
 
     def __init__(self, asked: Asked, on_cpu: range = range(0)) -> None:
         self.asked, self.on_cpu = asked, on_cpu
@@ -214,7 +214,7 @@ class Classifier(SolonClientMixin):
 
 
 def bits(asked: Asked) -> Iterator[tuple[str, Findings]]:
-    """Compute one gradient twice, and all digests of its shares; train with and without liars, to the same bits."""
+    """Check that two runs of one gradient, and training with and without liars, produce the same bits."""
     model = build_model(asked.network, (3, 32, 32), 10, 0)
     names, code = buffer_names(model), FourierCode(group_size=R, compression=K)
     found = []
@@ -226,7 +226,7 @@ def bits(asked: Asked) -> Iterator[tuple[str, Findings]]:
     one, other, on_cpu = found
     digests = [share_digests(code, gradient, b"key") for gradient in (one, other)]
     if not torch.equal(one, other) or digests[0] != digests[1]:
-        raise WrongError("two runs of one gradient differ in their bits, or their digests do")
+        raise WrongError("two runs of one gradient differ in their bits or digests")
     yield "one gradient, twice", {"bits": "equal", "digests": "equal", "from the CPU's": _distance(one.cpu(), on_cpu)}
 
     digests_of_runs = {}
@@ -239,13 +239,13 @@ def bits(asked: Asked) -> Iterator[tuple[str, Findings]]:
         result = strategy.start(InProcessGrid(app, nodes), _record(model), num_rounds=2, timeout=200)
         digests_of_runs[model_sha256(result.arrays)] = round(time.monotonic() - started, 2)
     if len(digests_of_runs) != 1:
-        raise WrongError(f"{len(liars)} liars of {nodes} change bits of the model, with code exact")
+        raise WrongError(f"{len(liars)} liars of {nodes} nodes change bits of the model with code='exact'")
     ((digest, seconds),) = digests_of_runs.items()
     yield f"two rounds, {len(liars)} of {nodes} lie", {"model": f"{digest[:16]}, as without them", "seconds": seconds}
 
 
 def mixed(asked: Asked) -> Iterator[tuple[str, Findings]]:
-    """Calibrate nodes of which some compute on the device, and some on the CPU."""
+    """Calibrate nodes, some of which compute on the device and some on the CPU."""
     model = build_model(asked.network, (3, 32, 32), 10, 0)
     config = SolonConfig(num_nodes=6, byzantine=1, compression=4, batches_per_group=2)
     app = Classifier(asked, on_cpu=range(1, 4)).client_app()
@@ -299,12 +299,12 @@ def trials(asked: Asked) -> Iterator[tuple[str, Findings]]:
             if hasattr(tally, what)
         }
         if any(wrong.values()):
-            raise WrongError(f"{name}: {wrong} of {number} trials")
+            raise WrongError(f"{name}: errors in {number} trials: {wrong}")
         yield name, {"trials": number, "decodes on the device": moved["decode"], **wrong}
 
 
 def tests(asked: Asked) -> Iterator[tuple[str, Findings]]:
-    """Run the tests of coding with all codes on the device, and those of clients, which take it by themselves."""
+    """Run the tests of coding with all codes on the device, and those of clients, which use it by themselves."""
     chosen = ["tests/coding/exact/test_exact_code.py"] if asked.small else ["tests/coding", "tests/clients"]
     processes = [] if asked.small else ["-n", str(min(8, os.cpu_count() or 1))]
     command = [sys.executable, "-m", "pytest", "-q", "--tb=line", "-p", "no:cacheprovider", *processes]
@@ -324,12 +324,12 @@ def tests(asked: Asked) -> Iterator[tuple[str, Findings]]:
     failed = re.findall(r"^(?:FAILED|ERROR) (.*)$", done.stdout, re.M)
     passed, moved = re.search(r"(\d+) passed", done.stdout), re.search(r"^on .*decodes$", done.stdout, re.M)
     if done.returncode or not (passed and moved):
-        raise WrongError(f"pytest ends with {done.returncode}: {failed or (done.stdout + done.stderr)[-2000:]}")
+        raise WrongError(f"pytest exits with {done.returncode}: {failed or (done.stdout + done.stderr)[-2000:]}")
     yield " and ".join(chosen), {"passed": int(passed[1]), "calls": moved[0]}
 
 
 def paper(asked: Asked) -> Iterator[tuple[str, Findings]]:
-    """Train the comparison paper-cifar10's Solon, with liars, for as long as time remains."""
+    """Train Solon as in the comparison paper-cifar10, with liars, for the remaining time."""
     with _cifar10(asked.data_dir) as folder:
         scenario = load_comparison("paper-cifar10", {"scenario": {"data_dir": str(folder)}}).scenario
         scenario = replace(scenario, strategy="solon", attack="reverse")
@@ -343,16 +343,16 @@ def paper(asked: Asked) -> Iterator[tuple[str, Findings]]:
             records.append(record)
             ends.append(time.monotonic())
             if asked.left < 5:
-                raise KeyboardInterrupt  # ends the run in good order
+                raise KeyboardInterrupt  # ends the run cleanly
 
         with suppress(Stopped):
             simulate(scenario, note)
         if len(ends) < 2:
-            raise WrongError("no round was finished in time; give more --seconds")
+            raise WrongError("no round was finished in time; increase --seconds")
         reports = [record.report for record in records if record.report]
         failed = [group for report in reports for group in report.groups if group.status not in RIGHT]
         if failed:
-            raise WrongError(f"{len(failed)} groups failed, the first is {failed[0]}")
+            raise WrongError(f"{len(failed)} groups failed; the first is {failed[0]}")
         yield (
             "CIFAR-10" if asked.data_dir else "images of noise in CIFAR-10's place",
             {
@@ -365,7 +365,7 @@ def paper(asked: Asked) -> Iterator[tuple[str, Findings]]:
 
 @contextmanager
 def _cifar10(data_dir: Path | None) -> Iterator[Path]:
-    """Give the folder of CIFAR-10, or of images of noise in its format: their labels can't be learnt."""
+    """Yield the CIFAR-10 folder, or one with images of noise in the same format, whose labels can't be learnt."""
     if data_dir is not None:
         yield data_dir
         return
@@ -383,7 +383,7 @@ def _record(model: nn.Module) -> ArrayRecord:
 
 
 def _distance(one: Tensor, other: Tensor) -> float:
-    """Return how far one vector is from another, relative to that; 0 if not a bit differs."""
+    """Return the distance between two vectors relative to the norm of the second; 0 if all bits are equal."""
     if torch.equal(one.view(torch.int32), other.view(torch.int32)):
         return 0.0
     return float((one.double() - other.double()).norm() / other.double().norm()) or float("nan")

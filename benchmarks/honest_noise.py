@@ -1,18 +1,19 @@
-"""How far honest shares are apart: what rtol has to be above, measured with real gradients on this machine.
+"""Measure how far apart honest shares are, and so the lower limit of rtol, with real gradients on this machine.
 
-Gradients of networks on Fashion-MNIST, the mean of r batches of 32, first with the initial weights and then with those
-after some steps of training. They are computed again in other ways, and encoded. What is compared, in units of the k-th
-smallest norm of a share, as rtol is, is the largest distance of any slot's shares.
+The gradients are those of networks on Fashion-MNIST, the mean of several batches of 32, with the initial weights and
+after some steps of training. They are computed again in other ways and encoded. The table shows the largest distance
+between two shares of a slot, relative to the k-th smallest norm of a share, as rtol is.
 
 columns of the table:
-  k            r is 2k, as with s = k / 2
-  encode       float32 shares of the gradient, against its shares in float64: nothing that honest nodes can avoid
-  again        computed again, the same way; 0 is bit by bit
-  threads      with 2 threads for 1
+  trained      number of training steps
+  k            k of the code; r is 2k, as with s = k / 2
+  encode       float32 shares against float64 shares of the same gradient, which honest nodes can't avoid
+  again        computed again in the same way; 0 means equal bit for bit
+  threads      with 2 threads instead of 1
   strict       with torch.use_deterministic_algorithms
-  order        the batches added up in the opposite order
-  kernels      with torch's own kernels in place of oneDNN's
-  per 1e-6     the largest of all, with what encoding adds, by rtol's default
+  order        with the batches added up in reverse order
+  kernels      with torch's own kernels instead of oneDNN's
+  per 1e-6     the largest of these five plus that of encode, relative to rtol's default
 
 examples:
   python benchmarks/honest_noise.py --models mlp,cnn     in a minute or two
@@ -42,7 +43,7 @@ WAYS = ("again", "threads", "strict", "order", "kernels")
 
 
 def gradient_of(model: nn.Module, dataset: Dataset, batches: Sequence[int]) -> Tensor:
-    """Return the mean gradient of these batches, added up in that order, as nodes compute it."""
+    """Return the mean gradient of these batches, added up in this order, as a node computes it."""
     model.zero_grad()
     for batch in batches:
         chosen = np.random.default_rng(batch).integers(len(dataset.train_labels), size=BATCH_SIZE)
@@ -57,7 +58,7 @@ def gradient_of(model: nn.Module, dataset: Dataset, batches: Sequence[int]) -> T
 def computing(way: str) -> Iterator[None]:
     threads, enabled = torch.get_num_threads(), torch.backends.mkldnn.enabled
     torch.set_num_threads(2 if way == "threads" else threads)
-    setattr(torch.backends.mkldnn, "enabled", way != "kernels")  # noqa: B010 - types don't show that it can be set
+    setattr(torch.backends.mkldnn, "enabled", way != "kernels")  # noqa: B010 - the stubs lack the setter
     try:
         with strictly_deterministic(way == "strict"):
             yield
@@ -67,7 +68,7 @@ def computing(way: str) -> Iterator[None]:
 
 
 def distances(gradient: Tensor, others: dict[str, Tensor], compression: int) -> dict[str, float]:
-    """Return the largest relative distance of shares, of any slot, by what was done in another way."""
+    """Return the largest relative distance of a slot's shares for each other way of computing."""
     code = FourierCode(group_size=2 * compression, compression=compression)
     slots = range(code.group_size)
     shares = [code.encode(gradient, slot).double() for slot in slots]
@@ -109,8 +110,8 @@ def rows_of(name: str, dataset: Dataset, num_batches: int, steps: int) -> Iterat
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default="mlp,cnn,resnet18", help="names of networks; default mlp,cnn,resnet18")
-    parser.add_argument("--batches", type=int, default=10, help="that a gradient is the mean of; default 10")
-    parser.add_argument("--steps", type=int, default=200, help="of training before the second half; default 200")
+    parser.add_argument("--batches", type=int, default=10, help="batches per gradient; default 10")
+    parser.add_argument("--steps", type=int, default=200, help="training steps before the second half; default 200")
     arguments = parser.parse_args()
     if min(arguments.batches, arguments.steps) < 1:
         parser.error(f"--batches and --steps must be at least 1; got {arguments.batches} and {arguments.steps}")

@@ -1,7 +1,7 @@
-"""Codes that compute on a device what they are given on the CPU, for tests and trials that know of no device.
+"""Run codes and decoders on a device, for tests and trials whose tensors are on the CPU.
 
 As a pytest plugin:  SOLON_DEVICE=cuda python -m pytest -p benchmarks.on_device tests/coding
-With SOLON_DEVICE=cpu, a stand-in, they compute in copies.
+SOLON_DEVICE=cpu is a substitute that computes on copies.
 """
 
 import os
@@ -28,7 +28,7 @@ _moved = Counter[str]()
 
 @contextmanager
 def on_device(device: torch.device) -> Iterator[Counter[str]]:
-    """Let all codes and decoders compute there, and return the results on the CPU; yields how often they did."""
+    """Make all codes and decoders compute on the device and return results on the CPU; yield the number of calls."""
     encode, decode, moved = Code.encode, Decoder.decode, Counter[str]()
 
     def there(value: Any) -> Any:

@@ -1,12 +1,12 @@
-"""Five of six nodes lie from round 3 on: Solon with a referee, and everything else that six nodes can run.
+"""Run Solon with a referee, and all other strategies that accept it, with six nodes, five of which lie from round 3 on.
 
-Solon: r = 6, s = 5, k = 5, with digests and the exact code (without digests k = 1); the referee is one more honest
-client, in the server's process. For each attack the rounds of the run are printed beside those of a run in which nobody
-lies: whom the referee convicted, how often it computed the group's batches, and the models' SHA-256. The others are
-told of five liars, and see the same batches; those that can't bear so many say so and are not run.
+Solon has r = 6, s = 5, k = 5, with digests and the exact code (k = 1 without digests). The referee is one more honest
+client in the server's process. For each attack, a table compares the run's rounds with those of a run without liars. It
+shows the nodes that the referee convicted, its computations, and the models' SHA-256. The other strategies are
+configured for five liars and see the same batches. Those that do not accept so many print the reason and do not run.
 
-columns of the last table: the accuracies after the last round, without an attack and under each; and how often the
-referee computed the group's batches under each, every time as one more node would.
+columns of the last table: the accuracy after the last round, without an attack and under each attack; and how often the
+referee computed the group's batches under each attack, each time at the cost of one more node.
 
 examples:
   python -m benchmarks.referee
@@ -27,29 +27,29 @@ from solon_fl.errors import ConfigurationError
 from solon_fl.simulations import STRATEGIES, Outcome, Scenario, simulate
 
 NODES, LIARS, COMPRESSION = 6, 5, 5
-FIRST_LIE = 3  # round
-DIGITS = 12  # of a SHA-256
+FIRST_LIE = 3  # the first round in which nodes lie
+DIGITS = 12  # digits shown of a SHA-256
 OURS = "solon-referee-digest"
 
 console = Console(width=110)
 
 
 def scenario_of(strategy: str, attack: str | None, rounds: int) -> Scenario:
-    """Return one run; what a config says of a referee is nothing to other strategies than Solon's."""
+    """Return the scenario of one run. Strategies other than Solon ignore the config's referee."""
     ours = STRATEGIES[OURS].settings
     settings = STRATEGIES[strategy].settings if STRATEGIES[strategy].client == "solon" else ours
-    compression = COMPRESSION if settings == ours else 1  # others need the larger groups the larger it is
+    compression = COMPRESSION if settings == ours else 1  # other settings need larger groups for a larger one
     config = SolonConfig(num_nodes=NODES, byzantine=LIARS, compression=compression, code="exact", **settings)
     return Scenario(config=config, strategy=strategy, attack=attack, attack_from=FIRST_LIE, rounds=rounds)
 
 
 def times(number: int) -> str:
-    """Return how often, in words."""
+    """Return a number of times in words."""
     return "once" if number == 1 else f"{number} times"
 
 
 def show_rounds(attacked: Outcome, honest: Outcome) -> None:
-    """Print a table of Solon's rounds beside those of the honest run, but for those in which nothing is new."""
+    """Print a table of Solon's rounds beside those of the honest run, without rounds in which nothing changes."""
     table = Table(title=f"{attacked.scenario.attack} from round {FIRST_LIE} on, nodes {sorted(attacked.liars)} lie")
     for heading in ("round", "nodes asked", "referee", "convicted", "accuracy", "SHA-256", "when nobody lies"):
         table.add_column(heading)
@@ -65,14 +65,14 @@ def show_rounds(attacked: Outcome, honest: Outcome) -> None:
     console.print(table)
     same = all(a.model_sha256 == b.model_sha256 for a, b in zip(attacked.records, honest.records, strict=True))
     console.print(
-        f"{'No bit differs' if same else 'BITS DIFFER'} after any of {len(attacked.reports)} rounds; the referee "
+        f"{'No bits differ' if same else 'BITS DIFFER'} after any of the {len(attacked.reports)} rounds; the referee "
         f"computed {times(attacked.referee_computations)} and convicted {len(attacked.convicted & attacked.liars)} of "
         f"{len(attacked.liars)} liars and {len(attacked.convicted - attacked.liars)} honest nodes.\n"
     )
 
 
 def run_all(attacks: list[str], rounds: int) -> tuple[dict[str, list[Outcome]], dict[str, str]]:
-    """Return the runs of every strategy, without an attack first, and why the others refuse so many liars."""
+    """Return each strategy's runs, the one without an attack first, and the reasons why strategies refuse to run."""
     runs: dict[str, list[Outcome]] = {}
     refusals: dict[str, str] = {}
     for name, strategy in STRATEGIES.items():
@@ -86,7 +86,7 @@ def run_all(attacks: list[str], rounds: int) -> tuple[dict[str, list[Outcome]], 
 
 
 def rows_of(runs: dict[str, list[Outcome]]) -> list[list[str]]:
-    """Return a row of the last table for each strategy."""
+    """Return the rows of the last table, one per strategy."""
     rows = []
     for name, outcomes in runs.items():
         accuracies = [f"{outcome.accuracy:.1%}{' (broke off)' * bool(outcome.error)}" for outcome in outcomes]
@@ -98,8 +98,8 @@ def rows_of(runs: dict[str, list[Outcome]]) -> list[list[str]]:
 def main() -> None:
     """Run everything and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=40, help="of every run; default 40")
-    parser.add_argument("--attacks", default="reverse,alie,foe", help="default reverse,alie,foe")
+    parser.add_argument("--rounds", type=int, default=40, help="rounds of every run; default 40")
+    parser.add_argument("--attacks", default="reverse,alie,foe", help="of all runs; default reverse,alie,foe")
     arguments = parser.parse_args()
     attacks = arguments.attacks.split(",")
     torch.set_num_threads(1)

@@ -1,6 +1,6 @@
-"""Peak memory of the server in every round of a long run, in units of the model. Linux only.
+"""Measure the server's peak memory in every round of a long run, in units of the model. Linux only.
 
-Nodes are played by a Grid that hands out copies of shares encoded beforehand, so that what is measured is the server.
+A Grid plays the nodes and returns copies of shares encoded in advance, so that only the server's memory is measured.
 
     python benchmarks/server_memory.py --dim 1000000 --rounds 200
 """
@@ -23,7 +23,7 @@ from solon_fl.wire import to_array
 
 
 class SharesReady(InProcessGrid):
-    """Answers every task with a fresh copy of its slot's share of one gradient; some slots of each group lie."""
+    """Answers every task with a new copy of its slot's share of one gradient. Some slots of each group lie."""
 
     def __init__(self, config: SolonConfig, gradient: Tensor) -> None:
         super().__init__(ClientApp(), config.num_nodes)
@@ -33,12 +33,12 @@ class SharesReady(InProcessGrid):
         self.liars = set(range(config.byzantine))
 
     def _handle(self, message: Message) -> Message:
-        task = message.content[TASK]  # config_records would tie the message into a cycle, which lives on for a while
+        task = message.content[TASK]  # config_records would create a reference cycle, which keeps the message alive
         assert isinstance(task, ConfigRecord)
         slot = task["slot"]
         assert isinstance(slot, int)
         share = self.lie if slot in self.liars else self.shares[slot]
-        data = bytes(bytearray(share.data))  # as if it had just come over the network
+        data = bytes(bytearray(share.data))  # a new copy, as if it came over the network
         array = Array(dtype=share.dtype, shape=tuple(share.shape), stype=share.stype, data=data)
         return Message(RecordDict({SHARE: ArrayRecord({SHARE: array})}), reply_to=message)
 
@@ -52,9 +52,9 @@ def status(field: str) -> int:
 
 
 def measure(config: SolonConfig, dim: int, rounds: int, momentum: float = 0.0) -> list[int]:
-    """Return the peak of every round in bytes above what the process had before the run.
+    """Return the peak of every round, in bytes above the memory of the process before the run.
 
-    A run with a tiny model comes first: what torch and Flower load with their first round is not the server's.
+    A run with a tiny model comes first, so that the memory that torch and Flower take in their first round is excluded.
     """
     if dim > 1000:
         measure(config, 1000, 2, momentum)
@@ -67,7 +67,7 @@ def measure(config: SolonConfig, dim: int, rounds: int, momentum: float = 0.0) -
         assert len(report.corrupt_nodes) == config.byzantine * config.num_groups
         assert report.failed_groups == ()
         peaks.append(status("VmHWM") - baseline)
-        reset.write_text("5")  # the high-water mark falls to the present
+        reset.write_text("5")  # resets the high-water mark to the current memory
 
     optimizer = partial(torch.optim.SGD, lr=0.01, momentum=momentum)
     strategy = SolonStrategy(config, optimizer, on_round=note)
@@ -79,7 +79,7 @@ def measure(config: SolonConfig, dim: int, rounds: int, momentum: float = 0.0) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dim", type=int, default=1_000_000, help="d, numbers in the model (float32)")
+    parser.add_argument("--dim", type=int, default=1_000_000, help="d, the number of entries of the model (float32)")
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--nodes", type=int, default=20)
     parser.add_argument("--byzantine", type=int, default=5)

@@ -1,10 +1,9 @@
-"""What encoding and decoding cost beside a copy, an average and the robust aggregators, measured in one run.
+"""Time encoding and decoding against a copy, an average and the robust aggregators, in one run.
 
-Times of one machine mean little on another, and on a busy one not even much there: so operations take turns, the
-quickest run of each counts, and beside it stands its ratio to a plain copy of the same shares. What a timed operation
-returned is checked after it.
+Absolute times depend on the machine and on its load. So the operations take turns, the fastest run of each counts, and
+its ratio to a plain copy of the same shares is shown beside it. The result of every timed operation is checked.
 
-    python -m benchmarks.speed                              all of it, some 15 minutes and 12 GB
+    python -m benchmarks.speed                              everything, some 15 minutes and 12 GB
     python -m benchmarks.speed --dims 1e5,1e6 --codes 10,6,2 --kinds exact --seconds 1
     python -m benchmarks.speed --check benchmarks/baseline.json
 """
@@ -44,14 +43,14 @@ DIMS = "1e5,1e6,1.1e7,1e8"
 LIES = ("decode, s lie", "decode, s lie in one bit")
 OURS = ("encode", "decode, nobody lies", *LIES, "decode, s missing", "a group's replies")
 LOCATED = ((20, 40), (60, 20))  # k, s of groups of 100
-SLACK = 1.5  # times the baseline's ratio: what `--check` takes for noise
-LARGEST_CHECKED = 2e7  # d
-ATTEMPTS = 3  # of `--check`, for what seems too slow
+SLACK = 1.5  # `--check` accepts ratios up to SLACK x the baseline's as noise
+LARGEST_CHECKED = 2e7  # the largest d for `--check`
+ATTEMPTS = 3  # attempts of `--check` if something seems too slow
 
 
 @dataclass(frozen=True)
 class Row:
-    """One operation at one size: seconds of its quickest run, and how often it ran."""
+    """One operation at one size: the seconds of its fastest run, and the number of runs."""
 
     r: int
     k: int
@@ -69,7 +68,7 @@ class Row:
 
 
 def measure(operations: dict[str, Operation], seconds: float, device: str) -> dict[str, tuple[float, int]]:
-    """Run the operations in turns, each for `seconds` or once, and return each's least seconds and number of runs."""
+    """Run the operations in turns, each for `seconds` but at least once; return its fastest time and number of runs."""
     taken: dict[str, list[float]] = {name: [] for name in operations}
     while waiting := [name for name in operations if sum(taken[name]) < seconds]:
         for name in waiting:
@@ -85,13 +84,13 @@ def measure(operations: dict[str, Operation], seconds: float, device: str) -> di
 
 
 def synchronize(device: str) -> None:
-    """Wait for the GPU."""
+    """Wait until the GPU has finished."""
     if device != "cpu":
         torch.cuda.synchronize()
 
 
 def measure_coding(kind: str, case: Case, seconds: float) -> list[Row]:
-    """Return a row for everything that Solon does, and for what it is measured against."""
+    """Return a row for each of Solon's operations and for each reference operation."""
     return _rows(kind, case, case.coding(), seconds)
 
 
@@ -101,7 +100,7 @@ def _rows(kind: str, case: Case, operations: dict[str, Operation], seconds: floa
 
 
 def measure_case(kind: str, case: Case, seconds: float) -> list[Row]:
-    """Return a row for every operation that there is memory for."""
+    """Return a row for every operation for which there is enough memory."""
     device = case.gradient.device.type
     result = measure_coding(kind, case, seconds)
     if device == "cpu" and 5 * 4 * case.r * case.dim < available_memory():  # Flower's aggregators hold several copies
@@ -113,7 +112,7 @@ def measure_case(kind: str, case: Case, seconds: float) -> list[Row]:
 
 
 def available_memory() -> int:
-    """Return the bytes that are free."""
+    """Return the available memory in bytes."""
     for line in Path("/proc/meminfo").read_text().splitlines() if sys.platform == "linux" else []:
         if line.startswith("MemAvailable"):
             return 1024 * int(line.split()[1])
@@ -121,10 +120,10 @@ def available_memory() -> int:
 
 
 def peak_memory_of_a_decode(case: Case) -> float:
-    """Return by how many MB of 1e6 bytes the process grows at most while it decodes with s lies. Linux only."""
+    """Return the peak growth of the process, in MB (1e6 bytes), while it decodes with s lies. Linux only."""
     received = case.lying()
     case.decoder.decode(received, dim=case.dim)
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to the present
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark to the current memory
     before = status("VmRSS")
     decoded = case.decoder.decode(received, dim=case.dim)
     after = status("VmHWM")
@@ -133,7 +132,7 @@ def peak_memory_of_a_decode(case: Case) -> float:
 
 
 def measure_rounds(rounds: int = 5) -> dict[str, dict[str, float]]:
-    """Return seconds of a round of 100 simulated nodes, in all and outside the computing of gradients."""
+    """Return the seconds of a round of 100 simulated nodes, in total and apart from computing gradients."""
     config = SolonConfig(num_nodes=100, byzantine=5, compression=10, group_size=20)
     scenario = Scenario(config=config, strategy="solon", attack="reverse", num_liars=5, model="cnn", rounds=rounds)
     images = ImageClient(scenario)
@@ -167,14 +166,14 @@ def measure_rounds(rounds: int = 5) -> dict[str, dict[str, float]]:
 
 
 def measure_others(seconds: float) -> dict[str, float]:
-    """Return seconds to locate lies in large groups, and of training beside encoding."""
+    """Return the seconds for locating lies in large groups, and for encoding and training ResNet-18."""
     operations = {f"locate {s} lies, r = 100, k = {k}, exact code": locating(100, k, s) for k, s in LOCATED}
     found = measure(operations, seconds, "cpu") | measure(training(), seconds, "cpu")
     return {name: best for name, (best, _) in found.items()}
 
 
 def show(console: Console, rows: list[Row]) -> None:
-    """Print milliseconds and, in units of the copy, a column for every length of the gradient."""
+    """Print tables of milliseconds, and of ratios to the copy, with a column per length of the gradient."""
     for code, r, k, s in dict.fromkeys(row.group for row in rows):
         group = [row for row in rows if row.group == (code, r, k, s)]
         dims = sorted({row.dim for row in group})
@@ -195,7 +194,7 @@ def show(console: Console, rows: list[Row]) -> None:
 
 
 def plot(rows: list[Row], path: Path) -> None:
-    """Draw seconds against d for the largest group, and against r for the d that all groups have, log-log."""
+    """Plot seconds against d for the largest group, and against r for a d common to all groups, log-log."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -217,8 +216,8 @@ def plot(rows: list[Row], path: Path) -> None:
         for axis, points in zip(axes, (lengths, groups), strict=True):
             axis.loglog(*zip(*points, strict=True), label=name, **style) if points else None
     sizes = sorted({(row.r, row.k, row.s) for row in rows})
-    axes[0].set(xlabel="d, numbers of the gradient", ylabel="seconds", title=f"a group of r = {largest}")
-    axes[1].set(xlabel="r, nodes of the group", title=f"d = {dim:.2g}")
+    axes[0].set(xlabel="d, length of the gradient", ylabel="seconds", title=f"a group of r = {largest}")
+    axes[1].set(xlabel="r, nodes in the group", title=f"d = {dim:.2g}")
     axes[1].set_xticks([r for r, _, _ in sizes], [f"r={r}\nk={k}\ns={s}" for r, k, s in sizes], minor=False)
     axes[1].minorticks_off()
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=9)
@@ -228,7 +227,7 @@ def plot(rows: list[Row], path: Path) -> None:
 
 
 def ratios(rows: list[Row]) -> dict[str, float]:
-    """Return what `--check` compares: our operations in units of the quickest copy."""
+    """Return the ratios that `--check` compares: Solon's operations in units of the fastest copy."""
     copies = {(row.group, row.dim): row.seconds for row in rows if row.operation == COPY}
     return {
         f"{row.code}: {row.operation}, r = {row.r}, d = {row.dim:.2g}": row.seconds / copies[row.group, row.dim]
@@ -238,7 +237,7 @@ def ratios(rows: list[Row]) -> dict[str, float]:
 
 
 def check(console: Console, baseline: Path, seconds: float) -> bool:
-    """Measure the baseline's sizes again and say what became slower, in units of a copy."""
+    """Measure the baseline's sizes again and print which operations became slower, in units of a copy."""
     before = [Row(**row) for row in json.loads(baseline.read_text())["rows"] if row["dim"] <= LARGEST_CHECKED]
     expected = ratios(before)
     sizes = dict.fromkeys((*row.group, row.dim) for row in before)
@@ -251,7 +250,7 @@ def check(console: Console, baseline: Path, seconds: float) -> bool:
         slow = [name for name, ratio in found.items() if ratio > SLACK * expected[name]]
         if not slow:
             break
-        console.print(f"[dim]attempt {attempt + 1} of {ATTEMPTS}: {len(slow)} seem slower[/]")
+        console.print(f"[dim]attempt {attempt + 1} of {ATTEMPTS}: {len(slow)} operations seem slower[/]")
     table = Table(title="times a copy of the shares", title_justify="left")
     for heading in ("operation", "baseline", "now", ""):
         table.add_column(heading, justify="left" if heading in ("operation", "") else "right")
@@ -262,16 +261,20 @@ def check(console: Console, baseline: Path, seconds: float) -> bool:
 
 
 def parse() -> argparse.Namespace:
-    """Return the options."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--codes", default=CODES, help='groups, each as "r,k,s" (default: "%(default)s")')
+    parser.add_argument("--codes", default=CODES, help='"r,k,s" of each group (default: "%(default)s")')
     parser.add_argument("--kinds", default=",".join(CASES), help="codes (default: %(default)s)")
     parser.add_argument("--dims", default=DIMS, help="lengths of the gradient, d (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=1.0, help="for every operation (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="of torch (default: %(default)s)")
-    parser.add_argument("--device", default="cpu", help='"cuda" times encode and decode there (default: %(default)s)')
-    parser.add_argument("--output", type=Path, default=Path("benchmark-results"), help="folder for JSON and plot")
-    parser.add_argument("--check", type=Path, help="compare with this result instead; exit status 1 if slower")
+    parser.add_argument("--seconds", type=float, default=1.0, help="time per operation (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: %(default)s)")
+    parser.add_argument(
+        "--device", default="cpu", help='torch device; others than "cpu" time only coding (default: %(default)s)'
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("benchmark-results"), help="folder for the JSON file and the plot"
+    )
+    parser.add_argument("--check", type=Path, help="compare with this JSON file instead; exit status 1 if slower")
     return parser.parse_args()
 
 
@@ -279,7 +282,7 @@ def main() -> int:
     arguments = parse()
     torch.set_num_threads(arguments.threads)
     logging.disable(logging.CRITICAL)
-    become_server()  # else Flower makes no messages
+    become_server()  # required by Flower to create messages
     console = Console(width=110, highlight=False)
     if arguments.check:
         return 0 if check(console, arguments.check, arguments.seconds) else 1
@@ -309,19 +312,19 @@ def main() -> int:
     name = torch.cuda.get_device_name() if device != "cpu" else f"{cpu_name()}, {arguments.threads} thread(s)"
     console.print(f"{name}; torch {torch.__version__}, NumPy {np.__version__}, Python {platform.python_version()}\n")
     show(console, rows)
-    for size, peak in peaks.items():  # of small ones the allocator has some left
+    for size, peak in peaks.items():
         output = 4 * float(size.split("= ")[-1]) / 1e6
-        console.print(f"memory of a decode with s lies, {size}: {peak:,.0f} MB, of which the result is {output:,.0f}")
+        console.print(f"memory of a decode with s lies, {size}: {peak:,.0f} MB, of which {output:,.0f} are the result")
     for what, seconds in rounds.items():
         share = seconds["outside_gradients"] / seconds["seconds"]
         console.print(
             f"a round of 100 simulated nodes, {what}: {seconds['seconds']:.3f} s, "
-            f"{seconds['outside_gradients']:.3f} s ({share:.0%}) of it outside computing gradients"
+            f"of which {seconds['outside_gradients']:.3f} s ({share:.0%}) are not spent on gradients"
         )
     for what, best in others.items():
         console.print(f"{what}: {1e3 * best:,.3g} ms")
     if left_out:
-        console.print(f"[yellow]left out, for want of memory: {'; '.join(left_out)}[/]")
+        console.print(f"[yellow]left out for lack of memory: {'; '.join(left_out)}[/]")
     arguments.output.mkdir(parents=True, exist_ok=True)
     machine = {"name": name, "threads": arguments.threads, "seed": 0, "torch": torch.__version__}
     machine |= {"numpy": np.__version__, "python": platform.python_version(), "platform": platform.platform()}

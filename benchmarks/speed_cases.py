@@ -1,4 +1,4 @@
-"""What `benchmarks/speed.py` times: operations on a group's shares, or on whole gradients, with their checks."""
+"""The operations that `benchmarks/speed.py` times, on a group's shares or on whole gradients, with their checks."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ MEAN = "np.mean of r gradients"
 
 @dataclass(frozen=True)
 class Operation:
-    """Something to time; `prepare` comes before it, untimed, and `check` raises if what it returned is wrong."""
+    """An operation to time. `prepare` runs before it, untimed, and `check` raises if its result is wrong."""
 
     run: Callable[[], Any]
     check: Callable[[Any], None] = lambda _: None
@@ -35,14 +35,14 @@ class Operation:
 
 
 class Case:
-    """A group of r nodes with a gradient of `dim` numbers, on a device."""
+    """A group of r nodes with a gradient of length `dim`, on a device."""
 
     def __init__(self, r: int, k: int, s: int, dim: int, device: str) -> None:
         self.r, self.k, self.s, self.dim = r, k, s, dim
         self.code, self.decoder = self._code_and_decoder()
         self.rng = torch.Generator().manual_seed(0)
         self.gradient = torch.randn(dim, generator=self.rng).to(device)
-        # Each in memory of its own, as replies come.
+        # Each share has its own memory, as in replies.
         self.shares = {slot: self._share(slot) for slot in range(r)}
         self.liars = sorted(torch.randperm(r, generator=self.rng)[:s].tolist())
 
@@ -54,13 +54,13 @@ class Case:
         return self.code.encode(self.gradient, slot)
 
     def lying(self) -> dict[int, Tensor]:
-        """Return the shares, those of s nodes being random numbers of the right size."""
+        """Return the shares, with random numbers of the same scale in place of s of them."""
         share = self.shares[0]
         lies = {slot: torch.randn(share.shape, generator=self.rng).to(share) * share.std() for slot in self.liars}
         return self.shares | lies
 
     def coding(self) -> dict[str, Operation]:
-        """Return what Solon does, and what it is measured against."""
+        """Return Solon's operations and the reference operations."""
         rows = list(self.shares.values())
         target = torch.empty(self.r, rows[0].numel(), device=self.gradient.device).fill_(0)
 
@@ -87,7 +87,7 @@ class Case:
 
     @property
     def _slot(self) -> int:
-        """Of the share that encoding is timed of."""
+        """The slot whose encoding is timed."""
         return 1
 
     def _more_lies(self) -> dict[str, Operation]:
@@ -99,18 +99,18 @@ class Case:
         )
 
     def is_right(self, decoded: Decoded, liars: list[int]) -> None:
-        """Raise unless the gradient is right and the liars, nobody else, are named."""
+        """Raise unless the gradient is right and exactly the liars are named."""
         assert decoded.gradient is not None, decoded
         assert decoded.corrupt_slots == tuple(liars), decoded
         error = float((decoded.gradient - self.gradient).norm())
         assert error <= min(decoded.error_bound, 1e-5 * float(self.gradient.norm())), (error, decoded)
 
     def averaging(self) -> Iterator[tuple[str, Operation]]:
-        """Yield what is done with r whole gradients of the same length, one after the other for want of memory."""
+        """Yield operations on r whole gradients of the same length, one at a time to save memory."""
         yield MEAN, self._mean()
         yield "Draco, repetition", self._repetition()
         yield "Draco, cyclic", self._cyclic()
-        krum, bulyan = max(0, min(self.s, (self.r - 3) // 2)), max(0, min(self.s, (self.r - 3) // 4))  # what they allow
+        krum, bulyan = max(0, min(self.s, (self.r - 3) // 2)), max(0, min(self.s, (self.r - 3) // 4))  # their limits
         for name, strategy in {
             "Flower's FedAvg": FedAvg(),
             "Flower's MultiKrum": MultiKrum(num_malicious_nodes=krum, num_nodes_to_select=self.r - self.s),
@@ -125,7 +125,7 @@ class Case:
         return Operation(lambda: full.mean(0), self._is_average)
 
     def _repetition(self) -> Operation:
-        vectors = {node: self.gradient.clone() for node in range(2 * self.s + 1)}  # a group, for s liars
+        vectors = {node: self.gradient.clone() for node in range(2 * self.s + 1)}  # one group that tolerates s liars
         code = RepetitionCode(len(vectors), self.s)
         return Operation(lambda: code.decode(vectors), self._is_average)
 
@@ -137,7 +137,7 @@ class Case:
     def _flower(self, strategy: Strategy) -> Operation:
         array, replies = to_array(self.gradient), list[Message]()
 
-        def prepare() -> None:  # Flower empties the records that it has read
+        def prepare() -> None:  # new replies each time, because Flower empties the records that it reads
             metrics = MetricRecord({"num-examples": 1})
             records = [ArrayRecord({"gradient": array}) for _ in range(self.r)]
             replies[:] = [self._reply({"arrays": record, "metrics": metrics}) for record in records]
@@ -151,7 +151,7 @@ class Case:
         return Operation(lambda: median(vectors), self._is_average)
 
     def _combination(self, code: CyclicCode, node: int) -> Tensor:
-        """Return what a Draco node sends if all batches have the same gradient."""
+        """Return a Draco node's reply if all batches have the same gradient."""
         weight = code.weights(node).sum()
         return torch.stack([self.gradient * float(weight.real), self.gradient * float(weight.imag)])
 
@@ -160,7 +160,7 @@ class Case:
         return Message(RecordDict(records), reply_to=task)
 
     def _collect(self, replies: list[Message]) -> Tensor | None:
-        """Do with a group's replies what the server does: check, read, decode, report."""
+        """Process a group's replies as the server does: check, read, decode, report."""
         group = GroupRound(
             group=0,
             nodes=tuple(range(1, self.r + 1)),
@@ -172,7 +172,7 @@ class Case:
         for slot, reply in enumerate(replies):
             group.receive({slot: reply})
         gradient = group.decode(last=True)
-        return None if gradient is None else gradient[: self.dim]  # less the padding
+        return None if gradient is None else gradient[: self.dim]  # without the padding
 
     @staticmethod
     def _aggregate(strategy: Strategy, replies: list[Message]) -> np.ndarray[Any, Any]:
@@ -181,7 +181,7 @@ class Case:
         return arrays["gradient"].numpy()
 
     def _is_average(self, found: Tensor | np.ndarray[Any, Any] | DracoDecoded | None) -> None:
-        """All gradients are the same, so that they are their average, and every aggregator must find it."""
+        """Raise unless the result equals the gradient. All gradients are equal, so every aggregator must return it."""
         result = found.gradient if isinstance(found, DracoDecoded) else found
         assert result is not None
         error = float((torch.as_tensor(result) - self.gradient).norm() / self.gradient.norm())
@@ -189,7 +189,7 @@ class Case:
 
 
 class ExactCase(Case):
-    """The same with the exact code."""
+    """A `Case` with the exact code."""
 
     def _code_and_decoder(self) -> tuple[Code, Decoder]:
         code = ExactCode(group_size=self.r, compression=self.k)
@@ -210,13 +210,13 @@ class ExactCase(Case):
         return {"decode, s lie in one bit": self._decode(self.shares | lies, self.liars)}
 
     def is_right(self, decoded: Decoded, liars: list[int]) -> None:
-        """Raise unless no bit is wrong, and the liars, nobody else, are named."""
+        """Raise unless every bit is right and exactly the liars are named."""
         assert decoded.gradient is not None, decoded
         assert decoded.different_slots == tuple(liars), decoded
         assert torch.equal(decoded.gradient.view(torch.int32), self.gradient.view(torch.int32))
 
     def averaging(self) -> Iterator[tuple[str, Operation]]:
-        """Yield the average only: the others don't depend on the code."""
+        """Yield only the average, because the other operations don't depend on the code."""
         yield MEAN, self._mean()
 
 
@@ -224,7 +224,7 @@ CASES: dict[str, type[Case]] = {"fourier": Case, "exact": ExactCase}
 
 
 def locating(r: int, k: int, s: int) -> Operation:
-    """Return what finds s lies in one word of the exact code."""
+    """Return the operation that locates s lies in one word of the exact code."""
     random = np.random.default_rng(0)
     points = np.arange(1, r + 1, dtype=np.uint64)
     terms = lagrange(points[:k], points) * random.integers(P, size=k, dtype=np.uint64) % P

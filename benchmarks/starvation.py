@@ -1,24 +1,24 @@
-"""Look for lies by which a locator that can't try all supports misses the liars, so that a decode fails.
+"""Search for lies that a locator misses if it can't try all supports, so that a decode fails.
 
-`InformationSetLocator` believes k rows drawn at random, again and again. Lies are searched that make it need as many
-draws as can be: they start as near-codewords, as what chosen rows see least, or at random, of 1e-6 to 1e-1 times a
-share's norm, in one column direction or several, and climb: their sizes, directions and liars change, and changes stay
-with which the locator fails more often when it is given a tenth of its draws. Honest shares are off by 5e-8 (float32)
-or by 9e-7 (just below rtol) of their norm.
+`InformationSetLocator` trusts k rows drawn at random, again and again. Hill climbing searches for lies that make it
+need as many draws as possible. The lies start as near-codewords, as combinations to which chosen rows are least
+sensitive, or at random, with sizes of 1e-6 to 1e-1 norms of a share, in one or more column directions. Their sizes,
+directions and liars then change. A change is kept if the locator, given a tenth of its draws, fails more often with it.
+Honest shares are off by 5e-8 (float32) or by 9e-7 (just below rtol) of their norm.
 
 columns:
-  draws        that the locator may take
-  located      searches for the liars with all of these draws, of lies of all kinds
-  failed       those that did not find rows without which the others agree: there must be none
+  draws        the number of draws of the locator
+  located      searches for liars with all of these draws, over all kinds of lies
+  failed       searches that found no rows without which the others agree; must be 0
   mean, worst  ms of such a search
   climbed      lies tried with a tenth of the draws
-  a tenth      failures of the worst lies found, if there are only so many draws
-  unlucky      the probability that no k honest rows are among these draws: lies that fail more often gain something
+  a tenth      failure rate of the worst lies found, with a tenth of the draws
+  unlucky      probability that none of these draws has k honest rows; a higher failure rate means that lies help
   decoded      whole decodes under the worst lies
-  not          those that failed: there must be none
+  not          decodes that failed; must be 0
 
 examples:
-  python benchmarks/starvation.py --seconds 5       a first look, in two minutes
+  python benchmarks/starvation.py --seconds 5       a quick look, in two minutes
   python benchmarks/starvation.py
 """
 
@@ -40,7 +40,7 @@ from solon_fl.coding.real.projection import NOISE_MARGIN, NUM_PROJECTIONS
 
 SIZES = [(6, 9), (7, 4), (8, 4), (8, 8), (9, 7), (10, 3), (10, 6), (15, 5)]
 NOISES = (5e-8, 9e-7)
-LIKELY = 2.0  # times the noise; see `solon_fl.coding.decoder`
+LIKELY = 2.0  # relative to the noise; see `solon_fl.coding.real.decoding`
 POOL = 16
 DIM = 2000
 
@@ -50,7 +50,7 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class Lies:
-    """What s liars add to their shares, in norms of a share: weights[i] times directions[i].
+    """The vectors that s liars add to their shares, in norms of a share: weights[i] times directions[i].
 
     `failures` of `tries` searches with a tenth of the draws missed them.
     """
@@ -63,7 +63,7 @@ class Lies:
 
     @property
     def rate(self) -> float:
-        """How often it fails, and little if it is not well known."""
+        """The failure rate, with a prior that keeps it low after few tries."""
         return (self.failures + 0.5) / (self.tries + 2)
 
 
@@ -120,7 +120,7 @@ def changed(lies: Lies, size: int, rng: np.random.Generator) -> Lies:
 def make_problem(
     decoder: RealDecoder, lies: Lies, noise: float, rng: np.random.Generator
 ) -> tuple[LocatingProblem, float]:
-    """Return the problem of locating the lies, and the noise of the decoder, as it computes it."""
+    """Return the problem of locating the lies, and the noise as the decoder computes it."""
     code, s = decoder.code, decoder.byzantine
     rows = code.generator @ rng.normal(size=(code.compression, NUM_PROJECTIONS)) / math.sqrt(NUM_PROJECTIONS)
     scale = float(np.sort(np.linalg.norm(rows, axis=1))[s + code.compression - 1])
@@ -159,7 +159,7 @@ def locate(decoder: RealDecoder, lies: Lies, noise: float, rng: np.random.Genera
 def climb(
     decoder: RealDecoder, noise: float, draws: int, seconds: float, rng: np.random.Generator, tally: Tally
 ) -> Lies:
-    """Return the lies that are missed most often with so few draws."""
+    """Return the lies that are missed most often with this number of draws."""
 
     def tried(lies: Lies, tries: int) -> Lies:
         failures = sum(misses(decoder, lies, noise, draws, rng) for _ in range(tries))
@@ -182,7 +182,7 @@ def climb(
 
 
 def decode(decoder: RealDecoder, lies: Lies, rng: np.random.Generator) -> bool:
-    """Return whether a decode of float32 shares succeeds under the lies."""
+    """Return whether a decode of float32 shares succeeds under these lies."""
     gradient = torch.from_numpy(rng.normal(size=DIM)).float()
     shares = [decoder.code.encode(gradient, slot).double() for slot in range(decoder.code.group_size)]
     basis = np.linalg.qr(rng.normal(size=(len(shares[0]), NUM_PROJECTIONS)))[0].T
@@ -219,8 +219,8 @@ HEADER += ["decoded", "not"]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=40, help="of CPU time for each row; default 40")
-    parser.add_argument("--seed", type=int, default=0, help="of lies and gradients; default 0")
+    parser.add_argument("--seconds", type=float, default=40, help="CPU time per row; default 40")
+    parser.add_argument("--seed", type=int, default=0, help="seed of lies and gradients; default 0")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
