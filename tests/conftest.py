@@ -11,10 +11,10 @@ import torch
 from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
-SLOW = 1.0  # seconds of CPU time; a test that takes more is to be marked
-SHARING = ("tests/deployment/test_federation.py",)  # the tests of each of these files share what is costly to set up
+SLOW = 1.0  # seconds of CPU time; tests that take more must be marked slow
+SHARING = ("tests/deployment/test_federation.py",)  # the tests in each of these files share a costly set-up
 
-collect_ignore = ["hostile/fuzz.py"]  # a program of its own, and atheris is no dependency of the tests
+collect_ignore = ["hostile/fuzz.py"]  # a separate program, which needs atheris
 
 torch.set_num_threads(1)  # tests run in several processes, and threads that wait for each other cost more
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the same for numpy, which these processes import after this
@@ -24,7 +24,7 @@ settings.load_profile("solon")
 
 
 class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
-    """Each process gets one test after the other, and of the files that share something all tests."""
+    """Distributes single tests to processes, but keeps the tests of each file in `SHARING` together."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::")[0]
@@ -38,7 +38,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
-    """Note it if the test is slow and not marked: CPU time, because other programs may use the same cores."""
+    """Record tests that are slow but not marked, by CPU time, because other programs may use the same cores."""
     started = time.process_time()
     yield
     seconds = time.process_time() - started
@@ -61,7 +61,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(autouse=True)
 def _log_levels() -> Iterator[None]:
-    """Give each test Flower's loggers as they were: commands silence them."""
+    """Restore the levels of Flower's loggers after each test, because commands silence them."""
     loggers = [logging.getLogger(name) for name in ("flwr", "flwr.checkpoints")]
     levels = [logger.level for logger in loggers]
     yield

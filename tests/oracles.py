@@ -1,4 +1,4 @@
-"""Slow, plain decoders and brute force that share no code with the package."""
+"""Reference implementations, slow and simple, that share no code with the package."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ FloatArray = npt.NDArray[np.float64]
 def decode_by_subsets(
     generator: FloatArray, shares: FloatArray, max_lies: int, tolerance: float
 ) -> tuple[FloatArray, tuple[int, ...]] | None:
-    """Return the chunks and the fewest rows to leave out so that the others agree up to `tolerance`."""
+    """Return the chunks, and the smallest set of rows without which the others agree up to `tolerance`."""
     rows = range(len(generator))
     for count in range(max_lies + 1):
         best: tuple[float, FloatArray, tuple[int, ...]] = (math.inf, shares, ())
@@ -47,7 +47,7 @@ def solve_exactly(matrix: list[list[Fraction]], right: list[Fraction]) -> list[F
 def decode_exactly(
     nodes: Sequence[Fraction], shares: Sequence[Sequence[Fraction]], compression: int, max_lies: int
 ) -> tuple[list[list[Fraction]], tuple[int, ...]]:
-    """Return the k chunks of the polynomial that all but `max_lies` shares lie on, and the shares that do not.
+    """Return the k chunks of the polynomial that fits all but `max_lies` shares, and the shares that it does not fit.
 
     Share j is sum_l nodes[j]^l chunk_l, without rounding.
     """
@@ -76,17 +76,17 @@ def largest_amplification(generator: FloatArray, num_rows: int) -> float:
 
 
 def chernoff_underestimate(num_projections: int, failure_probability: float) -> float:
-    """Return c such that |V| > c |V F| with that probability at most, for every matrix V.
+    """Return c such that |V| > c |V F| with at most this probability, for every matrix V.
 
-    Given F's block, every column of V F is Gaussian, with a covariance of trace w |V|^2, E w = 1; given that,
+    Given F's block, every column of V F is Gaussian, with a covariance of trace w |V|^2, where E w = 1. So
     E exp(-u |V F|^2) = prod_i (1 + 2 u l_i / q)^(-q/2) over the eigenvalues l_i, at most (1 + 2 u w |V|^2 / q)^(-q/2).
-    The same holds for w, a quadratic form of the block. So by Chernoff's bound no V is worse than one of rank
-    one, where |V F|^2 is |V|^2 times two independent chi-square(q) / q.
+    The same holds for w, a quadratic form of the block. So by Chernoff's bound no V is worse than one of rank one, for
+    which |V F|^2 is |V|^2 times two independent chi-square(q) / q.
     """
     q = num_projections
     u = np.linspace(-12, 3, 3001)
     w = np.exp(u)  # chi-square(q) / q
-    density = q * w * stats.chi2.pdf(q * w, q)  # of u
+    density = q * w * stats.chi2.pdf(q * w, q)  # density of u
 
     def log_chernoff(log_rate: float, log_square: float) -> float:
         rate = math.exp(log_rate)
@@ -100,11 +100,11 @@ def chernoff_underestimate(num_projections: int, failure_probability: float) -> 
     return math.exp(-float(optimize.brentq(excess, -12, -0.1)) / 2)
 
 
-PRIME = 2**32 - 5  # of the exact code's field
+PRIME = 2**32 - 5  # the order of the exact code's field
 
 
 def value_in_field(points: Sequence[int], values: Sequence[int], place: int) -> int:
-    """Return what the polynomial of least degree through these values is there, modulo `PRIME`; Lagrange's formula."""
+    """Return the value at `place`, mod `PRIME`, of the polynomial of least degree through these values (Lagrange)."""
     total = 0
     for j, (point, value) in enumerate(zip(points, values, strict=True)):
         others = [other for i, other in enumerate(points) if i != j]
@@ -115,10 +115,10 @@ def value_in_field(points: Sequence[int], values: Sequence[int], place: int) -> 
 
 
 def lies_in_field(points: Sequence[int], word: Sequence[int], compression: int) -> tuple[int, ...] | None:
-    """Return where a word differs from the codeword at most (n - k) // 2 places away; None if there is none.
+    """Return where a word differs from the codeword within (n - k) // 2 positions of it; None if there is none.
 
-    Berlekamp and Welch: a polynomial E, 0 where the lies are, and Q = E f of degree < k + e solve Q(x) = y E(x). Every
-    solution but 0 has Q / E = f, if there is such an f.
+    The Berlekamp-Welch algorithm: a polynomial E, 0 at the lies, and Q = E f of degree < k + e solve Q(x) = y E(x).
+    Every solution except 0 has Q / E = f, if there is such an f.
     """
     most = (len(word) - compression) // 2
     rows = [
@@ -137,7 +137,7 @@ def lies_in_field(points: Sequence[int], word: Sequence[int], compression: int) 
 
 
 def lies_by_subsets(points: Sequence[int], word: Sequence[int], compression: int) -> tuple[int, ...] | None:
-    """Return the same as `lies_in_field`, by trying all sets of lies, small ones first."""
+    """Return the result of `lies_in_field` by trying all sets of lies, small ones first."""
     for count in range((len(word) - compression) // 2 + 1):
         for lies in combinations(range(len(word)), count):
             kept = [row for row in range(len(word)) if row not in lies]
@@ -157,9 +157,9 @@ def evaluate(coefficients: Sequence[int], place: int) -> int:
 
 
 def null_vector(matrix: list[list[int]]) -> list[int] | None:
-    """Return a vector other than 0 that the matrix takes to 0 modulo `PRIME`, if there is one; Gauss and Jordan."""
+    """Return a vector other than 0 that the matrix maps to 0 modulo `PRIME`, or None, by Gauss-Jordan elimination."""
     rows, width = [list(row) for row in matrix], len(matrix[0])
-    pivots: list[int] = []  # pivots[i] is the column in which row i alone is not 0, but 1
+    pivots: list[int] = []  # in column pivots[i], row i is 1 and all other rows are 0
     for column in range(width):
         place = len(pivots)
         pivot = next((row for row in range(place, len(rows)) if rows[row][column]), None)

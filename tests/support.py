@@ -1,4 +1,4 @@
-"""A tiny regression task on tiny nodes, for tests of the strategy and the clients."""
+"""A tiny regression task, for tests of the strategy and the clients."""
 
 import re
 from collections.abc import Callable
@@ -25,7 +25,7 @@ BACKWARD = torch.Tensor.backward
 
 
 class Regression(SolonClientMixin):
-    """Learns y = sum(x) from random inputs; the model is whatever the test wants."""
+    """Learns y = sum(x) from random inputs, with the test's model."""
 
     def __init__(self, make_model: Callable[[], nn.Module] = lambda: nn.Linear(7, 1)) -> None:
         self.make_model = make_model
@@ -43,14 +43,14 @@ class Regression(SolonClientMixin):
 
 
 class Remembering(Regression):
-    """Computes gradient and loss once for all nodes of a group, and for all runs that come by the same model."""
+    """Computes gradient and loss only once for all nodes of a group, and for all runs with the same model."""
 
     def __init__(self, make_model: Callable[[], nn.Module] = lambda: nn.Linear(7, 1)) -> None:
         super().__init__(make_model)
         self._gradients: dict[tuple[Any, ...], tuple[Tensor, Losses]] = {}
 
     def gradient(self, arrays: ArrayRecord, task: SolonTask, context: Context, config: dict[str, object]) -> Tensor:
-        if torch.Tensor.backward is not BACKWARD:  # a test makes it fail
+        if torch.Tensor.backward is not BACKWARD:  # a test has replaced it to make it fail
             return super().gradient(arrays, task, context, config)
         multiple = task.make_code().multiple
         key = (*((name, array.data) for name, array in arrays.items()), task.batches, task.buffers, multiple)
@@ -80,7 +80,7 @@ def vector_of(arrays: ArrayRecord) -> Tensor:
 
 
 def small_config(**changes: Any) -> SolonConfig:
-    """Two groups of seven nodes, of which two each may lie; a share is a third of the gradient."""
+    """Return a config with two groups of seven nodes, two of which may lie. A share is a third of the gradient."""
     return SolonConfig(**{"num_nodes": 14, "byzantine": 2, "compression": 3, **changes})
 
 
@@ -96,7 +96,7 @@ def train(
     num_spares: int = 0,
     **strategy_arguments: Any,
 ) -> tuple[Result, list[RoundReport]]:
-    """Run SolonStrategy in this process and return its result and the reports of all rounds."""
+    """Run SolonStrategy in this process; return its result and the reports of all rounds."""
     config = config or small_config()
     model = model or initial_model()
     reports: list[RoundReport] = []
@@ -119,7 +119,7 @@ def spoil(change: Callable[[Message], Message | None], liars: set[int]) -> Mod:
     def mod(message: Message, context: Context, call_next: Any) -> Message:
         reply: Message = call_next(message, context)
         if context.node_id in liars:
-            return change(reply)  # type: ignore[return-value]  # None: a node that never answers
+            return change(reply)  # type: ignore[return-value]  # None: a node that never replies
         return reply
 
     return mod
@@ -132,5 +132,5 @@ def share_array(content: RecordDict) -> ArrayRecord:
 
 
 def without_address(thing: object) -> str:
-    """Return what a parametrised test is called: the same in every process, whatever functions are in it."""
+    """Return the id of a parametrised test. It is the same in every process, even with functions as parameters."""
     return re.sub(r"<function ([\w.<>]+) at \w+>", r"\1", getattr(thing, "__name__", None) or repr(thing))

@@ -1,4 +1,4 @@
-"""Whatever trains in one process with torch trains here to the same weights, tensor by tensor, attacked or not."""
+"""Training ends with the same weights as plain torch in one process, tensor by tensor, under attack or not."""
 
 import copy
 from collections.abc import Callable
@@ -25,7 +25,7 @@ RULE = torch.randn(6, generator=torch.Generator().manual_seed(7))
 
 
 class UnusedRows(nn.Module):
-    """An embedding of which most rows are never used, and some seldom."""
+    """An embedding with many rows that are never used and some that are used rarely."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,18 +51,18 @@ class TiedLanguageModel(nn.Module):
 
 
 def sigmoids() -> nn.Module:
-    """Twelve layers: the gradients of the first are 1e-10 of those of the last."""
+    """Return twelve layers; the gradients of the first are 1e-10 of those of the last."""
     layers = [layer for _ in range(10) for layer in (nn.Linear(16, 16), nn.Sigmoid())]
     return nn.Sequential(nn.Linear(6, 16), nn.Sigmoid(), *layers, nn.Linear(16, 2))
 
 
 def autoencoder() -> nn.Module:
-    """Most of its ReLUs are off for all examples of a batch, so that most entries of the gradient are 0."""
+    """Return a model whose ReLUs are mostly off for a whole batch, so that most entries of the gradient are 0."""
     return nn.Sequential(nn.Linear(6, 64), nn.ReLU(), nn.Linear(64, 4), nn.ReLU(), nn.Linear(4, 64), nn.Linear(64, 6))
 
 
 def raw_features() -> nn.Module:
-    """BatchNorm on features that nobody normalised."""
+    """Return a model with BatchNorm on features that are not normalised."""
     return nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2))
 
 
@@ -133,7 +133,7 @@ def client_for(task: str) -> Ordinary:
 
 @cache
 def in_torch(task: str, optimizer: str, config: SolonConfig, *, precise: bool = False) -> dict[str, Tensor]:
-    """The weights after the same rounds in plain torch; if `precise`, gradients are computed in float64."""
+    """Return the weights after the same rounds in plain torch; if `precise`, gradients are computed in float64."""
     make, loss = TASKS[task]
     model = initial_model(make).train()
     made = (OPTIMIZERS | SIGNS_ONLY)[optimizer](list(model.parameters()))
@@ -154,7 +154,7 @@ def in_torch(task: str, optimizer: str, config: SolonConfig, *, precise: bool = 
 
 
 def differences(task: str, optimizer: str, config: SolonConfig, attack: Attack | None) -> dict[str, float]:
-    """The relative difference of each tensor after a run to the same in plain torch."""
+    """Return the relative difference between each tensor after a run and after plain torch."""
     return relative(here(task, optimizer, config, attack), in_torch(task, optimizer, config))
 
 
@@ -192,7 +192,7 @@ ATTACKS: list[Attack] = [Reverse(), RandomGaussian(), Constant(), SignFlip()]
 @pytest.mark.parametrize("code", CODES[:2], ids=str)
 @pytest.mark.parametrize("task", TASKS)
 def test_an_honest_run_is_that_of_plain_torch_bit_for_bit(task: str, code: tuple[int, int]) -> None:
-    """But for running statistics, of which the change is sent: adding it to them rounds once more."""
+    """Running statistics are an exception: nodes send their change, and adding it rounds once more."""
     found = differences(task, "Adam", config_for(*code), None)
     assert {name: error for name, error in found.items() if error and "running" not in name} == {}
     assert max(found.values()) < 1e-6
@@ -202,7 +202,7 @@ def test_an_honest_run_is_that_of_plain_torch_bit_for_bit(task: str, code: tuple
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("half", [0, 1])
 def test_with_s_liars_every_tensor_ends_within_1e_5(half: int, optimizer: str) -> None:
-    """Tasks, codes and attacks change from case to case. Runs that torch's own rounding moves may differ by as much."""
+    """Tasks, codes and attacks vary. Runs that are sensitive to torch's own rounding may differ by as much as that."""
     number = 10 * half + list(OPTIMIZERS).index(optimizer)
     task = list(TASKS)[(number + half) % len(TASKS)]
     config, attack = config_for(*CODES[number % len(CODES)]), ATTACKS[number // len(CODES) % len(ATTACKS)]

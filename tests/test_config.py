@@ -82,7 +82,7 @@ def test_a_misspelt_setting_fails() -> None:
 
 
 def test_with_digests_nothing_is_said_of_a_decoder_that_the_run_does_not_use() -> None:
-    # Algebra would need r = 25 for this k, with a void certificate; warnings are errors here.
+    # Algebra would need r = 25 for this k, with a certificate of 1 or more; warnings are errors here.
     config = SolonConfig(num_nodes=20, byzantine=5, compression=15, verification="digest")
     decoder = config.make_decoder()
     assert (config.group_size, decoder.byzantine, decoder.stragglers) == (20, 0, 5)

@@ -1,4 +1,4 @@
-"""Epochs that are computed, not stored: permutations, as random as shuffles, that all nodes of a run agree on."""
+"""Epochs are computed, not stored: permutations as random as shuffles, which are the same on all nodes of a run."""
 
 from collections import Counter
 from itertools import pairwise, permutations
@@ -15,11 +15,11 @@ from solon_fl.clients import Batch, SolonTask
 from solon_fl.epochs import DOUBLE_ROUNDS, examples_at, permuted
 from solon_fl.errors import ConfigurationError
 
-LEAST = 1e-4  # p-value: the seeds are fixed, so that what passes once always does
+LEAST = 1e-4  # p-value; the seeds are fixed, so the result is always the same
 
 
 def drawn(size: int, places: range | list[int], number: int) -> list[int]:
-    """Return what stands at these places of the permutation that keys of that number choose."""
+    """Return the entries at these positions of the permutation with keys of this number."""
     keys = np.random.default_rng(number).integers(0, 2**64, 2 * DOUBLE_ROUNDS, dtype=np.uint64)
     return [int(value) for value in permuted(np.array(places, np.uint64), size, keys)]
 
@@ -60,7 +60,7 @@ def test_all_permutations_of_few_numbers_are_as_likely(size: int) -> None:
 
 @pytest.mark.parametrize("size", [6, 25, 65, 81, 100])
 def test_every_pair_of_numbers_is_as_likely_in_two_places(size: int) -> None:
-    """Of few sizes all orders can be counted; of others, what stands in two places and how they lie to each other."""
+    """For small sizes all orders are counted. For larger ones, the entries at two positions and their distances are."""
     pairs = [drawn(size, [0, size // 2], number) for number in range(2000)]
     for counted, possible in (([first for first, _ in pairs], range(size)), ([b - a for a, b in pairs], None)):
         counts = Counter(value % size for value in counted)
@@ -70,7 +70,7 @@ def test_every_pair_of_numbers_is_as_likely_in_two_places(size: int) -> None:
 
 @pytest.mark.parametrize("size", [1000, 60_000])
 def test_an_order_has_no_structure(size: int) -> None:
-    """Neither steps from place to place nor one epoch beside the next tell anything."""
+    """Neither steps between positions nor successive epochs show a pattern."""
     order, later = examples_at(0, size, size, 0), examples_at(size, size, size, 0)
     for difference in (np.diff(order), later - order, later - order[::-1]):
         counts = np.bincount(difference % size * 20 // size, minlength=20)
@@ -115,7 +115,7 @@ def test_silos_go_through_their_own_data_each() -> None:
 
 
 def test_a_run_that_goes_on_goes_on_in_its_epoch() -> None:
-    """The order follows from the round's number: nothing is kept that a restart could lose."""
+    """The order depends on the round's number, so a restart can't lose it."""
     config = SolonConfig(num_nodes=8, byzantine=1, compression=2)
     last = batches_of(config, rounds=3)[-1]
     assert last.place == 3 * 8 - 1
@@ -128,7 +128,7 @@ def test_what_an_epoch_of_a_run_is_stays_what_it_was() -> None:
 
 
 def test_a_batch_of_a_huge_data_set_costs_no_more_than_the_batch() -> None:
-    chosen = Batch(1, 2, 3, place=10**9).sample_epoch(2**40, 1000)  # an order of all would not fit into memory
+    chosen = Batch(1, 2, 3, place=10**9).sample_epoch(2**40, 1000)  # a stored order would not fit into memory
     assert chosen.dtype == torch.int64
     assert len(set(chosen.tolist())) == 1000
 

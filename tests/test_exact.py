@@ -1,4 +1,4 @@
-"""Runs with the exact code end with the honest model, bit for bit, whatever else happens in them."""
+"""Runs with the exact code end with the honest model, bit for bit, whatever happens in them."""
 
 import logging
 from collections.abc import Callable, Iterable, Set
@@ -53,7 +53,7 @@ HONEST, _ = run()
 
 
 class FramingBits(Framing):
-    """Lies made for a real code, added to shares of the exact one, which are no numbers."""
+    """Lies against a real code, added to shares of the exact code, whose values have no meaning as numbers."""
 
     def lies(self, vectors: Tensor, liars: Any, rng: torch.Generator) -> Tensor:
         return super().lies(vectors.nan_to_num(posinf=1e30, neginf=-1e30).clamp(-1e30, 1e30), liars, rng)
@@ -87,7 +87,7 @@ def test_nobody_is_framed(family: str) -> None:
 @pytest.mark.parametrize("attack", [BitFlip(), Constant()], ids=str)
 def test_every_way_to_run_ends_with_the_same_bits(attack: Attack, changes: dict[str, Any]) -> None:
     config = exact_config(batches_per_group=7, **changes)
-    liars = {0, config.group_size + 1}  # one of each group
+    liars = {0, config.group_size + 1}  # one in each group
     assert run([attack_mod(attack, liars)], config=config)[0] == run(config=config)[0] == HONEST
 
 
@@ -118,17 +118,17 @@ def test_with_s_liars_parameters_end_with_the_bits_of_plain_torch(task: str) -> 
     expected = in_torch(task, "Adam", config)
     for name, array in result.arrays.items():
         found = trusted_tensor(array)
-        if "running" in name:  # their changes are sent: adding one rounds once more
+        if "running" in name:  # nodes send its change, and adding it rounds once more
             torch.testing.assert_close(found, expected[name], rtol=1e-6, atol=0)
         else:
             assert found.numpy().tobytes() == expected[name].numpy().tobytes(), name
 
 
-# Who answers, and when
+# Order of replies, and missing replies
 
 
 class Shuffled(InProcessGrid):
-    """Replies come in any order, in several looks, and those of some nodes never."""
+    """Delivers replies in random order, over several polls, and those of some nodes never."""
 
     def __init__(self, app: Any, num_nodes: int, seed: int, silent: Set[int] = frozenset()) -> None:
         super().__init__(app, num_nodes)
@@ -144,7 +144,7 @@ class Shuffled(InProcessGrid):
 @settings(max_examples=15)
 @given(seed=st.integers(0, 2**32), silent=st.sets(st.sampled_from(range(3)), max_size=3), lying=st.booleans())
 def test_whoever_answers_first_or_never(seed: int, silent: set[int], lying: bool) -> None:
-    """Three groups, of which each bears one silent node beside a liar; their average is rounded."""
+    """Each of three groups tolerates one missing reply and one liar. Their average is rounded."""
     config = SolonConfig(num_nodes=15, byzantine=1, compression=2, stragglers=1, code="exact")
     mods = [attack_mod(Reverse(), {0, 6, 12})] if lying else []
 
@@ -168,7 +168,7 @@ def test_gradients_are_added_in_the_order_of_the_groups_with_real_codes_too() ->
 
 
 class TwoHeads(nn.Module):
-    """No loss depends on one of the heads."""
+    """A model with a head on which no loss depends."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ class TwoHeads(nn.Module):
 @pytest.mark.parametrize("verification", ["algebra", "digest"])
 @pytest.mark.parametrize("seed", range(6))
 def test_what_has_no_gradient_is_known_whoever_answers_first(seed: int, verification: str) -> None:
-    """With k <= s the first k + s answers can leave that open."""
+    """With k <= s, the first k + s replies may not settle it."""
     config = SolonConfig(num_nodes=5, byzantine=2, compression=1, code="exact", verification=verification)  # type: ignore[arg-type]
     app = Remembering(TwoHeads).client_app([with_names({1, 2}, [])])
     optimizer = partial(torch.optim.SGD, lr=0.1, weight_decay=0.1)
@@ -218,7 +218,7 @@ def test_who_says_falsely_what_has_no_gradient_makes_others_be_asked_but_once(
 
 
 def with_names(liars: set[int], names: list[str]) -> Mod:
-    """Return a mod that makes nodes say of these parameters, and no others, that they have no gradient."""
+    """Return a mod that makes nodes report exactly these parameters as having no gradient."""
 
     def change(reply: Message) -> Message:
         reply.content["unreached"] = ConfigRecord({"names": names})
@@ -227,11 +227,11 @@ def with_names(liars: set[int], names: list[str]) -> Mod:
     return spoil(change, liars)
 
 
-# Honest nodes of other makes
+# Honest nodes with other hardware or software
 
 
 def of_another_make(nodes: set[int]) -> Mod:
-    """Return a mod that changes the last bit of one entry of what these nodes compute."""
+    """Return a mod that changes the last bit of one entry of these nodes' gradients."""
 
     def mod(message: Message, context: Context, call_next: Any) -> Message:
         reply: Message = call_next(message, context)
@@ -271,7 +271,7 @@ def test_more_than_s_of_another_make_stop_the_run_with_advice() -> None:
         run([of_another_make({1, 2, 3, 8, 9, 10})])
 
 
-# Gradients that are no numbers, and numbers that are none of the field
+# Gradients with NaN or infinity, and bits that represent no field element
 
 
 class Diverging(Regression):
@@ -307,7 +307,7 @@ def test_a_run_that_diverges_at_once_says_so() -> None:
 
 
 class Masked(nn.Module):
-    """Its mask becomes infinite in the first batch."""
+    """A model whose mask becomes infinite in the first batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -333,7 +333,7 @@ def test_buffers_may_become_infinite() -> None:
 
 
 class Signed(Remembering):
-    """Groups change one entry of the mask each in its own way."""
+    """Changes one entry of the mask differently in each group."""
 
     def __init__(self, changes: list[float]) -> None:
         super().__init__(Masked)
@@ -357,7 +357,7 @@ def test_infinite_changes_that_cancel_make_no_nan(
 
 
 class Unmasked(nn.Module):
-    """Its mask was infinite, and is no longer."""
+    """A model whose mask becomes finite again."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -372,7 +372,7 @@ class Unmasked(nn.Module):
 
 
 def test_buffers_can_not_become_finite_again() -> None:
-    """No change says that: infinity less infinity is no number."""
+    """No change can express that, because infinity minus infinity is NaN."""
     model, config = initial_model(Unmasked), exact_config(mode="update")
     strategy = SolonStrategy(config, partial(torch.optim.SGD, lr=1.0), buffers=("mask",))
     grid = InProcessGrid(Regression(Unmasked).client_app(), 14)

@@ -1,4 +1,4 @@
-"""Of a model with frozen weights only the rest is computed, coded, sent and kept: nodes, server and baselines."""
+"""Frozen weights are neither computed, encoded, sent nor kept, on nodes, on the server and in baselines."""
 
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ TRAINED = ("head.weight", "head.bias")
 
 
 class Tuned(nn.Module):
-    """A frozen backbone of 700 numbers, statistics that move, and a head of 11 numbers that is trained."""
+    """A frozen backbone of 700 numbers, running statistics, and a trained head of 11 numbers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Tuned(nn.Module):
 
 
 def in_plain_torch(rounds: int, seed: int = 0, batches: int = 7, groups: int = 2) -> dict[str, torch.Tensor]:
-    """Return the model after the same rounds in plain torch; statistics are the mean over the groups."""
+    """Return the model after the same rounds in plain torch, with statistics averaged over the groups."""
     model = initial_model(Tuned)
     optimizer = SGD([p for p in model.parameters() if p.requires_grad])
     client = Regression(Tuned)

@@ -1,4 +1,4 @@
-"""`make gpu-check` says so where there is no GPU, goes on after a part that fails, and runs on a stand-in."""
+"""`make gpu-check` reports a missing GPU, goes on after a part that fails, and also runs on the CPU."""
 
 import json
 import subprocess
@@ -68,7 +68,7 @@ def test_codes_compute_on_the_device_while_they_are_told_to() -> None:
 
 
 class FakeRun:
-    """In the place of subprocess.run: the tests that they run take too long for a test."""
+    """Replaces subprocess.run, because the tests that it runs would take too long."""
 
     def __init__(self, returncode: int, stdout: str) -> None:
         self.returncode, self.stdout, self.stderr = returncode, stdout, ""
@@ -84,8 +84,8 @@ class FakeRun:
     [
         (0, "on cpu: 12 encodes, 3 decodes\n28 passed, 2 deselected in 3.1s\n", None),
         (1, "on cpu: 1 encodes, 0 decodes\nFAILED tests/a.py::b - assert 1\n1 failed, 2 passed", "tests/a.py::b"),
-        (0, "28 passed in 3.1s\n", "pytest ends with 0"),  # and nothing was computed on the device
-        (5, "on cpu: 0 encodes, 0 decodes\nno tests ran", "pytest ends with 5"),
+        (0, "28 passed in 3.1s\n", "pytest exits with 0"),  # but nothing was computed on the device
+        (5, "on cpu: 0 encodes, 0 decodes\nno tests ran", "pytest exits with 5"),
     ],
 )
 def test_what_pytest_says_is_read(

@@ -1,4 +1,4 @@
-"""Imports point one way, never in a circle, and none brings in what only the command line and the reports need."""
+"""Imports point one way, never in a circle, and don't import packages that only the command line and reports need."""
 
 import ast
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "solon_fl"
-# Each room may import from those above it, and from itself; rooms in one line know nothing of each other.
+# Each room may import from itself and from the lines above it; rooms in one line must not import each other.
 ROOMS = [
     ["errors"],
     ["checks", "downlink", "epochs", "pages", "parts", "wire"],
@@ -30,7 +30,7 @@ Graph = dict[str, set[str]]  # the modules that each module imports
 
 
 def modules_in(folder: Path, package: str) -> dict[str, Path]:
-    """Return the files of a package's modules, by dotted name; a package is called by its own name."""
+    """Return the files of a package's modules by dotted name; the name of a package is its own."""
     found = {}
     for path in sorted((folder / package).rglob("*.py")):
         parts = path.relative_to(folder).with_suffix("").parts
@@ -39,7 +39,7 @@ def modules_in(folder: Path, package: str) -> dict[str, Path]:
 
 
 def graph_of(modules: dict[str, Path], *, deferred: bool) -> Graph:
-    """Return who imports whom; `deferred` includes what is imported inside functions."""
+    """Return the graph of imports; `deferred` includes imports inside functions."""
     return {
         name: {
             imported
@@ -51,7 +51,7 @@ def graph_of(modules: dict[str, Path], *, deferred: bool) -> Graph:
 
 
 def statements(tree: ast.AST, deferred: bool) -> Iterator[ast.AST]:
-    """Return all statements: those under `if TYPE_CHECKING` and `try` too, those in functions if asked for."""
+    """Return all statements, including those under `if TYPE_CHECKING` and `try`, and if `deferred` in functions."""
     for child in ast.iter_child_nodes(tree):
         if deferred or not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             yield child
@@ -59,10 +59,10 @@ def statements(tree: ast.AST, deferred: bool) -> Iterator[ast.AST]:
 
 
 def imported_by(node: ast.AST, module: str, is_package: bool, modules: dict[str, Path]) -> set[str]:
-    """Return the modules that a statement imports, and the packages that Python runs on the way to them.
+    """Return the modules that a statement imports, and the packages that Python runs to reach them.
 
-    Left out are the packages that the importing module is in: they are being imported already, and `__init__` may
-    name its own submodules. They count if something is taken from them, for it may not be there yet.
+    The packages of the importing module are left out, because they are being imported already and `__init__` may import
+    its own submodules. They count if a name is imported from them, because it may not exist yet.
     """
     targets: set[str] = set()
     if isinstance(node, ast.Import):
@@ -79,13 +79,13 @@ def imported_by(node: ast.AST, module: str, is_package: bool, modules: dict[str,
 
 
 def parents(module: str) -> list[str]:
-    """Return the packages that a module is in; a package is in itself."""
+    """Return the packages that contain a module; a package contains itself."""
     parts = module.split(".")
     return [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
 
 
 def circle_in(graph: Graph) -> list[str]:
-    """Return modules of which each imports the next, and the last one the first; none if there is no circle."""
+    """Return modules that each import the next one, the last one importing the first; [] if there is no circle."""
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -94,7 +94,7 @@ def circle_in(graph: Graph) -> list[str]:
 
 
 def wrong_ways(graph: Graph) -> list[str]:
-    """Return the imports of rooms that the importing room must not know."""
+    """Return the imports that are not allowed between rooms."""
     return [
         f"{module} imports {imported}"
         for module, all_imported in sorted(graph.items())
@@ -104,7 +104,7 @@ def wrong_ways(graph: Graph) -> list[str]:
 
 
 def may_import(module: str, imported: str) -> bool:
-    """Whether the room of a module may know the room of another; the package itself re-exports up to the config."""
+    """Return whether a module's room may import another's room; the package itself re-exports up to the config."""
     own, other = room_of(module), room_of(imported)
     if other == PACKAGE:
         return False
@@ -135,7 +135,7 @@ def test_imports_point_one_way() -> None:
     assert not found, "\n".join(found)
 
 
-# What the two tests above would notice
+# Imports that the two tests above detect
 
 
 def made_up(folder: Path, files: dict[str, str]) -> dict[str, Path]:
@@ -199,7 +199,7 @@ def test_a_wrong_way_is_noticed(module: str, text: str, shown: str, tmp_path: Pa
     assert wrong_ways(graph_of(modules, deferred=True)) == [shown]
 
 
-# What comes along
+# Indirect imports
 
 ADDED = """
 import importlib, sys

@@ -57,7 +57,7 @@ CODING_NAMES = [
 ERROR_NAMES = ["ConfigurationError", "GroupFailedError", "InvalidReplyError", "NodesMissingError", "SolonError"]
 PUBLIC_NAMES: dict[ModuleType, list[str]] = {
     solon_fl: [*CODING_NAMES, *ERROR_NAMES, "SolonConfig"],
-    coding: [*CODING_NAMES, "ClassOutcome", "smallest_group"],  # what else the config is made of
+    coding: [*CODING_NAMES, "ClassOutcome", "smallest_group"],  # further names that the config uses
     clients: [
         "Batch",
         "SolonClientMixin",
@@ -154,7 +154,7 @@ def test_public_names_are_these(module: ModuleType) -> None:
 @pytest.mark.parametrize("module", PUBLIC_NAMES, ids=lambda module: module.__name__)
 def test_every_public_name_exists_and_is_explained(module: ModuleType) -> None:
     for name in module.__all__:
-        value = getattr(module, name)  # a class or a function, but for tables and aliases like CodeName
+        value = getattr(module, name)  # a class or a function, except for tables and aliases like CodeName
         assert value.__doc__ or not (inspect.isclass(value) or inspect.isroutine(value)), name
 
 

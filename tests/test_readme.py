@@ -1,4 +1,4 @@
-"""The README's code runs as it stands, with a model and data of the test's."""
+"""The README's code runs unchanged, with the test's model and data."""
 
 import re
 import sys

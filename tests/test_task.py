@@ -105,7 +105,7 @@ def test_an_impossible_batch_size_is_refused(batch_size: Any, message: str) -> N
 
 def test_a_sample_of_a_billion_examples_costs_no_more_than_the_batch() -> None:
     batch = Batch(1, 2, 3)
-    chosen = batch.sample(2**40, 1000)  # a shuffle of all would not fit into memory
+    chosen = batch.sample(2**40, 1000)  # a complete shuffle would not fit into memory
     assert torch.equal(chosen, batch.sample(2**40, 1000))
     assert chosen.dtype == torch.int64
     assert len(set(chosen.tolist())) == 1000

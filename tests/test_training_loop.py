@@ -1,4 +1,4 @@
-"""The code of the how-to for training loops runs as it stands, and does what plain torch does."""
+"""The code of the how-to for training loops runs unchanged, with the same results as plain torch."""
 
 import re
 from collections.abc import Callable
@@ -32,9 +32,9 @@ def code_of(section: str) -> str:
 
 @pytest.fixture
 def run() -> Callable[..., Names]:
-    """Return a function that executes the page's first code and that under a heading, and returns all names.
+    """Return a function that executes the page's first code and the code under a heading, and returns all names.
 
-    Between them, the second argument changes names.
+    In between, the second argument replaces names.
     """
 
     def execute(heading: str, change: Callable[[Names], Names] = lambda names: {}) -> Names:
@@ -59,7 +59,7 @@ def alone(
     before_step: Callable[[nn.Module], object] = lambda model: None,
     after_step: Callable[[nn.Module], object] = lambda model: None,
 ) -> Tensor:
-    """Train as one does in plain torch, with the gradients of all batches of two groups accumulated."""
+    """Train in plain torch, accumulating the gradients of all batches of two groups."""
     with torch.random.fork_rng(devices=[]):
         model = names["build_model"]().to(names["Client"]().device())
     optimizer = make_optimizer(list(model.parameters()))
@@ -132,7 +132,7 @@ def test_a_tied_weight_counts_once_in_the_norm(run: Callable[..., Names]) -> Non
 
     expected = alone(names, before_step=clip)
     assert_same(names["clipped_tied"], expected)
-    assert float((vector_of(names["clipped"].arrays) - expected).norm()) > 1e-3  # why the page has a second recipe
+    assert float((vector_of(names["clipped"].arrays) - expected).norm()) > 1e-3  # so the page has a second recipe
     untied = run("Gradient clipping")
     assert_same(untied["clipped_tied"], vector_of(untied["clipped"].arrays))
 
@@ -163,7 +163,7 @@ def test_weights_are_clamped_after_each_step(run: Callable[..., Names]) -> None:
             parameter.clamp_(-0.3, 0.3)
 
     assert_same(names["clamped"], alone(names, after_step=clamp))
-    assert float(alone(names).abs().max()) > 0.3  # it was of use
+    assert float(alone(names).abs().max()) > 0.3  # the parameter did change
 
 
 def test_schedules_are_those_of_torch(run: Callable[..., Names]) -> None:
@@ -177,7 +177,7 @@ def test_nodes_may_compute_in_bfloat16(run: Callable[..., Names]) -> None:
     names = run("Mixed precision")
     expected = alone(names)
     assert_same(names["mixed"], expected, rtol=1e-2)
-    assert float((vector_of(names["mixed"].arrays) - expected).norm()) > 1e-5  # it was bfloat16
+    assert float((vector_of(names["mixed"].arrays) - expected).norm()) > 1e-5  # bfloat16 was used
     assert {array.dtype for array in names["mixed"].arrays.values()} == {"float32"}
     reports = names["mixed"].train_metrics_clientapp.values()
     assert [report["failed-groups"] for report in reports] == [[], [], [], []]
@@ -220,7 +220,7 @@ def test_numpy_is_seeded_by_the_batch(run: Callable[..., Names]) -> None:
 
 
 class Heads(nn.Module):
-    """Its two heads take turns, by the round that `turn` says."""
+    """A model whose two heads take turns, according to the round in `turn`."""
 
     turn = 0
 
@@ -248,7 +248,7 @@ def test_what_a_round_does_not_use_stays_where_it_is(run: Callable[..., Names]) 
 
 
 class Rows(nn.Module):
-    """An embedding most rows of which are never used."""
+    """An embedding with many rows that are never used."""
 
     def __init__(self) -> None:
         super().__init__()

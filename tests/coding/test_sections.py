@@ -1,4 +1,4 @@
-"""Tensors and their classes: how columns are cut, and what is told apart, located and named in each."""
+"""Tensors and their classes: their columns, and how lies in each are detected, located and named."""
 
 import math
 from collections.abc import Mapping
@@ -79,7 +79,7 @@ def gradient_of(code: Code, seed: int = 0) -> Tensor:
 def lie_in(
     number: int, size: float, liars: tuple[int, ...] = LIARS, decoder: RealDecoder = DECODER
 ) -> dict[int, Tensor]:
-    """Shares of which the liars' are off by noise of that norm in one tensor."""
+    """Return shares in which the liars' are off by noise of the given norm in one tensor."""
     shares = shares_of(decoder.code, gradient_of(decoder.code))
     cut = columns_of(sections_for(decoder.code), number)
     for slot in liars:
@@ -90,7 +90,7 @@ def lie_in(
 
 
 def errors_of(decoded: Decoded, code: Code) -> list[float]:
-    """The relative error of each tensor."""
+    """Return the relative error of each tensor."""
     assert decoded.gradient is not None
     truth, sections = gradient_of(code).view(-1, code.compression), sections_for(code)
     found = decoded.gradient.view(-1, code.compression)
@@ -128,7 +128,7 @@ def test_lies_about_the_statistics_are_named(size: float, looking: bool) -> None
 def test_lies_in_a_small_tensor_are_left_out_though_noise_of_the_class_could_be_as_large(
     size: float, liars: tuple[int, ...], looking: bool
 ) -> None:
-    """The tensor's gradient is 1e-9 of the class; nobody is accused, as honest rows may be off by 1e-6 of the class."""
+    """The tensor's gradient is 1e-9 of its class. Honest rows may be off by 1e-6 of the class, so nobody is accused."""
     decoded = decoded_from(lie_in(1, size, liars), looking)
     assert decoded.suspect_slots == liars
     assert decoded.corrupt_slots == ()
@@ -147,7 +147,7 @@ def test_each_liar_is_found_in_a_tensor_of_its_own() -> None:
 @pytest.mark.parametrize("number", [1, 2])
 @pytest.mark.parametrize("seed", range(10))
 def test_a_tensor_that_is_nothing_but_noise_costs_no_honest_node_anything(number: int, seed: int) -> None:
-    """As the gradient of a bias before BatchNorm: 0 in exact arithmetic, and on each machine something else."""
+    """An example is the gradient of a bias before BatchNorm: 0 in exact arithmetic, but different on each machine."""
     code, sections = DECODER.code, sections_for(DECODER.code)
     gradient = gradient_of(code, seed)
     shares = shares_of(code, gradient)
@@ -205,7 +205,7 @@ def test_tensors_without_entries_are_left_out() -> None:
 
 
 def test_a_class_that_stands_still_is_compared_and_no_more() -> None:
-    """Frozen weights: as long as all shares agree nothing is projected or solved for."""
+    """For frozen weights, nothing is projected or solved for as long as all shares agree."""
     sections = Sections.of([(600, "parameters"), (60, "buffers")], compression=6)
     gradient = torch.zeros(660)
     gradient[:600] = 1e-12 * torch.randn(600, generator=seeded(0))

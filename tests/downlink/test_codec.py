@@ -1,4 +1,4 @@
-"""The server and its nodes get the same bits from a patch, copies come to their target, and damage changes nothing."""
+"""The server and its nodes get the same bits from a patch, copies reach their target, and damage changes nothing."""
 
 import math
 import struct
@@ -19,13 +19,13 @@ from solon_fl.errors import PatchError
 
 DTYPES = [torch.float16, torch.float32, torch.float64]
 PAIRS = [(dtype, dtype) for dtype in DTYPES] + [(torch.float32, torch.float16)]
-HEADER = len(b"solon patch 1\n") + 4  # and 8 bytes a tensor
+HEADER = len(b"solon patch 1\n") + 4  # plus 8 bytes per tensor
 shapes = st.lists(st.lists(st.integers(0, 12), max_size=3).map(tuple), max_size=4)
 seeds = st.integers(0, 2**31)
 
 
 def random_tensors(shapes: list[tuple[int, ...]], dtype: torch.dtype, seed: int) -> list[Tensor]:
-    """Return normal numbers, each block at a scale of its own, with zeros of both signs, denormals and large ones."""
+    """Return normal numbers with a different scale per block, with zeros of both signs, denormals and large numbers."""
     generator = torch.Generator().manual_seed(seed)
     limits = torch.finfo(dtype)
     extremes = [0.0, -0.0, limits.tiny, limits.tiny * limits.eps, -limits.tiny, limits.max / 16]
@@ -94,7 +94,7 @@ def computing_with(threads: int) -> Iterator[None]:
 
 
 def test_the_bits_are_these() -> None:
-    """Of arithmetic that needs no torch: else all machines could be wrong in the same way, until one of them is not."""
+    """The expected bits are computed without torch, in which all machines could be wrong in the same way."""
     copy = torch.tensor([1.0, -2.0, 3.0, 0.1])
     patch = patched([torch.tensor([1.5, -2.0, 2.3, 0.1])], [copy.clone()])
     content = zstandard.decompress(patch[HEADER + 8 :])
@@ -105,7 +105,7 @@ def test_the_bits_are_these() -> None:
     assert copy.tolist() == [1.5, -2.0, 2.25, np.float32(0.1)]
 
 
-# Copies come to their target
+# Copies reach their target
 
 
 @given(shapes=shapes, dtypes=st.sampled_from(PAIRS[1:]), seed=seeds)
@@ -158,13 +158,13 @@ def test_a_copy_becomes_its_target(dtype: torch.dtype) -> None:
 def test_what_was_rounded_away_is_in_the_next_patches() -> None:
     target, copy = [torch.zeros(256)], [torch.zeros(256)]
     for _ in range(100):
-        target[0][0] += 1.0  # the step is 1 / 4 of it
+        target[0][0] += 1.0  # the step is 1 / 4 of this
         target[0][1:] += 0.01  # far below half the step
         patched(target, copy)
     assert float((target[0] - copy[0]).abs().max()) <= 0.5
 
 
-# What no patch can say
+# Differences that no patch can represent
 
 
 @pytest.mark.parametrize("dtypes", PAIRS)
@@ -243,7 +243,7 @@ def test_a_flipped_bit_changes_nothing(place: int) -> None:
         apply_patch(bytes(damaged), copy)
     except PatchError:
         assert bits(copy) == bits(COPY)
-    else:  # a bit of no meaning to zstd
+    else:  # zstd ignores this bit
         assert bits(copy) == bits(RESULT)
 
 

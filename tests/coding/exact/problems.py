@@ -1,4 +1,4 @@
-"""Gradients of any bits, their shares, and exact decoders for the tests of the exact code."""
+"""Gradients with arbitrary bits, their shares, and decoders, for the tests of the exact code."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -30,12 +30,12 @@ def of_bits(bits: Sequence[int]) -> Tensor:
 
 
 def numbers_of(values: Tensor) -> list[int]:
-    """Return the numbers of the field that the bits stand for, from 0 to p - 1."""
+    """Return the field elements that the bits represent, from 0 to p - 1."""
     return [bits % P for bits in values.view(torch.int32).tolist()]
 
 
 def any_gradient(seed: int, dim: int, *, nan: bool = True) -> Tensor:
-    """Draw bits at random; a third of the entries are special numbers."""
+    """Draw random bits, with special numbers in a third of the entries."""
     rng = seeded(seed)
     bits = torch.randint(-(2**31), 2**31, (dim,), generator=rng).to(torch.int32)
     special = torch.tensor(SPECIAL, dtype=torch.int32)[torch.randint(len(SPECIAL), (dim,), generator=rng)]
@@ -58,7 +58,7 @@ def shares_of(code: Code, gradient: Tensor) -> dict[int, Tensor]:
 
 
 def exact_decoder(*, byzantine: int, compression: int, stragglers: int = 0, extra: int = 0) -> ExactDecoder:
-    """Return the decoder of a group with so many nodes more than are needed."""
+    """Return the decoder of a group with `extra` more nodes than needed."""
     size = smallest_group(byzantine=byzantine, compression=compression, stragglers=stragglers) + extra
     code = ExactCode(group_size=size, compression=compression)
     return ExactDecoder(code, byzantine=byzantine, stragglers=stragglers)
@@ -66,7 +66,7 @@ def exact_decoder(*, byzantine: int, compression: int, stragglers: int = 0, extr
 
 @contextlib.contextmanager
 def blocks_of(size: int) -> Iterator[None]:
-    """Let codes and decoders work on so many columns at once."""
+    """Set the number of columns that codes and decoders process at once."""
     with (
         patch("solon_fl.coding.exact.code.block_size", return_value=size),
         patch("solon_fl.coding.exact.decoder.block_size", return_value=size),

@@ -1,4 +1,4 @@
-"""What a server receives from a group some of whose nodes lie about bits."""
+"""Shares that a server receives from a group in which some nodes lie about bits."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ def late_bit(bits: Tensor, number: int, rng: torch.Generator) -> Tensor:
 
 
 def bit_elsewhere(bits: Tensor, number: int, rng: torch.Generator) -> Tensor:
-    """Each liar lies where no other does, if there are that many columns."""
+    """Return lies in distinct columns, if there are enough columns."""
     return flip(bits, -1 - number % len(bits), 7)
 
 
@@ -49,7 +49,7 @@ def noise(bits: Tensor, number: int, rng: torch.Generator) -> Tensor:
 
 
 def not_canonical(bits: Tensor, number: int, rng: torch.Generator) -> Tensor:
-    """The same numbers modulo p where such bits exist, elsewhere bits that are no number of the field."""
+    """Return other bits for the same field elements where they exist, and invalid bits elsewhere."""
     same = torch.where(bits < LARGEST - 2**32 + 6, bits.long() + P, bits.long())
     if not bool((same > LARGEST).any()):
         same[int(torch.randint(len(bits), (), generator=rng))] = LARGEST + 1 + number % 5
@@ -83,11 +83,11 @@ def flip(bits: Tensor, place: int, bit: int) -> Tensor:
 def receive(
     decoder: ExactDecoder, kind: str, seed: int, *, num_liars: int, num_missing: int = 0, share_dim: int = 6
 ) -> Case:
-    """Draw a gradient, and who lies and who is missing; the lies are of that kind."""
+    """Draw a gradient, the liars and the missing shares; the lies are of this kind."""
     rng, code = seeded(seed), decoder.code
     gradient = any_gradient(seed, share_dim * code.compression)
     if kind == "not-canonical":
-        gradient[::share_dim] = -0.0  # and so is the first entry of each share
+        gradient[::share_dim] = -0.0  # which makes the first entry of each share -0.0
     order = torch.randperm(code.group_size, generator=rng).tolist()
     liars = tuple(sorted(order[:num_liars]))
     missing = tuple(sorted(order[num_liars : num_liars + num_missing]))
@@ -124,7 +124,7 @@ def lies_of(
 
 
 def different(case: Case) -> tuple[int, ...]:
-    """Return the liars whose shares are not those of honest nodes by chance."""
+    """Return the liars whose shares do not happen to equal the honest ones."""
     return tuple(slot for slot in case.liars if not same_bits(case.received[slot], case.honest[slot]))
 
 
@@ -133,7 +133,7 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
 
 
 def assert_right(decoded: Decoded, case: Case) -> None:
-    """The gradient is the honest one, and who lies is named, nobody else."""
+    """Assert that the gradient is the honest one and that exactly the liars are named."""
     assert_same_bits(decoded.gradient, case.gradient)
     assert decoded.different_slots == different(case)
     assert decoded.suspect_slots == ()
@@ -144,7 +144,7 @@ def assert_right(decoded: Decoded, case: Case) -> None:
 
 
 def assert_supported(decoded: Decoded, case: Case) -> None:
-    """What is returned is, bit by bit, what all shares hold but those that are named."""
+    """Assert that the result agrees, bit for bit, with all shares except the named ones."""
     assert decoded.gradient is not None
     named = {*decoded.different_slots, *decoded.suspect_slots}
     kept = sorted(case.received.keys() - named)

@@ -1,4 +1,4 @@
-"""The checks of columns, by whole weights and by halves, against whole numbers without limit."""
+"""The checks of columns, with integer weights and with halves, against Python's integers."""
 
 import math
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ SMALLEST = -(2**31)
 
 @contextmanager
 def largest_sum(value: int) -> Iterator[None]:
-    """0 forces halves."""
+    """Set the largest sum of weights; 0 forces halves."""
     _whole_weights.cache_clear()
     with patch.object(checks, "LARGEST_SUM", value):
         yield
@@ -41,7 +41,7 @@ def failing_columns(code: ExactCode, rows: list[int], columns: np.ndarray, whole
 
 @given(compression=st.integers(1, 12), more=st.integers(1, 12), whole=st.booleans(), data=st.data())
 def test_only_codewords_pass(compression: int, more: int, whole: bool, data: st.DataObject) -> None:
-    """Whatever is wrong with a column, and by however little, and wherever."""
+    """A column with any error, however small and wherever it is, fails."""
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     code = ExactCode(group_size=compression + 2 * more, compression=compression)
     rows = sorted(rng.choice(code.group_size, size=compression + more, replace=False).tolist())
@@ -80,12 +80,12 @@ def test_neighbours_are_checked_by_binomial_coefficients_as_far_as_these_go() ->
     assert list(map(abs, weights[0])) == [math.comb(22, place) for place in range(23)]
     assert sum(map(abs, weights[0])) == LARGEST_SUM
     assert _whole_weights(tuple(range(5, 29)), 23) is None
-    assert _whole_weights((0, 1, 2, 1000, 1_000_000), 3) is None  # far from each other
+    assert _whole_weights((0, 1, 2, 1000, 1_000_000), 3) is None  # too far apart
 
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_the_largest_sums_are_exact(whole: bool) -> None:
-    """All products have one sign, and amount to 2^53; an entry of a last bit less is seen."""
+    """All products have the same sign and add up to 2^53. A change of the last bit of one entry is detected."""
     code = ExactCode(group_size=30, compression=22)
     rows = list(range(23))
     weights = _whole_weights(tuple(rows), 22)

@@ -1,4 +1,4 @@
-"""The laws of `ExactCode.encode`: any k shares hold the gradient's bits, whatever they are."""
+"""Properties of `ExactCode.encode`: any k shares determine the gradient's bits, whatever they are."""
 
 import math
 
@@ -29,7 +29,7 @@ seeds = st.integers(0, 2**32)
 
 
 def chunks_of(code: ExactCode, gradient: torch.Tensor) -> torch.Tensor:
-    """Return the gradient, and zeros, as a matrix."""
+    """Return the gradient, padded with zeros, as a matrix."""
     length = math.ceil(len(gradient) / code.compression)
     chunks = torch.zeros(code.compression * length)
     chunks[: len(gradient)] = gradient
@@ -39,7 +39,7 @@ def chunks_of(code: ExactCode, gradient: torch.Tensor) -> torch.Tensor:
 @given(dim=st.integers(1, 40), compression=st.integers(1, 9), block=st.integers(1, 12), seed=seeds)
 @example(dim=2, compression=9, block=12, seed=0)  # fewer entries than chunks
 @example(dim=17, compression=4, block=5, seed=0)  # the last chunk holds 2 of 5 entries
-@example(dim=25, compression=9, block=2, seed=0)  # the last chunk but one is empty, so is the last
+@example(dim=25, compression=9, block=2, seed=0)  # the last two chunks are empty
 def test_shares_are_what_the_polynomials_through_the_chunks_are(
     dim: int, compression: int, block: int, seed: int
 ) -> None:
@@ -71,7 +71,7 @@ def test_any_k_shares_hold_the_gradient(dim: int, compression: int, block: int, 
 @pytest.mark.parametrize("offset", [-1, 0, 1, 700])
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_blocks_of_columns_meet(blocks: int, offset: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the smallest size there is."""
+    """Blocks of the smallest size join correctly."""
     assert block_size(10, torch.device("cpu")) == CPU_NUMBERS // 10
     monkeypatch.setattr("solon_fl.coding.exact.code.CPU_NUMBERS", 1)
     decoder = exact_decoder(byzantine=1, compression=3)
@@ -91,7 +91,7 @@ def test_encoding_is_linear_over_the_field(seed: int, dim: int, a: int) -> None:
     mixed = [(a * one + other) % P for one, other in zip(numbers_of(x), numbers_of(y), strict=True)]
     bits = [(number + 2**31) % P - 2**31 for number in mixed]
     gradient = of_bits(bits)
-    if bool(gradient.isnan().any()):  # which would become another one
+    if bool(gradient.isnan().any()):  # encoding would change its bits
         gradient = of_bits([0 if is_nan else number for number, is_nan in zip(bits, gradient.isnan(), strict=True)])
         x, y = (values.masked_fill(of_bits(bits).isnan(), 0.0) for values in (x, y))
     for slot in range(code.group_size):
@@ -99,7 +99,7 @@ def test_encoding_is_linear_over_the_field(seed: int, dim: int, a: int) -> None:
         assert numbers_of(code.encode(gradient, slot)) == [(a * i + j) % P for i, j in zip(one, other, strict=True)]
 
 
-# What is in a gradient
+# Contents of a gradient
 
 
 def test_every_kind_of_number_comes_back_bit_by_bit() -> None:
@@ -112,7 +112,7 @@ def test_every_kind_of_number_comes_back_bit_by_bit() -> None:
 
 
 def test_another_nan_is_the_same_gradient() -> None:
-    """Which of its patterns comes out of an operation is chance."""
+    """Honest nodes may compute different NaN patterns."""
     code = ExactCode(group_size=5, compression=2)
     bits = [0x3F800000, 0x7FC00000, -1, 0x7FFFFFFD]
     one, other = of_bits(bits), of_bits([bits[0], *bits[:0:-1]])
@@ -155,7 +155,7 @@ def test_gradients_are_flat_floats_and_slots_are_there(gradient: torch.Tensor, s
         ExactCode(group_size=5, compression=3).encode(gradient, slot)
 
 
-# How it is done
+# Implementation
 
 
 def test_shares_of_the_chunks_are_views() -> None:

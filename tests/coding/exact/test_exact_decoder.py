@@ -1,4 +1,4 @@
-"""The laws of `ExactDecoder.decode`: which lies it finds, what it returns, and when it returns nothing."""
+"""Properties of `ExactDecoder.decode`: the lies that it finds, its results, and its failures."""
 
 import pickle
 from collections.abc import Iterator
@@ -52,7 +52,7 @@ budgets = st.fixed_dictionaries(
 
 @contextmanager
 def without_chance(wanted: bool) -> Iterator[None]:
-    """Let every combination of columns that is looked at be one in which all lies cancel, if wanted."""
+    """If wanted, make all lies cancel in every combination of columns that the decoder draws."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         if wanted:
             monkeypatch.setattr(module, "_combination", lambda words, random: np.zeros(len(words), dtype=np.uint64))
@@ -61,7 +61,7 @@ def without_chance(wanted: bool) -> Iterator[None]:
 
 @contextmanager
 def by_halves(wanted: bool) -> Iterator[None]:
-    """Let no check have whole weights, if wanted."""
+    """If wanted, let no check have integer weights."""
     if wanted:
         with patch("solon_fl.coding.exact.checks._whole_weights", return_value=None):
             yield
@@ -118,7 +118,7 @@ def test_lies_and_missing_shares_within_the_budget_change_nothing(
     cancelling: bool,
     data: st.DataObject,
 ) -> None:
-    """Whatever is in them, and in whichever block; by luck, or with combinations that were foreseen."""
+    """This holds for any lies in any block, even if the liars predicted the random combinations."""
     decoder = exact_decoder(**budget)
     spare = decoder.code.group_size - decoder.code.compression
     num_liars = data.draw(st.integers(0, spare // 2))
@@ -164,7 +164,7 @@ def test_one_bit_is_seen_wherever_it_is(slot: int, bit: int, place: int, monkeyp
 @pytest.mark.parametrize("liars", [(0,), (1, 6), (0, 5, 6)])
 @pytest.mark.parametrize("offset", range(5))
 def test_bits_that_are_another_name_of_the_same_number_are_lies(offset: int, liars: tuple[int, ...]) -> None:
-    """-0.0, the number -2^31, has one: NaNs that no honest node sends. The field sees no difference."""
+    """-0.0, the element -2^31, has other bits too: a NaN that no honest node sends and that is the same element."""
     decoder = exact_decoder(byzantine=3, compression=2)
     number = -(2**31) + offset
     gradient = of_bits([number] * 6)
@@ -244,7 +244,7 @@ def test_the_default_device_is_not_used(halves: bool) -> None:
     assert_right(decoded, case)
 
 
-# Shares that are none
+# Invalid shares
 
 
 @pytest.mark.parametrize("given_dim", [True, False])
@@ -294,7 +294,7 @@ def test_fewer_than_k_shares_are_too_few(present: int) -> None:
 def test_k_plus_s_shares_that_agree_are_enough_whatever_is_missing(
     budget: dict[str, int], kind: str, seed: int, data: st.DataObject
 ) -> None:
-    """And with fewer, s liars bring about no result."""
+    """With fewer, s liars can't forge a result."""
     decoder = exact_decoder(**budget)
     s, needed = decoder.byzantine, decoder.code.compression + decoder.byzantine
     num_liars = data.draw(st.integers(0, s))
@@ -314,7 +314,7 @@ def test_k_plus_s_shares_that_agree_are_enough_whatever_is_missing(
     [
         (4, 0, "too-few-shares"),
         (5, 0, "clean"),
-        (5, 1, "too-few-shares"),  # a sixth share would tell
+        (5, 1, "too-few-shares"),  # a sixth share would decide
         (5, 2, "too-few-shares"),
         (6, 1, "corrected"),
         (6, 2, "undecodable"),
@@ -356,7 +356,7 @@ def essence(decoded: Any) -> tuple[Any, ...]:
 
 
 def test_where_shares_disagreed_is_looked_at_first() -> None:
-    """Though blocks are smaller when there are more shares."""
+    """This holds although blocks become smaller with more shares."""
     decoder = exact_decoder(byzantine=3, compression=2)
     shares = shares_of(decoder.code, any_gradient(6, 200))
     shares[1] = flip(shares[1].view(torch.int32), 80, 3).view(torch.float32)
@@ -372,11 +372,11 @@ def test_where_shares_disagreed_is_looked_at_first() -> None:
     with blocks_of(10), patch.object(module._Kept, "columns_of", noting):
         assert decoder.decode({slot: shares[slot] for slot in range(4)}, memory=memory).different_slots == (1,)
     assert looked_at[0].data_ptr() == shares[0][80:].data_ptr()
-    assert len(looked_at) == 11  # ten blocks, and one again
+    assert len(looked_at) == 11  # ten blocks, one of them twice
 
 
 def test_what_is_remembered_of_longer_shares_does_no_harm() -> None:
-    """Liars may answer first, and be the most."""
+    """Liars may reply first and be the majority."""
     decoder = exact_decoder(byzantine=3, compression=2)
     gradient = any_gradient(7, 8)
     shares = shares_of(decoder.code, gradient)
@@ -390,7 +390,7 @@ def test_what_is_remembered_of_longer_shares_does_no_harm() -> None:
     assert decoded.erased_slots == (0, 1, 2)
 
 
-# Lies that know the random numbers
+# Lies of nodes that know the random numbers
 
 
 @pytest.mark.parametrize("liars", [(2,), (0, 6)])
@@ -420,7 +420,7 @@ def test_lies_that_foresee_the_combination_are_found_in_a_single_column(liars: t
 
 
 def test_more_lying_columns_than_are_combined() -> None:
-    """Liars that are in few of them are found later."""
+    """Liars that lie in few of these columns are found later."""
     decoder = exact_decoder(byzantine=3, compression=2)
     gradient = any_gradient(9, 2 * 3000)
     shares = shares_of(decoder.code, gradient)
@@ -437,7 +437,7 @@ def test_more_lying_columns_than_are_combined() -> None:
 @given(kind=kinds, seed=seeds)
 @settings(max_examples=20)
 def test_a_seed_makes_decodes_alike(kind: str, seed: int) -> None:
-    """With more lies than that bound, too, where what is found hangs on what is combined."""
+    """This holds beyond the bound, too, where the result depends on the combination."""
     case = receive(exact_decoder(byzantine=2, compression=3), kind, seed, num_liars=3)
     first, second = (case.decoder.decode(case.received, generator=seeded(seed)) for _ in range(2))
     assert essence(first) == essence(second)
@@ -454,7 +454,7 @@ def test_a_seed_makes_decodes_alike(kind: str, seed: int) -> None:
 def test_whatever_is_returned_is_what_all_shares_hold_but_those_that_are_named(
     budget: dict[str, int], kind: str, seed: int, block: int, data: st.DataObject
 ) -> None:
-    """However many lie; so it is the honest gradient as long as k honest shares are among those that agree."""
+    """This holds for any number of lies. So the result is right as long as k honest shares are among those agreeing."""
     decoder = exact_decoder(**budget)
     size, k = decoder.code.group_size, decoder.code.compression
     num_liars = data.draw(st.integers((size - k) // 2, size))
@@ -492,7 +492,7 @@ def agree_by_chance(case: Case) -> bool:
     colluding=st.booleans(),
 )
 def test_arrivals_are_never_waited_for_in_vain(seed: int, shape: tuple[int, int], colluding: bool) -> None:
-    """Liars answer first; once k + s honest shares are there, the decode is right, whatever was tried before."""
+    """Liars reply first. Once k + s honest shares have arrived, the decode is right, whatever was tried before."""
     byzantine, compression = shape
     code = ExactCode(group_size=2 * byzantine + compression, compression=compression)
     decoder, rng = ExactDecoder(code, byzantine=byzantine), torch.Generator().manual_seed(seed)

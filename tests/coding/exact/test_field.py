@@ -1,4 +1,4 @@
-"""Arithmetic modulo p, against Python's whole numbers."""
+"""Arithmetic modulo p, against Python's integers."""
 
 import math
 from typing import Any
@@ -56,7 +56,7 @@ def test_inverses(values: list[int]) -> None:
 
 @given(st.data(), st.integers(1, 8), st.booleans())
 def test_polynomials_are_interpolated(data: st.DataObject, degree: int, far: bool) -> None:
-    """Also at points that are known already."""
+    """This includes points that are already known."""
     places = numbers if far else st.integers(1, 12)
     points = data.draw(st.lists(places, min_size=degree, max_size=degree, unique=True))
     others = data.draw(st.lists(places | st.sampled_from(points), min_size=1, max_size=6))
@@ -75,7 +75,7 @@ def test_dual_multipliers_are_orthogonal_to_polynomials(points: list[int], data:
     assert sum(u * y for u, y in zip(multipliers, values, strict=True)) % P == 0
 
 
-# Whole numbers in float64
+# Integers in float64
 
 
 @given(st.lists(numbers, min_size=1, max_size=20))
@@ -98,7 +98,7 @@ def test_halves_are_small_and_make_up_the_number(values: list[int]) -> None:
 @example(terms=24, rows=1, width=1, seed=0, extreme=(P - ODD_HALVES, SMALLEST + 1))
 @example(terms=199, rows=1, width=1, seed=0, extreme=(P - ODD_HALVES, SMALLEST + 1))
 def test_matrix_products(terms: int, rows: int, width: int, seed: int, extreme: tuple[int, int] | None) -> None:
-    """Also where nothing cancels, and sums need all bits that there are."""
+    """Products are exact even where nothing cancels and sums need all bits of a float64."""
     rng = np.random.default_rng(seed)
     matrix = rng.integers(P, size=(rows, terms), dtype=np.uint64)
     columns = rng.integers(SMALLEST, LARGEST, size=(terms, width), endpoint=True)
@@ -143,7 +143,7 @@ def test_every_number_has_one_int32(values: list[int]) -> None:
 
 @pytest.mark.parametrize("offset", range(-8, 9))
 def test_numbers_beside_half_of_p_become_int32(offset: int) -> None:
-    multiples = [0, 1, 2**18, 2**19 - 2]  # the last is near 2^51, the most that is taken
+    multiples = [0, 1, 2**18, 2**19 - 2]  # the last is near 2^51, the limit
     values = [sign * (multiple * P + P // 2) + offset for multiple in multiples for sign in (1, -1)]
     assert canonical(float_column(values)).tolist() == [(value - SMALLEST) % P + SMALLEST for value in values]
 
@@ -157,7 +157,7 @@ def test_bits_are_numbers_of_the_field_and_stand_for_the_same_floats(bits: list[
     found = float_bits(values)
     assert found.max() <= LARGEST
     assert_same_bits(found.view(torch.float32), one_nan(values))
-    assert values.view(torch.int32).tolist() == bits  # as they were
+    assert values.view(torch.int32).tolist() == bits  # unchanged
 
 
 def test_all_nans_are_one() -> None:

@@ -1,4 +1,4 @@
-"""Where lies are in one word, against other algorithms in whole numbers."""
+"""Locating lies in one word, against other algorithms in Python's integers."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def found_by_the_package(points: list[int], word: list[int], compression: int) -
 def word_with_lies(
     rng: np.random.Generator, size: int, compression: int, num_lies: int, near: bool
 ) -> tuple[list[int], list[int], tuple[int, ...]]:
-    """Return points, a codeword's values there but for lies, and where these are; `near`: of another codeword."""
+    """Return points, a codeword with lies, and the lies' positions; with `near`, lies towards another codeword."""
     points = sorted((1 + rng.choice(2 * size, size=size, replace=False)).tolist())
     polynomial, other = rng.integers(P, size=(2, compression)).tolist()
     word = [evaluate(polynomial, x) for x in points]
@@ -34,7 +34,7 @@ def word_with_lies(
 def test_small_words_as_by_trying_all_sets(
     size: int, compression: int, lies: int, near: bool, data: st.DataObject
 ) -> None:
-    """Also beyond the bound, where there is nothing to be found, or another codeword."""
+    """This includes words beyond the bound, with no codeword or another codeword nearby."""
     compression, lies = min(size, compression), min(size, lies)
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     points, word, _ = word_with_lies(rng, size, compression, lies, near)
@@ -46,7 +46,7 @@ def test_small_words_as_by_trying_all_sets(
 @given(word=st.lists(st.integers(0, 3) | st.integers(P - 3, P - 1), min_size=1, max_size=7), data=st.data())
 @example(word=[0, 1], data=None)
 def test_any_word_as_by_trying_all_sets(word: list[int], data: st.DataObject | None) -> None:
-    """Small numbers, as those of the points are, so that what holds by chance only holds often."""
+    """The numbers are small, like the points, so that coincidences are frequent."""
     compression = data.draw(st.integers(1, len(word))) if data else 1
     points = list(range(1, 1 + len(word)))
     assert found_by_the_package(points, word, compression) == lies_by_subsets(points, word, compression)
@@ -85,7 +85,7 @@ def test_all_lies_within_the_bound_are_found(size: int, data: st.DataObject) -> 
     lies = data.draw(st.integers(0, (size - compression) // 2))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     points = sorted((1 + rng.choice(2 * size, size=size, replace=False)).tolist())
-    word = np.zeros(size, dtype=np.uint64)  # a codeword like any other
+    word = np.zeros(size, dtype=np.uint64)  # zero is a codeword
     places = sorted(rng.choice(size, size=lies, replace=False).tolist())
     word[places] = rng.integers(1, P, size=lies) if size % 2 else 1
     assert found_by_the_package(points, word.tolist(), compression) == tuple(places)

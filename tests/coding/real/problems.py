@@ -21,14 +21,14 @@ def seeded(seed: int) -> torch.Generator:
 def smallest_decoder(
     kind: type[RealCode], *, byzantine: int, compression: int, stragglers: int = 0, **more: Any
 ) -> RealDecoder:
-    """Return the decoder of the smallest code of that kind that bears s liars and e missing shares."""
+    """Return the decoder of the smallest code of this kind that tolerates s liars and e missing shares."""
     size = smallest_group(byzantine=byzantine, compression=compression, stragglers=stragglers)
     code = kind(group_size=size, compression=compression)
     return RealDecoder(code, byzantine=byzantine, stragglers=stragglers, **more)
 
 
 def fourier_decoder(*, byzantine: int, compression: int, stragglers: int = 0, **more: Any) -> RealDecoder:
-    """Return the decoder of the smallest Fourier code that bears s liars and e missing shares."""
+    """Return the decoder of the smallest Fourier code that tolerates s liars and e missing shares."""
     return smallest_decoder(FourierCode, byzantine=byzantine, compression=compression, stragglers=stragglers, **more)
 
 
@@ -45,19 +45,19 @@ def decode(
     sections: Sections | None = None,
     seed: int | None = None,
 ) -> Decoded:
-    """Decode; if `looking`, by projection and least squares at once, without trying what is mostly enough."""
+    """Decode; if `looking`, skip the fast path, so that projection and least squares run at once."""
     with without_comparing(looking):
         generator = None if seed is None else seeded(seed)
         return decoder.decode(shares, dim=dim, sections=sections, generator=generator)
 
 
 def without_comparing(wanted: bool) -> AbstractContextManager[object]:
-    """Let decoders project and look at once, if wanted, without trying what is mostly enough."""
+    """If wanted, make decoders skip the fast path, so that they project at once."""
     return patch.object(RealDecoding, "_decode_fast", return_value=None) if wanted else nullcontext()
 
 
 def error_of(decoded: Decoded, gradient: Tensor) -> float:
-    """Return the norm of what the decoded gradient is off by."""
+    """Return the norm of the decoded gradient's error."""
     assert decoded.gradient is not None
     assert decoded.gradient.shape == gradient.shape
     error = decoded.gradient.double() - gradient.double()
@@ -66,7 +66,7 @@ def error_of(decoded: Decoded, gradient: Tensor) -> float:
 
 
 def problem_of(code: RealCode, lies: dict[int, float], seed: int = 0, num_projections: int = 16) -> LocatingProblem:
-    """Return the problem in which the rows in `lies` are off by a vector of that norm, random for each."""
+    """Return the problem in which each row in `lies` is off by a random vector of the given norm."""
     rng = np.random.default_rng(seed)
     projected = code.generator @ rng.normal(size=(code.compression, num_projections))
     for row, size in lies.items():

@@ -1,4 +1,4 @@
-"""What a server receives from a group some of whose nodes lie. Sizes of lies are in norms of a typical share."""
+"""Shares that a server receives from a group in which some nodes lie. Sizes of lies are in norms of a typical share."""
 
 import math
 from collections.abc import Callable
@@ -46,7 +46,7 @@ CRAFTED: dict[str, Callable[[RealDecoder, float], Attack]] = {
     "near-codeword": NearCodeword,
     "other-gradient": lambda decoder, size: OtherGradient(decoder.code, size),
     "partial-collusion": PartialCollusion,
-    "below-tolerance": BelowTolerance,  # `size` in units of what is tolerated
+    "below-tolerance": BelowTolerance,  # `size` in units of the tolerance
 }
 KINDS = ["random", "same", *CRAFTED, "constant", "mixed", "nan", "inf", "zero", "as-another"]
 
@@ -67,7 +67,7 @@ def receive(
     dim: int = 40,
     dtype: torch.dtype = torch.float32,
 ) -> Case:
-    """Draw a gradient, and who lies and who is missing; the lies are of that kind and size."""
+    """Draw a gradient, the liars and the missing shares; the lies are of this kind and size."""
     rng, code = seeded(seed), decoder.code
     gradient = torch.randn(dim, generator=rng, dtype=torch.float64).to(dtype)
     order = torch.randperm(code.group_size, generator=rng).tolist()
@@ -83,7 +83,7 @@ def receive(
 
 
 def lies_of(kind: str, case: Case, size: float, seed: int) -> Tensor:
-    """Return the liars' shares; deviations are `size` typical norms."""
+    """Return the liars' shares, which deviate by `size` typical norms."""
     shares = torch.stack(list(shares_of(case.code, case.gradient).values())).double()
     liars, rng = list(case.liars), seeded(seed)
     honest, typical = shares[liars], typical_norm(dict(enumerate(shares)))
@@ -104,7 +104,7 @@ def lies_of(kind: str, case: Case, size: float, seed: int) -> Tensor:
 
 
 def large_lies(case: Case) -> set[int]:
-    """Return the slots of lies of at least 1e-3 typical norms."""
+    """Return the slots whose lies are at least 1e-3 typical norms."""
     honest = shares_of(case.code, case.gradient)
     smallest = 1e-3 * typical_norm(honest)
     return {

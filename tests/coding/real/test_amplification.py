@@ -95,7 +95,7 @@ def test_a_search_is_bounded_in_memory_and_in_work(kind: type[RealCode], sizes: 
 
 
 def largest_of_some(generator: FloatArray, num_rows: int) -> float:
-    """Return the largest 1 / sigma_min over windows of neighbours: a lower bound; 0 where float64 can't tell."""
+    """Return the largest 1 / sigma_min over windows of neighbours, a lower bound; 0 where float64 is too imprecise."""
     starts = range(0, len(generator), 1 + len(generator) // 4)
     rows = [generator.take(range(start, start + num_rows), axis=0, mode="wrap") for start in starts]
     largest = max(1 / max(float(np.linalg.svd(part)[1][-1]), 1e-300) for part in rows)

@@ -105,7 +105,7 @@ def test_the_result_is_within_its_bound(
         assert decoded.gradient.dtype == dtype
         assert float((decoded.gradient - gradient).double().norm()) <= decoded.error_bound
     if locator == "rational":
-        return  # the paper's locator alone may miss, and blame the honest for small lies
+        return  # the paper's locator alone may miss small lies and blame honest nodes for them
     assert decoded.ok
     named = {*decoded.corrupt_slots, *decoded.erased_slots}
     assert named <= set(liars)

@@ -1,4 +1,4 @@
-"""The laws of `RealDecoder.decode`: what it accepts, what it guarantees, where that ends, and its symmetries."""
+"""Properties of `RealDecoder.decode`: its inputs, its guarantees and their limits, and its symmetries."""
 
 import math
 import pickle
@@ -104,13 +104,13 @@ def test_repr_shows_every_parameter() -> None:
 def test_a_decoder_can_be_sent_to_another_process() -> None:
     decoder = fourier_decoder(byzantine=2, compression=3)
     shares = shares_of(decoder.code, draw(8, 30)) | {3: draw(9, 10)}
-    decoder.decode(shares)  # what it remembers goes along
+    decoder.decode(shares)  # fills its caches, which are pickled too
     copy = pickle.loads(pickle.dumps(decoder))
     assert repr(copy) == repr(decoder)
     assert copy.decode(shares).corrupt_slots == (3,)
 
 
-# What decode accepts
+# Inputs of decode
 
 
 def test_shares_may_be_one_matrix() -> None:
@@ -188,7 +188,7 @@ def test_decoding_leaves_the_shares_as_they_are() -> None:
         torch.testing.assert_close(share, before[slot], rtol=0, atol=0, equal_nan=True)
 
 
-# What holds for honest shares
+# Honest shares
 
 
 @given(decoder=decoders, seed=seeds, dim=st.integers(1, 60), dtype=dtypes, looking=st.booleans())
@@ -228,7 +228,7 @@ def test_noise_far_above_rtol_is_reported(seed: int) -> None:
     assert tolerant.decode(case.received).status is DecodeStatus.CLEAN
 
 
-# What holds whatever s liars do
+# Any behaviour of s liars
 
 
 @pytest.mark.slow
@@ -254,7 +254,7 @@ def test_no_corruption_of_s_shares_leaves_the_error_bound(
 def test_errors_cost_two_and_erasures_one(
     decoder: RealDecoder, kind: str, size: float, seed: int, data: st.DataObject, looking: bool
 ) -> None:
-    assume(decoder.byzantine > 0 or kind != "near-codeword")  # which is about 2 s slots
+    assume(decoder.byzantine > 0 or kind != "near-codeword")  # that attack needs 2 s slots
     checks = decoder.code.group_size - decoder.code.compression
     num_missing = data.draw(st.integers(0, checks), label="num_missing")
     num_liars = data.draw(st.integers(0, (checks - num_missing) // 2), label="num_liars")
@@ -284,7 +284,7 @@ def test_s_liars_among_s_plus_k_shares_are_not_agreed_with_by_enough(seed: int) 
 
 
 def test_s_liars_among_too_few_shares_can_win_which_num_agreeing_tells() -> None:
-    """Why `SolonStrategy` asks for k + s: within the budget for one lie, three liars made this one up."""
+    """So `SolonStrategy` requires k + s. Here three liars forge a result that has the budget of one lie."""
     decoder = fourier_decoder(byzantine=3, compression=4)
     cases = [receive(decoder, "other-gradient", 1.0, seed, num_liars=3, num_missing=3) for seed in range(30)]
     outcomes = [(case, decoder.decode(case.received)) for case in cases]
@@ -331,14 +331,14 @@ def test_all_shares_not_finite_are_too_few() -> None:
 def test_one_liar_too_many_is_reported(decoder: RealDecoder, seed: int) -> None:
     code = decoder.code
     if code.group_size == code.compression:
-        pytest.skip("without any redundancy nothing can be noticed")
+        pytest.skip("without redundancy nothing can be detected")
     case = receive(decoder, "random", 1.0, seed, (code.group_size - code.compression) // 2 + 1)
     assert decoder.decode(case.received, dim=40).status is DecodeStatus.UNDECODABLE
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_s_plus_1_liars_can_pass_off_another_gradient(seed: int) -> None:
-    """Nothing can detect it: their gradient explains s + k shares, as the true one does."""
+    """This can't be detected, because their gradient explains s + k shares, as does the true one."""
     decoder = fourier_decoder(byzantine=2, compression=4)
     case = receive(decoder, "other-gradient", 1.0, seed, num_liars=3)
     decoded = decoder.decode(case.received, dim=40)
@@ -403,7 +403,7 @@ def test_turning_the_slots_turns_the_verdict(decoder: RealDecoder, seed: int, tu
 
 
 def _size_of_sines(code: RealCode, gradient: Tensor | None) -> float:
-    """The norm of the coefficients of the sines, which all slots treat alike."""
+    """Return the norm of the sines' coefficients, for which all slots are equivalent."""
     assert gradient is not None
     columns = torch.nn.functional.pad(gradient, (0, -len(gradient) % code.compression)).view(-1, code.compression)
     return float(np.linalg.norm(np.linalg.pinv(code.unstretched) @ code.generator @ columns.double().numpy().T))

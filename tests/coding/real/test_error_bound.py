@@ -1,4 +1,4 @@
-"""What a decode vouches for: `Decoded.error_bound` whatever was sent, and `RealDecoder.certificate` beforehand."""
+"""The error bounds: `Decoded.error_bound` for any shares, and `RealDecoder.certificate`, known in advance."""
 
 import math
 
@@ -77,7 +77,7 @@ def test_lies_well_above_the_tolerance_are_located(decoder: RealDecoder, size: f
 
 @pytest.mark.parametrize("seed", range(20))
 def test_what_disagrees_by_more_than_noise_is_looked_at_again(seed: int) -> None:
-    """Less than three times the noise is let pass at first, but then it turns out to be more than noise."""
+    """Less than three times the noise passes at first, but then turns out to be more than noise."""
     decoder = fourier_decoder(byzantine=2, compression=3)
     gradient = torch.randn(300, generator=seeded(seed), dtype=torch.float64)
     shares = shares_of(decoder.code, gradient)
@@ -109,7 +109,7 @@ def test_error_bound_is_the_documented_one(sizes: tuple[float, ...], seed: int, 
         expected = np.linalg.lstsq(code.generator[kept], matrix[kept], rcond=None)[0]
         np.testing.assert_allclose(chunks, expected, rtol=1e-12)
     deviations = np.linalg.norm(matrix - code.generator @ chunks, axis=1)
-    scale = np.sort(np.linalg.norm(matrix, axis=1))[2 + 3 - 1]  # s + k smallest
+    scale = np.sort(np.linalg.norm(matrix, axis=1))[2 + 3 - 1]  # the (s + k)-th smallest
     noise = math.sqrt(7) * decoder.rtol * scale
     residual = np.linalg.norm(deviations[kept])
     first = code.worst_amplification(len(kept) - 2) * (residual + noise)
@@ -121,14 +121,14 @@ def test_error_bound_is_the_documented_one(sizes: tuple[float, ...], seed: int, 
 
 
 def test_s_lies_below_the_tolerance_stay_in_the_bound_if_only_s_plus_k_shares_are_there() -> None:
-    """More than fit the budget, but all shares agree, so the bound counts on the k honest ones alone: the worst k."""
+    """The lies exceed the budget, but all shares agree. So the bound assumes only that k shares are honest."""
     decoder = fourier_decoder(byzantine=3, compression=4)
     code = decoder.code
     gradient = torch.randn(40, generator=seeded(1), dtype=torch.float64)
     honest, liars = [0, 1, 2, 3], [5, 6, 7]
     shares = {slot: share for slot, share in shares_of(code, gradient).items() if slot in honest + liars}
     noise = math.sqrt(7) * decoder.rtol * typical_norm(shares)
-    hidden = np.linalg.svd(code.generator[honest])[2][-1]  # a change of the gradient that four neighbours hardly see
+    hidden = np.linalg.svd(code.generator[honest])[2][-1]  # hardly changes the shares of four neighbours
     size = 0.9 * noise * code.amplification
     direction = torch.nn.functional.normalize(torch.randn(10, generator=seeded(2), dtype=torch.float64), dim=0)
     for slot in liars:
@@ -142,7 +142,7 @@ def test_s_lies_below_the_tolerance_stay_in_the_bound_if_only_s_plus_k_shares_ar
 @pytest.mark.parametrize("looking", [False, True])
 def test_the_rounding_of_the_result_is_in_the_bound(looking: bool) -> None:
     decoder = fourier_decoder(byzantine=0, compression=3, stragglers=1, rtol=1e-12)
-    shares = {slot: torch.linspace(1, slot + 2, 50) for slot in range(1, 4)}  # float32 can't hold what they mean
+    shares = {slot: torch.linspace(1, slot + 2, 50) for slot in range(1, 4)}  # float32 can't hold their gradient
     rows = torch.from_numpy(decoder.code.generator[1:])
     gradient = torch.linalg.solve(rows, torch.stack(list(shares.values())).double())
     decoded = decode(decoder, shares, looking=looking)

@@ -1,4 +1,4 @@
-"""Liars who know all honest shares, noise and all, get no honest slot named: trials of benchmarks/framing.py."""
+"""Omniscient liars get no honest slot named: trials of benchmarks/framing.py."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def test_no_lies_get_an_honest_slot_named(
     size: tuple[int, int], e: int, dtype: torch.dtype, seed: int, first: int
 ) -> None:
     tally = Tally()
-    for trial in range(first, first + len(FAMILIES)):  # each family once
+    for trial in range(first, first + len(FAMILIES)):  # one trial per family
         run_trial(Cell(*size, e, dtype, 0), trial, seed, tally)
     check(tally)
 
@@ -55,7 +55,7 @@ def test_nor_do_they_in_large_groups(s: int, k: int, dtype: torch.dtype) -> None
 @pytest.mark.parametrize("dtype", RTOL)
 def test_the_lies_are_ones_that_work(dtype: torch.dtype) -> None:
     tally = tally_of(2, 6, 0, dtype, trials=30 * len(FAMILIES), seed=0)
-    assert {"interpolated", "several codewords", "cheapest"} <= set(+tally.framed), "honest rows are left out"
+    assert {"interpolated", "several codewords", "cheapest"} <= set(+tally.framed), "no honest rows are left out"
 
 
 def test_noise_is_just_within_what_honest_shares_may_be_off_by() -> None:

@@ -40,7 +40,7 @@ def test_residuals_are_those_of_least_squares(
 def test_the_explaining_supports_are_those_with_small_residuals(
     size: int, loud: float, threshold: float, seed: int
 ) -> None:
-    """Also where one row is so large that its rounding hides what the others disagree by."""
+    """This holds even if one row is so large that its rounding error hides the disagreement of the others."""
     problem = problem_of(FourierCode(group_size=8, compression=2), {1: loud, 4: 1.0}, seed)
     supports, residuals = explaining_supports(problem.parity, problem.projected, size, threshold)
     every = np.array(list(combinations(range(8), size)), dtype=np.int64)

@@ -1,4 +1,4 @@
-"""The three locators on the same problems, and what the decoder makes of whatever a locator says."""
+"""The locators on the same problems, and the decoder with any answer of a locator."""
 
 import math
 from dataclasses import replace
@@ -86,7 +86,7 @@ def test_exchanges_mend_what_noise_did_to_the_null_space(seed: int, monkeypatch:
 
 
 def test_subspace_returns_the_best_of_its_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
-    attempts = iter([((0, 1), 1.0), ((2, 3), 2.0)])  # for two lies, for one; neither within the tolerance
+    attempts = iter([((0, 1), 1.0), ((2, 3), 2.0)])  # for two lies and for one; neither is within the tolerance
     monkeypatch.setattr("solon_fl.coding.real.locators._exchange", lambda *_: next(attempts))
     assert SubspaceLocator().locate(problem_of(FourierCode(group_size=7, compression=3), {0: 1.0, 4: 1.0})) == (0, 1)
 
@@ -127,7 +127,7 @@ STARVED = [(6, 9), (7, 4), (8, 4), (8, 8), (9, 7), (10, 3)]
 
 @pytest.mark.parametrize(("s", "k"), STARVED)
 def test_lies_next_to_a_codeword_are_located_by_default(s: int, k: int) -> None:
-    """Lies of one direction that nearly agree with 2 s - 1 honest rows: a local search gets stuck on them."""
+    """These lies in one direction nearly agree with 2 s - 1 honest rows, so that a local search gets stuck."""
     code = FourierCode(group_size=2 * s + k, compression=k)
     parity, rng = parity_of(code.generator), np.random.default_rng(s)
     assert not can_try_all(code.group_size, 2 * s, s)

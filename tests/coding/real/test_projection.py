@@ -96,7 +96,7 @@ def test_a_generator_reproduces_the_projection() -> None:
 
 
 def test_fresh_projections_are_drawn_from_the_operating_systems_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A seed would be a thing to guess; torch uses 32 bits of it."""
+    """A seed could be guessed, since torch uses only 32 bits of it."""
     calls: list[tuple[object, ...]] = []
     fixed = np.random.Generator(np.random.PCG64(7))
 
@@ -130,7 +130,7 @@ def test_the_default_projection_cannot_be_foreseen() -> None:
 
 
 def test_a_lie_that_foresaw_the_projection_is_noticed() -> None:
-    """All that is left of it in the projection is rounding; who lied may be seen from that, or not."""
+    """Only rounding is left of it in the projection, which may or may not reveal the liars."""
     decoder = fourier_decoder(byzantine=2, compression=3)
     gradient = torch.randn(300, generator=seeded(0), dtype=torch.float64)
     shares = shares_of(decoder.code, gradient)

@@ -1,4 +1,4 @@
-"""Shares that are too large to be true, and numbers so large or so small that their squares are none."""
+"""Shares that are too large to be honest, and numbers whose squares overflow or underflow."""
 
 import numpy as np
 import pytest
@@ -13,13 +13,13 @@ from tests.coding.real.received import assert_within_bound, receive
 
 def test_no_row_is_absurd_that_s_small_lies_could_make_look_so() -> None:
     decoder = fourier_decoder(byzantine=3, compression=4)
-    norms = np.array([0, 0, 0, 1, 1, 1, 1e9])  # perhaps the zeros are the lies
+    norms = np.array([0, 0, 0, 1, 1, 1, 1e9])  # the zeros may be the lies
     assert _rows_and_scale(decoder, norms) == ([0, 1, 2, 3, 4, 5, 6], 1e9)
 
 
 def test_every_absurd_row_leaves_one_liar_less() -> None:
     decoder = fourier_decoder(byzantine=3, compression=4)
-    norms = np.array([1, 1, 1, 1e12, 1e4, 1, 1, 1])  # 1e4 is absurd only if it can't be two lies that are small
+    norms = np.array([1, 1, 1, 1e12, 1e4, 1, 1, 1])  # 1e4 is absurd unless two of the small norms may be lies
     assert _rows_and_scale(decoder, norms) == ([0, 1, 2, 5, 6, 7], 1.0)
 
 
@@ -47,7 +47,7 @@ def test_a_lie_screened_by_its_size_costs_as_little_as_a_missing_share() -> None
     assert_within_bound(decoded, case.gradient)
 
 
-# Numbers at the edge
+# Numbers at the limits of their dtype
 
 
 @pytest.mark.parametrize("dim", [1, 2, 5])

@@ -1,4 +1,4 @@
-"""Solving: interpolate k shares, or least squares over all that are kept."""
+"""Solving: interpolation through k shares, and least squares over all kept shares."""
 
 import math
 from typing import cast
@@ -32,7 +32,7 @@ def blocks_of_8(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("value", [5.0, 1e-3, 1e30, math.nan, math.inf])
 @pytest.mark.parametrize("byzantine", [1, 2, 5])
 def test_liars_who_lie_in_different_columns_are_all_named(byzantine: int, value: float) -> None:
-    """With s = 5 there are more of them than guesses: then all columns are projected."""
+    """With s = 5 there are more such liars than guesses, so all columns are projected."""
     decoder = fourier_decoder(byzantine=byzantine, compression=10)
     gradient = torch.randn(1000, generator=seeded(byzantine))
     shares = shares_of(decoder.code, gradient)
@@ -90,7 +90,7 @@ def test_a_device_that_multiplies_in_less_than_float32_is_noticed(monkeypatch: p
     assert isinstance(solving.interpolate(generator, (), list(shares.values()), 300, columns, 1e-4), solving.Solution)
     monkeypatch.setattr(Tensor, "addmm_", rounding)
     assert solving.interpolate(generator, (), list(shares.values()), 300, columns, 1e-4) is None
-    k_rows = list(shares.values())[:3]  # nothing is compared, but the result is a product too
+    k_rows = list(shares.values())[:3]  # nothing to compare, but the result is a product, too
     assert solving.interpolate(generator[:3], (), k_rows, 300, columns, 1e-4) is None
     shares[2], shares[5] = -shares[2], 2 * shares[5]
     decoded = decoder.decode(shares)
@@ -100,7 +100,7 @@ def test_a_device_that_multiplies_in_less_than_float32_is_noticed(monkeypatch: p
 
 
 def test_an_accused_row_that_is_honest_makes_the_guess_void() -> None:
-    """A gradient that hardly is in the first columns: there, noise looks loud, but it is not over all columns."""
+    """The gradient is tiny in the first columns, where noise looks loud although it is not over all columns."""
     decoder = fourier_decoder(byzantine=2, compression=3)
     gradient = torch.randn(1000, 3, generator=seeded(0))
     gradient[:10] *= 1e-6
@@ -116,7 +116,7 @@ def test_an_accused_row_that_is_honest_makes_the_guess_void() -> None:
 @pytest.mark.parametrize("size", [1e-15, 1e-19, 1e-22, 1e-24, 1e-32])
 @pytest.mark.parametrize("missing", [0, 2, 4])
 def test_gradients_whose_squares_vanish_in_float32_stay_within_the_bound(size: float, missing: int) -> None:
-    """Honest shares, each off by what rtol allows; with four missing, k are left, and there is nothing to compare."""
+    """Honest shares are off by as much as rtol allows. With four missing, only k are left, without a comparison."""
     decoder = fourier_decoder(byzantine=2, compression=6)
     rng = np.random.default_rng(missing)
     for _ in range(10):
@@ -136,7 +136,7 @@ def test_gradients_whose_squares_vanish_in_float32_stay_within_the_bound(size: f
 @pytest.mark.parametrize("liars", [(), (1,)])
 @pytest.mark.parametrize("seed", range(5))
 def test_a_gradient_of_the_largest_floats_stays_finite(liars: tuple[int, ...], seed: int) -> None:
-    """Rounding must not take it beyond them; one chunk of every column holds such a number, so that all shares fit."""
+    """Rounding must not overflow. One chunk of every column holds such a number, so that all shares are finite."""
     decoder, largest = fourier_decoder(byzantine=2, compression=5), torch.finfo(torch.float32).max
     columns = torch.arange(20)
     chunks = torch.zeros(5, 20, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Who is named: certain liars only, however liars who know all honest shares try to frame the others."""
+"""Only certain liars are named, however omniscient liars try to frame honest nodes."""
 
 from itertools import combinations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from solon_fl import FourierCode, RealDecoder
 from solon_fl.simulations.attacks import NearCodeword
 
-SIZES = [(1, 3), (2, 6), (3, 8), (4, 8), (5, 5), (5, 10)]  # s, k: the certificate is below 1
+SIZES = [(1, 3), (2, 6), (3, 8), (4, 8), (5, 5), (5, 10)]  # s, k; all certificates are below 1
 Shares = dict[int, Tensor]
 
 
@@ -26,7 +26,7 @@ def honest_shares(decoder: RealDecoder, rng: np.random.Generator, dim: int = 300
 
 
 def interpolated(decoder: RealDecoder, shares: Shares, liars: list[int], rng: np.random.Generator) -> Shares:
-    """The liars send the shares of the gradient that k badly conditioned honest rows, rounded, interpolate."""
+    """Send the shares of the gradient that k badly conditioned honest rows interpolate, including their rounding."""
     generator, k = decoder.code.generator, decoder.code.compression
     honest = [slot for slot in shares if slot not in liars]
     sets = list(combinations(honest, k))
@@ -39,7 +39,7 @@ def interpolated(decoder: RealDecoder, shares: Shares, liars: list[int], rng: np
 
 
 def nearly_a_codeword(decoder: RealDecoder, shares: Shares, liars: list[int], rng: np.random.Generator) -> Shares:
-    """The liars' lies look like those of other nodes, at a size at which that can't be told apart for certain."""
+    """Send lies that look like those of other nodes, of a size at which these can't be distinguished for certain."""
     rows = torch.stack(list(shares.values()))
     lies = NearCodeword(decoder, size=float(10 ** rng.uniform(-6, -2))).lies(
         rows, liars, torch.Generator().manual_seed(int(rng.integers(2**31)))
@@ -72,7 +72,7 @@ def test_no_honest_row_is_ever_named(
 ) -> None:
     s, k = size
     rng = np.random.default_rng(seed)
-    decoder = decoder_of(s, k, extra if s < 5 else 0)  # beyond, the certificate is void
+    decoder = decoder_of(s, k, extra if s < 5 else 0)  # larger ones have a certificate of 1 or more
     gradient, shares = honest_shares(decoder, rng)
     liars = sorted(rng.choice(len(shares), int(rng.integers(1, s + 1)), replace=False).tolist())
     if attack is nearly_a_codeword and rng.random() < 0.7:
@@ -99,7 +99,7 @@ def test_liars_who_interpolate_badly_conditioned_rows_make_suspects_and_no_verdi
         assert decoded.ok
         assert set(decoded.corrupt_slots) <= set(liars)
         framed += bool(set(decoded.suspect_slots) - set(liars))
-    assert framed >= 5, "the attack must be one that works: the gradient is made without honest rows"
+    assert framed >= 5, "the attack must succeed in getting honest rows left out"
 
 
 @pytest.mark.parametrize(("s", "k"), SIZES)
@@ -119,7 +119,7 @@ def test_independent_lies_are_all_named_down_to_a_thousandth_of_a_share(s: int, 
 
 
 def explained_without(decoder: RealDecoder, shares: Shares, slot: int, noise: float) -> bool:
-    """Oracle: whether some set of s rows without this one, taken out, leaves rows that agree up to the noise."""
+    """Return whether some set of s rows, without this one, explains the shares: the others agree up to the noise."""
     s = decoder.byzantine
     rows = torch.stack(list(shares.values())).double().numpy()
     for support in combinations([row for row in range(len(rows)) if row != slot], s):
@@ -146,5 +146,5 @@ def test_a_row_is_named_only_if_no_other_lies_explain_the_shares(seed: int, size
     noise = decoded.tolerance / (9.4 * 3)
     for slot in decoded.corrupt_slots:
         assert not explained_without(decoder, shares, slot, noise)
-    for slot in decoded.suspect_slots:  # and the rule is sharp but for the residual of the rows kept
+    for slot in decoded.suspect_slots:  # the rule is tight, apart from the residual of the kept rows
         assert explained_without(decoder, shares, slot, 2.1 * noise + decoded.residual)

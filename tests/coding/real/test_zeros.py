@@ -1,4 +1,4 @@
-"""Entries that are 0 for every node come back as 0, though they were solved for; others keep their digits."""
+"""Entries that are 0 on every node are decoded as 0 even if they are solved for; other entries keep their digits."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def test_zeros_that_are_solved_for_are_zeros(decoder: RealDecoder, looking: bool
     gradient *= 10 ** (-spread * torch.rand(gradient.shape, generator=rng))
     gradient[torch.rand(gradient.shape, generator=rng) < 0.5] = 0
     shares = shares_of(code, gradient)
-    liars = [chunk * code.group_size // code.compression for chunk in range(decoder.byzantine)]  # would send entries
+    liars = [chunk * code.group_size // code.compression for chunk in range(decoder.byzantine)]  # systematic slots
     for slot in liars:
         shares[slot] = -shares[slot]
     decoded = decode(decoder, shares, looking=looking)
@@ -32,7 +32,7 @@ def test_zeros_that_are_solved_for_are_zeros(decoder: RealDecoder, looking: bool
 @pytest.mark.parametrize("looking", [False, True], ids=["interpolated", "least squares"])
 @pytest.mark.parametrize("decoder", DECODERS, ids=repr)
 def test_tensors_of_any_size_keep_their_digits(decoder: RealDecoder, looking: bool) -> None:
-    """Twelve layers, each with a gradient a tenth of that of the next; and statistics of 1e9 beside it all."""
+    """Twelve layers have gradients a tenth as large as that of the next layer; a buffer holds statistics of 1e9."""
     code, rng = decoder.code, seeded(2)
     tensors = [(size, "parameters") for size in [64, 1, 7, 100] * 3] + [(5, "buffers"), (64, "parameters")]
     sections = Sections.of(tensors, compression=code.compression)
@@ -61,7 +61,7 @@ def test_tensors_of_any_size_keep_their_digits(decoder: RealDecoder, looking: bo
 def test_zeros_of_all_honest_nodes_are_zeros_though_a_quiet_liar_sends_them_as_entries(
     decoder: RealDecoder, size: float
 ) -> None:
-    """An embedding of which half of the rows are not used; the lie passes for noise."""
+    """Half of the rows of an embedding are unused, and the lie passes for noise."""
     code = decoder.code
     gradient = torch.randn(1000, 10 * code.compression, generator=seeded(3))
     gradient[::2] = 0
