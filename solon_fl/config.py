@@ -71,7 +71,7 @@ class SolonConfig:
     byzantine : int
         s, the number of nodes of ONE group that may lie arbitrarily in every round.
     compression : int
-        k. A node sends 1/k of the gradient's length.
+        k, the factor by which a share is shorter than the gradient.
     stragglers : int
         e, the number of nodes of one group that may not reply.
     group_size : int

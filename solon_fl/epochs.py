@@ -29,6 +29,7 @@ def examples_at(first: int, count: int, num_examples: int, seed: int) -> NDArray
     Notes
     -----
     Guarantee: each epoch is a permutation of range(N).
+
     Cost: O(count) per epoch touched, however many examples there are.
     """
     parts = []

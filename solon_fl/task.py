@@ -82,6 +82,7 @@ class Batch:
         """Return `batch_size` distinct indices below `num_examples`, (batch_size,) int64, CPU.
 
         Every batch is drawn anew from all examples. `sample_epoch` instead takes each example once per epoch.
+
         Cost: O(batch_size), however many examples there are.
         """
         _check_sizes(num_examples, batch_size)
@@ -110,6 +111,7 @@ class Batch:
         of the next. No batch is shorter, and no example is left out. Only such a batch can hold an example twice. The
         run's seed and the epoch's number determine the order. A batch whose group failed is not repeated; its examples
         come again in the next epoch.
+
         Cost: O(batch_size), however many examples there are. No order is stored.
 
         Examples

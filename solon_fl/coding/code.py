@@ -22,7 +22,7 @@ class Code(ABC):
     group_size : int
         r, the number of nodes in the group, >= k.
     compression : int
-        k >= 1. A share has 1/k of the gradient's length.
+        k, the factor by which a share is shorter than the gradient, >= 1.
 
     Raises
     ------

@@ -36,7 +36,9 @@ class ExactCode(Code):
     computing limits r and k. A share is float32 and as long as with any other code, but only the bits of shares k and
     above have a meaning, not their values as numbers. float16 and bfloat16 gradients are encoded as float32; float64
     gradients are refused.
+
     Cost: shares below k are views. The others take d conversions and 2 d multiply-adds in float64, and a few MB.
+
     Differs from the paper, which encodes real numbers. A share needs no extra byte, because the bits of every float32
     are a number below p, except for five NaN patterns, and all NaNs are mapped to one.
 

@@ -33,6 +33,7 @@ class ExactDecoder(Decoder):
     bit. Up to (n - k) // 2 wrong shares among n are found, whatever they hold. See docs/explanation/exact.md for the
     proofs. A share does not tell whether its node lies, or is honest and computes other bits.
     The shares and the gradient may hold NaN and infinity.
+
     Cost: n (n - k) multiply-adds per column in float64, two or three times that where the slots that replied are far
     apart or k > 22, plus one run of the locator per liar at most. Besides the result, some 10 MB.
 

@@ -17,7 +17,7 @@ def lying_places(word: FieldArray, points: FieldArray, compression: int) -> list
     points : (n,) uint64
         The points at which the polynomial is evaluated: distinct and not 0.
     compression : int
-        k.
+        k, the number of coefficients of the polynomial.
 
     Returns
     -------

@@ -26,14 +26,14 @@ RELIABLE = 1e6  # bounds up to here have 4 correct digits, although they come fr
 
 @lru_cache(maxsize=256)
 def worst_amplification(generator: bytes, group_size: int, num_rows: int, cyclic: bool) -> float:
-    """Return max over S, |S| = num_rows, of 1 / sigma_min(G[S]); inf if the search would cost more than MAX_COST.
+    """Return the largest 1 / sigma_min(G[S]) over all S of num_rows rows; inf if the search would exceed MAX_COST.
 
     Parameters
     ----------
     generator : bytes
         The (r, k) float64 generator, row by row (as bytes, so that the result can be cached).
     group_size : int
-        r.
+        r, the number of rows of the generator.
     num_rows : int
         Number of rows that are left, from k to r.
     cyclic : bool
@@ -45,6 +45,7 @@ def worst_amplification(generator: bytes, group_size: int, num_rows: int, cyclic
     If G has orthogonal columns of equal norm g (as in the Fourier code), [G / g, H^T] is an orthogonal matrix. By its
     CS decomposition, sigma_min(G[S]) = g sigma_min(H[:, T]), where T are the r - num_rows rows left out. For k near r
     that matrix has a few rows instead of k. The smaller of the two matrices is used.
+
     Cost: one inverse of such a matrix per set, at most MAX_COST in all. Memory: some 10 times BLOCK_BYTES.
     """
     rows = np.frombuffer(generator, dtype=np.float64).reshape(group_size, -1)
@@ -119,7 +120,7 @@ def _inverse_norm(matrices: FloatArray) -> float:
 def _inverse_bounds(matrices: FloatArray) -> FloatArray:
     """Return an upper bound on 1 / sigma_min of (N, a, k) matrices, a >= k, too large by at most a factor k^(1/4).
 
-    The bound is the 4-norm of the singular values of the pseudo-inverse, which equals |(A^T A)^-1|_F^(1/2).
+    The bound is the 4-norm of the singular values of the pseudo-inverse, which equals ``|(A^T A)^-1|_F^(1/2)``.
     """
     batch = torch.from_numpy(matrices)
     if batch.shape[1] == batch.shape[2]:
@@ -135,7 +136,7 @@ def lagrange_bound(points: ComplexArray, multipliers: ComplexArray, num_rows: in
 
     Row j of the code times multipliers[j] evaluates, at points[j], a polynomial of k coefficients that have the same
     norm as the message. The inverse of k such rows holds the coefficients of the Lagrange polynomials. The sum of their
-    moduli is at most prod_i (1 + |x_i|) / |x_j - x_i| (Gautschi 1962). Taking the k - 1 largest factors for every j
+    moduli is at most ``prod_i (1 + |x_i|) / |x_j - x_i|`` (Gautschi 1962). Taking the k - 1 largest factors for every j
     covers every S at once.
     """
     distance = np.abs(points[:, None] - points[None, :])

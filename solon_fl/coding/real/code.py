@@ -51,7 +51,7 @@ class RealCode(Code):
 
     @property
     def unstretched(self) -> FloatArray:
-        """B, (r, k), with the column space of G and simpler to analyse: B Y = G X with |Y| <= `stretch` |X|."""
+        """B, (r, k), with the column space of G and simpler to analyse: B Y = G X with ``|Y| <= stretch |X|``."""
         return self.generator
 
     @property

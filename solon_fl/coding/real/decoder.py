@@ -61,6 +61,7 @@ class RealDecoder(Decoder):
     Guarantee: as long as 2 * lies + erasures <= r - k and honest shares are within rtol of the truth, `decode`
     returns a gradient within its own `error_bound`. It fails only if the locator misses the liars, which an exhaustive
     locator does with a probability of 1e-8. For more lies and erasures see `Decoder`.
+
     Cost of a decode if all lies are loud: (r - k) k m multiply-adds in the shares' dtype, at most three times. Else
     r m (q + 1) in float64 to project, and r m r to solve and check. Besides the result it needs a few MB for any m.
     Each tensor costs some microseconds, or half a millisecond if liars are quiet in it (s = 5, k = 10). The locator

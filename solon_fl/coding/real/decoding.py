@@ -50,7 +50,7 @@ class RealDecoding:
     rows : mapping from slot to (m,) Tensor
         Shares of one length, dtype and device.
     dim : int
-        d.
+        d, the gradient's length.
     sections : Sections
         The tensors that the columns belong to.
     memory : Memory

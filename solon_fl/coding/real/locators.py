@@ -80,6 +80,7 @@ class ExhaustiveLocator:
     Guarantee: the support with the least residual among all C(n, t), if that residual is within the tolerance. It
     serves as the reference for the other locators. If no support is within the tolerance, or there are too many
     (`can_try_all`), it returns (). The decoder then reports a failed group, never a guess.
+
     Cost: see `explaining_supports`.
     """
 
@@ -116,6 +117,7 @@ class InformationSetLocator:
     It draws k honest rows 20 times on average, and at least once except with a probability of 2e-9. No lies are known
     that evade it (benchmarks/starvation.py). From about r = 36 on, more than `max_draws` would be needed, and it finds
     nothing in more and more decodes, whatever the lies are.
+
     Cost: n k (k + 4) multiply-adds per draw. At s = 8, k = 8 some 60 draws, a few ms.
 
     References
@@ -179,7 +181,9 @@ class SubspaceLocator:
     Notes
     -----
     Guarantee: none of its own; the decoder checks the remaining rows.
+
     Cost: t SVDs of (q (n - k - t), t + 1) matrices, then a few sweeps over t (n - t) supports.
+
     Differs from the paper, which uses rational interpolation on real nodes (`RationalLocator`).
 
     References
@@ -257,12 +261,14 @@ class RationalLocator:
     """Finds the lies as the roots of the denominator of a rational interpolant (Berlekamp-Welch).
 
     For one projection b, it solves by least squares for P of degree < k + t and a monic Q of degree t with
-    P(x_j) = Q(x_j) v_j b_j at all rows j. The t rows where |Q(x_j)| is smallest are the lies.
+    P(x_j) = Q(x_j) v_j b_j at all rows j. The t rows where ``|Q(x_j)|`` is smallest are the lies.
 
     Notes
     -----
     Guarantee: none of its own; the decoder checks the remaining rows.
+
     Cost: one least-squares problem of n equations and k + 2 t unknowns.
+
     No difference from the paper is known; the method is derived from the paper's abstract and the theory of
     Reed-Solomon codes. Beyond about (s, k) = (5, 10) on real nodes it often fails; see the table in
     docs/measurements/decoding-accuracy.md.

@@ -39,7 +39,7 @@ class Solution:
     columns : Tensor, (m, k)
         X^T: the gradient, followed by the decoded padding; with the dtype and device of the rows.
     dim : int
-        d.
+        d, the gradient's length.
     sections : Sections
         The C tensors.
     norms : (C,) float64
@@ -113,7 +113,7 @@ def interpolate(
     rows : list of n Tensors, (m,), float32 or float64
         The shares.
     dim : int
-        d.
+        d, the gradient's length.
     sections : Sections
         The tensors.
     loud : float
@@ -121,12 +121,14 @@ def interpolate(
 
     Returns
     -------
-    The interpolation; or the first slice of columns in which rows outside of the support are loud or not finite; or
-    None if matrix products on this device lack full precision (TF32, bfloat16) or might overflow.
+    Interpolation, slice or None
+        The interpolation; or the first slice of columns in which rows outside of the support are loud or not finite; or
+        None if matrix products on this device lack full precision (TF32, bfloat16) or might overflow.
 
     Notes
     -----
     Solved entries that can't be distinguished from zero are set to zero; see `_without_noise`.
+
     Cost: (n - k) k m multiply-adds if all unit rows are there, n k m at most. Extra memory: (n + k) times
     32,768 numbers, on a GPU 1,048,576.
     """
@@ -235,7 +237,7 @@ def _interleave(target: Tensor, chunks: Tensor) -> None:
 
 
 def _rounding_weights(solver: FloatArray, generator: FloatArray, dtype: torch.dtype) -> FloatArray:
-    """Return U, (chunks, k): the rounding of the shares alone puts solved entries off by at most U |X|."""
+    """Return U, (chunks, k): the rounding of the shares alone puts solved entries off by at most ``U |X|``."""
     unit = ROUNDINGS * torch.finfo(dtype).eps / 2
     return np.asarray(unit * np.abs(solver) @ np.abs(generator))
 

@@ -21,12 +21,13 @@ class VandermondeCode(RealCode):
     Parameters
     ----------
     nodes : sequence of r distinct floats, optional
-        w. Default: the Chebyshev nodes of [-1, 1], the best conditioned of the usual choices.
+        The nodes w. Default: the Chebyshev nodes of [-1, 1], the best conditioned of the usual choices.
 
     Notes
     -----
     This code is for comparison with the paper; prefer `FourierCode`. Real Vandermonde matrices are so ill-conditioned
     that from about s = 5, k = 10 on, honest float32 shares can't be distinguished from lies.
+
     Differs from the paper: rows are scaled to norm 1, which changes no guarantee and gives the shares similar norms.
 
     Examples

@@ -29,7 +29,7 @@ class Verdict:
     Attributes
     ----------
     error_bound : (K,) float64
-        Bound on |gradient - truth| in each class of tensors.
+        Bound on the norm of gradient - truth in each class of tensors.
     lies : frozenset of int
         Rows of the support that certainly lied. The other rows of the support are suspects.
     """
