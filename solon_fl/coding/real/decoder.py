@@ -105,7 +105,7 @@ class RealDecoder(Decoder):
         self._amplifications: dict[int, float] = {}  # by number of rows; needed in every decode
         doubt = self._doubt()
         if doubt:
-            warnings.warn(f"{doubt}; lower byzantine or compression.", CertificateWarning, stacklevel=2)
+            warnings.warn(f"{doubt} lower byzantine or compression.", CertificateWarning, stacklevel=2)
 
     def _doubt(self) -> str:
         """Describe the harm that at most s liars may be able to do; "" if there is none."""
@@ -113,12 +113,12 @@ class RealDecoder(Decoder):
             return (
                 f"the certificate of {self!r} is {self.certificate:.1e}, but should be below 1: "
                 f"liars just below rtol={self.rtol:g} could change the gradient by more than its own size; "
-                "raise group_size, send float64 shares with a smaller rtol"
+                "raise group_size, send float64 shares with a smaller rtol, or"
             )
         if self.locator is None and not locates_every_lie(self.code.group_size, self.code.compression):
             return (
                 f"{self!r} is too large to locate every lie for certain: adaptive liars could make rounds fail, though "
-                "they could not make a gradient wrong"
+                "they could not make a gradient wrong;"
             )
         return ""
 

@@ -113,10 +113,10 @@ class InformationSetLocator:
 
     Notes
     -----
-    Guarantee: none in theory, because k honest rows may be badly conditioned. The number of draws is `draws_needed`.
-    It draws k honest rows 20 times on average, and at least once except with a probability of 2e-9. No lies are known
-    that evade it (benchmarks/starvation.py). From about r = 36 on, more than `max_draws` would be needed, and it finds
-    nothing in more and more decodes, whatever the lies are.
+    Guarantee: none in theory, because k honest rows may be badly conditioned. With `draws_needed` draws, k honest rows
+    are drawn 20 times on average, and at least once except with a probability of 2e-9. No lies are known that evade the
+    locator (benchmarks/starvation.py). From about r = 36 on, it would need more than `max_draws`, and finds nothing in
+    more and more decodes, whatever the lies are.
 
     Cost: n k (k + 4) multiply-adds per draw. At s = 8, k = 8 some 60 draws, a few ms.
 
