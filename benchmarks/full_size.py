@@ -33,7 +33,7 @@ from solon_fl.simulations.run.strategies import STRATEGIES
 from solon_fl.strategies import RoundReport
 from solon_fl.wire import to_array
 
-NOISE = 1_000_003  # number of random offsets from which the batches' noise is taken
+NOISE = 1_000_003  # number of different offsets of the batches' noise
 SPREAD = 0.3  # size of the batches' noise relative to the common vector
 
 

@@ -107,9 +107,9 @@ class SolonConfig:
         nodes to corrupt. It requires grouping "server". docs/explanation/regrouping.md gives the probability that a
         group has more than s liars by chance.
     quarantine_after : int, optional
-        Number of rounds in which a node may lie or send a malformed reply before it gets no more tasks. With code
-        "exact", rounds in which its share differs from the true one also count, whether it lies or has other hardware
-        or software. Default: never, but 1 with redundancy "reactive" or a referee. Lies within the budget do no harm,
+        Number of rounds with a lie or a malformed reply after which a node gets no more tasks. With code "exact",
+        rounds in which its share differs from the true one also count, whether it lies or has other hardware or
+        software. Default: never, but 1 with redundancy "reactive" or a referee. Lies within the budget do no harm,
         whereas a quarantined node without a spare is missing for the rest of the run.
     verification : "algebra" or "digest"
         How to detect lies. With "digest", every node also sends digests of the shares of its whole group. s + 1 equal

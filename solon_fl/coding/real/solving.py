@@ -23,9 +23,9 @@ __all__ = ["Interpolation", "Solution", "interpolate", "least_squares"]
 
 CPU_COLUMNS = 32_768  # columns that `interpolate` processes at once; 20 float32 rows take 2.6 MB, about a core's cache
 OTHER_COLUMNS = 1_048_576  # the same on a GPU
-FEW_PIECES = 4  # up to so many pieces of a block are measured one by one
+FEW_PIECES = 4  # blocks with at most this many pieces are measured piece by piece
 SMALLEST_NORM = 1e-8  # below it float32 norms are recomputed in float64; above, underflow in 1e6 columns costs 1e-8
-ROUNDINGS = 4  # an honest share, and so a solved entry, may be off by so many; tests/coding/test_zeros.py counts them
+ROUNDINGS = 4  # units by which an honest share, and so a solved entry, may be off; see tests/coding/real/test_zeros.py
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,7 +219,7 @@ def _norms(matrix: Tensor, pieces: list[tuple[int, slice]]) -> Tensor:
 
 
 def _lost(widths: FloatArray, compression: int, dtype: torch.dtype) -> FloatArray:
-    """Return how much a norm over so many columns may lack: float64 squares underflow, float32 sums round near zero."""
+    """Return how much a norm may lose, by tensor, as float64 squares underflow and float32 sums round near zero."""
     limits = torch.finfo(dtype)
     if dtype == torch.float64:
         return np.asarray(np.sqrt(widths * limits.smallest_normal))
