@@ -5,7 +5,7 @@ each, as in `GroupRound`, until k + s shares agree. Lies are drawn until the tim
 most expensive round, which is measured again.
 
 lies:
-  near-codeword   one common vector, scaled so that lies of honest rows could have nearly the same syndromes
+  near-codeword   one common vector, weighted so that lies of honest rows could have nearly the same syndromes
   graded          a vector per liar, or one for all, with sizes from 1e-6 to 1e2 norms of a share
   at the end      lies only in the last entry, so that the decoder abandons its fast pass late
   whispers        some liars lie loudly in the last columns, the others just above and below the noise

@@ -148,7 +148,7 @@ def interpolated(scene: Scene, rng: np.random.Generator) -> FloatArray:
 
 
 def near_codeword(scene: Scene, rng: np.random.Generator) -> FloatArray:
-    """Add one common vector, scaled so that lies of honest rows could have nearly the same syndromes."""
+    """Add one common vector, weighted so that lies of honest rows could have nearly the same syndromes."""
     chosen = [*scene.liars, *targets(scene, rng)]
     vectors = np.linalg.svd(scene.parity[:, chosen])[2][: len(chosen)]
     weights = vectors[-1 - int(rng.integers(min(3, len(vectors))))][: len(scene.liars)]

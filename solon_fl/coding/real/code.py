@@ -26,10 +26,11 @@ class RealCode(Code):
 
     Notes
     -----
-    Works with hardware and software of the same kind on all nodes, and of different kinds. Column c of X holds the
-    entries c k to c k + k - 1 of the gradient. Equation: z_j = sum_l G[j, l] X[l]. Cost: d multiply-adds per share. The
-    share of a half-precision gradient is float32, because rounding it to half precision would add an error of 1e-3
-    times the amplification.
+    The nodes may have hardware and software of different kinds. Column c of X holds the entries c k to c k + k - 1 of
+    the gradient. Share j is z_j = sum_l G[j, l] X[l]. The share of a half-precision gradient is float32, because
+    rounding it to half precision would add an error of 1e-3 times the amplification.
+
+    Cost: d multiply-adds per share.
     """
 
     @cached_property

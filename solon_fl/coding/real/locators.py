@@ -43,7 +43,7 @@ def default_locator(num_rows: int, compression: int, max_errors: int) -> Locator
 def locate_rows(locator: Locator | None, problem: LocatingProblem, noise: float = math.inf) -> Support | None:
     """Return rows without which the others agree, none of them superfluous, or None if t rows are not enough.
 
-    A row is not superfluous if the others disagree by at most `noise` without it and by more with it.
+    A row is certainly not superfluous if the others disagree by less than `noise` without it and by more with it.
     """
     if problem.residual(()) <= min(noise, problem.tolerance):
         return ()
