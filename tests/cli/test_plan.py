@@ -202,7 +202,7 @@ def test_json_has_the_probabilities_of_regrouping() -> None:
         once = overflow_probability(20, row["group_size"], 2, 4)
         assert (row["overflow_in_round"], row["overflow_in_run"]) == (once, overflow_in_run(once, 1000))
     assert result["best"] in result["choices"]
-    # At a risk of 1e-6 chance does not help so few nodes: groups of 10 and 20 bear 4.
+    # At a risk of 1e-6, regrouping does not help so few nodes: groups of 10 and 20 tolerate 4.
     wanted = {"liars": 4, "rounds": 1000, "risk": 1e-6, "byzantine_needed": 4, "group_sizes": [10, 20]}
     assert result["regrouping"] == wanted
 

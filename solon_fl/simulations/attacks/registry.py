@@ -253,3 +253,4 @@ ATTACKS: dict[str, NamedAttack] = {
     ),
     "projection-aware": NamedAttack("a lie that a guessed projection does not see", _projection_aware, needs_code=True),
 }
+"""All built-in attacks by name."""

@@ -46,7 +46,7 @@ def read_folder(path: Path) -> tuple[Any, Any]:
 
 
 def similar_folder(path: Path) -> Path | None:
-    """Return the folder beside a missing file or folder with the most similar name; None if there is none."""
+    """Return the folder with the most similar name beside a missing file or folder, or None."""
     try:
         names = [] if path.exists() else [folder.name for folder in _folders_in(path.parent)]
     except OSError:

@@ -99,7 +99,7 @@ class Workload:
         Raises
         ------
         ConfigurationError
-            If there is none; the message says what to change.
+            If there is none. The message says what to change.
         """
         smallest = self.smallest_group
         divisors = [size for size in range(1, self.num_nodes + 1) if self.num_nodes % size == 0]
