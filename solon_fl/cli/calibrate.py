@@ -1,4 +1,4 @@
-"""`solon-fl calibrate`: how large rtol must be."""
+"""`solon-fl calibrate`: measures float noise, and says how large rtol must be."""
 
 from itertools import product
 from typing import Annotated, cast, get_args
@@ -18,7 +18,7 @@ from solon_fl.simulations.threads import check_threads, usable_cores
 
 __all__ = ["KEYS", "calibrate_command"]
 
-# Nothing is trained, and the strategy is Solon's.
+# Nothing is trained, and the strategy is always Solon.
 NOT_TAKEN = ("strategy", "rounds", "learning_rate", "momentum", "sign_learning_rate", "compute_once")
 KEYS = Keys(
     {SolonConfig: CONFIG, Scenario: without(SCENARIO, *NOT_TAKEN)},
@@ -36,32 +36,35 @@ def calibrate_command(
     threads: Annotated[
         str,
         typer.Option(
-            help="Threads of torch; several numbers, like 1,2, are given to the nodes in turn. This machine has "
+            help="Threads of torch. Several numbers, such as 1,2, are assigned to the nodes in turn. This machine has "
             f"{usable_cores()} cores."
         ),
     ] = "1",
     kernels: Annotated[
         str,
-        typer.Option(help=f"Torch's CPU kernels: {', '.join(get_args(Kernels))}; both, onednn,native, in turn."),
+        typer.Option(
+            help=f"Torch's CPU kernels: {' or '.join(get_args(Kernels))}. {','.join(get_args(Kernels))} assigns both "
+            "to the nodes in turn."
+        ),
     ] = "onednn",
     attack: options.AttackName = None,
     all_honest: Annotated[
-        bool, typer.Option(help="Take all nodes for honest now: a few that differ from the others count, too.")
+        bool, typer.Option(help="Take all nodes for honest: count those that differ from the others, too.")
     ] = False,
     dataset: options.DatasetName = None,
     model: options.ModelName = None,
-    rounds: Annotated[int, typer.Option(help="Rounds to measure in, each on batches of its own.")] = 1,
+    rounds: Annotated[int, typer.Option(help="Rounds to measure, each with its own batches.")] = 1,
     verbose: options.Verbose = False,
     settings: SetOption = None,
 ) -> None:
-    """Find out whether nodes compute the same bits (then code=exact suits), and else which rtol they need.
+    """Find out whether nodes compute the same bits, as code=exact needs, and otherwise which rtol they need.
 
-    Honest nodes with other processors, versions or numbers of threads add up the same numbers in another order, and so
-    differ by rounding. rtol must be above that. For example, nodes of four kinds on this machine:
+    Honest nodes with different processors, versions or numbers of threads add the same numbers in a different order, so
+    their results differ by rounding. rtol must be larger than that. For example, nodes of four kinds on this machine:
 
         solon-fl calibrate --threads 1,2 --kernels onednn,native
 
-    On nodes of your own, call solon_fl.strategies.calibrate(grid, initial_arrays, config) in your ServerApp: see
+    For your own nodes, call solon_fl.strategies.calibrate(grid, initial_arrays, config) in your ServerApp. See
     docs/how-to/calibrate.md.
     """
     set_log_level(verbose)
@@ -95,8 +98,8 @@ def calibrate_command(
             compression=config.compression,
             stragglers=config.stragglers,
         )
-        suits = "Digests suit, too: all nodes compute the same bits."
-        fails = f"Digests do not suit, as nodes compute different bits: use verification=algebra, in groups of {least}."
+        suits = "You can use digests, too: all nodes compute the same bits."
+        fails = f"Don't use digests: nodes compute different bits. Use verification=algebra, in groups of {least}."
         console.print(suits if found.exact else fails, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -106,7 +109,7 @@ def _split(text: str) -> list[str]:
 
 def _numbers(text: str) -> list[int]:
     if not all(part.isdecimal() for part in _split(text)):
-        raise ConfigurationError(f"--threads must be whole numbers, like 1,2; got --threads {text!r}.")
+        raise ConfigurationError(f"--threads must be whole numbers, such as 1,2; got --threads {text!r}.")
     numbers = [int(part) for part in _split(text)]
     for number in numbers:
         check_threads(number)

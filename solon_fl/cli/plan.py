@@ -1,4 +1,4 @@
-"""`solon-fl plan`: which r and k, before anything is run."""
+"""`solon-fl plan`: recommends settings before anything is run."""
 
 import json
 import math
@@ -31,7 +31,7 @@ SUFFIXES = {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """Which choices are ranked."""
+    """The variants of Solon that are compared."""
 
     verification: Verification | Literal["any"] = "any"
     redundancy: Redundancy | Literal["any"] = "any"
@@ -40,7 +40,7 @@ class Variant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delay:
-    """What takes the place of the network's own latency."""
+    """A latency that replaces the network's own."""
 
     latency: float | None = None
 
@@ -56,22 +56,22 @@ KEYS = Keys(
             "rtol": CONFIG["rtol"],
             "share_bytes": "Bytes of one entry of a share: 4 for float32, 8 for float64.",
             "referee": CONFIG["referee"],
-            "model_bytes": "Bytes of the model as sent to one node; none takes share_bytes for every entry.",
+            "model_bytes": "Bytes of the model as sent to one node; none means share_bytes for every entry.",
         },
-        Delay: {"latency": "Seconds one way, instead of the network's."},
+        Delay: {"latency": "One-way latency in seconds, instead of the network's."},
         Variant: {
-            "verification": "How lies are told from the truth; any ranks both. With digest, groups may be smaller or k "
-            "larger if all nodes compute the same bits.",
-            "redundancy": "Who of a group computes; any ranks both. With reactive, only as many as suffice if they "
-            "agree: fewer computations and bytes as long as nobody lies, and a longer round when somebody does.",
-            "downlink": "How nodes are sent the model, also those of the baselines; any ranks both. With delta, what "
-            "changed since their last round, if they keep it.",
+            "verification": "How lies are detected; any compares both. digest allows smaller groups or a larger k if "
+            "all nodes compute the same bits.",
+            "redundancy": "Which nodes of a group compute; any compares both. reactive asks only as many as suffice if "
+            "they agree: fewer computations and bytes while nobody lies, and a longer round when somebody does.",
+            "downlink": "How nodes receive the model, also with the baselines; any compares both. delta sends what "
+            "changed since a node's last round, if nodes keep the model.",
         },
         Regrouping: {
             "rounds": "Rounds of the run, with --liars-in-all.",
             "risk": "Probability that you accept, over the whole run, with --liars-in-all.",
         },
-        Machine: {"threads": "Threads of torch while the server's part is measured."},
+        Machine: {"threads": "Threads of torch while the server's work is measured."},
     },
     options=("num_nodes", "byzantine", "batch_seconds", "referee"),
 )
@@ -80,29 +80,31 @@ KEYS = Keys(
 def plan_command(
     nodes: Annotated[int, typer.Option(help=CONFIG["num_nodes"])],
     byzantine: Annotated[int, typer.Option(help=CONFIG["byzantine"])],
-    model_size: Annotated[str, typer.Option(help="d: entries of the gradient; 11000000, 1.1e7 or 11M.")],
+    model_size: Annotated[str, typer.Option(help="d: entries of the gradient, such as 11000000, 1.1e7 or 11M.")],
     batch_seconds: Annotated[float, typer.Option(help="Seconds that a node takes for the gradient of one batch.")],
-    network: Annotated[str, typer.Option(help=f"Rates and latency: {', '.join(NETWORKS)}.")] = "cluster-1g",
+    network: Annotated[
+        str, typer.Option(help=f"Rates and latency of the links: {', '.join(NETWORKS)}.")
+    ] = "cluster-1g",
     bandwidth: Annotated[
-        str | None, typer.Option(help="Rate of every link, bit/s, instead of the network's: 100M, 2.5G.")
+        str | None, typer.Option(help="Rate of every link in bit/s, instead of the network's, such as 100M or 2.5G.")
     ] = None,
     referee: Annotated[bool, typer.Option("--referee", help=CONFIG["referee"])] = False,
     liars_in_all: Annotated[
         int | None,
         typer.Option(
-            help="b: liars among all nodes. Show how likely some group gets more than s of them if the nodes are "
+            help="b: liars among all nodes. Show the probability that some group gets more than s of them if nodes are "
             "regrouped at random every round."
         ),
     ] = None,
-    show_all: Annotated[bool, typer.Option("--all", help="Show every choice, also those without a guarantee.")] = False,
+    show_all: Annotated[bool, typer.Option("--all", help="Show every choice, even without a guarantee.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     settings: SetOption = None,
 ) -> None:
     """Say whether to use Solon for your nodes, model and network, and with which settings.
 
-    The first sentence is the verdict; what it presupposes follows, and then what it was compared with. The server's
-    seconds are measured on this machine; those of nodes and links are computed. --set leaves out what you can't use:
-    verification=algebra if nodes don't compute the same bits, redundancy=full if many rounds have faults,
+    The output starts with the verdict. Its requirements follow, and then the alternatives that it was compared with.
+    The server's seconds are measured on this machine. Those of nodes and links are computed. Exclude what you can't use
+    with --set: verification=algebra if nodes don't compute the same bits, redundancy=full if many rounds have faults,
     downlink=full if nodes can't keep the model. For example:
 
         solon-fl plan --nodes 100 --byzantine 5 --model-size 11M --batch-seconds 0.5 --network home-20m
@@ -113,7 +115,7 @@ def plan_command(
     if liars_in_all is None and values[Regrouping]:
         name, value = next(iter(values[Regrouping].items()))
         raise ConfigurationError(
-            f"{name} is for nodes that are regrouped, with --liars-in-all; got --set {name}={value} without it; add "
+            f"{name} is for regrouped nodes, and needs --liars-in-all; got --set {name}={value} without it; add "
             f"--liars-in-all, or leave out {name}."
         )
     regrouping = None if liars_in_all is None else Regrouping(liars=liars_in_all, **values[Regrouping])
@@ -156,8 +158,8 @@ def parse_quantity(option: str, text: str) -> float:
         value = math.nan
     if not 0 < value < math.inf:
         raise ConfigurationError(
-            f"{option} must be a positive number, with k, M or G behind it if you like; got {option} {text!r}; "
-            "write it like 1.1e7 or 11M."
+            f"{option} must be a positive number, optionally followed by k, M or G; got {option} {text!r}; write it "
+            "like 1.1e7 or 11M."
         )
     return value
 

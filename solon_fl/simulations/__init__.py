@@ -1,4 +1,4 @@
-"""Simulations on one machine: data, models, attacks, runs of every strategy, comparisons, and plans."""
+"""Simulations on one machine: data, models, attacks, runs of every strategy, comparisons and plans."""
 
 from solon_fl.simulations.attacks import ATTACKS
 from solon_fl.simulations.datasets import DATASETS, MODELS, Dataset, build_model, load_dataset

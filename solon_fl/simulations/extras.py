@@ -1,4 +1,4 @@
-"""What the extra `simulation` installs, and only some of the simulation needs."""
+"""Error messages for packages that only the extra `simulation` installs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,17 +10,17 @@ __all__ = ["simulation_extra"]
 
 @contextmanager
 def simulation_extra(what: str) -> Iterator[None]:
-    """Import in this context what the extra `simulation` installs.
+    """Import packages of the extra `simulation` in this context.
 
     Parameters
     ----------
     what : str
-        The plural name of what needs it, for the error message.
+        The feature that needs them, in the plural, for the error message.
 
     Raises
     ------
     ConfigurationError
-        If something is not installed.
+        If a package is not installed.
     """
     try:
         yield

@@ -8,31 +8,30 @@ from solon_fl.errors import ConfigurationError
 
 __all__ = ["DELTA_BYTES", "NETWORKS", "Network", "RoundSeconds", "bytes_to_node", "round_seconds"]
 
-DELTA_BYTES = 0.09  # of the model's bytes: what the patch of one round takes at most (docs/explanation/downlink.md)
+DELTA_BYTES = 0.09  # largest patch of one round, as a fraction of the model's bytes (docs/explanation/downlink.md)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """A server and P nodes, each with a link of its own.
+    """A server and P nodes, each with its own link.
 
     Parameters
     ----------
     name : str
-        What to call it.
+        Name of the network.
     server_download, server_upload : float
         Rates of the server's link, bit/s.
     node_download, node_upload : float
         Rates of each node's link, bit/s.
     latency : float
-        One way, seconds.
+        One-way latency, seconds.
     deadline : float
-        How long the server waits for a node that it needs and that does not answer, seconds.
+        How long the server waits for a node that it needs and that does not reply, seconds.
     round_overhead : float
-        Of a round, whatever it sends, seconds: Flower's waits between two looks for messages, and the starting of
-        processes. Default: none.
+        Fixed overhead of a round, seconds: Flower's polling intervals and the start of processes. Default: none.
     byte_overhead : float
-        For each byte sent, summed over all nodes, whatever the links, seconds: the programs at both ends store, check
-        and encrypt it. Default: none. `deployment.clock` measures both.
+        Overhead of each byte sent, summed over all nodes, independent of the links, seconds: the programs at both ends
+        store, check and encrypt it. Default: none. ``deployment.clock`` measures both overheads.
 
     Raises
     ------
@@ -41,7 +40,7 @@ class Network:
 
     Examples
     --------
-    Ten nodes are sent 1.25 MB each and send 125 kB each, over links of 10 Mbit/s and a server of 1 Gbit/s.
+    Each of ten nodes receives 1.25 MB and sends 125 kB. Their links have 10 Mbit/s, and the server's has 1 Gbit/s.
 
     >>> network = Network(
     ...     name="office",
@@ -75,7 +74,7 @@ class Network:
             _check_not_negative(name, getattr(self, name))
 
     def scaled(self, factor: float) -> "Network":
-        """Return the same network with all rates times a positive factor."""
+        """Return the same network with all rates multiplied by a positive factor."""
         return replace(
             self,
             name=f"{factor:g} x {self.name}",
@@ -86,10 +85,10 @@ class Network:
         )
 
     def transfer_seconds(self, *, num_nodes: int, bytes_out: int, bytes_in: int) -> float:
-        """Return the seconds of sending bytes_out to the nodes and then bytes_in to the server, summed over all nodes.
+        """Return the seconds that it takes to send bytes_out to the nodes and then bytes_in to the server.
 
-        Every node sends and receives an equal part, and all links work at the same time. Each direction takes
-        latency + 8 max(bytes / server rate, bytes / num_nodes / node rate).
+        Both are sums over all nodes. Every node sends and receives an equal part, and all links work at the same time.
+        Each direction takes ``latency + 8 max(bytes / server rate, bytes / num_nodes / node rate)``.
         """
         down = self.down_seconds(num_nodes=num_nodes, bytes_out=bytes_out)
         _check_not_negative("bytes_in", bytes_in)
@@ -97,7 +96,7 @@ class Network:
         return down + self.latency + 8 * back
 
     def down_seconds(self, *, num_nodes: int, bytes_out: int) -> float:
-        """Return the part of `transfer_seconds` that sending bytes_out to the nodes takes."""
+        """Return the part of `transfer_seconds` for sending bytes_out to the nodes."""
         if num_nodes < 1:
             raise ConfigurationError(f"num_nodes must be at least 1; got num_nodes={num_nodes}.")
         _check_not_negative("bytes_out", bytes_out)
@@ -106,22 +105,22 @@ class Network:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundSeconds:
-    """How the seconds of a round are spent, one part after the other.
+    """The duration of a round in seconds, split into consecutive parts.
 
     Attributes
     ----------
     computation : float
-        Of the slowest node.
+        Computation of the slowest node.
     transfer : float
-        Of the model to the nodes and their answers to the server.
+        Transfer of the model to the nodes and of their replies to the server.
     server : float
-        Of decoding or aggregating.
+        Decoding or aggregation.
     waiting : float
-        For nodes that do not answer.
+        Waiting for nodes that do not reply.
     overhead : float
-        Of Flower.
+        Flower's overhead.
     referee : float
-        Of the referee, who computes when the answers are there.
+        Computation of the referee, after the replies have arrived.
     """
 
     computation: float
@@ -133,27 +132,27 @@ class RoundSeconds:
 
     @property
     def total(self) -> float:
-        """Their sum."""
+        """The sum of all parts."""
         return self.computation + self.transfer + self.server + self.waiting + self.overhead + self.referee
 
 
 def bytes_to_node(downlink: DownlinkName, model_bytes: int, rounds: float = 1.0) -> int:
-    """Return the bytes that a node is sent in a round so that it has the model.
+    """Return the bytes that a node receives in a round to have the current model.
 
     Parameters
     ----------
     downlink : "full" or "delta"
-        Whether it is sent the whole model, or what changed since it had one.
+        Whether the node receives the whole model, or only what changed since its last one.
     model_bytes : int
-        Of the whole model.
+        Size of the whole model.
     rounds : float
-        Since it had a model: 1 if it computes in every round. Without effect with "full".
+        Rounds since the node last received a model: 1 if it computes in every round. Ignored with "full".
 
     Returns
     -------
     int
-        With "delta" the patches of so many rounds, but never more than the whole model, which every node is sent in its
-        first round.
+        With "delta", the size of so many rounds' patches, but at most that of the whole model. A node's first round,
+        which sends the whole model, is not considered.
 
     Examples
     --------
@@ -182,32 +181,33 @@ def round_seconds(
     Parameters
     ----------
     network : Network
-        Carries the messages.
+        The network that carries the messages.
     num_nodes : int
-        P.
+        P, the number of nodes.
     batches_per_node : int
         Batches that the busiest node computes.
     batch_seconds : float
-        Of one batch on one node.
+        Seconds that a node takes for one batch.
     bytes_out, bytes_in : int
-        Bytes really sent, over all nodes: `RoundReport.bytes_out` and `RoundReport.bytes_in`.
+        Bytes sent to and from all nodes: `RoundReport.bytes_out` and `RoundReport.bytes_in`.
     server_seconds : float
-        Measured.
+        Measured seconds of the server.
     waited : bool
-        Whether the server needed an answer that did not come.
+        Whether the server needed a reply that did not come.
     batches_of_referee : int
-        Batches that a referee computes, as fast as a node, after the nodes.
+        Batches that a referee computes after the nodes, as fast as a node.
 
     Returns
     -------
     RoundSeconds
-        computation is batches_per_node times batch_seconds, and referee likewise; waiting is the network's deadline if
-        `waited`, else 0; and overhead round_overhead plus byte_overhead times all bytes.
+        ``computation`` is `batches_per_node` times `batch_seconds`, and ``referee`` likewise. ``waiting`` is the
+        network's deadline if `waited`, else 0. ``overhead`` is ``round_overhead`` plus ``byte_overhead`` times all
+        bytes.
 
     Notes
     -----
-    Differs from reality: nodes are equally fast, and nothing overlaps. What Flower takes is known only where it was
-    measured; without a network's overheads a round on a real deployment is longer than this, up to many times.
+    The model simplifies: all nodes are equally fast, and nothing overlaps. Flower's overhead is known only where it was
+    measured. Without a network's overheads, a round of a real deployment takes longer than this, up to many times.
     """
     for name, value in (
         ("batches_per_node", batches_per_node),
@@ -243,7 +243,7 @@ def _alike(name: str, rate: float, latency: float) -> Network:
     )
 
 
-# Two data centres, sites on the internet, and homes. These are round numbers of our choice, not measurements.
+# Two data centres, sites on the internet, and homes. These are round numbers that we chose, not measurements.
 NETWORKS: dict[str, Network] = {
     network.name: network
     for network in (

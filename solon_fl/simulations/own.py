@@ -1,4 +1,4 @@
-"""Code of the user's: found by an import path, called with what its signature names, and blamed for what it raises."""
+"""User code: finds it by an import path, calls it with what its signature names, and reports its exceptions as such."""
 
 import importlib
 import inspect
@@ -31,14 +31,14 @@ __all__ = [
     "theirs",
 ]
 
-OWN = "module:name of your own"  # how it is written, for messages
+OWN = "module:name of your own"  # for messages
 SHOWN_NAMES = 8
 _STANDARD = Path(sysconfig.get_path("stdlib"))
 _PACKAGE = Path(__file__).parents[1]
 
 
 class OwnCodeError(ConfigurationError):
-    """Code of the user's is not there, raised, or returned something else than it must."""
+    """The user's code cannot be found, raises, or returns something unsuitable."""
 
 
 def is_own(name: object) -> bool:
@@ -47,14 +47,14 @@ def is_own(name: object) -> bool:
 
 
 def load_own(what: str, name: str) -> Any:
-    """Return what an import path leads to.
+    """Import the object that an import path names.
 
     Parameters
     ----------
     what : str
-        What it is to be, such as "model", for messages.
+        What the object is for, such as "model", for messages.
     name : str
-        ``module:attribute``, both perhaps with dots. The current folder can be imported from, as with ``python -m``.
+        ``module:attribute``. Both may have dots. Modules in the current folder can be imported, as with ``python -m``.
 
     Raises
     ------
@@ -80,8 +80,8 @@ def load_own(what: str, name: str) -> Any:
         if missing is None or not f"{module_name}.".startswith(f"{missing}."):
             raise _blamed(what, name, error) from error
         raise OwnCodeError(
-            f"{what}={name!r} needs a module {missing}; there is none in {folder} nor among what is installed; start "
-            "in the folder that holds it, or install it."
+            f"{what}={name!r} needs a module {missing}; there is none in {folder}, and none is installed; start in the "
+            "folder that holds it, or install it."
         ) from error
     for part in attribute.split("."):
         if not hasattr(found, part):
@@ -91,21 +91,21 @@ def load_own(what: str, name: str) -> Any:
 
 
 def _instead(missing: str, holder: Any) -> str:
-    """Return what to name instead of what is missing."""
+    """Return a hint at the names that exist instead of a missing one."""
     if guess := closest(missing, vars(holder)):
         return f"did you mean {guess}?"
     module = getattr(holder, "__name__", None)
     names = [name for name, value in vars(holder).items() if getattr(value, "__module__", None) == module]
-    return f"there are {', '.join(names[:SHOWN_NAMES])}." if names else "nothing is defined there."
+    return f"it defines {', '.join(names[:SHOWN_NAMES])}." if names else "it defines nothing."
 
 
 def import_path(what: str, thing: Any) -> Any:
-    """Return the import path of a function or class; texts, and what can't be called, stay as they are.
+    """Return the import path of a function or class. Strings and objects that can't be called are returned unchanged.
 
     Raises
     ------
     ConfigurationError
-        If nothing could be imported by that path, so that a saved result could not say what was run.
+        If the object can't be imported by that path: a saved result could not say what was run.
     """
     if isinstance(thing, str) or not callable(thing):
         return thing
@@ -122,7 +122,7 @@ def import_path(what: str, thing: Any) -> Any:
 
 
 def arguments_for(thing: Callable[..., Any], offered: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return what of the offered its signature names, and the names of what else it needs."""
+    """Return those of the offered arguments that a signature names, and the names of others that it requires."""
     try:
         parameters = inspect.signature(thing).parameters.values()
     except (TypeError, ValueError):  # some builtins have no signature
@@ -139,12 +139,12 @@ def arguments_for(thing: Callable[..., Any], offered: Mapping[str, Any]) -> tupl
 
 
 def call_own(what: str, name: str, make: Callable[..., Any], offered: Mapping[str, Any]) -> Any:
-    """Return what a callable of the user's returns, given what of the offered its signature names.
+    """Call the user's callable with those of the offered arguments that its signature names.
 
     Raises
     ------
     OwnCodeError
-        If it needs something else, or raises.
+        If it requires other arguments, or raises.
     """
     arguments, others = arguments_for(make, offered)
     if others:
@@ -158,16 +158,16 @@ def call_own(what: str, name: str, make: Callable[..., Any], offered: Mapping[st
 
 @contextmanager
 def theirs(what: str, name: str) -> Iterator[None]:
-    """Let an exception say that it was raised in code of the user's, and where.
+    """Report an exception as raised in the user's code, and say where.
 
     Raises
     ------
     OwnCodeError
-        In place of the exception, unless that is a ConfigurationError.
+        In place of any exception that is not a ConfigurationError.
     """
     try:
         yield
-    except ConfigurationError:  # says enough
+    except ConfigurationError:  # its message is enough
         raise
     except Exception as error:
         raise _blamed(what, name, error) from error
@@ -182,7 +182,7 @@ def _blamed(what: str, name: str, error: BaseException) -> OwnCodeError:
 
 
 def _place(error: BaseException) -> str | None:
-    """Return file, line and function of the innermost frame that is neither Python's nor of a package."""
+    """Return file, line and function of the innermost frame in the user's code."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{_shown(error.filename)}, line {error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
@@ -191,7 +191,7 @@ def _place(error: BaseException) -> str | None:
 
 
 def is_users(path: Path) -> bool:
-    """Return whether a file is none of Python's, of solon_fl, or of what else is installed."""
+    """Return whether a file is the user's: not part of Python, solon_fl or an installed package."""
     is_installed = {"site-packages", "dist-packages"} & set(path.parts)
     return path.is_absolute() and not (is_installed or path.is_relative_to(_STANDARD) or path.is_relative_to(_PACKAGE))
 
@@ -203,15 +203,15 @@ def _shown(filename: str) -> str:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Do as `seeded_states`, and make tensors on the CPU."""
+    """Seed the random states like `seeded_states`, and make tensors on the CPU."""
     with seeded_states(seed), torch.device("cpu"):
         yield
 
 
 @contextmanager
 def seeded_states(seed: int) -> Iterator[None]:
-    """Seed the random states of Python, numpy and torch's CPU, and leave them as they were."""
-    python, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002  # code of the user's may draw from it
+    """Seed the random states of Python, numpy and torch's CPU, and restore them afterwards."""
+    python, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002  # the user's code may draw from it
     # devices=[] and the CPU's own generator: torch.manual_seed would also reseed every accelerator.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

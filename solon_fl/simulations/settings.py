@@ -1,4 +1,4 @@
-"""Reads the fields of dataclasses from the tables of a TOML file, or from texts on the command line."""
+"""Reads the fields of dataclasses from the tables of a TOML file, or from strings on the command line."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
@@ -11,8 +11,8 @@ from solon_fl.errors import ConfigurationError
 
 __all__ = ["choices_of", "defaults_of", "from_text", "read_table", "text_of", "typed", "unknown"]
 
-NONE = "none"  # what None is called where a text stands for it
-_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a text"}
+NONE = "none"  # the string for None
+_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", Path: "a string"}
 
 
 def read_table(
@@ -58,10 +58,10 @@ def typed(name: str, value: Any, hint: Any) -> Any:
     name : str
         For messages.
     value : object
-        A list becomes a tuple, a whole number a float where one is wanted, and a text a path. Anything else that is
-        not a number or a bool is given by its name.
+        A list becomes a tuple, a whole number becomes a float if the field is one, and a string becomes a path if the
+        field is one. Everything else that is not a number or a bool is given by its name.
     hint : type
-        Of the field.
+        Type of the field.
 
     Raises
     ------
@@ -97,7 +97,7 @@ def typed(name: str, value: Any, hint: Any) -> Any:
 
 
 def from_text(text: str, hint: Any) -> Any:
-    """Convert a text to the value that TOML would have for it; leave it as it is if it does not fit the type.
+    """Convert a string to the value that TOML would have for it. A string that does not fit the type stays unchanged.
 
     Examples
     --------
@@ -125,7 +125,7 @@ def from_text(text: str, hint: Any) -> Any:
 
 
 def text_of(value: object) -> str:
-    """Return the text that `from_text` reads as this value.
+    """Return the string that `from_text` reads as this value.
 
     Examples
     --------
@@ -138,7 +138,7 @@ def text_of(value: object) -> str:
 
 
 def unknown(what: str, value: object, known: Iterable[str]) -> str:
-    """Return a sentence about a name that does not exist, with the closest that does.
+    """Return a message about an unknown name, with the closest known name.
 
     Examples
     --------
@@ -152,7 +152,7 @@ def unknown(what: str, value: object, known: Iterable[str]) -> str:
 
 
 def choices_of(hint: Any) -> tuple[str, ...]:
-    """Return the texts that a hint of Literals allows; none if it is another hint.
+    """Return the strings that a type of Literals allows, or none for another type.
 
     Examples
     --------
@@ -166,7 +166,7 @@ def choices_of(hint: Any) -> tuple[str, ...]:
 
 
 def defaults_of(kind: type) -> dict[str, Any]:
-    """Return the defaults of a dataclass by field, without the fields that have none.
+    """Return the defaults of a dataclass by field, without fields that have none.
 
     Examples
     --------
@@ -181,7 +181,7 @@ def defaults_of(kind: type) -> dict[str, Any]:
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
-    """Return the members of a union, or the hint alone."""
+    """Return the members of a union, or the type itself."""
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
@@ -190,6 +190,6 @@ def _is_optional(hint: Any) -> bool:
 
 
 def _plain(hint: Any) -> Any:
-    """Return the one type to convert to: str for everything that is given by its name."""
+    """Return the type to convert to: str for everything that is given by its name."""
     plain = next(option for option in _options(hint) if option is not type(None))
     return plain if plain in _NAMES or get_origin(plain) is tuple else str

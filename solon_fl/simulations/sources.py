@@ -1,4 +1,4 @@
-"""Digests of the user's code and folders of data, so that a changed file never passes for the old one."""
+"""Digests of the user's code and data folders, which reveal changed files."""
 
 import ast
 import hashlib
@@ -16,11 +16,12 @@ __all__ = ["digest_of"]
 
 @cache
 def digest_of(name: str) -> str | None:
-    """Return a digest of what stands behind a name, in hexadecimal digits; None if that is part of this package.
+    """Return a digest of the code or data behind a name, in hexadecimal digits, or None if the package provides it.
 
-    Of an import path: the source of its module, of the packages around it, and of the modules that these import,
-    directly or not, but for what is installed. Of a folder: the names, sizes and times of its files, also behind links.
-    What code reads from elsewhere is not looked at. All is read once in a process.
+    For an import path, the digest covers the source of its module, of the packages that contain it, and of all modules
+    that these import, directly or not, except installed ones. For a folder, it covers the names, sizes and modification
+    times of its files, also behind links. Files that code reads elsewhere are not covered. Each name is read once per
+    process.
     """
     if is_own(name):
         found = load_own("code", name)
@@ -34,11 +35,11 @@ def digest_of(name: str) -> str | None:
 
 
 def _files_in(folder: str) -> Iterator[tuple[str, int, int]]:
-    """Yield path, size in bytes and time in ns of all files in a folder, also behind links to other folders."""
+    """Yield path, size in bytes and modification time in ns of all files in a folder, also behind links."""
     for root, folders, names in os.walk(folder, followlinks=True):
         here = Path(root)
         around = {os.path.realpath(place) for place in (here, *here.parents)}
-        # A link to a folder that holds it would lead round for ever.
+        # A link to one of its parent folders would never end.
         folders[:] = [name for name in folders if os.path.realpath(here / name) not in around]
         for path in (here / name for name in names):
             if path.is_file():
@@ -46,7 +47,7 @@ def _files_in(folder: str) -> Iterator[tuple[str, int, int]]:
 
 
 def _sources(modules: Iterable[str]) -> set[Path]:
-    """Return the user's files among those of modules, of the packages around them, and of all that they import."""
+    """Return the user's files among modules, the packages that contain them, and everything that they import."""
     files: set[Path] = set()
     waiting, seen = list(modules), set(modules)
     while waiting:
@@ -64,11 +65,11 @@ def _sources(modules: Iterable[str]) -> set[Path]:
 
 
 def _users_file(module: str) -> Path | None:
-    """Return the file of a module if it is the user's; a package that is not theirs is not even imported."""
+    """Return the file of a module if it is the user's. Other packages are not even imported."""
     for name in (module.partition(".")[0], module):
         try:
             spec = importlib.util.find_spec(name)
-        except Exception:  # no module, but something in one; or a package that raises
+        except Exception:  # an attribute of a module rather than a module, or a package that raises
             return None
         path = Path(spec.origin) if spec is not None and spec.has_location and spec.origin else None
         if spec is None or (path is not None and not is_users(path)):
@@ -77,7 +78,7 @@ def _users_file(module: str) -> Path | None:
 
 
 def _imported(path: Path, module: str) -> Iterator[str]:
-    """Return the names of modules, and perhaps of what is in them, that a file imports."""
+    """Yield the names of modules, and of their attributes, that a file imports."""
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):

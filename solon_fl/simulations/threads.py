@@ -1,4 +1,4 @@
-"""How many threads compute: torch's, and those of numpy's linear algebra, which know nothing of each other."""
+"""Limits the threads of torch and of numpy's linear algebra, which are independent of each other."""
 
 import os
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ __all__ = ["check_threads", "limited_threads", "usable_cores"]
 
 
 def check_threads(threads: int) -> None:
-    """Raise ConfigurationError if this machine can't have so many threads."""
+    """Raise ConfigurationError if this is too many threads for the machine, or too few."""
     cores = usable_cores()
     if not 1 <= threads <= 4 * cores:
         has = f"{cores} core{'s' if cores > 1 else ''}"
@@ -23,7 +23,7 @@ def check_threads(threads: int) -> None:
 
 
 def usable_cores() -> int:
-    """Return how many of this machine's cores this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # Linux
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -31,10 +31,10 @@ def usable_cores() -> int:
 
 @contextmanager
 def limited_threads(number: int) -> Iterator[None]:
-    """Let torch and numpy compute with so many threads each, and restore what was before.
+    """Let torch and numpy compute with this many threads each, and restore their settings afterwards.
 
-    Else strategies that aggregate with numpy (Flower's own) would have all cores where those that do with torch have
-    one, or, where cores are busy, wait for threads that do not get one.
+    Without this, strategies that aggregate with numpy (Flower's own) would use all cores while those that aggregate
+    with torch use one. On a busy machine they would wait for threads that get no core.
     """
     with simulation_extra("limits of threads"):
         from threadpoolctl import threadpool_limits

@@ -48,8 +48,8 @@ def test_help_leads_to_the_how_to_and_lists_every_key() -> None:
 @pytest.mark.parametrize(
     ("threads", "told"),
     [
-        ("1", "Digests suit, too: all nodes compute the same bits."),
-        ("1,2", "Digests do not suit, as nodes compute different bits: use verification=algebra, in groups of 7."),
+        ("1", "You can use digests, too: all nodes compute the same bits."),
+        ("1,2", "Don't use digests: nodes compute different bits. Use verification=algebra, in groups of 7."),
     ],
 )
 def test_calibrate_says_whether_digests_suit(threads: str, told: str) -> None:

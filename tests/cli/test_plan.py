@@ -27,7 +27,7 @@ def solon_fl_plan(*arguments: str) -> Result:
 
 @pytest.fixture(autouse=True)
 def _server_of_made_up_speed(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Spare the measuring in all tests that do not say that they measure."""
+    """Replace the measurement of the server in all tests but those with "measures" in their names."""
 
     def seconds(
         server: MeasuredServer, kind: Kind, num_nodes: int, group_size: int, compression: int, dim: int
@@ -61,8 +61,8 @@ def test_the_plan_begins_with_one_verdict_and_fits_a_terminal(columns: str) -> N
     assert all(len(line) <= int(columns) for line in done.stdout.splitlines() if not any(c in line for c in to_use))
     told = " ".join(done.stdout.split())
     verdict = re.match(
-        r"Use Solon with digests and downlink='delta' \(r = 5, k = 3\): a round takes about ([\d.]+) s, "
-        r"([\d.]+) times as fast as Draco \(([\d.]+) s\)",
+        r"Use Solon with digests and downlink='delta', in groups of r = 5 nodes that send 1/3 of the gradient each "
+        r"\(k = 3\)\. A round takes about ([\d.]+) s\. This is ([\d.]+) times as fast as Draco \(([\d.]+) s\)",
         told,
     )
     assert verdict is not None, told
@@ -80,7 +80,7 @@ def test_the_plan_begins_with_one_verdict_and_fits_a_terminal(columns: str) -> N
 @pytest.mark.slow
 def test_the_tables_have_all_candidates_with_each_downlink() -> None:
     done = solon_fl("plan", *COSTLY, "--network", "home-20m", columns=100)
-    _, whole, patches = re.split(r"Nodes are sent .*: seconds a round *\n", done.stdout)
+    _, whole, patches = re.split(r"Nodes receive .*: seconds per round *\n", done.stdout)
     names = ["no defence", "Signum", "MultiKrum", "Bulyan", "Draco (cyclic)", "Draco (repetition)"]
     names += ["Solon", "Solon reactive", "Solon digests", "Solon digests reactive"]
     down = {}
@@ -96,7 +96,7 @@ def test_the_tables_have_all_candidates_with_each_downlink() -> None:
     assert "reactive" not in marked[0]
     assert marked[0] in patches
     only = solon_fl_plan(*REQUIRED, "--set", "downlink=full", "--set", "redundancy=full").stdout
-    assert "sent patches" not in only
+    assert "receive patches" not in only
     assert "reactive" not in only
 
 
@@ -142,9 +142,9 @@ def test_json_has_every_number_and_the_server_measures() -> None:
         (["--set", "threads=100000"], "threads must be from 1 to "),
         (
             ["--set", "risk=0.1"],
-            "risk is for nodes that are regrouped, with --liars-in-all; got --set risk=0.1",
+            "risk is for regrouped nodes, and needs --liars-in-all; got --set risk=0.1",
         ),
-        (["--set", "rounds=9"], "rounds is for nodes that are regrouped, with --liars-in-all; got --set rounds=9"),
+        (["--set", "rounds=9"], "rounds is for regrouped nodes, and needs --liars-in-all; got --set rounds=9"),
         (["--liars-in-all", "21"], "liars must be at most num_nodes=20; got liars=21"),
         (
             ["--liars-in-all", "3", "--set", "rounds=0"],
@@ -163,7 +163,7 @@ def test_regrouping_is_shown_for_every_group_size_and_fits_a_terminal() -> None:
     done = solon_fl_plan(*REQUIRED, *PLAIN, "--liars-in-all", "3", "--set", "rounds=10", "--set", "risk=0.5")
     assert done.exit_code == 0, done.output
     assert "…" not in done.stdout
-    assert done.stdout.startswith("Use Solon (r = 5, k = 1): a round")
+    assert " ".join(done.stdout.split()).startswith("Use Solon, in groups of r = 5 nodes that send the whole gradient")
     _, _, told = done.stdout.partition("3 liars in all, regrouped every round")
     rows = [line.split() for line in told.splitlines() if re.match(r" +\d+ +\d", line)]
     once, in_run = overflow_probability(20, 5, 2, 3), overflow_in_run(overflow_probability(20, 5, 2, 3), 10)
@@ -171,8 +171,10 @@ def test_regrouping_is_shown_for_every_group_size_and_fits_a_terminal() -> None:
     assert in_run == pytest.approx(0.30, abs=0.005)
     assert rows[0] == ["5", "2", "4", "0.04", "0.30", "2"]
     sentence = " ".join(told.split())
-    assert "s = 2 is the smallest that some group exceeds in 10 rounds with a probability of at most 0.5" in sentence
-    assert "in groups of r = 5: as planned. Fixed groups need s = 3 against an attacker" in sentence
+    assert "the smallest s that is enough is 2, in groups of r = 5." in sentence
+    assert "that some group gets more than 2 liars in 10 rounds is then at most 0.5 (--set risk=...)." in sentence
+    assert "This plan has that s. Fixed groups need s = 3 against an attacker" in sentence
+    assert "Faster choices are left out because they exceed the accepted risk of 0.5." in done.stdout
     line = re.search(r"SolonConfig\((.*)\)", done.stdout)
     assert line is not None
     assert line[1] == "num_nodes=20, byzantine=2, compression=1, group_size=5, regroup='round'", "the best is not safe"
@@ -183,13 +185,12 @@ def test_no_settings_are_recommended_that_exceed_the_risk() -> None:
     done = solon_fl_plan(*REQUIRED, "--liars-in-all", "3")
     assert done.exit_code == 0, done.output
     told = " ".join(done.stdout.split())
-    assert "s = 3 is the smallest" in told
-    assert "plan again with --byzantine 3. So regrouping gains nothing here" in told
-    assert told.startswith("Regrouped every round, s = 3")
+    assert told.startswith("If nodes are regrouped every round, the smallest s that is enough is 3")
+    assert "Plan again with --byzantine 3. Regrouping gains nothing here" in told
     assert "SolonConfig" not in told
     hopeless = " ".join(solon_fl_plan(*REQUIRED, "--liars-in-all", "12").stdout.split())
-    assert "No s that groups of up to 128 nodes bear keeps the probability over 1,000 rounds within 1e-06" in hopeless
-    assert hopeless.startswith("No s that")
+    assert hopeless.startswith("No s that groups of up to 128 nodes tolerate is enough: the probability")
+    assert "more than s liars in 1,000 rounds stays above 1e-06" in hopeless
     assert "SolonConfig" not in hopeless
 
 
@@ -201,7 +202,7 @@ def test_json_has_the_probabilities_of_regrouping() -> None:
         once = overflow_probability(20, row["group_size"], 2, 4)
         assert (row["overflow_in_round"], row["overflow_in_run"]) == (once, overflow_in_run(once, 1000))
     assert result["best"] in result["choices"]
-    # At a risk of 1e-6 chance does not help so few nodes: groups of 10 and 20 bear 4.
+    # At a risk of 1e-6, regrouping does not help so few nodes: groups of 10 and 20 tolerate 4.
     wanted = {"liars": 4, "rounds": 1000, "risk": 1e-6, "byzantine_needed": 4, "group_sizes": [10, 20]}
     assert result["regrouping"] == wanted
 
@@ -284,6 +285,6 @@ def test_help_teaches_digests_and_reactive_redundancy() -> None:
 def test_where_digests_are_advised_the_exact_code_is_named_or_what_replaces_both(code: str) -> None:
     done = solon_fl_plan(*REQUIRED, "--set", "verification=digest", "--set", f"code={code}")
     told = " ".join(done.stdout.split())
-    together = "If they don't: --set code=fourier --set verification=algebra, for the exact code needs that, too."
+    together = "If they don't, use --set code=fourier --set verification=algebra: the exact code needs them, too."
     assert (together in told) == (code == "exact")
-    assert ("If they do, --set code=exact makes every bit right." in told) == (code == "fourier")
+    assert ("If they do, --set code=exact makes every bit of the gradient correct." in told) == (code == "fourier")

@@ -1,4 +1,4 @@
-"""Code of a user's, written into a folder from which it can be imported."""
+"""User code, written into a folder from which it can be imported."""
 
 import itertools
 import sys
@@ -13,7 +13,7 @@ _numbers = itertools.count()
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """Return what writes a module into the current folder, and returns the module's name, which no other test has."""
+    """Return a function that writes a module into the current folder and returns the module's unique name."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
 

@@ -1,4 +1,4 @@
-"""What a node has installed is enough for the simulation; what the extra brings is asked for where it is needed."""
+"""The simulation needs only what a node has installed. Packages of the extra are asked for where they are needed."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Code of a user's is found, called and blamed, and a changed file is noticed."""
+"""User code is found and called, its errors are reported as such, and changed files are noticed."""
 
 import random
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def test_what_an_import_path_leads_to_is_found_in_the_current_folder(write: Writ
         ("nosuch_module:make", "model='nosuch_module:make' needs a module nosuch_module; there is none in "),
         ("json.nosuch:make", "needs a module json.nosuch; there is none in "),
         ("{}:mke", "needs 'mke' in {}; did you mean make?"),
-        ("{}:other", "needs 'other' in {}; there are make."),
+        ("{}:other", "needs 'other' in {}; it defines make."),
         ("{}.py:make", "must be written as module:name, as Python imports it; got model='{}.py:make'"),
         ("folder/{}:make", "must be written as module:name"),
         ("{}:", "must be written as module:name"),

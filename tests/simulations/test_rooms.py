@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 
 
 def imported_rooms(path: Path) -> set[str]:
-    """Return the rooms from which a file imports, wherever in it."""
+    """Return the rooms that a file imports from, at any level."""
     statements = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
     names = [node.module.split(".") for node in statements if node.module and not node.level]
     return {name[2] for name in names if name[:2] == ["solon_fl", "simulations"] and len(name) > 2}

@@ -1,4 +1,4 @@
-"""Attacks: what liars send instead of what honest nodes would send, and the Flower mods that make nodes lie."""
+"""Attacks by Byzantine nodes, and the Flower mods that carry them out."""
 
 from .alie import Alie, TunedAlie
 from .base import Attack

@@ -1,7 +1,7 @@
-"""A little is enough: shifts of the honest mean by some standard deviations, small enough to pass for honest.
+"""A little is enough (ALIE): the honest mean, shifted by so few standard deviations that the lies look honest.
 
-mu and sigma are the mean and the standard deviation (population, ddof = 0) over the HONEST nodes, per
-coordinate; n nodes, m of them liars.
+mu and sigma are the mean and the (population, ddof = 0) standard deviation over the honest nodes, per coordinate.
+There are n nodes, m of which are liars.
 """
 
 from collections.abc import Sequence
@@ -22,22 +22,22 @@ SHIFTS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0)  # z to try
 
 @dataclass(frozen=True)
 class Alie:
-    """A little is enough: mu - z sigma, a shift small enough to pass for honest (Baruch et al. 2019).
+    """A little is enough: the lie mu - z sigma, which looks honest (Baruch et al. 2019).
 
     Parameters
     ----------
     sign : -1 or 1
         The direction of the shift; -1 gives mu - z sigma.
     convention : "supporters" or "fraction"
-        z = Phi^-1((n - m - h) / (n - m)) with h = floor(n / 2) + 1 - m, or Phi^-1((n - h) / n). Both are published; for
-        n = 50, m = 12 they give 0.336 and 0.583.
+        The formula for z. With h = floor(n / 2) + 1 - m, "supporters" is z = Phi^-1((n - m - h) / (n - m)) and
+        "fraction" is z = Phi^-1((n - h) / n). Both are published. For n = 50, m = 12 they give 0.336 and 0.583.
     fixed_shift : float, optional
-        z itself, instead of either convention: some codes fix it to 1.0 or 1.5.
+        A fixed z, which overrides `convention`. Some implementations use 1.0 or 1.5.
 
     Notes
     -----
-    Slips in other codes: the distribution function instead of its inverse (as in Shejwalkar & Houmansadr's table of z),
-    z fixed to 1.0 or 1.5, sigma taken over all nodes.
+    Other implementations deviate from the paper. They use the distribution function instead of its inverse (as in
+    Shejwalkar & Houmansadr's table of z), fix z to 1.0 or 1.5, or compute sigma over all nodes.
     """
 
     sign: Literal[-1, 1] = -1
@@ -46,7 +46,7 @@ class Alie:
     omniscient = True
 
     def shift(self, num_nodes: int, num_liars: int) -> float:
-        """Return z. Unless fixed, it is 0 where liars are the majority (h <= 0 makes the quantile 1 or more)."""
+        """Return z. Unless it is fixed, z is 0 where liars are the majority: h <= 0 asks for Phi^-1 of 1 or more."""
         if self.fixed_shift is not None:
             return self.fixed_shift
         supporters = num_nodes // 2 + 1 - num_liars
@@ -67,14 +67,14 @@ class Alie:
 
 @dataclass(frozen=True)
 class TunedAlie:
-    """mu - z sigma sign(mu) with the z that does most damage: every coordinate is moved against its honest sign.
+    """The lie mu - z sigma sign(mu) with the most damaging z: every coordinate moves against its honest sign.
 
     Parameters
     ----------
     aggregate : callable, (n, m) -> (d,)
-        What the server makes of the vectors of all nodes; damage is what `damage` says.
+        The server's aggregation of all nodes' vectors. `damage` measures the damage to it.
     candidates : tuple of float
-        The z to try, in this order. The first is used if none does any damage.
+        Values of z to try, in this order. The first is used if none does any damage.
 
     Raises
     ------
@@ -83,8 +83,9 @@ class TunedAlie:
 
     Notes
     -----
-    `Alie` moves all coordinates the same way, so that part of its shift helps training. Its authors fix z before they
-    see the aggregator; the search for z is that of Allouah et al. 2023 ("Fixing by mixing"), with other candidates.
+    `Alie` moves all coordinates in the same direction, so part of its shift helps training. Its authors fix z before
+    they see the aggregator. The search for z is that of Allouah et al. 2023 ("Fixing by mixing"), with other
+    candidates.
     """
 
     aggregate: Aggregate

@@ -1,4 +1,4 @@
-"""The protocol of an attack on vectors, be they plain gradients or coded shares."""
+"""The protocol of an attack on vectors: plain gradients or coded shares."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -10,7 +10,7 @@ __all__ = ["Attack"]
 
 
 class Attack(Protocol):
-    """Makes the vectors that liars send instead of their own.
+    """Computes the vectors that liars send in place of their honest ones.
 
     Attributes
     ----------
@@ -21,16 +21,16 @@ class Attack(Protocol):
     omniscient: bool
 
     def lies(self, vectors: Tensor, liars: Sequence[int], rng: torch.Generator) -> Tensor:
-        """Return what the liars send, (len(liars), m), like `vectors` in dtype and device.
+        """Return the liars' vectors, (len(liars), m), with the dtype and device of `vectors`.
 
         Parameters
         ----------
         vectors : Tensor, (n, m)
-            What each node would send if it were honest. The attack must not change it.
+            The honest vector of every node. The attack must not modify it.
         liars : sequence of int
-            All rows of `vectors` that lie, ascending. Liars collude.
+            All rows of `vectors` that belong to liars, ascending. Liars collude.
         rng : torch.Generator
-            On the CPU. All colluders get the same seed, so that they agree without talking.
+            A generator on the CPU. All colluders get the same seed, so that they agree without communicating.
         """
 
 

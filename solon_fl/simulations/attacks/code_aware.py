@@ -1,4 +1,7 @@
-"""Attacks against the decoder itself, the hardest that we know of."""
+"""Attacks that exploit the code and the decoder: the strongest that we know.
+
+The size of a lie is given in typical norms: the median norm of all nodes' vectors.
+"""
 
 import math
 from collections.abc import Sequence
@@ -37,7 +40,13 @@ def _unit(vector: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class SameLie:
-    """All liars add one common random vector of `size` typical norms. Rank one is hardest for the subspace locator."""
+    """All liars add the same random vector. Lies of rank one are the hardest for the subspace locator.
+
+    Parameters
+    ----------
+    size : float
+        Norm of the added vector, in typical norms.
+    """
 
     size: float = 1.0
     omniscient = True
@@ -50,17 +59,17 @@ class SameLie:
 
 @dataclass(frozen=True)
 class Encoded:
-    """An attack on gradients, carried over to Solon's code: each liar sends its own share of the malicious gradient.
+    """An attack on gradients, applied to coded shares: each liar sends its own share of the malicious gradient.
 
-    The liars' shares fit one another, as they are shares of one gradient.
+    The liars' shares are consistent with each other, because they encode one gradient.
 
     Parameters
     ----------
     code : RealCode or ExactCode
         The code under attack.
     attack : Attack
-        Makes the malicious gradient from the true one. All nodes of a group have the same gradient, so an attack that
-        exploits differences between honest nodes (ALIE, Min-Max) does nothing.
+        Computes the malicious gradient from the true one. All nodes of a group have the same gradient, so an attack
+        that exploits differences between honest nodes (ALIE, Min-Max) has no effect.
     """
 
     code: Code
@@ -79,24 +88,25 @@ class Encoded:
             return chunks.T.reshape(-1)
         assert isinstance(self.code, ExactCode)
         gradient = ExactDecoder(self.code, byzantine=0).decode(vectors).gradient
-        assert gradient is not None  # the vectors are honest
+        assert gradient is not None  # honest shares always decode
         return gradient
 
 
 @dataclass(frozen=True)
 class NearCodeword:
-    """The lie that other nodes' lies would most nearly explain.
+    """Lies that lies of other nodes explain almost as well.
 
-    Among all sets C of 2 s nodes (2 at least, r at most) take the one whose H[:, C] has the smallest singular value,
-    with right singular vector v. There sum_j v_j H[:, j] nearly vanishes, so the lies v_j on one half of C look like
-    the lies -v_j on the other half. Choose the liars with `best_liars`. Cf. Borah & Harshan, arXiv:2510.20379.
+    Of all sets C of 2 s nodes (at least 2, at most r), the attack takes the one whose ``H[:, C]`` has the smallest
+    singular value, with right singular vector v. The sum over j of ``v_j H[:, j]`` nearly vanishes, so the lies v_j on
+    one half of C look like the lies -v_j on the other half. `best_liars` chooses the liars. See also Borah & Harshan,
+    arXiv:2510.20379.
 
     Parameters
     ----------
     decoder : RealDecoder
         The decoder under attack.
     size : float
-        Norm of a liar's lie (root mean square over the liars), in typical norms.
+        Norm of a lie (root mean square over the liars), in typical norms.
     """
 
     decoder: RealDecoder
@@ -104,13 +114,13 @@ class NearCodeword:
     omniscient = True
 
     def best_liars(self) -> list[int]:
-        """Return the s slots of C that carry most of v."""
+        """Return the s slots of C with the largest absolute entries of v."""
         slots, entries = self._singular_vector()
         order = np.argsort(-np.abs(entries))[: self.decoder.byzantine]
         return sorted(int(slots[position]) for position in order)
 
     def lies(self, vectors: Tensor, liars: Sequence[int], rng: torch.Generator) -> Tensor:
-        """See `Attack.lies`. Liars outside C add the common vector as it is."""
+        """See `Attack.lies`. Liars outside C have an entry of 1 in place of that of v."""
         slots, entries = self._singular_vector()
         weight_of = dict(zip(slots.tolist(), entries.tolist(), strict=True))
         weights = torch.tensor([weight_of.get(liar, 1.0) for liar in liars], dtype=torch.float64, device="cpu")
@@ -120,7 +130,7 @@ class NearCodeword:
         return vectors[list(liars)] + added.to(vectors)
 
     def _singular_vector(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return C and v, for large groups only among runs of neighbouring slots, the Fourier code's worst sets."""
+        """Return C and v. With more than 12 nodes, C is a run of adjacent slots: those are the Fourier code's worst."""
         size = self.decoder.code.group_size
         count = min(2 * max(self.decoder.byzantine, 1), size)
         if size <= 12:
@@ -128,7 +138,7 @@ class NearCodeword:
         else:
             sets = [(np.arange(count) + start) % size for start in range(size)]
         parity = self.decoder.code.parity
-        if len(parity) == 0:  # there is nothing that a lie could contradict
+        if len(parity) == 0:  # no redundancy: no lie contradicts anything
             return np.arange(size), np.ones(size)
         worst = min(sets, key=lambda chosen: float(np.linalg.svd(parity[:, chosen])[1].min()))
         return worst, np.linalg.svd(parity[:, worst])[2][-1]
@@ -136,18 +146,18 @@ class NearCodeword:
 
 @dataclass(frozen=True)
 class OtherGradient:
-    """All liars send the shares of one other gradient, which has k - 1 shares in common with the true one.
+    """All liars send shares of another gradient, which agrees with the true one in k - 1 honest shares.
 
-    If s + 1 liars of a group of 2 s + k do so, no code can tell which gradient is the true one: s + k shares confirm
-    each. With s liars the true gradient has one supporter more.
+    With s liars in a group of 2 s + k, s + k shares are consistent with the true gradient and s + k - 1 with the other
+    one. With s + 1 liars it is the other way round, so that no decoder can find the true gradient.
 
     Parameters
     ----------
     code : RealCode or ExactCode
         The code under attack.
     size : float
-        Norm of a liar's lie (root mean square over the liars), in typical norms. Without effect on an exact code, where
-        the other gradient is random.
+        Norm of a lie (root mean square over the liars), in typical norms. Ignored for an exact code, where the other
+        gradient is random.
     """
 
     code: Code
@@ -161,7 +171,7 @@ class OtherGradient:
             return self._exact_lies(self.code, vectors, honest, list(liars), rng)
         assert isinstance(self.code, RealCode)
         shared = self.code.generator[honest[: self.code.compression - 1]]
-        difference = np.linalg.qr(shared.T, mode="complete").Q[:, -1]  # of the two gradients: orthogonal to shared
+        difference = np.linalg.qr(shared.T, mode="complete").Q[:, -1]  # between the gradients, orthogonal to shared
         weights = torch.from_numpy(self.code.generator[list(liars)] @ difference)
         weights *= self.size * _typical_norm(vectors) / weights.square().mean().sqrt()
         common = torch.randn(vectors.shape[1], generator=rng, device="cpu", dtype=torch.float64)
@@ -171,7 +181,7 @@ class OtherGradient:
     def _exact_lies(
         code: ExactCode, vectors: Tensor, honest: list[int], liars: list[int], rng: torch.Generator
     ) -> Tensor:
-        """Return shares of the gradient that has k - 1 honest shares, and a random one of the first liar."""
+        """Return shares of the gradient with k - 1 honest shares and a random share of the first liar."""
         if not liars:
             return vectors[:0]
         known = [*honest[: code.compression - 1], liars[0]]
@@ -183,9 +193,16 @@ class OtherGradient:
 
 @dataclass(frozen=True)
 class PartialCollusion:
-    """Half of the liars add noise near the tolerance, to bend the locator; the others lie grossly.
+    """Half of the liars add noise near the tolerance, to mislead the locator. The others add gross lies.
 
-    After Borah & Harshan, arXiv:2405.07454: not all adversaries should inject precision noise.
+    This follows Borah & Harshan, arXiv:2405.07454: not all adversaries should inject precision noise.
+
+    Parameters
+    ----------
+    decoder : RealDecoder
+        The decoder under attack.
+    size : float
+        Norm of a gross lie, in typical norms.
     """
 
     decoder: RealDecoder
@@ -203,12 +220,13 @@ class PartialCollusion:
 
 @dataclass(frozen=True)
 class ProjectionAware:
-    """A lie orthogonal to the projection F that the liars expect: if the server draws that F, the lie is invisible.
+    """A lie orthogonal to the projection F that the liars expect. If the server draws that F, the lie is invisible.
 
     Parameters
     ----------
     seed : int
-        Of the generator from which the liars expect the server to draw F. By default it draws from fresh entropy.
+        Seed of the generator from which the liars expect the server to draw F. By default the server draws F from fresh
+        entropy.
     size : float
         Norm of each lie, in typical norms.
     """
@@ -218,14 +236,12 @@ class ProjectionAware:
     omniscient = True
 
     def lies(self, vectors: Tensor, liars: Sequence[int], rng: torch.Generator) -> Tensor:
-        """See `Attack.lies`. In vectors of at most q = 16 entries nothing can be hidden, and the liars stay honest."""
+        """See `Attack.lies`. A vector of at most q = 16 entries leaves no room to hide, so its liars stay honest."""
         # 64 columns are enough to hide in.
-        probes = torch.eye(
-            min(64, vectors.shape[1]), vectors.shape[1], device="cpu"
-        )  # 64 columns are enough to hide in
+        probes = torch.eye(min(64, vectors.shape[1]), vectors.shape[1], device="cpu")
         seen, _ = Projector(torch.Generator().manual_seed(self.seed)).project(list(probes))
         basis = np.linalg.qr(seen, mode="complete").Q
-        hidden = torch.from_numpy(basis[:, seen.shape[1] :])  # of these columns, orthogonal to F
+        hidden = torch.from_numpy(basis[:, seen.shape[1] :])  # in these columns, orthogonal to F
         if hidden.shape[1] == 0:
             return vectors[list(liars)]
         common = torch.zeros(vectors.shape[1], dtype=torch.float64, device="cpu")
@@ -236,20 +252,21 @@ class ProjectionAware:
 
 @dataclass(frozen=True)
 class BelowTolerance:
-    """The largest lie that the decoder takes for noise, aligned so that it bends the gradient most.
+    """The largest lie that the decoder takes for float noise, aligned so that it distorts the gradient most.
 
-    The lies are w_j times one common vector. If all r shares arrive, the decoder lets a residual |H[:, L] w| pass up to
-    sqrt(r) * rtol * scale, where scale is the ((r - k) // 2 + k)-th smallest norm of a share: above it looks again,
-    and above three times that it locates. Of all w with that residual this one has the largest effect
-    |pinv(G)[:, L] w| on the gradient. It must do no more than `Decoded.error_bound` and `RealDecoder.certificate` say.
+    The lies are w_j times one common vector. If all r shares arrive, the decoder accepts a residual ``|H[:, L] w|`` of
+    up to ``sqrt(r) * rtol * scale``, where scale is the ``((r - k) // 2 + k)``-th smallest norm of a share. Above that
+    it checks again, and above three times that it locates lies. Of all w with that residual, this one has the largest
+    effect ``|pinv(G)[:, L] w|`` on the gradient, which must not exceed `Decoded.error_bound` and
+    `RealDecoder.certificate`.
 
     Parameters
     ----------
     decoder : RealDecoder
         The decoder under attack.
     size : float
-        Residual that the lies leave, in units of what passes: just below 1 is not noticed, as honest shares are
-        off by a little float noise, too.
+        Residual of the lies, in units of the residual that is accepted. The default leaves room for the float noise of
+        the honest shares, so that the lies go unnoticed.
     """
 
     decoder: RealDecoder
@@ -257,14 +274,14 @@ class BelowTolerance:
     omniscient = True
 
     def lies(self, vectors: Tensor, liars: Sequence[int], rng: torch.Generator) -> Tensor:
-        """See `Attack.lies`; for at most r - k liars: more could send another gradient's shares."""
+        """See `Attack.lies`. For at most r - k liars: more could send another gradient's shares."""
         weights = torch.from_numpy(self.weights(liars))
         weights *= self.size * self._tolerated(vectors)
         common = torch.randn(vectors.shape[1], generator=rng, device="cpu", dtype=torch.float64)
         return (vectors[list(liars)].double() + weights[:, None] * _unit(common).to(weights)).to(vectors)
 
     def weights(self, liars: Sequence[int]) -> FloatArray:
-        """Return w, (len(liars),), with |H[:, L] w| = 1."""
+        """Return w, (len(liars),), with ``|H[:, L] w| = 1``."""
         lying = list(liars)
         if not lying:
             return np.zeros(0)

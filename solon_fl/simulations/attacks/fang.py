@@ -1,7 +1,7 @@
-"""The attacks of Fang et al. on Krum, and on the trimmed mean and the median, by liars that know what all nodes send.
+"""The attacks of Fang et al. on Krum, the trimmed mean and the median, by liars that know every node's vector.
 
-There nodes send models, and the attack moves each coordinate against the direction s in which the honest would move it.
-Here they send gradients: s = sign(mu), mu being the honest mean, and the last round's model is 0.
+In the paper nodes send models, and the attack moves each coordinate against the direction s in which honest nodes would
+move it. Here nodes send gradients, so s = sign(mu), where mu is the honest mean, and the previous model is taken as 0.
 """
 
 from collections.abc import Sequence
@@ -17,21 +17,24 @@ from .base import honest_rows
 
 __all__ = ["FangKrum", "FangTrimmedMean"]
 
-LEAST = 1e-5  # of the greatest lambda: from there on the search is given up
+LEAST = 1e-5  # of the largest lambda: below it the search stops
 
 
 @dataclass(frozen=True)
 class FangKrum:
-    """All liars send -lambda s, with the greatest lambda at which Krum chooses their vector.
+    """All liars send -lambda s, with the largest lambda at which Krum chooses their vector.
 
     Notes
     -----
-    lambda starts at the paper's upper bound, the square root of which has the unit of a gradient,
-    sqrt(min_i sum of the n - m - 2 least |g_i - g_j|^2 / ((n - 2m - 1) d)) + max_i |g_i| / sqrt(d), and is halved until
-    Krum, told m, chooses a liar's vector, or it is below 1e-5 of the bound.
-    Differs from the paper: the search ends at a fraction of the bound rather than at 1e-5, so that it does the same
-    to gradients of any length; and all liars send the same vector, as in the authors' analysis, where their code adds
-    noise.
+    lambda starts at the paper's upper bound, with a square root that gives it the unit of a gradient::
+
+        sqrt(min_i sum of the n - m - 2 smallest |g_i - g_j|^2 / ((n - 2 m - 1) d)) + max_i |g_i| / sqrt(d)
+
+    It is halved until Krum, which is told m, chooses a liar's vector, or lambda is below 1e-5 of the bound.
+
+    This differs from the paper in two ways. The search ends at a fraction of the bound rather than at 1e-5, so that it
+    treats gradients of any length alike. All liars send the same vector, as in the authors' analysis, whereas their
+    code adds noise.
 
     References
     ----------
@@ -69,11 +72,12 @@ def _is_chosen(honest: Tensor, between: Tensor, lie: Tensor, num_liars: int) -> 
 
 @dataclass(frozen=True)
 class FangTrimmedMean:
-    """In each coordinate liars send values just outside the honest ones, on the side that s points away from.
+    """In each coordinate, liars send values just beyond the honest ones, on the side that s points away from.
 
-    Where s = 1 they are below the least honest value, drawn from [min / b, min] if that is positive and [b min, min]
-    else. Where s = -1 they are above the greatest, from [max, b max] or [max, max / b]. The trimmed mean then cuts
-    honest values in place of lies, and the median moves.
+    Where s = 1, the lies are below the smallest honest value, min. They are drawn from [min / b, min] if min is
+    positive, and else from [b min, min]. Where s = -1, they are above the largest honest value, max, drawn from
+    [max, b max] if max is positive, and else from [max, max / b]. The trimmed mean then cuts honest values instead of
+    lies, and the median moves.
 
     Parameters
     ----------
@@ -82,7 +86,7 @@ class FangTrimmedMean:
 
     Notes
     -----
-    Differs from the paper: nothing; where s = 0 liars send 0.
+    As in the paper. Where s = 0, liars send 0.
 
     References
     ----------
@@ -94,7 +98,7 @@ class FangTrimmedMean:
 
     def __post_init__(self) -> None:
         if not 1 < self.factor < float("inf"):
-            raise ConfigurationError(f"factor must be more than 1 and finite; got factor={self.factor}.")
+            raise ConfigurationError(f"factor must be finite and greater than 1; got factor={self.factor}.")
 
     def lies(self, vectors: Tensor, liars: Sequence[int], rng: torch.Generator) -> Tensor:
         """See `Attack.lies`."""

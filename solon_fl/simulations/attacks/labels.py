@@ -1,4 +1,4 @@
-"""Label flipping: the labels on which a node that poisons its data trains."""
+"""Label flipping: a node poisons its data by training on flipped labels."""
 
 from flwr.app import Context
 from torch import Tensor
@@ -9,7 +9,7 @@ FLIP_LABELS = "flip-labels"  # entry of the node's config, set by `label_flip_mo
 
 
 def flips_labels(context: Context) -> bool:
-    """Return whether this node poisons its data, so that its results must be kept apart from those of honest nodes."""
+    """Return whether this node poisons its data. If so, its results must not stand in for those of honest nodes."""
     return context.node_config.get(FLIP_LABELS) is True
 
 
@@ -19,10 +19,10 @@ def seen_labels(labels: Tensor, num_classes: int, context: Context) -> Tensor:
     Parameters
     ----------
     labels : Tensor of integers
-        0 <= label < C.
+        The true labels, from 0 to C - 1.
     num_classes : int
-        C.
+        C, the number of classes.
     context : Context
-        Of the node, as its train function gets it.
+        The node's context, as its train function gets it.
     """
     return num_classes - 1 - labels if flips_labels(context) else labels

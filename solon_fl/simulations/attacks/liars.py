@@ -1,7 +1,7 @@
-"""Who lies: the number that names a node, and what the liars know of each other.
+"""Which nodes lie, how nodes are numbered, and what liars know of each other.
 
-A node's number says where it stands in the run. It is group * group_size + slot in Solon's groups, the number that
-Draco gives the node, and the node's partition id under every other strategy.
+A node's number is its place in the run. It is ``group * group_size + slot`` in Solon's groups, the number that Draco
+assigns to the node, and the node's partition id under every other strategy.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -24,7 +24,7 @@ def place_number(group: int, group_size: int, slot: int) -> int:
 
 
 def partition_id(context: Context) -> int:
-    """Return a node's partition id, or Flower's id for the node where it has none, as in a deployment."""
+    """Return a node's partition id, or Flower's id of the node if it has none, as in a deployment."""
     number = context.node_config.get("partition-id", context.node_id)
     if not isinstance(number, int):
         raise ConfigurationError(f"partition-id must be a whole number; got partition-id={number!r}.")
@@ -33,22 +33,22 @@ def partition_id(context: Context) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Addressee:
-    """The node that a message is for, seen among its peers: the nodes whose vectors the server combines with its own.
+    """The node that a message addresses, and its peers: the nodes whose vectors the server combines with its own.
 
     Attributes
     ----------
     message : Message
-        What the server sent.
+        The server's message.
     context : Context
-        Of the node.
+        The node's context.
     number : int
-        Of the node.
+        The node's number.
     first : int
-        Number of the first peer. Peers have consecutive numbers: those of the group, or of all nodes.
+        Number of the first peer. Peers are the group, or all nodes, and have consecutive numbers.
     num_peers : int or None
-        How many there are, this node included; None if neither message nor context tells.
+        Number of peers, this node included. None if neither the message nor the context says.
     entry : (str, str) or None
-        The record of the message and its entry that say which of the peers is addressed; None if only the context does.
+        The record of the message, and its entry, that identify the addressed peer. None if only the context does.
     """
 
     message: Message
@@ -73,7 +73,7 @@ class Addressee:
 
     @property
     def is_referee(self) -> bool:
-        """Whether the task is that of a referee: all of what a group computes, for the server."""
+        """Whether this is a referee's task: everything that a group computes, for the server."""
         return self.num_peers == 1 and self.entry is not None
 
     @property
@@ -87,7 +87,7 @@ class Addressee:
         return range(self.first, self.first + self.num_peers)
 
     def honest_reply(self, number: int, call_next: ClientAppCallable) -> Message:
-        """Return what the peer with this number would answer to its own copy of the message."""
+        """Return the honest reply of the peer with this number to its own copy of the message."""
         message, context = copy(self.message), copy(self.context)
         content = RecordDict(dict(message.content))
         if self.entry is not None:
@@ -100,12 +100,12 @@ class Addressee:
 
 
 class Liars:
-    """The nodes that lie, given by their numbers. Those that are peers of each other collude.
+    """The nodes that lie, by number. Liars that are peers of each other collude.
 
     Parameters
     ----------
     numbers : collection of int, optional
-        Looked at whenever a message comes. Default: every node lies, and knows of no other liar.
+        Numbers of the liars, read at every message. Default: every node lies and knows of no other liar.
     """
 
     def __init__(self, numbers: Collection[int] | None = None) -> None:
@@ -113,30 +113,30 @@ class Liars:
 
     @classmethod
     def of(cls, liars: "Liars | Collection[int] | None") -> "Liars":
-        """Return liars as they are, or those with these numbers."""
+        """Return `Liars` unchanged, or make them from numbers."""
         return liars if isinstance(liars, Liars) else Liars(liars)
 
     def include(self, node: Addressee) -> bool:
-        """Return whether a node lies. A referee's task, which has no peers, is answered honestly."""
+        """Return whether a node lies. A referee's task is always answered honestly."""
         return not node.is_referee and (self._numbers is None or node.number in self._numbers)
 
     def know(self, number: int) -> bool:
-        """Return whether the liars know the node with this number to be one of them."""
+        """Return whether the liars know that the node with this number is one of them."""
         return self._numbers is not None and number in self._numbers
 
     def rows(self, node: Addressee, peers: Sequence[int]) -> list[int]:
-        """Return which of these peers of a lying node lie with it, by their position, its own included."""
+        """Return the positions, among its peers, of a lying node and of the liars that it knows."""
         return [row for row, number in enumerate(peers) if number == node.number or self.know(number)]
 
     def learn(self, tasks: Mapping[int, SolonTask]) -> None:
-        """Take in which nodes were given which tasks, by partition id. Liars that keep their places need no telling."""
+        """Learn which nodes were given which tasks, by partition id. Liars with fixed places ignore this."""
 
 
 class RegroupedLiars(Liars):
-    """The nodes that lie where places are drawn anew every round, given by their partition ids.
+    """The nodes that lie, by partition id, where nodes are regrouped every round.
 
-    They tell each other their places as soon as they have their tasks. Those that are asked later in a round learn of
-    those asked before.
+    Liars tell each other their places as soon as they have their tasks. A liar that is asked later in a round knows the
+    places of those asked before.
 
     Parameters
     ----------

@@ -36,24 +36,24 @@ MALFORMATIONS: tuple[Malformation, ...] = ("shape", "dtype", "names", "garbage",
 
 
 def attack_mod(attack: Attack, liars: Liars | Collection[int] | None = None, seed: int = 0) -> Mod:
-    """Return a mod that replaces what a lying node sends by what the attack makes of it.
+    """Return a mod that replaces the vector of a lying node by that of an attack.
 
-    It works on coded shares (of `SolonStrategy`), on what Draco's nodes send, and on any other reply with arrays. An
-    omniscient attack learns what the others send by computing it: the mod calls the honest train function in their
-    place. All liars of a group collude, and without groups all liars of the run.
+    It works on coded shares (of `SolonStrategy`), on the replies of Draco's nodes, and on any other reply with arrays.
+    For an omniscient attack, the mod computes the other nodes' vectors: it calls the honest train function in their
+    place. All liars of a group collude. Without groups, all liars of the run do.
 
     Parameters
     ----------
     attack : Attack
-        What to send.
+        Computes the lies.
     liars : collection of int or Liars, optional
-        Numbers of the nodes that lie: group * group_size + slot in Solon's groups, Draco's own number, and else
-        "partition-id". Default: every node that this mod runs on.
+        Numbers of the nodes that lie: ``group * group_size + slot`` in Solon's groups, Draco's own numbers with Draco,
+        and else the partition ids. Default: every node that runs this mod.
     seed : int
-        Of the liars' randomness.
+        Seed of the liars' randomness.
     """
     told = Liars.of(liars)
-    crafted: dict[object, Tensor] = {}  # lies of all colluders, so that they are made once
+    crafted: dict[object, Tensor] = {}  # the lies of all colluders, computed once
 
     def lie_of(node: Addressee, own: Tensor, call_next: ClientAppCallable) -> Tensor:
         server_round = _round_number(node.message)
@@ -73,7 +73,7 @@ def attack_mod(attack: Attack, liars: Liars | Collection[int] | None = None, see
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         node = Addressee.of(message, context)
         reply = call_next(message, context)
-        if not told.include(node) or reply.has_error() or not reply.content.array_records:  # it lacks the model
+        if not told.include(node) or reply.has_error() or not reply.content.array_records:  # no arrays: no model yet
             return reply
         lie = lie_of(node, _vector(reply), call_next)
         return _with_digest(_with_vector(reply, lie), message, lie)
@@ -82,13 +82,13 @@ def attack_mod(attack: Attack, liars: Liars | Collection[int] | None = None, see
 
 
 def _generator(seed: int, number: int, server_round: int) -> torch.Generator:
-    """Return the generator from which a liar, or a group of them, draws in a round."""
+    """Return the random generator of a liar, or of a group of liars, for one round."""
     words = np.random.SeedSequence([seed, number, server_round]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(words[0] >> np.uint64(1)))
 
 
 def _with_digest(reply: Message, message: Message, lie: Tensor) -> Message:
-    """Make the liar's digests, if it sends any, claim that its lie is the true share of its slot."""
+    """Let the liar's digests, if it sends any, claim that its lie is the true share of its slot."""
     record = reply.content.get(DIGESTS)
     if isinstance(record, ConfigRecord):
         task = SolonTask.from_message(message)
@@ -104,7 +104,7 @@ def silent_mod(liars: Liars | Collection[int] | None = None) -> Mod:
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         if told.include(Addressee.of(message, context)):
-            return None  # type: ignore[return-value]  # what a broken ClientApp does
+            return None  # type: ignore[return-value]  # like a broken ClientApp
         return call_next(message, context)
 
     return mod
@@ -123,12 +123,12 @@ def crash_mod(liars: Liars | Collection[int] | None = None) -> Mod:
 
 
 def late_mod(liars: Liars | Collection[int] | None = None) -> Mod:
-    """Return a mod that makes nodes one round late: each answers with its reply to the round before.
+    """Return a mod that makes nodes one round late: each answers with its reply to the previous round.
 
-    Flower never pulls a reply after the deadline. This is the nearest hostile behaviour: no reply in the first round,
-    and in each later round the previous round's reply, unchanged, which refers to the previous message. The mod keeps
-    the replies by run and node. Where several processes serve the nodes (Ray), each process knows only the replies that
-    it made, and a node that moves to another process is silent for a round.
+    Flower never pulls a reply after the deadline. This mod is the closest hostile behaviour. A late node does not reply
+    in the first round. In each later round it sends the previous round's reply, unchanged, which refers to the previous
+    message. The mod stores replies by run and node. If several processes serve the nodes (Ray), each process has only
+    the replies that it made, so a node that moves to another process is silent for a round.
     """
     told = Liars.of(liars)
     kept: dict[tuple[int, int], Message] = {}
@@ -146,7 +146,7 @@ def late_mod(liars: Liars | Collection[int] | None = None) -> Mod:
 
 
 def from_round(mod: Mod, first: int) -> Mod:
-    """Return a mod that does nothing before a round, and from then on what another does."""
+    """Return a mod that applies another mod from round `first` on, and does nothing before."""
 
     def later(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         return mod(message, context, call_next) if _round_number(message) >= first else call_next(message, context)
@@ -179,7 +179,7 @@ def malformed_mod(liars: Liars | Collection[int] | None = None, how: Malformatio
     liars : collection of int or Liars, optional
         As for `attack_mod`.
     how : str, optional
-        One of `MALFORMATIONS`. Default: one of them for each node, by its number.
+        One of `MALFORMATIONS`. Default: each node has its own, chosen by its number.
     """
     if how is not None:
         check_one_of("how", how, MALFORMATIONS)
@@ -196,7 +196,7 @@ def malformed_mod(liars: Liars | Collection[int] | None = None, how: Malformatio
 
 
 def _round_number(message: Message) -> int:
-    """Return the server round, which every Flower strategy puts into its config."""
+    """Return the server round, which every Flower strategy puts into the message's config."""
     for record in message.content.config_records.values():
         if isinstance(number := record.get("server-round"), int):
             return number
@@ -218,7 +218,7 @@ def _vector(reply: Message) -> Tensor:
 
 
 def _with_vector(reply: Message, vector: Tensor) -> Message:
-    """Return the reply with its arrays' values taken from the vector."""
+    """Return the reply with the vector's values in its arrays."""
     start = 0
     for (record_name, name), array in _arrays(reply).items():
         old = trusted_tensor(array)
@@ -229,7 +229,7 @@ def _with_vector(reply: Message, vector: Tensor) -> Message:
 
 
 def _malformed(reply: Message, how: Malformation) -> Message:
-    """Spoil the first array of every record of a reply."""
+    """Corrupt the first array of every record of a reply."""
     for record in reply.content.array_records.values():
         name, array = next(iter(record.items()))
         values = trusted_tensor(array)

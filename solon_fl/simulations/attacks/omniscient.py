@@ -1,7 +1,7 @@
-"""Attacks by liars that know what every node sends.
+"""Attacks by liars that know every node's vector.
 
-mu and sigma are the mean and the standard deviation (population, ddof = 0) over the HONEST nodes, per
-coordinate; n nodes, m of them liars.
+mu and sigma are the mean and the (population, ddof = 0) standard deviation over the honest nodes, per coordinate.
+There are n nodes, m of which are liars.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,14 +16,17 @@ from .tuning import Aggregate, check_candidates, most_damaging
 
 __all__ = ["FallOfEmpires", "InnerProduct", "Mimic", "MinMax", "MinSum"]
 
-EPS_GRID = tuple(float(f"{10 ** (step / 4):.3g}") for step in range(-4, 13))  # 0.1 hides, 1000 > (n - m) / m
+EPS_GRID = tuple(float(f"{10 ** (step / 4):.3g}") for step in range(-4, 13))  # from stealthy to gross
 FRACTIONS = (1.0, 0.75, 0.5, 0.25)  # of the largest gamma
 HALVINGS = 24
 
 
 @dataclass(frozen=True)
 class InnerProduct:
-    """Inner product manipulation: -eps * mu (Xie et al. 2020). eps = 0.1 hides, eps > (n - m) / m turns the mean."""
+    """Inner product manipulation: the lie -eps * mu (Xie et al. 2020).
+
+    eps = 0.1 is stealthy. eps > (n - m) / m reverses the mean of all vectors.
+    """
 
     eps: float = 0.1
     omniscient = True
@@ -35,15 +38,15 @@ class InnerProduct:
 
 @dataclass(frozen=True)
 class FallOfEmpires:
-    """Inner product manipulation, -eps * mu, with the eps that does most damage (Xie et al. 2020).
+    """Inner product manipulation: the lie -eps * mu with the most damaging eps (Xie et al. 2020).
 
     Parameters
     ----------
     aggregate : callable, (n, m) -> (d,)
-        What the server makes of the vectors of all nodes; damage is what `damage` says.
+        The server's aggregation of all nodes' vectors. `damage` measures the damage to it.
     candidates : tuple of float
-        The eps to try, in this order. The first is used if none does any damage. Default: four a decade from 0.1 to
-        1000, so that some hide and some exceed (n - m) / m, which turns a mean around.
+        Values of eps to try, in this order. The first is used if none does any damage. Default: four per decade from
+        0.1 to 1000. The smallest are stealthy, and those above (n - m) / m reverse a mean.
 
     Raises
     ------
@@ -52,7 +55,8 @@ class FallOfEmpires:
 
     Notes
     -----
-    The authors choose eps by hand for every aggregator (0.1 against Krum, 10 against the mean). Here a search does.
+    The authors choose eps by hand for every aggregator (0.1 against Krum, 10 against the mean). This attack searches
+    for it.
     """
 
     aggregate: Aggregate
@@ -71,7 +75,7 @@ class FallOfEmpires:
 
 @dataclass(frozen=True)
 class Mimic:
-    """All liars copy one fixed honest node, the first (Karimireddy et al. 2022, who look for the most extreme)."""
+    """All liars copy the first honest node (Karimireddy et al. 2022, who search for the most extreme one)."""
 
     omniscient = True
 
@@ -85,18 +89,18 @@ Deviation = Literal["unit", "std", "sign"]
 
 @dataclass(frozen=True)
 class MinMax:
-    """mu + gamma * dev, at most as far from any honest vector as two of these are from each other.
+    """The lie mu + gamma * dev, no farther from any honest vector than the two most distant honest vectors are apart.
 
-    dev is -mu / |mu| ("unit"), -sigma ("std") or -sign(mu) ("sign"). Bisection finds the largest such gamma
-    (Shejwalkar & Houmansadr 2021).
+    The direction dev is ``-mu / |mu|`` ("unit"), ``-sigma`` ("std") or ``-sign(mu)`` ("sign"). Bisection finds the
+    largest such gamma (Shejwalkar & Houmansadr 2021).
 
     Parameters
     ----------
     deviation : "unit", "std" or "sign"
-        Which dev. With `aggregate`, the one that is used if none does any damage.
+        The direction dev. With `aggregate`, the direction to use if no lie does any damage.
     aggregate : callable, (n, m) -> (d,), optional
-        What the server makes of the vectors of all nodes. If given, the attack tries every dev with 1, 3/4, 1/2 and 1/4
-        of its largest gamma, and takes what does most damage as `damage` measures it.
+        The server's aggregation of all nodes' vectors. If given, the attack tries every dev with 1, 3/4, 1/2 and 1/4 of
+        its largest gamma, and sends the most damaging lie. `damage` measures the damage.
     """
 
     deviation: Deviation = "std"
@@ -116,9 +120,10 @@ class MinMax:
 
 @dataclass(frozen=True)
 class MinSum:
-    """As `MinMax`, but with a bound on the SUM of squared distances to the honest vectors.
+    """Like `MinMax`, but bounds the sum of the squared distances to the honest vectors.
 
-    It is at most the least such sum of an honest vector, as in the authors' code. Others take the largest.
+    The bound is the smallest such sum of any honest vector, as in the authors' code. Other implementations take the
+    largest.
     """
 
     deviation: Deviation = "std"
@@ -144,7 +149,7 @@ def _farthest_or_worst(
     limit: float,
     aggregate: Aggregate | None,
 ) -> Tensor:
-    """Return the lies of `MinMax` and `MinSum`: the farthest that fits, or what does most damage on the way there."""
+    """Return the lies of `MinMax` and `MinSum`: the farthest that fits, or the most damaging on the way there."""
     honest = honest_rows(vectors, liars)
     if aggregate is None:
         return _farthest(honest, deviation, fits, limit).expand(len(liars), -1).clone()
@@ -156,12 +161,12 @@ def _farthest_or_worst(
 
 
 def _distances(vectors: Tensor) -> Tensor:
-    """Return all distances. A Gram matrix would lose those between vectors that are much alike."""
+    """Return all pairwise distances. A Gram matrix would lose small ones to rounding."""
     return torch.cdist(vectors, vectors, compute_mode="donot_use_mm_for_euclid_dist").double()
 
 
 def _farthest(honest: Tensor, deviation: Deviation, fits: Callable[[Tensor], bool], limit: float) -> Tensor:
-    """Return mu + gamma dev with the largest gamma that fits; what fits is not farther from mu than the limit."""
+    """Return mu + gamma dev with the largest gamma that fits. A vector that fits is within `limit` of mu."""
     mean = honest.mean(0)
     direction: Tensor = {"unit": -mean, "std": -honest.std(0, correction=0), "sign": -mean.sign()}[deviation]
     length = float(torch.linalg.vector_norm(direction, dtype=torch.float64))

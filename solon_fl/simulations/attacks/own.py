@@ -1,4 +1,4 @@
-"""Attacks of the user's: what a name like "my_package.attacks:Mine" leads to, as a Flower mod of the liars."""
+"""User-defined attacks: make Flower mods from import paths such as "my_package.attacks:Mine"."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -19,18 +19,18 @@ from solon_fl.simulations.own import OwnCodeError, arguments_for, call_own, load
 __all__ = ["own_attack_mod", "try_own_attack"]
 
 _TRIED_LENGTH = 1000  # entries of a vector
-_LIES = ["vectors", "liars", "rng"]  # what the function of an Attack takes
+_LIES = ["vectors", "liars", "rng"]  # parameters of Attack.lies
 
 
 def own_attack_mod(
     name: str, liars: Liars, seed: int, aggregate: Aggregate | None = None, decoder: Decoder | None = None
 ) -> Mod:
-    """Return the mod of an attack of the user's: their own mod on liars alone, or that of their `Attack`.
+    """Return the mod of a user-defined attack: the user's own mod, run on liars only, or one that applies an `Attack`.
 
     Raises
     ------
     OwnCodeError
-        If there is none of that name, it raises when it is made, or it is neither.
+        If nothing has that name, making the attack raises, or it is neither an `Attack` nor a mod.
     """
     made = _made(name, seed, aggregate, decoder)
     if _is_attack(made):
@@ -45,21 +45,21 @@ def own_attack_mod(
 
 
 def try_own_attack(name: str, num_vectors: int, decoder: Decoder | None) -> None:
-    """Let an attack of the user's make a lie out of random vectors, as what it raises later passes for a node's crash.
+    """Try a user-defined attack on random vectors before the run. Its errors in the run would pass for node crashes.
 
     Parameters
     ----------
     name : str
-        Its import path.
+        The attack's import path.
     num_vectors : int
-        Of the nodes that a server combines.
+        Number of vectors that the server combines.
     decoder : Decoder or None
-        Solon's.
+        Solon's decoder.
 
     Raises
     ------
     OwnCodeError
-        If it raises, or returns something else than an `Attack` must.
+        If the attack raises, or its lies are not as `Attack.lies` requires.
     """
     attack = _made(name, 0, lambda vectors: vectors.mean(0), decoder)
     if not _is_attack(attack):
@@ -73,13 +73,13 @@ def try_own_attack(name: str, num_vectors: int, decoder: Decoder | None) -> None
     if not isinstance(lies, Tensor) or tuple(lies.shape) != wanted or lies.dtype != vectors.dtype:
         got = f"{tuple(lies.shape)} {lies.dtype}" if isinstance(lies, Tensor) else f"{type(lies).__name__}"
         raise OwnCodeError(
-            f"attack={name!r} must return a tensor with a row for each of the liars, like the vectors in length and "
-            f"dtype, {wanted} {vectors.dtype} here; got {got}; see solon_fl.simulations.attacks.Attack."
+            f"attack={name!r} must return a tensor with one row per liar and the length and dtype of the vectors, "
+            f"{wanted} {vectors.dtype} here; got {got}; see solon_fl.simulations.attacks.Attack."
         )
 
 
 def _made(name: str, seed: int, aggregate: Aggregate | None, decoder: Decoder | None) -> Any:
-    """Return the user's `Attack` or mod; a class, or a function that is neither, is called for it."""
+    """Return the user's `Attack` or mod. A class, or a function that is neither, is called to make it."""
     found = load_own("attack", name)
     if isinstance(found, type) or (callable(found) and not _is_attack(found) and _needed(found) < 3):
         found = call_own("attack", name, found, {"seed": seed, "aggregate": aggregate, "decoder": decoder})
@@ -89,14 +89,14 @@ def _made(name: str, seed: int, aggregate: Aggregate | None, decoder: Decoder | 
         return _Function(found) if list(inspect.signature(found).parameters) == _LIES else found
     got = f"{type(found).__name__}{' without omniscient' if hasattr(found, 'lies') else ''}"
     raise OwnCodeError(
-        f"attack={name!r} must be an Attack, with omniscient and lies(vectors, liars, rng), or a function of these "
-        f"three, or a Flower mod, of message, context, call_next, or make one; got {got}; see "
+        f"attack={name!r} must be an Attack, with omniscient and lies(vectors, liars, rng), or a function of vectors, "
+        f"liars, rng, or a Flower mod, or a class or function that makes one of these; got {got}; see "
         "docs/how-to/own-model-and-data.md."
     )
 
 
 class _Function:
-    """A function of the user's as an `Attack`."""
+    """Makes a user's function an `Attack`."""
 
     omniscient = True
 
@@ -105,7 +105,7 @@ class _Function:
 
 
 class _Blamed:
-    """An attack of the user's whose exceptions are errors of theirs, and not a node's that crashed."""
+    """Wraps a user's `Attack` so that its exceptions are reported as errors in their code, not as a node's crash."""
 
     def __init__(self, name: str, attack: Attack) -> None:
         self._name = name
@@ -123,5 +123,5 @@ def _is_attack(thing: Any) -> bool:
 
 
 def _needed(thing: Callable[..., Any]) -> int:
-    """Return how many arguments a callable must be given."""
+    """Return the number of arguments that a callable requires."""
     return len(arguments_for(thing, {})[1])

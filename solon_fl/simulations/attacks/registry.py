@@ -38,23 +38,23 @@ __all__ = [
 ]
 
 AttackFactory = Callable[[Liars, int, Aggregate | None, Decoder | None], Mod]
-"""Makes a mod from the liars, a seed, the aggregator under attack, and Solon's decoder."""
+"""Makes a mod from the liars, a seed, the aggregation under attack, and Solon's decoder."""
 
 
 @dataclass(frozen=True)
 class NamedAttack:
-    """An attack, and how to make its mod.
+    """An attack and the factory of its mod.
 
     Attributes
     ----------
     description : str
         What the liars do, in one line.
     factory : callable
-        See `AttackFactory`; `make_attack_mod` calls it.
+        An `AttackFactory`. `make_attack_mod` calls it.
     needs_code : bool
-        Whether it is made against Solon's code, and so makes no sense against other strategies.
+        Whether the attack is made against Solon's code, and so makes no sense against other strategies.
     spoils_replies : bool
-        Whether its mod works on the reply as it is sent, whatever that holds, and so must be the outermost mod.
+        Whether the mod changes the finished reply, whatever it holds, and so must be the outermost mod.
     """
 
     description: str
@@ -64,12 +64,12 @@ class NamedAttack:
 
 
 def attack_named(name: str) -> NamedAttack:
-    """Return the attack of `ATTACKS` that a name stands for, or of the user's, if it is an import path.
+    """Return an attack of `ATTACKS`, or a user-defined one if the name is an import path.
 
     Raises
     ------
     ConfigurationError
-        If there is none.
+        If there is no such attack.
     """
     if is_own(name):
         return NamedAttack("your own", partial(own_attack_mod, name))
@@ -89,23 +89,25 @@ def make_attack_mod(
     Parameters
     ----------
     name : str
-        A key of `ATTACKS`; or ``module:name`` of your own: an `Attack`, a class of which one can be made, a Flower mod,
-        which then runs on the liars alone, or a function that returns one of them. What is called gets those of `seed`,
-        `aggregate` and `decoder` that its signature names.
+        A key of `ATTACKS`, or the import path ``module:name`` of your own: an `Attack`, a class or a function that
+        makes one, or a Flower mod, which then runs only on the liars. A class or function is called with those of
+        `seed`, `aggregate` and `decoder` that its signature names. A function of ``vectors, liars, rng`` is taken for
+        `Attack.lies`.
     liars : collection of int or Liars
         Numbers of the nodes that lie; see `attack_mod`.
     seed : int
-        Of the liars' randomness.
+        Seed of the liars' randomness.
     aggregate : callable, (n, m) -> (d,), optional
-        What the server makes of the nodes' vectors (for coded shares: the decode of one group), for attacks that are
-        tuned against it. Default: "foe" and "alie-tuned" are tuned against the mean, "min-max" and "min-sum" not.
+        The server's aggregation of the nodes' vectors (for coded shares, the decode of one group), for attacks that are
+        tuned against it. Default: "foe" and "alie-tuned" are tuned against the mean, and "min-max" and "min-sum" are
+        not tuned.
     decoder : Decoder, optional
-        Solon's, where the vectors are its shares.
+        Solon's decoder, if the vectors are its shares.
 
     Raises
     ------
     ConfigurationError
-        If there is no such attack, it is made against Solon's code and there is none, or your own raises.
+        If there is no such attack, if it is made against Solon's code and `decoder` is missing, or if your own raises.
     """
     attack = attack_named(name)
     if attack.needs_code and decoder is None:
@@ -116,9 +118,9 @@ def make_attack_mod(
 
 
 def lone_liar_mod(name: str, task: SolonTask) -> Mod:
-    """Return the mod of an attack for a node of Solon's that knows its own task and no other liar.
+    """Return the mod of an attack for one node that knows its own Solon task and no other liar.
 
-    The node supposes that the decoder's s is the largest that r and k allow.
+    The node assumes that the decoder's s is the largest that r and k allow.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CertificateWarning)
@@ -128,10 +130,10 @@ def lone_liar_mod(name: str, task: SolonTask) -> Mod:
 
 
 def lie_if_told(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Attack if the node's config says so: a mod for trying out an app, on a deployment or in a simulation.
+    """Attack if the config says so: a mod for testing an app in a deployment or a simulation.
 
-    On a deployment the node's config names the attack ("attack"). In a simulation the run's config does, for the
-    nodes whose partition ids it lists ("liars", separated by commas).
+    In a deployment, the node's config names the attack (``attack``). In a simulation, the run's config names it for the
+    nodes whose partition ids it lists, separated by commas (``liars``).
     """
     node, run = context.node_config, context.run_config
     is_simulated = "partition-id" in node
@@ -169,7 +171,7 @@ def _given(decoder: Decoder | None) -> Decoder:
 
 
 def _real(decoder: Decoder) -> RealDecoder:
-    """Return the decoder, or if it is exact, one of a real code: its geometry, which an exact one does not have."""
+    """Return the decoder, or for an exact code that of a real code of the same size, whose geometry attacks need."""
     if isinstance(decoder, RealDecoder):
         return decoder
     code = FourierCode(group_size=decoder.code.group_size, compression=decoder.code.compression)
@@ -183,27 +185,29 @@ def _without_vectors(make: Callable[[Liars], Mod]) -> AttackFactory:
 
 
 def _projection_aware(liars: Liars, seed: int, aggregate: Aggregate | None, decoder: Decoder | None) -> Mod:
-    # Another seed than the run's, from which a simulated server may draw: no node can know what is drawn later.
+    # Not the run's seed, from which a simulated server may draw: a node cannot predict the server's draws.
     return attack_mod(ProjectionAware(seed=seed + 1), liars, seed)
 
 
 ATTACKS: dict[str, NamedAttack] = {
-    "reverse": NamedAttack("-100 times the own vector", _plain(Reverse())),
+    "reverse": NamedAttack("-100 times the node's own vector", _plain(Reverse())),
     "constant": NamedAttack("-100 in every coordinate", _plain(Constant())),
-    "sign-flip": NamedAttack("minus the own vector", _plain(SignFlip())),
-    "random": NamedAttack("Gaussian noise of deviation 200", _plain(RandomGaussian())),
-    "alie": NamedAttack("the honest mean, shifted by just so much that the lies look honest", _plain(Alie())),
+    "sign-flip": NamedAttack("the node's own vector, negated", _plain(SignFlip())),
+    "random": NamedAttack("Gaussian noise with a standard deviation of 200", _plain(RandomGaussian())),
+    "alie": NamedAttack("the honest mean, shifted so little that the lies look honest", _plain(Alie())),
     "alie-fraction": NamedAttack(
-        "mean minus z deviations, z by the other convention", _plain(Alie(convention="fraction"))
+        "like alie, with the other published formula for the shift", _plain(Alie(convention="fraction"))
     ),
-    "alie-1.5": NamedAttack("mean minus 1.5 deviations, whatever the number of liars", _plain(Alie(fixed_shift=1.5))),
+    "alie-1.5": NamedAttack(
+        "the honest mean minus 1.5 standard deviations, for any number of liars", _plain(Alie(fixed_shift=1.5))
+    ),
     "alie-tuned": NamedAttack(
-        "mean minus z deviations against its sign, with the worst z",
+        "the honest mean, shifted against its sign by the length that harms this defence most",
         _tuned(lambda aggregate: TunedAlie(aggregate or _mean)),
     ),
     "ipm": NamedAttack("-0.1 times the honest mean", _plain(InnerProduct())),
     "foe": NamedAttack(
-        "the honest mean reversed, at the length that harms this defence most",
+        "the honest mean reversed, with the length that harms this defence most",
         _tuned(lambda aggregate: FallOfEmpires(aggregate or _mean)),
     ),
     "min-max": NamedAttack(
@@ -211,39 +215,42 @@ ATTACKS: dict[str, NamedAttack] = {
         _tuned(lambda aggregate: MinMax(aggregate=aggregate)),
     ),
     "min-sum": NamedAttack(
-        "the most harmful vector no farther from the honest ones, in total, than they are",
+        "like min-max, but limits the sum of the squared distances instead of the largest one",
         _tuned(lambda aggregate: MinSum(aggregate=aggregate)),
     ),
-    "fang-krum": NamedAttack("against the honest sign, as far as Krum still chooses it", _plain(FangKrum())),
+    "fang-krum": NamedAttack("a step against the honest sign, as long as Krum still chooses", _plain(FangKrum())),
     "fang-trimmed-mean": NamedAttack(
-        "just outside the honest values of each coordinate, against its sign", _plain(FangTrimmedMean())
+        "just beyond the honest values of each coordinate, against the honest sign", _plain(FangTrimmedMean())
     ),
     "mimic": NamedAttack("a copy of one honest node", _plain(Mimic())),
-    "label-flip": NamedAttack("honest training on labels C - 1 - y", _without_vectors(label_flip_mod)),
-    "bit-flip": NamedAttack("one random bit of the payload flips", _plain(BitFlip())),
+    "label-flip": NamedAttack("honest training on flipped labels, C - 1 - y", _without_vectors(label_flip_mod)),
+    "bit-flip": NamedAttack("one random bit of the vector flipped", _plain(BitFlip())),
     "nan": NamedAttack("NaN in every coordinate", _plain(NotFinite())),
     "inf": NamedAttack("infinity in every coordinate", _plain(NotFinite(float("inf")))),
-    "crash": NamedAttack("the node's program raises", _without_vectors(crash_mod), spoils_replies=True),
-    "late": NamedAttack("the reply to the round before", _without_vectors(late_mod), spoils_replies=True),
+    "crash": NamedAttack("the node's app raises an exception", _without_vectors(crash_mod), spoils_replies=True),
+    "late": NamedAttack("the reply to the previous round", _without_vectors(late_mod), spoils_replies=True),
     "silent": NamedAttack("no reply at all", _without_vectors(silent_mod), spoils_replies=True),
     "malformed": NamedAttack(
-        "replies of wrong shape, dtype, names or bytes", _without_vectors(malformed_mod), spoils_replies=True
+        "replies with a wrong shape, dtype, names or bytes", _without_vectors(malformed_mod), spoils_replies=True
     ),
-    "same-lie": NamedAttack("all liars add one common vector", _plain(SameLie())),
+    "same-lie": NamedAttack("all liars add the same random vector", _plain(SameLie())),
     "constant-encoded": NamedAttack(
-        "the shares of a gradient of -100 everywhere",
+        "shares of a gradient that is -100 everywhere",
         _against_code(lambda code: Encoded(code, Constant())),
         needs_code=True,
     ),
     "near-codeword": NamedAttack(
-        "lies that other nodes' lies would nearly explain", _against_decoder(NearCodeword), needs_code=True
+        "lies that lies of other nodes explain almost as well", _against_decoder(NearCodeword), needs_code=True
     ),
-    "other-gradient": NamedAttack("the shares of one other gradient", _against_code(OtherGradient), needs_code=True),
+    "other-gradient": NamedAttack("shares of another gradient", _against_code(OtherGradient), needs_code=True),
     "partial-collusion": NamedAttack(
-        "some liars whisper near the tolerance, the others shout", _against_decoder(PartialCollusion), needs_code=True
+        "half of the liars add noise near the tolerance, the others gross lies",
+        _against_decoder(PartialCollusion),
+        needs_code=True,
     ),
     "below-tolerance": NamedAttack(
         "the largest lie that passes for float noise", _against_decoder(BelowTolerance), needs_code=True
     ),
-    "projection-aware": NamedAttack("a lie hidden from a guessed projection", _projection_aware, needs_code=True),
+    "projection-aware": NamedAttack("a lie that a guessed projection does not see", _projection_aware, needs_code=True),
 }
+"""All built-in attacks by name."""

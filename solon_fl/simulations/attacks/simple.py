@@ -12,7 +12,7 @@ __all__ = ["BitFlip", "Constant", "NotFinite", "RandomGaussian", "Reverse", "Sig
 
 @dataclass(frozen=True)
 class Reverse:
-    """Reverse gradient: -c * own vector (Draco and DETOX use c = 100)."""
+    """Reverse gradient: -c times the node's own vector (Draco and DETOX use c = 100)."""
 
     factor: float = 100.0
     omniscient = False
@@ -24,7 +24,7 @@ class Reverse:
 
 @dataclass(frozen=True)
 class SignFlip:
-    """Sign flip: -1 * own vector (Karimireddy et al. call it bit flip)."""
+    """Sign flip: the node's own vector, negated (Karimireddy et al. call it bit flip)."""
 
     omniscient = False
 
@@ -54,8 +54,8 @@ class RandomGaussian:
     deviation : float
         Standard deviation of every coordinate.
     relative : bool
-        If true, in units of |g| / sqrt(m), g the liar's own vector, of length m: the lie's norm is about
-        deviation * |g|.
+        If true, `deviation` is in units of ``|g| / sqrt(m)``, where g is the liar's own vector, of length m. The lie's
+        norm is then about ``deviation * |g|``.
     """
 
     deviation: float = 200.0
@@ -85,7 +85,7 @@ class NotFinite:
 
 @dataclass(frozen=True)
 class BitFlip:
-    """Silent corruption: one random bit of one random float32 or float64 of the vector flips."""
+    """Silent corruption: flips one random bit of one random float32 or float64 of the vector."""
 
     omniscient = False
 

@@ -1,4 +1,4 @@
-"""The damage that an attack does to an aggregator, and the search for the lie that does most."""
+"""The damage that a lie does to an aggregation, and the search for the most damaging lie."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -11,23 +11,23 @@ from solon_fl.errors import ConfigurationError
 __all__ = ["Aggregate", "check_candidates", "damage", "most_damaging"]
 
 Aggregate = Callable[[Tensor], Tensor]
-"""Returns what the server would make of n vectors, (n, m) -> (d,)."""
+"""The server's aggregation of n vectors, (n, m) -> (d,)."""
 
-NO_DAMAGE = 1e-5  # less is float noise, or a lie that a decoder tolerates as such
+NO_DAMAGE = 1e-5  # less is float noise, or a lie that a decoder tolerates as float noise
 
 
 def check_candidates(candidates: Sequence[float]) -> None:
     """Raise ConfigurationError unless there are candidates to try, all of them positive and finite."""
     if not candidates or not all(0 < candidate < math.inf for candidate in candidates):
-        raise ConfigurationError(f"candidates must be positive numbers, at least one; got candidates={candidates}.")
+        raise ConfigurationError(f"candidates must be one or more positive numbers; got candidates={candidates}.")
 
 
 def damage(aggregate: Aggregate, attacked: Tensor, reference: Tensor) -> float:
-    """Return |aggregate(attacked) - reference| / |reference|, where reference is the aggregate of honest vectors.
+    """Return ``|aggregate(attacked) - reference| / |reference|``; reference is the aggregate of honest vectors.
 
-    Shejwalkar & Houmansadr maximise this distance. It also counts what is done across the honest direction. Along that
-    direction, as in inner product manipulation, it is 1 plus the negative inner product that Xie et al. use. A result
-    that is not finite, or an exception, is infinite damage.
+    Shejwalkar & Houmansadr maximise this distance. It also counts changes orthogonal to the honest direction. For
+    changes along that direction, as in inner product manipulation, it is 1 plus the negative inner product that Xie et
+    al. use. A result that is not finite, or an exception, counts as infinite damage.
     """
     try:
         result = aggregate(attacked)
@@ -41,18 +41,18 @@ def damage(aggregate: Aggregate, attacked: Tensor, reference: Tensor) -> float:
 
 
 def most_damaging(aggregate: Aggregate, vectors: Tensor, liars: Sequence[int], candidates: Iterable[Tensor]) -> Tensor:
-    """Return the candidate, (m,), that does most damage if all liars send it, or the first if none does any.
+    """Return the candidate, (m,), that does the most damage if all liars send it, or the first if none does any.
 
     Parameters
     ----------
     aggregate : callable
-        The aggregator under attack. It gets a copy of the vectors.
+        The aggregation under attack. It gets a copy of the vectors.
     vectors : Tensor, (n, m)
-        What each node would send if it were honest.
+        The honest vector of every node.
     liars : sequence of int
-        The rows that lie.
+        The rows of the liars.
     candidates : iterable of (m,) tensors
-        In order of stealth. Of equals the first wins.
+        The lies to try, the stealthiest first. Of equally damaging ones the first is taken.
     """
     reference = aggregate(vectors.clone())
     best, most = None, NO_DAMAGE

@@ -1,4 +1,4 @@
-"""Images and texts, from the package, files or code of the user's, and the networks that learn them."""
+"""Data sets of images and texts (built in, from files, or user-defined), and the networks that learn them."""
 
 from solon_fl.simulations.datasets.dataset import Dataset
 from solon_fl.simulations.datasets.loading import DATASETS, check_dataset_name, load_dataset

@@ -30,7 +30,7 @@ def cifar10(data_dir: Path | None) -> Dataset:
 
 
 class _Inert:
-    """Stands in for numpy's array and dtype in a pickle. It keeps what it is given, and runs none of it."""
+    """Stands in for numpy's array and dtype in a pickle. It stores its arguments and runs no code."""
 
     def __init__(self, *arguments: Any) -> None:
         self.arguments = arguments
@@ -40,7 +40,7 @@ class _Inert:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Reads builtin values and arrays, and refuses anything else, so that a pickle cannot run code."""
+    """Reads builtin values and arrays and refuses everything else, so that a pickle cannot run code."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("_codecs", "encode"):  # how Python 3 writes bytes for Python 2
@@ -85,7 +85,7 @@ def _read_image_folder(root: Path, classes: list[str]) -> Split:
                 if image.size != (_SIDE, _SIDE):
                     raise ValueError(f"size={image.size}")
                 slot[:] = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-        except (OSError, SyntaxError, ValueError) as error:  # SyntaxError: Pillow's, for some broken PNG files
+        except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for some broken PNGs
             rule = f"a CIFAR-10 image must be a whole JPEG or PNG file of {_SIDE} x {_SIDE} pixels"
             raise damaged(path, rule, repr(error)) from error
     return images, np.array([classes.index(path.parent.name) for path in files])

@@ -1,4 +1,4 @@
-"""Data sets of the user's: tensors, or anything with a length whose entries are pairs of an input and a label."""
+"""User-defined data sets: tensors, or any map-style data set of (input, label) pairs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,36 +20,37 @@ if TYPE_CHECKING:
 
 __all__ = ["HELD_OUT", "dataset_of", "held_out"]
 
-HELD_OUT = 5  # one of so many examples is kept for the test where there is no test set
+HELD_OUT = 5  # without a test set, one of so many examples is kept for the test
 _CLASSIFY = "simulations classify, with cross-entropy as the loss"
-_MANY = 2000  # examples: reading them takes long enough to show how far it is
+_MANY = 2000  # examples: reading so many takes long enough to show progress
 _LABELS_SHOWN = 5
-_MOST_LABELS = 2**63  # int64 holds no greater
+_MOST_LABELS = 2**63  # labels are int64
 _NOT_EMPTY = "have no empty inputs"
 _LEAVE_OUT = "leave such examples out"
 
 
 def dataset_of(name: str, found: Any, image_size: int | None = None) -> Dataset:
-    """Return examples of the user's as a data set in memory.
+    """Read the user's examples into a data set in memory.
 
     Parameters
     ----------
     name : str
-        Of the data set, for messages too.
+        Name of the data set, also for messages.
     found
         A `Dataset`, or a map-style data set (with ``len(s)`` and ``s[i]``, such as a ``torch.utils.data.Dataset``) of
-        pairs (input, label), or two of them: train and test. See `load_dataset`.
+        (input, label) pairs, or a tuple of two of them: train and test. See `load_dataset`.
     image_size : int, optional
-        Side of the square, in pixels, to which images of PIL are scaled and cropped.
+        Side of the square, in pixels, to which PIL images are scaled and cropped.
 
     Raises
     ------
     OwnCodeError
-        If it is anything else, raises, or its inputs or labels are not of the kind that `load_dataset` says.
+        If `found` is anything else, if reading it raises, or if its inputs or labels are not as `load_dataset`
+        describes.
     """
     if isinstance(found, Dataset):
         if image_size is not None:
-            raise _refused(name, "have images of PIL for image_size to scale", "tensors", "leave image_size out")
+            raise _refused(name, "have PIL images for image_size to scale", "tensors", "leave image_size out")
         dataset = replace(found, name=name)
     else:
         train, test = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
@@ -59,9 +60,10 @@ def dataset_of(name: str, found: Any, image_size: int | None = None) -> Dataset:
 
 
 def held_out(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return which examples to train on and which to test with, by their positions, int64, ascending.
+    """Return the positions of the examples for training and of those for the test, int64, ascending.
 
-    Of each class one in five, rounded down, is for the test, drawn with a fixed seed: the same in every run.
+    One in five examples of each class, rounded down, is for the test. They are drawn with a fixed seed, so they are the
+    same in every run.
     """
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     by_class = [order[labels[order] == label] for label in torch.unique(labels)]
@@ -92,20 +94,20 @@ def _read(name: str, train: Any, test: Any, image_size: int | None) -> Dataset:
 
 
 def _num_classes(name: str, train: Any, labels: Tensor) -> int:
-    """Return how many classes a data set says that it has, or else as many as its labels show."""
+    """Return the number of classes that a data set declares, or else the number that its labels show."""
     classes = getattr(train, "classes", None)
     if isinstance(classes, Sequence):
         return len(classes)
     found = torch.unique(labels)
     if not torch.equal(found, torch.arange(len(found))):
         shown = ", ".join(map(str, found[:_LABELS_SHOWN].tolist())) + (", ..." if len(found) > _LABELS_SHOWN else "")
-        remedy = "number the classes from 0, or return a solon_fl.simulations.Dataset, which says how many there are"
+        remedy = "number the classes from 0, or return a solon_fl.simulations.Dataset, which declares num_classes"
         raise _refused(name, "have the labels 0 to C - 1, each at least once", f"the labels {shown}", remedy)
     return len(found)
 
 
 def _alike(name: str, splits: Sequence[Tensor]) -> list[Tensor]:
-    """Return the inputs of train and test, or refuse those of two shapes or types; grey images join those in colour."""
+    """Return the inputs of train and test, or refuse two shapes or types. Grey images adapt to those in colour."""
     if len({_kind(inputs[0]) for inputs in splits}) > 1:
         got = " and ".join(_shape(inputs[0]) for inputs in splits)
         raise _refused(name, "have inputs of one shape and type in train and test", got, "make them alike")
@@ -138,7 +140,7 @@ def _examples(name: str, examples: Any, image_size: int | None) -> tuple[Tensor,
             got = f"{type(example).__name__} at {number}"
             if isinstance(example, Mapping):
                 got += f" with {', '.join(map(str, example))}"
-            raise _refused(name, "have pairs (input, label) for examples", got, "return (input, label)")
+            raise _refused(name, "have pairs (input, label) as examples", got, "return (input, label)")
         place = examples.place(number) if hasattr(examples, "place") else f"example {number}"
         labels.append(_label(name, example[1], place))
         inputs.append(_input(name, example[0], place, image_size))
@@ -154,7 +156,7 @@ def _shape(example: Tensor) -> str:
 
 
 def _kind(example: Tensor) -> tuple[Any, ...]:
-    """Return what must be equal in all inputs: grey images and those of three channels may be mixed."""
+    """Return what must be equal in all inputs. Images of one and of three channels may be mixed."""
     is_image = example.dtype == torch.uint8
     return example.dtype, tuple(example.shape[1:] if is_image and len(example) in (1, 3) else example.shape)
 
@@ -174,7 +176,7 @@ def _label(name: str, value: Any, place: str) -> int:
         number = value.item() if isinstance(value, Tensor | np.generic | np.ndarray) else value
     if not isinstance(number, Integral) or number < 0:
         remedy = f"number the classes from 0: {_CLASSIFY}"
-        raise _refused(name, "have whole numbers from 0 for labels", f"{value!r} at {place}", remedy)
+        raise _refused(name, "have whole numbers from 0 as labels", f"{value!r} at {place}", remedy)
     if int(number) >= _MOST_LABELS:
         raise _refused(name, "have labels below 2**63", f"{value!r} at {place}", "number the classes from 0")
     return int(number)
@@ -191,16 +193,16 @@ def _input(name: str, value: Any, place: str, image_size: int | None) -> Tensor:
             return _pixels(value, image_size)
     if image_size is not None:
         raise _refused(
-            name, "be images of PIL for image_size to scale", f"{type(value).__name__}", "leave image_size out"
+            name, "have PIL images for image_size to scale", f"{type(value).__name__}", "leave image_size out"
         )
     try:
         tensor = torch.as_tensor(value).detach()
     except Exception as error:
         got = f"{type(value).__name__} at {place}"
-        raise _refused(name, "have tensors, arrays or images of PIL for inputs", got, "convert them") from error
+        raise _refused(name, "have tensors, arrays or PIL images as inputs", got, "convert them") from error
     if tensor.layout is not torch.strided or tensor.is_meta:
         got = f"{tensor.layout} on {tensor.device} at {place}"
-        raise _refused(name, "have dense tensors that hold their numbers for inputs", got, "convert them")
+        raise _refused(name, "have dense tensors with data as inputs", got, "convert them")
     if not tensor.numel():
         raise _refused(name, _NOT_EMPTY, f"{_shape(tensor)} at {place}", _LEAVE_OUT)
     if tensor.dtype == torch.uint8 and tensor.ndim in (2, 3):
@@ -209,12 +211,12 @@ def _input(name: str, value: Any, place: str, image_size: int | None) -> Tensor:
         return tensor.float()
     if tensor.dtype in (torch.int32, torch.int64) and tensor.ndim == 1:
         return tensor.long()
-    wanted = "have images (uint8), numbers (floating-point) or texts (token ids, int64, of one dimension) for inputs"
+    wanted = "have images (uint8), numbers (floating-point) or texts (token ids, int64, of one dimension) as inputs"
     raise _refused(name, wanted, f"{_shape(tensor)} at {place}", "convert them")
 
 
 def _pixels(image: "Image", side: int | None) -> Tensor:
-    """Return an image of PIL as uint8, (C, H, W), of one channel if it is grey; see `load_dataset` for `side`."""
+    """Return a PIL image as uint8, (C, H, W), with one channel if it is grey. See `load_dataset` for `side`."""
     from PIL import Image, ImageOps
 
     image = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
@@ -225,15 +227,15 @@ def _pixels(image: "Image", side: int | None) -> Tensor:
 
 
 def _check(dataset: Dataset) -> None:
-    """Raise OwnCodeError unless a data set holds what `Dataset` says."""
+    """Raise OwnCodeError unless a data set is as `Dataset` describes."""
     name = dataset.name
     texts = dataset.vocabulary_size > 0
     for split in ("train", "test"):
         inputs, labels = getattr(dataset, f"{split}_inputs"), getattr(dataset, f"{split}_labels")
         if not isinstance(inputs, Tensor) or inputs.dtype != (torch.int64 if texts else torch.float32):
             got = f"{split}_inputs {getattr(inputs, 'dtype', type(inputs).__name__)}"
-            kind = f"{'int64' if texts else 'float32'} for inputs with vocabulary_size={dataset.vocabulary_size}"
-            raise _refused(name, f"have tensors, {kind}", got, "convert them")
+            kind = f"{'int64' if texts else 'float32'} tensors as inputs with vocabulary_size={dataset.vocabulary_size}"
+            raise _refused(name, f"have {kind}", got, "convert them")
         if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.ndim != 1:
             got = f"{split}_labels {getattr(labels, 'dtype', type(labels).__name__)}"
             remedy = f"number the classes from 0: {_CLASSIFY}"
@@ -245,7 +247,7 @@ def _check(dataset: Dataset) -> None:
             raise _refused(name, _NOT_EMPTY, f"{split}_inputs {tuple(inputs.shape)}", _LEAVE_OUT)
         if int(labels.min()) < 0 or int(labels.max()) >= dataset.num_classes:
             got = f"{split}_labels from {int(labels.min())} to {int(labels.max())}"
-            rule = f"have labels from 0 to {dataset.num_classes - 1}, its num_classes={dataset.num_classes} less 1"
+            rule = f"have labels from 0 to {dataset.num_classes - 1}, as num_classes={dataset.num_classes}"
             raise _refused(name, rule, got, "number the classes from 0, or raise num_classes")
         if not texts and not bool(inputs.isfinite().all()):
             raise _refused(name, "have finite inputs", f"NaN or infinity in {split}_inputs", "leave them out")

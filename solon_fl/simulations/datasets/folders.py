@@ -1,4 +1,4 @@
-"""Folders of the user's: a folder of images for each class, or a data set that Hugging Face's `datasets` saved."""
+"""Data in the user's folders: a folder of images for each class, or a data set saved by Hugging Face's `datasets`."""
 
 import importlib
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ TESTS = ("test", "validation", "valid", "val")
 
 
 def read_folder(path: Path) -> tuple[Any, Any]:
-    """Return the map-style data sets of a folder, for training and, or None, for the test.
+    """Return the map-style data sets of a folder: one for training, and one for the test or None.
 
     Raises
     ------
     ConfigurationError
-        If it is neither of images nor saved by `datasets`; the message says what was found.
+        If the folder has neither images nor data saved by `datasets`. The message says what was found.
     """
     if any((path / name).is_file() for name in ("dataset_dict.json", "dataset_info.json", "state.json")):
         return _saved_by_datasets(path)
@@ -40,13 +40,13 @@ def read_folder(path: Path) -> tuple[Any, Any]:
     if "train" in folders:
         raise ConfigurationError(
             f"a folder with train/ must have test/ beside it; got {sorted(folders)} in {path}; add it, or name "
-            f"{path / 'train'}, of which a part is then kept for the test."
+            f"{path / 'train'}, a part of which is then kept for the test."
         )
     return ImageFiles(path), None
 
 
 def similar_folder(path: Path) -> Path | None:
-    """Return the folder beside a missing file or folder with the most similar name; None if there is none."""
+    """Return the folder with the most similar name beside a missing file or folder, or None."""
     try:
         names = [] if path.exists() else [folder.name for folder in _folders_in(path.parent)]
     except OSError:
@@ -56,24 +56,24 @@ def similar_folder(path: Path) -> Path | None:
 
 
 def _folders_in(path: Path) -> list[Path]:
-    """Return the folders in a folder by name, but for hidden ones."""
+    """Return the folders in a folder, sorted, without hidden ones."""
     return sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
 
 
 class ImageFiles:
-    """The images in the folders of a folder, one a class, in the order of their names.
+    """The images of a folder that has one folder for each class, sorted by name.
 
     Parameters
     ----------
     root : Path
         The folder.
     classes : sequence of str, optional
-        The folders that there may be. Default: those that there are.
+        The names that class folders may have. Default: those that exist.
 
     Raises
     ------
     ConfigurationError
-        If there are fewer than two such folders, another than the classes, or one without an image.
+        If there are fewer than two class folders, a folder that is not one of `classes`, or one without images.
     """
 
     def __init__(self, root: Path, classes: Sequence[str] | None = None) -> None:
@@ -81,7 +81,7 @@ class ImageFiles:
         if len(found) < 2 and classes is None:
             raise ConfigurationError(
                 f"a folder of images must hold a folder for each class, two or more; got {found or 'none'} in {root}; "
-                "put the images of each class into a folder of its name."
+                "put the images of each class into a folder with its name."
             )
         self.classes = list(found if classes is None else classes)
         if odd := [name for name in found if name not in self.classes]:
@@ -117,12 +117,12 @@ class ImageFiles:
             ) from error
 
     def place(self, number: int) -> str:
-        """Return where an example comes from."""
+        """Return the file of an example."""
         return str(self._files[number])
 
 
 class Columns:
-    """Two columns of a table of `datasets`: images, or other inputs, and labels."""
+    """Two columns of a table of `datasets`: inputs, such as images, and labels."""
 
     def __init__(self, table: Any, path: Path) -> None:
         features = table.features
@@ -136,7 +136,7 @@ class Columns:
             raise ConfigurationError(
                 f"a saved data set must have one column of images, or one called {IMAGE_COLUMNS[0]}, and one of class "
                 f"labels, or one called {LABEL_COLUMNS[0]}; got no clear one of {missing} in {path}, whose columns are "
-                f"{shown}; rename_column, or name a function of yours that returns pairs, as module:name."
+                f"{shown}; call rename_column, or give your own function that returns pairs, as module:name."
             )
         self._table = table
         names = getattr(features[self._label], "names", None)
@@ -152,7 +152,7 @@ class Columns:
 
 
 def _chosen(fitting: Sequence[str], usual: Sequence[str], columns: Sequence[str]) -> str | None:
-    """Return the one column that fits; of several, or none, the one with a usual name."""
+    """Return the one column that fits. If several or none fit, return one with a usual name."""
     if len(fitting) == 1:
         return fitting[0]
     return next((name for name in usual if name in (fitting or columns)), None)
@@ -167,7 +167,7 @@ def _saved_by_datasets(path: Path) -> tuple[Columns, Columns | None]:
         ) from error
     try:
         loaded = load_from_disk(str(path))
-    except Exception as error:  # whatever a damaged file makes it raise
+    except Exception as error:  # a damaged file can raise nearly anything
         raise ConfigurationError(
             f"{path} must be what save_to_disk of datasets wrote; got {type(error).__name__}: {error}; save it again."
         ) from error
@@ -176,6 +176,6 @@ def _saved_by_datasets(path: Path) -> tuple[Columns, Columns | None]:
     tests = [name for name in TESTS if name in loaded]
     if "train" not in loaded:
         raise ConfigurationError(
-            f"a saved data set must have a split train; got {', '.join(loaded)} in {path}; name the folder of one."
+            f"a saved data set must have a split called train; got {', '.join(loaded)} in {path}; name one's folder."
         )
     return Columns(loaded["train"], path), Columns(loaded[tests[0]], path) if tests else None

@@ -1,4 +1,4 @@
-"""Fashion-MNIST, and what all sets of images have in common: ten classes, and normalised channels."""
+"""Fashion-MNIST, and what all image sets have in common: ten classes and normalised channels."""
 
 import gzip
 import math
@@ -16,14 +16,14 @@ from solon_fl.simulations.datasets.dataset import Dataset, damaged, existing_fol
 
 __all__ = ["NUM_CLASSES", "Split", "fashion_mnist", "fashion_mnist_6k", "normalise", "normalised"]
 
-NUM_CLASSES = 10  # of every set of images here
-Split = tuple[npt.NDArray[np.uint8], npt.NDArray[np.integer]]  # stored images (N, C, H, W), labels (N,)
+NUM_CLASSES = 10  # of every built-in image set
+Split = tuple[npt.NDArray[np.uint8], npt.NDArray[np.integer]]  # raw images (N, C, H, W), labels (N,)
 
 
 def fashion_mnist_6k(data_dir: Path | None) -> Dataset:
-    """Return the embedded set, which reads no folder."""
+    """Return the set that is part of the package. It reads no folder."""
     if data_dir is not None:
-        rule = f"fashion-mnist-6k is embedded and reads no folder; got data_dir={data_dir}"
+        rule = f"fashion-mnist-6k is part of the package and reads no folder; got data_dir={data_dir}"
         raise ConfigurationError(f"{rule}; leave data_dir out, or choose fashion-mnist for the full set.")
     file = resources.files("solon_fl.simulations.datasets") / "data" / "fashion_mnist_6k.npz"
     with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
@@ -50,7 +50,7 @@ def fashion_mnist(data_dir: Path | None) -> Dataset:
 
 
 def normalised(name: str, train: Split, test: Split, source: object) -> Dataset:
-    """Return stored images as a data set with normalised channels, or refuse files that do not belong together."""
+    """Return raw images as a data set with normalised channels, or refuse files that do not belong together."""
     for images, labels in (train, test):
         if not 0 < len(images) == len(labels) or images.shape[1:] != train[0].shape[1:]:
             got = f"images of shape {images.shape} with labels={len(labels)}"
@@ -65,7 +65,7 @@ def normalised(name: str, train: Split, test: Split, source: object) -> Dataset:
 
 
 def normalise(train_images: Tensor, test_images: Tensor) -> None:
-    """Shift and scale images, float32, (N, C, H, W), so that each channel of the first has mean 0 and deviation 1."""
+    """Shift and scale images, float32, (N, C, H, W): each channel of `train_images` gets mean 0 and deviation 1."""
     deviations, means = torch.std_mean(train_images, dim=(0, 2, 3), correction=0, keepdim=True)
     deviations[deviations == 0] = 1  # a constant channel becomes zeros, not NaN
     for tensor in (train_images, test_images):

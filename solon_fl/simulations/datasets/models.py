@@ -1,4 +1,4 @@
-"""The networks that the simulations train: five for images, from a linear layer to ResNet-18, and one for texts."""
+"""The networks that simulations train: five for images, from a linear layer to ResNet-18, and one for texts."""
 
 import math
 from collections.abc import Callable
@@ -22,45 +22,57 @@ def build_model(name: str, input_shape: _Shape, num_classes: int, seed: int) -> 
     Parameters
     ----------
     name : str
-        For images. ``logistic``: one linear layer. ``mlp``: two hidden layers of 700, many parameters for little
-        computation. ``cnn``: two convolutions and a linear layer, quick on a CPU.
-        ``resnet18``: ResNet-18 as made for 32 x 32 pixels, with batch normalisation. ``vgg13``: VGG's ten convolutions
-        of 3 x 3, each with batch normalisation, five poolings and one linear layer.
+        A name in `MODELS`, or an import path.
 
-        For texts. ``textcnn``: an embedding of 64, 50 filters for each window of 3, 4 and 5 words, each filter's
-        greatest value, and a linear layer; no dropout.
+        For images: ``logistic`` is one linear layer. ``mlp`` has two hidden layers of 700: many parameters for little
+        computation. ``cnn`` has two convolutions and a linear layer, and is quick on a CPU. ``resnet18`` is ResNet-18
+        for 32 x 32 pixels, with batch normalisation. ``vgg13`` has VGG's ten 3 x 3 convolutions, each with batch
+        normalisation, five poolings and one linear layer.
 
-        Or ``module:name`` of your own: a class or a function that returns a new ``nn.Module``. It is called with
-        those of `input_shape` and `num_classes` that its signature names. The random states of torch's CPU, of numpy
-        and of Python are seeded while it runs.
+        For texts: ``textcnn`` has an embedding of 64, 50 filters for each window of 3, 4 and 5 words, a maximum over
+        the text for each filter, and a linear layer, without dropout.
+
+        An import path ``module:name`` leads to a class or function that returns a new ``nn.Module``. It is called with
+        those of `input_shape` and `num_classes` that its signature names. The random states of torch's CPU, numpy and
+        Python are seeded while it runs.
     input_shape : tuple of int
-        An image's channels, height and width (pixels), or the vocabulary's size and a text's length (tokens), each at
-        least 1; a network of your own may be for any other. `Dataset.input_shape` has it.
+        Channels, height and width of an image (pixels), or vocabulary size and length of a text (tokens), each at least
+        1. Your own network may take other shapes. See `Dataset.input_shape`.
     num_classes : int
-        The length of an output row, at least 1.
+        Length of an output row, at least 1.
     seed : int
-        Of the initial weights, from 0 to 2**63 - 1. The global random states are left as they were.
+        Seed of the initial weights, from 0 to ``2**63 - 1``. The global random states are left unchanged.
 
     Returns
     -------
     nn.Module
-        Takes images, float32, (N, C, H, W), or token ids, int64, (N, L); returns logits, float32, (N, num_classes).
+        It takes images, float32, (N, C, H, W), or token ids, int64, (N, L), and returns logits, float32,
+        (N, num_classes).
 
     Raises
     ------
     ConfigurationError
         If the name is neither in `MODELS` nor an import path, the network is not for this kind of input, a text is
-        shorter than textcnn's widest window, a number is out of its range, or your own raises or returns no module.
+        shorter than textcnn's widest window, a number is out of range, or your own code raises or returns no module.
 
     Notes
     -----
-    Parameters for 10 classes, with inputs of 1 x 28 x 28 and of 3 x 32 x 32: ``logistic`` 7,850 and 30,730;
-    ``mlp`` 1,047,210 and 2,648,810; ``cnn`` 20,746 and 26,346; ``resnet18`` 11,172,810 and 11,173,962; ``vgg13``
-    9,411,914 and 9,413,066.
-    Parameters of ``textcnn`` for 2 classes: 38,852, and 64 for each token id; 102,852 for a vocabulary of 1,000.
+    Parameters for 10 classes:
 
-    ``resnet18`` and ``vgg13`` also keep running means and variances, which are buffers, not parameters: they follow
-    the batches that a copy of the network has seen, so that copies with the same parameters may differ in them.
+    ============  ===========  ===========
+    network       1 x 28 x 28  3 x 32 x 32
+    ============  ===========  ===========
+    ``logistic``        7,850       30,730
+    ``mlp``         1,047,210    2,648,810
+    ``cnn``            20,746       26,346
+    ``resnet18``   11,172,810   11,173,962
+    ``vgg13``       9,411,914    9,413,066
+    ============  ===========  ===========
+
+    For 2 classes, ``textcnn`` has 38,852 parameters and 64 more for each token id: 102,852 for a vocabulary of 1,000.
+
+    ``resnet18`` and ``vgg13`` also keep running means and variances. These are buffers, not parameters. They depend on
+    the batches that a copy of the network has seen, so copies with the same parameters may differ in them.
 
     Examples
     --------
@@ -71,14 +83,16 @@ def build_model(name: str, input_shape: _Shape, num_classes: int, seed: int) -> 
     References
     ----------
     ``resnet18``: K. He, X. Zhang, S. Ren, J. Sun, "Deep residual learning for image recognition", CVPR 2016, table 1,
-    with the first layers of section 4.2 (a 3 x 3 convolution of stride 1, no pooling). Differs from section 4.2: the
-    shortcuts that change the shape are 1 x 1 convolutions, as in section 4.1, option B.
+    with the first layers of section 4.2 (a 3 x 3 convolution of stride 1, no pooling). Unlike section 4.2, shortcuts
+    that change the shape are 1 x 1 convolutions, as in section 4.1, option B.
 
     ``vgg13``: K. Simonyan, A. Zisserman, "Very deep convolutional networks for large-scale image recognition", ICLR
-    2015, table 1, column B. Differs: batch normalisation, and one linear layer in place of three with dropout.
+    2015, table 1, column B. Unlike the paper, it has batch normalisation, and one linear layer instead of three with
+    dropout.
 
-    ``textcnn``: Y. Kim, "Convolutional neural networks for sentence classification", EMNLP 2014, CNN-rand. Differs:
-    50 filters a window in place of 100, words of 64 values in place of 300, no dropout, no limit on the norm.
+    ``textcnn``: Y. Kim, "Convolutional neural networks for sentence classification", EMNLP 2014, CNN-rand. Unlike the
+    paper, it has 50 filters per window instead of 100, embeddings of 64 values instead of 300, no dropout and no limit
+    on the norm.
     """
     check_model_name(name)
     if not 0 <= seed < 2**63:
@@ -88,9 +102,9 @@ def build_model(name: str, input_shape: _Shape, num_classes: int, seed: int) -> 
             return _own_model(name, input_shape, num_classes)
     if len(input_shape) not in (2, 3) or min(*input_shape, num_classes) < 1:
         raise ConfigurationError(
-            "input_shape must be channels, height, width, or vocabulary size, length, and each, and num_classes, at "
-            f"least 1; got input_shape={input_shape}, num_classes={num_classes}; raise the one that is lower, or give "
-            f"{OWN} as model."
+            "input_shape must be (channels, height, width) or (vocabulary size, length), all of these and num_classes "
+            f"at least 1; got input_shape={input_shape}, num_classes={num_classes}; raise the one that is lower, or "
+            f"give {OWN} as model."
         )
     kinds = ("texts", _TEXT_MODELS), ("images", _IMAGE_MODELS)
     (given, fitting), (needed, _) = kinds if len(input_shape) == 2 else kinds[::-1]
@@ -104,7 +118,7 @@ def build_model(name: str, input_shape: _Shape, num_classes: int, seed: int) -> 
 
 
 def check_model_name(name: str) -> None:
-    """Raise ConfigurationError unless the name is in `MODELS` or leads to something of the user's."""
+    """Raise ConfigurationError unless the name is in `MODELS` or an import path that can be imported."""
     if is_own(name):
         load_own("model", name)
     else:
@@ -116,7 +130,7 @@ def _own_model(name: str, input_shape: _Shape, num_classes: int) -> nn.Module:
     if isinstance(make, nn.Module) or not callable(make):
         raise OwnCodeError(
             f"model={name!r} must be a class or a function that makes a network; got {type(make).__name__}; let a "
-            "function return a new one, so that its weights follow from the seed."
+            "function return a new one, so that the seed fixes its weights."
         )
     made = call_own("model", name, make, {"input_shape": input_shape, "num_classes": num_classes})
     if not isinstance(made, nn.Module):
@@ -125,8 +139,8 @@ def _own_model(name: str, input_shape: _Shape, num_classes: int) -> nn.Module:
         )
     if any(isinstance(parameter, nn.UninitializedParameter) for parameter in made.parameters()):
         raise OwnCodeError(
-            f"model={name!r} must return a network whose lazy layers have their shapes; got one that has not; call it "
-            "once, such as on torch.zeros(1, *input_shape), before you return it."
+            f"model={name!r} must return a network whose lazy layers have their shapes; got one with lazy layers left; "
+            "call it once, for example on torch.zeros(1, *input_shape), before you return it."
         )
     return made
 
@@ -146,8 +160,8 @@ def _mlp(input_shape: _Shape, num_classes: int) -> nn.Module:
 
 def _cnn(input_shape: _Shape, num_classes: int) -> nn.Module:
     channels, height, width = input_shape
-    # Measured on fashion-mnist-6k: strides in place of pooling halve a step's time at no loss of accuracy, and with
-    # tanh the loss falls steadily at learning rates of 0.02 to 0.1, where ReLU's first overshoots its start.
+    # Measured on fashion-mnist-6k: strides instead of pooling halve a step's time without a loss of accuracy. At
+    # learning rates of 0.02 to 0.1 the loss falls steadily with tanh, whereas with ReLU it first exceeds its start.
     return nn.Sequential(
         nn.Conv2d(channels, 16, kernel_size=5, stride=2, padding=2),
         nn.Tanh(),
@@ -174,10 +188,10 @@ def _vgg13(input_shape: _Shape, num_classes: int) -> nn.Module:
     for out_channels in (64, 128, 256, 512, 512):
         for in_channels in (channels, out_channels):
             layers += [*_normalised_convolution(in_channels, out_channels, kernel_size=3, stride=1), nn.ReLU()]
-        # Rounding up: 28 pixels are 14, 7, 4 and 2 wide, where rounding down would leave 1 for the last pooling.
+        # Rounding up: 28 pixels become 14, 7, 4 and 2. Rounding down would leave 1 for the last pooling.
         layers.append(nn.MaxPool2d(2, ceil_mode=True))
         channels = out_channels
-    layers[-1] = nn.AdaptiveMaxPool2d(1)  # of 32 pixels, 2 are left: the fifth pooling as it was; of others, any number
+    layers[-1] = nn.AdaptiveMaxPool2d(1)  # as before for 32 pixels, of which 2 are left; fits any other size
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels, num_classes))
 
 
@@ -198,7 +212,7 @@ _IMAGE_MODELS: dict[str, Callable[[_Shape, int], nn.Module]] = {
 }
 _TEXT_MODELS: dict[str, Callable[[_Shape, int], nn.Module]] = {"textcnn": _textcnn}
 MODELS: dict[str, Callable[[_Shape, int], nn.Module]] = {**_IMAGE_MODELS, **_TEXT_MODELS}
-"""The networks' names, each with its builder; a builder draws on the global random state, `build_model` does not."""
+"""The built-in networks: name and builder. A builder uses the global random state, whereas `build_model` does not."""
 
 _WINDOWS = (3, 4, 5)  # words
 
@@ -211,7 +225,7 @@ def _normalised_convolution(channels: int, out_channels: int, kernel_size: int, 
 
 
 class _ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions, added to the input, or to a 1 x 1 convolution of it where the shape changes."""
+    """Two 3 x 3 convolutions, added to the input, or to a 1 x 1 convolution of it if the shape changes."""
 
     def __init__(self, channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -228,12 +242,12 @@ class _ResidualBlock(nn.Module):
 
 
 class _TextCnn(nn.Module):
-    """Convolutions of several windows over the words' embeddings, and the greatest value of each filter."""
+    """Convolutions with several windows over the words' embeddings, and each filter's maximum over the text."""
 
     def __init__(self, vocabulary_size: int, num_classes: int, width: int = 64, filters: int = 50) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary_size, width)
-        # As Kim did. Measured on movie-reviews, 5 epochs: 70 to 73 %; at most 64 % from PyTorch's wider normal law.
+        # As in Kim's paper. Measured on movie-reviews, 5 epochs: 70 to 73 %. PyTorch's wider normal law: at most 64 %.
         nn.init.uniform_(self.embedding.weight, -0.25, 0.25)
         self.windows = nn.ModuleList(nn.Conv1d(width, filters, window) for window in _WINDOWS)
         self.output = nn.Linear(filters * len(_WINDOWS), num_classes)

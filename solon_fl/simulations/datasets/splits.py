@@ -1,4 +1,4 @@
-"""Which node has which examples, where nodes have examples of their own."""
+"""Assigns examples to nodes, if each node has its own."""
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ __all__ = ["check_parts", "dirichlet_parts"]
 
 
 def check_parts(num_examples: int, num_parts: int) -> None:
-    """Raise ConfigurationError unless every part, of so many, can have an example."""
+    """Raise ConfigurationError unless there is an example for every part."""
     if num_examples < num_parts:
         raise ConfigurationError(
             f"with dirichlet every node needs a training example of its own; got num_nodes={num_parts} and "
@@ -19,21 +19,21 @@ def check_parts(num_examples: int, num_parts: int) -> None:
 
 
 def dirichlet_parts(labels: Tensor, num_parts: int, alpha: float, seed: int) -> list[Tensor]:
-    """Return the places of each part's examples; together the parts have each example once.
+    """Return the positions of each part's examples. Each example is in exactly one part.
 
-    Of each class the parts get shares drawn from a symmetric Dirichlet distribution (Hsu, Qi, Brown 2019). A part
-    that would be empty gets one example of the largest part.
+    The shares of each class are drawn from a symmetric Dirichlet distribution (Hsu, Qi, Brown 2019). A part that would
+    be empty gets one example of the largest part.
 
     Parameters
     ----------
     labels : Tensor of integers, (N,)
-        Of all examples, N >= num_parts.
+        Labels of all examples, N >= num_parts.
     num_parts : int
-        How many parts.
+        Number of parts.
     alpha : float
-        Positive. 0.1 leaves a part with a few classes; with 100 all parts are nearly alike.
+        Positive. With 0.1, a part has few classes; with 100, all parts are nearly alike.
     seed : int
-        The same gives the same parts.
+        The same seed gives the same parts.
 
     Raises
     ------

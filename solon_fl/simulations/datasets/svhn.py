@@ -1,6 +1,6 @@
 """SVHN, from its two MATLAB files.
 
-They are not read with SciPy: a file with a few changed bytes can make its reader end the whole process (SciPy 1.17).
+SciPy does not read them here: a file with a few changed bytes can make its reader end the whole process (SciPy 1.17).
 """
 
 import struct
@@ -21,7 +21,7 @@ _HEADER_BYTES = 128
 _VERSION = b"\x00\x01IM"  # the header's end: version 5, least significant byte first
 _INT8, _UINT8, _INT32, _UINT32, _MATRIX, _COMPRESSED = 1, 2, 5, 6, 14, 15  # types of elements
 _UINT8_CLASS = b"\x09"  # of a matrix
-_MAX_BYTES = 2**30  # of one array; the larger of the two files has 225 MB
+_MAX_BYTES = 2**30  # of one array; the larger of the two files is 225 MB
 
 
 def svhn(data_dir: Path | None) -> Dataset:
@@ -48,7 +48,7 @@ def _read_mat(path: Path) -> Split:
     if labels.shape != (images.shape[3], 1) or not np.isin(labels, range(1, 11)).all():
         got = f"y of shape {labels.shape}, values {np.unique(labels)[:12].tolist()}"
         raise damaged(path, f"SVHN's y must be from 1 to 10, of shape ({images.shape[3]}, 1)", got)
-    return images.transpose(3, 2, 0, 1), labels[:, 0] % 10  # stored as 10: the digit 0
+    return images.transpose(3, 2, 0, 1), labels[:, 0] % 10  # the digit 0 is stored as 10
 
 
 def _elements(content: memoryview) -> Iterator[tuple[int, memoryview]]:
@@ -57,7 +57,7 @@ def _elements(content: memoryview) -> Iterator[tuple[int, memoryview]]:
     while at < len(content):
         kind, size = struct.unpack_from("<II", content, at)
         start = at + 8
-        if kind >> 16:  # small: its size stands beside its type, and its data (at most 4 bytes) in the size's place
+        if kind >> 16:  # small element: size and type share a word, and the data (at most 4 bytes) follow it
             kind, size, start = kind & 0xFFFF, kind >> 16, at + 4
         if start + size > len(content) or (start == at + 4 and size > 4):
             raise ValueError(f"an element of {size} bytes, which is beyond its end")

@@ -1,1 +1,1 @@
-"""Planning: which group size and compression make a round shortest."""
+"""Planning: finds the group size and the compression that make a round shortest."""

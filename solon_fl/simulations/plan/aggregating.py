@@ -1,4 +1,4 @@
-"""What the server does with gradients under the baselines that only aggregate them, to be timed."""
+"""The server's work under baselines that only aggregate gradients, for timing."""
 
 from collections.abc import Callable
 from typing import Literal, get_args
@@ -21,21 +21,21 @@ AGGREGATORS: tuple[Aggregator, ...] = get_args(Aggregator)
 
 
 def least_nodes(name: Aggregator, liars: int) -> int:
-    """Return how many nodes an aggregator needs to be ready for so many liars."""
+    """Return how many nodes an aggregator needs to tolerate so many liars."""
     return {"signum": 2 * liars + 1, "multikrum": 2 * liars + 3, "bulyan": 4 * liars + 3}[name]
 
 
 def aggregation(name: Aggregator, vectors: Tensor, liars: int) -> Callable[[], object]:
-    """Return what aggregates vectors once, from the form in which nodes' replies arrive.
+    """Return a function that aggregates vectors once, starting from replies in the form in which they arrive.
 
     Parameters
     ----------
     name : "signum", "multikrum" or "bulyan"
-        MultiKrum is Flower's own, Bulyan is `solon_fl.baselines.rules.bulyan`.
+        MultiKrum is Flower's. Bulyan is `solon_fl.baselines.rules.bulyan`.
     vectors : Tensor, (n, d), float32 or float64
-        A gradient of every node.
+        The gradient of each node.
     liars : int
-        Among all nodes.
+        Number of liars among all nodes.
     """
     if name == "signum":
         dim = vectors.shape[1]
@@ -51,7 +51,7 @@ def aggregation(name: Aggregator, vectors: Tensor, liars: int) -> Callable[[], o
 
     def aggregate() -> object:
         replies = []
-        for array in arrays:  # made anew each time, as aggregating uses them up
+        for array in arrays:  # new replies each time, because aggregation consumes them
             content = RecordDict({ARRAYS: ArrayRecord({"vector": array}), "metrics": MetricRecord({"num-examples": 1})})
             replies.append(Message(content, reply_to=Message(RecordDict(), 1, MessageType.TRAIN)))
         return strategy.aggregate_train(1, replies)

@@ -1,4 +1,4 @@
-"""A plan as what json can write."""
+"""A plan as JSON."""
 
 import math
 from collections.abc import Collection
@@ -15,7 +15,7 @@ __all__ = ["plan_as_json"]
 def plan_as_json(
     planned: Plan, verdict: Verdict, shown: Collection[Choice], regrouping: Regrouping | None
 ) -> dict[str, Any]:
-    """Return verdict, rows shown, the best of each variant, and the probabilities if regrouping is asked for."""
+    """Return the verdict, the rows shown, the best choice of each variant and, with regrouping, the probabilities."""
     load = planned.workload
     result: dict[str, Any] = {
         "verdict": {

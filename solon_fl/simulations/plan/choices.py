@@ -1,4 +1,4 @@
-"""What can be chosen, and what it costs: the rows of a plan, and which of them are best."""
+"""The rows of a plan: what can be chosen, what it costs, and which rows are best."""
 
 import itertools
 import math
@@ -37,15 +37,17 @@ class Choice:
     Attributes
     ----------
     num_nodes, byzantine, stragglers, group_size, compression, code, rtol, verification, redundancy, downlink, referee
-        Of the `SolonConfig`.
+        Fields of the `SolonConfig`.
     bytes_out, bytes_in : int
-        To and from all nodes that are asked in a round; with downlink "delta" not in the first.
+        Bytes to and from all nodes that are asked in a round. With downlink "delta", in any round but the first.
     seconds : RoundSeconds
-        Of a round in which every node that is asked answers; with redundancy "reactive" also none of them lies.
+        Duration of a round in which every node that is asked replies and, with redundancy "reactive", none of them
+        lies.
     seconds_if_woken : float
-        Of a round in which all groups have to ask their nodes at rest, too; with redundancy "full" those of any round.
+        Duration of a round in which all groups must also ask their nodes at rest. With redundancy "full", that of any
+        round.
     seconds_if_asked : float or None
-        Of such a round in which the referee is asked about one group, besides; None if there is no referee.
+        Duration of such a round in which the referee is also asked about one group. None if there is no referee.
     """
 
     num_nodes: int
@@ -72,12 +74,12 @@ class Choice:
 
     @property
     def num_groups(self) -> int:
-        """P / r."""
+        """Number of groups, P / r."""
         return self.num_nodes // self.group_size
 
     @property
     def asked_per_group(self) -> int:
-        """Nodes of a group that compute: r; with redundancy "reactive" as many as are enough if they agree."""
+        """Nodes of a group that compute: r, or with redundancy "reactive" as many as are enough if they agree."""
         return nodes_asked(
             self.verification, self.redundancy, self.byzantine, self.compression, self.stragglers, self.group_size
         )
@@ -89,7 +91,7 @@ class Choice:
 
     @property
     def batches_per_node(self) -> int:
-        """Batches that every node that is asked computes in a round, r."""
+        """Batches that each node that is asked computes in a round: r."""
         return self.group_size
 
     @property
@@ -99,17 +101,17 @@ class Choice:
 
     @property
     def bytes_per_node(self) -> int:
-        """Bytes that a node that is asked sends in a round."""
+        """Bytes that each node that is asked sends in a round."""
         return self.bytes_in // self.num_asked
 
     @property
     def bytes_to_node(self) -> int:
-        """Bytes that a node that is asked is sent in a round."""
+        """Bytes that each node that is asked receives in a round."""
         return self.bytes_out // self.num_asked
 
     @property
     def certificate(self) -> float:
-        """`Decoder.certificate` of the run; computed when first asked for, which can take a second."""
+        """`Decoder.certificate` of the run. The first access computes it, which can take a second."""
         return self._relative_error(UNDERESTIMATE * NOISE_MARGIN)
 
     def _relative_error(self, residual: float) -> float:
@@ -117,11 +119,14 @@ class Choice:
 
     @property
     def is_void(self) -> bool:
-        """Whether it can't be recommended.
+        """Whether the choice can't be recommended.
 
-        That is so if the certificate promises nothing, being 1 or more; if liars could bring a decode to find nobody,
-        and there is no referee; or if with redundancy "reactive" more than `asked_per_group` nodes must be asked,
-        because the shares of so few do not bound the error by `EARLY_ERROR`.
+        A choice is void in three cases:
+
+        - The certificate is 1 or more, so that it promises nothing.
+        - Liars could make a decode fail to locate anybody, and there is no referee.
+        - Redundancy is "reactive", but more than `asked_per_group` nodes must be asked, because the shares of so few do
+          not bound the error by ``EARLY_ERROR``.
         """
         if self.code == "exact":
             return False
@@ -156,19 +161,19 @@ class Baseline:
     name : str
         "no defence", "signum", "multikrum", "bulyan", "draco-cyclic" or "draco-repetition".
     tolerates : str
-        How many liars, in words.
+        How many liars it tolerates, in words.
     downlink : "full" or "delta"
-        How the nodes are sent the model.
+        How nodes receive the model.
     num_nodes : int
-        P.
+        P, the number of nodes.
     group_size : int
         Nodes of the largest group.
     batches_per_node : int
-        Of the node that computes most.
+        Batches of the node that computes most.
     bytes_out, bytes_in : int
-        To and from all nodes in a round.
+        Bytes to and from all nodes in a round.
     seconds : RoundSeconds
-        Of a round in which every node answers.
+        Duration of a round in which every node replies.
     """
 
     name: Kind
@@ -183,7 +188,7 @@ class Baseline:
 
     @property
     def is_exact(self) -> bool:
-        """Whether its gradient is that of the honest nodes' batches as long as no more lie than it tolerates."""
+        """Whether it recovers the exact gradient as long as no more nodes lie than it tolerates."""
         return self.name in ("draco-cyclic", "draco-repetition")
 
     @property
@@ -198,22 +203,22 @@ class Baseline:
 
     @property
     def bytes_to_node(self) -> int:
-        """Bytes that a node is sent in a round."""
+        """Bytes that a node receives in a round."""
         return self.bytes_out // self.num_nodes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """All that can be chosen, and what it costs.
+    """All choices for a workload, and the baselines to compare them with.
 
     Attributes
     ----------
     workload : Workload
-        What was planned for.
+        What the plan is for.
     choices : tuple of Choice
-        All that are admissible, the shortest round first.
+        All admissible choices, the shortest round first.
     baselines : tuple of Baseline
-        For comparison.
+        The baselines.
     """
 
     workload: Workload
@@ -222,28 +227,28 @@ class Plan:
 
     @property
     def best(self) -> Choice:
-        """The choice with the shortest round of those whose certificate is below 1.
+        """The choice with the shortest round among those that are not void.
 
         Raises
         ------
         ConfigurationError
-            If there is none.
+            If all choices are void.
         """
         return self._first(self.choices)
 
     @property
     def thriftiest(self) -> Choice:
-        """The choice with the fewest computations of those whose certificate is below 1, and of these the shortest.
+        """The choice with the fewest computations among those that are not void, and of these the shortest round.
 
         Raises
         ------
         ConfigurationError
-            If there is none.
+            If all choices are void.
         """
         return self._first(sorted(self.choices, key=lambda choice: (choice.computations, choice.seconds.total)))
 
     def best_of_each_variant(self) -> dict[Variant, Choice]:
-        """Return the best choice of every variant of Solon that is in the plan and has one."""
+        """Return the best choice of every variant of Solon in the plan that has one."""
         options = [get_args(kind) for kind in (Verification, Redundancy, DownlinkName)]
         best = {}
         for variant in itertools.product(*options):
@@ -253,7 +258,7 @@ class Plan:
         return best
 
     def baseline(self, name: Kind) -> Baseline | None:
-        """Return the fastest way to run a baseline, if the nodes are enough for it."""
+        """Return the fastest way to run a baseline, or None if it needs more nodes."""
         rows = (baseline for baseline in self.baselines if baseline.name == name)
         return min(rows, key=lambda baseline: baseline.seconds.total, default=None)
 
@@ -279,8 +284,8 @@ class Plan:
     def break_even(self, *baselines: Baseline) -> float:
         """Return the factor on all rates of the network below which some choice is faster than all these baselines.
 
-        The choice, which need not be `best`, has a certificate below 1. 0 if there is no such factor, inf if every
-        factor is one. Latency, overheads, computation and the server's seconds stay as they are.
+        The choice is not void, and need not be `best`. The factor is 0 if no choice is faster at any rates, and inf if
+        one is faster at all rates. Latency, overheads, computation and the server's seconds do not change.
         """
         factors = [
             (min(self._break_even(choice, baseline) for baseline in baselines), choice) for choice in self.choices
@@ -289,7 +294,7 @@ class Plan:
         return next((factor for factor, choice in factors if factor == 0 or not choice.is_void), 0.0)
 
     def _break_even(self, choice: Choice, baseline: Baseline) -> float:
-        # A round takes a + b / factor seconds: a without the links, b on them at factor 1.
+        # A round takes a + b / factor seconds, b of them on the links at factor 1.
         saved = self._seconds_on_links(baseline) - self._seconds_on_links(choice)
         paid = sum(
             sign * (row.seconds.computation + row.seconds.server + row.seconds.overhead)

@@ -1,4 +1,4 @@
-"""How likely chance puts more liars into one group than it bears, where nodes are regrouped every round."""
+"""The probability that random regrouping puts more liars into a group than the group tolerates."""
 
 import math
 from functools import lru_cache
@@ -19,30 +19,32 @@ def overflow_probability(num_nodes: int, group_size: int, byzantine: int, liars:
     Parameters
     ----------
     num_nodes : int
-        P, nodes that are grouped: a multiple of group_size, at most 20,000.
+        P, the number of nodes: a multiple of `group_size`, at most 20,000.
     group_size : int
         r, nodes of a group.
     byzantine : int
-        s, liars that a group bears.
+        s, liars that a group tolerates.
     liars : int
         b, liars among all nodes, chosen without knowing the grouping.
 
     Returns
     -------
     float
-        In [0, 1]; exactly 0 if b <= s or r <= s, and else only below 1e-323; exactly 1 if b > s P / r.
+        In [0, 1]. It is exactly 0 if b <= s or r <= s, and otherwise only if it is below 1e-323. It is exactly 1 if
+        b > s P / r.
 
     Raises
     ------
     ConfigurationError
-        If a number is out of its range.
+        If a number is out of range.
 
     Notes
     -----
-    There are C(P, b) sets of b places for the liars, all equally likely, and those with at most s in every group are
-    counted by the coefficient of x^b in f(x)^(P/r), f(x) = sum of C(r, i) x^i over i <= s. All numbers are whole, and
-    only the last division rounds, once. docs/explanation/regrouping.md says what is assumed.
-    Cost: b s products of numbers of at most P bits; a second for P = 20,000, b = 9,000.
+    There are C(P, b) equally likely sets of b places for the liars. The coefficient of x^b in f(x)^(P/r), where f(x) is
+    the sum of C(r, i) x^i over i <= s, counts those with at most s liars in every group. All numbers are whole, and
+    only the last division rounds. docs/explanation/regrouping.md states the assumptions.
+
+    The cost is b s products of numbers of at most P bits: a second for P = 20,000, b = 9,000.
 
     Examples
     --------
@@ -76,14 +78,14 @@ def overflow_probability(num_nodes: int, group_size: int, byzantine: int, liars:
 
 
 def overflow_in_run(probability: float, rounds: int) -> float:
-    """Return the probability that what has a probability in each round happens in some of independent rounds.
+    """Return the probability that an event of each round happens at least once in several independent rounds.
 
     Parameters
     ----------
     probability : float
-        Of one round, from 0 to 1: see `overflow_probability`.
+        Probability of the event in one round, from 0 to 1, such as `overflow_probability`.
     rounds : int
-        At least 1.
+        Number of rounds, at least 1.
 
     Examples
     --------
@@ -99,24 +101,24 @@ def overflow_in_run(probability: float, rounds: int) -> float:
 
 
 def least_byzantine(num_nodes: int, group_size: int, liars: int, rounds: int, risk: float) -> int:
-    """Return the smallest s that some group of a run exceeds with a probability of at most risk.
+    """Return the smallest s for which some group gets more than s liars in a run with probability `risk` at most.
 
     Parameters
     ----------
     num_nodes, group_size, liars
         See `overflow_probability`.
     rounds : int
-        Of the run.
+        Rounds of the run.
     risk : float
-        Between 0 and 1.
+        Accepted probability, between 0 and 1.
 
     Returns
     -------
     int
-        At most b. Whether groups of r nodes can bear so many is another matter: r >= 2 s + e + k.
+        At most b. Groups of r nodes may be too small to tolerate so many: they need r >= 2 s + e + k.
     """
     check_between("risk", risk, 0, 1)
-    low, high = 0, liars  # high will do
+    low, high = 0, liars  # high is enough
     while low < high:
         middle = (low + high) // 2
         if overflow_in_run(overflow_probability(num_nodes, group_size, middle, liars), rounds) <= risk:
@@ -127,9 +129,9 @@ def least_byzantine(num_nodes: int, group_size: int, liars: int, rounds: int, ri
 
 
 def _harmless(group_size: int, num_groups: int, byzantine: int, liars: int) -> int:
-    """Return in how many sets of b places no group has more than s: the coefficient of x^b in f(x)^num_groups."""
+    """Count the sets of b places with at most s in every group: the coefficient of x^b in f(x)^num_groups."""
     f = [math.comb(group_size, i) for i in range(min(byzantine, group_size) + 1)]
-    # g = f^G satisfies f g' = G f' g. Compared at x^(n - 1), with f[0] = 1, that gives g[n] from those before it.
+    # g = f^G satisfies f g' = G f' g. Its coefficient of x^(n - 1), with f[0] = 1, gives g[n] from earlier ones.
     g = [1]
     for n in range(1, liars + 1):
         terms = (((num_groups + 1) * i - n) * f[i] * g[n - i] for i in range(1, min(n, len(f) - 1) + 1))

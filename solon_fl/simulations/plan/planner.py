@@ -1,4 +1,4 @@
-"""Which group size r and compression k make a round shortest, and what that is worth."""
+"""Computes the duration of a round for every group size r and compression k, and for the baselines."""
 
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar, get_args
@@ -16,7 +16,7 @@ __all__ = ["plan"]
 
 Option = TypeVar("Option", bound=str)
 
-# Bytes a second of one thread (AMD EPYC): at d = 11M, r = 20 and k = 6..15, all digests took 0.14 to 0.26 s.
+# Bytes per second of one thread (AMD EPYC). At d = 11M, r = 20 and k = 6..15, all digests took 0.14 to 0.26 s.
 HASHED = 1e9  # of shares
 ENCODED = 1e10  # of the gradient, read once for every share
 
@@ -29,56 +29,61 @@ def plan(
     downlink: DownlinkName | Literal["any"] = "full",
     server_seconds: ServerSeconds | None = None,
 ) -> Plan:
-    """Return all admissible group sizes and compressions, and what a round of each takes.
+    """Return all admissible group sizes and compressions, with the duration of a round of each.
 
     Parameters
     ----------
     workload : Workload
         Nodes, gradient and network.
     verification : "algebra", "digest" or "any"
-        Of the `SolonConfig`; "any" ranks the choices of both.
+        As in `SolonConfig`. "any" ranks the choices of both.
     redundancy : "full", "reactive" or "any"
         Likewise.
     downlink : "full", "delta" or "any"
-        Likewise, and of the baselines.
+        Likewise. Also applies to the baselines.
     server_seconds : callable, optional
-        (kind, num_nodes, group_size, compression, dim) -> the server's seconds in one round; kind is "solon", the
-        name of a baseline, or "patch made" or "patch applied" (which nodes do). Default: `MeasuredServer`.
+        Called with (kind, num_nodes, group_size, compression, dim), returns the server's seconds in one round. The kind
+        is "solon", the name of a baseline, "patch made", or "patch applied" (which nodes do). Default:
+        `MeasuredServer`.
 
     Raises
     ------
     ConfigurationError
-        If no group size is admissible (the message says what to change).
+        If no group size is admissible. The message says what to change.
 
     Notes
     -----
-    Admissible: r divides P, 2 s + e + k <= r (with digests max(2 s + 1, s + k) + e <= r), and r <= 128. With a referee:
-    s + e + k <= r (with digests max(s + 1, k) + e <= r). All schemes process P batches a round, as in the paper.
+    A choice is admissible if r divides P, 2 s + e + k <= r (with digests, max(2 s + 1, s + k) + e <= r), and r <= 128.
+    With a referee, s + e + k <= r is enough (with digests, max(s + 1, k) + e <= r). All schemes process P batches a
+    round, as in the paper.
 
-    A referee computes as fast as a node, and only in rounds in which it is asked about a group: its r batches, after
-    all nodes.
+    A referee computes as fast as a node. It computes only in rounds in which it is asked about a group: the group's r
+    batches, after all nodes.
 
-    Digests: every reply carries 32 r bytes more; a node encodes and hashes all r shares once a round, and the server
-    hashes those that arrive, at rates that were measured on one machine (`HASHED`, `ENCODED`).
+    With digests, every reply carries 32 r more bytes. A node encodes and hashes all r shares once a round, and the
+    server hashes those that arrive. Their rates were measured on one machine (``HASHED``, ``ENCODED``).
 
-    Redundancy "reactive" is planned for rounds in which all who are asked answer and agree: s + k + e nodes of a
-    group (with digests max(s + 1, k) + e) get the model, compute r batches each, and send a share. A round in which
-    they don't takes the computation twice, and sends what full redundancy does. The server's seconds are those of full
-    redundancy, and no less with digests, though it has fewer shares to decode and no liars to locate.
+    Redundancy "reactive" is planned for rounds in which all nodes that are asked reply and agree: s + k + e nodes of a
+    group (with digests, max(s + 1, k) + e) receive the model, compute r batches each, and send a share. A round in
+    which they don't takes twice the computation, and sends as many bytes as full redundancy. The server's seconds are
+    those of full redundancy, also with digests, although it decodes fewer shares and has no liars to locate.
 
-    Downlink "delta": a node is sent a patch for every round since it was last asked, never more than the whole model
-    (`bytes_to_node`): with redundancy "reactive" on average r over the nodes asked. The server makes one patch a round,
-    and a node applies those that it is sent. The first round, which sends the whole model, is left out.
+    With downlink "delta", a node receives a patch for every round since it was last asked, but at most the whole model
+    (`bytes_to_node`). With redundancy "reactive", these rounds are on average r divided by the number of nodes asked.
+    The server makes one patch a round, and a node applies those that it receives. The first round, which sends the
+    whole model, is left out.
 
-    The baselines, per node, with each downlink:
+    The baselines are planned with each downlink:
 
-    - "no defence" is an average: one batch, the whole gradient.
-    - "draco-repetition": groups of 2 s + e + 1 nodes or more, as many and as equal as possible, in which
-      every node computes the batches of all and sends the whole gradient; tolerates s liars a group, like Solon.
-    - "draco-cyclic": 2 s + e + 1 batches and twice the gradient's bytes (complex numbers); tolerates s liars among
-      ALL nodes, which is less. Both left out if there are fewer nodes than that.
-    - "signum", "multikrum" and "bulyan": one batch, a bit for every entry or the whole gradient. They estimate the
-      gradient, and are told of s liars among all nodes. Left out if there are too few nodes for so many liars.
+    - "no defence" averages: a node computes one batch and sends the whole gradient.
+    - "draco-repetition" forms groups of at least 2 s + e + 1 nodes, as many and as equal as possible. A node computes
+      the batches of its whole group and sends the whole gradient. It tolerates s liars in each group, like Solon.
+    - "draco-cyclic": a node computes 2 s + e + 1 batches and sends twice the gradient's bytes (complex numbers). It
+      tolerates s liars among all nodes, which is weaker. Both Draco schemes are left out if there are fewer than
+      2 s + e + 1 nodes.
+    - "signum", "multikrum" and "bulyan": a node computes one batch and sends one bit per entry (Signum) or the whole
+      gradient. They estimate the gradient, and are told that s of all nodes lie. They are left out if there are too few
+      nodes for so many liars.
 
     Examples
     --------
@@ -116,7 +121,7 @@ def plan(
 
 @dataclass(frozen=True, slots=True)
 class _Reckoning:
-    """What a row costs."""
+    """Computes the costs of a row."""
 
     workload: Workload
     server_seconds: ServerSeconds
@@ -204,7 +209,7 @@ class _Reckoning:
         )
 
     def _patching(self) -> tuple[float, float]:
-        """Return the seconds of making a round's patch, and of applying it."""
+        """Return the seconds that it takes to make a round's patch, and to apply it."""
         load = self.workload
         made = self.server_seconds("patch made", load.num_nodes, 1, 1, load.dim)
         return made, self.server_seconds("patch applied", load.num_nodes, 1, 1, load.dim)
@@ -226,13 +231,13 @@ class _Reckoning:
 
 
 def _largest_compression(workload: Workload, verification: Verification, size: int) -> int:
-    """Return the largest k for a group size that is admissible, `Workload.smallest_group` or more."""
+    """Return the largest admissible k for a group size of at least `Workload.smallest_group`."""
     s, e = workload.byzantine, workload.stragglers
     checks = s * (2 - (verification == "digest") - workload.referee)
     return size - e - checks
 
 
 def _wanted(name: str, value: Option | Literal["any"], allowed: tuple[Option, ...]) -> tuple[Option, ...]:
-    """Return what an option stands for, all if it is "any"."""
+    """Return the values that an option stands for: all if it is "any"."""
     check_one_of(name, value, (*allowed, "any"))
     return tuple(option for option in allowed if value in (option, "any"))

@@ -1,4 +1,4 @@
-"""What a plan says of liars counted among all nodes, if the nodes are regrouped at random every round."""
+"""What a plan says about liars among all nodes, if nodes are regrouped at random every round."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -17,21 +17,21 @@ __all__ = ["Regrouping"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Regrouping:
-    """The run asked about.
+    """The liars of a run with regrouping, and the risk that is accepted.
 
     Attributes
     ----------
     liars : int
-        b, among all nodes.
+        b, liars among all nodes.
     rounds : int
-        Of the run; the places are drawn anew in every one.
+        Rounds of the run. Each of them draws new groups.
     risk : float
-        Accepted probability that in some round some group has more than s liars.
+        Accepted probability that some group has more than s liars in some round.
 
     Raises
     ------
     ConfigurationError
-        If a number is out of its range.
+        If a number is out of range.
     """
 
     liars: int
@@ -44,7 +44,7 @@ class Regrouping:
         check_between("risk", self.risk, 0, 1)
 
     def check(self, num_nodes: int) -> None:
-        """Raise ConfigurationError unless so many liars can be among these nodes."""
+        """Raise ConfigurationError if there are more liars than nodes."""
         overflow_probability(num_nodes, 1, 0, self.liars)
 
     def overflow(self, choice: Choice) -> tuple[float, float]:
@@ -53,11 +53,11 @@ class Regrouping:
         return once, overflow_in_run(once, self.rounds)
 
     def least_byzantine(self, num_nodes: int, group_size: int) -> int:
-        """Return the smallest s that is within the risk, whether or not groups of that size bear it."""
+        """Return the smallest s that is within the risk, whether or not groups of that size tolerate it."""
         return least_byzantine(num_nodes, group_size, self.liars, self.rounds, self.risk)
 
     def enough(self, planned: Plan) -> tuple[int, list[int]] | None:
-        """Return the smallest s within the risk over all group sizes that bear it, and those sizes; None if none."""
+        """Return the smallest s within the risk that some group size tolerates, and those sizes, or None."""
         sizes: dict[int, list[int]] = {}
         for size in range(1, LARGEST_GROUP + 1):
             if planned.workload.num_nodes % size == 0:
@@ -67,15 +67,18 @@ class Regrouping:
         return (min(sizes), sizes[min(sizes)]) if sizes else None
 
     def table(self, workload: Workload, shown: Collection[Choice]) -> Table:
-        """Return a table with a row for every group size shown: the probabilities don't depend on k."""
-        table = plain_table(f"{self.liars} liars in all, regrouped every round")
+        """Return a table with a row for every group size shown. The probabilities don't depend on k."""
+        table = plain_table(
+            f"\n{self.liars} liars in all, regrouped every round",
+            caption="The probability that some group has more than s liars, and the smallest s within the risk.",
+        )
         columns = (
             "r",
             "s",
             "groups",
             "more than s\nin a round",
             f"in {self.rounds:,}\nrounds",
-            "least s for\nthe risk",
+            "smallest s\nfor the risk",
         )
         for heading in columns:
             table.add_column(heading, justify="right", no_wrap=True)
@@ -94,23 +97,24 @@ class Regrouping:
         return table
 
     def sentence(self, planned: Plan) -> str:
-        """Return which s will do, or that none will."""
+        """Return a sentence that says which s is enough, or that none is."""
         enough = self.enough(planned)
         if enough is None:
             return (
-                f"No s that groups of up to {LARGEST_GROUP} nodes bear keeps the probability over "
-                f"{self.rounds:,} rounds within {self.risk:g} (--set risk=...): use more nodes, or trust fewer."
+                f"No s that groups of up to {LARGEST_GROUP} nodes tolerate is enough: the probability that some group "
+                f"gets more than s liars in {self.rounds:,} rounds stays above {self.risk:g}. Use more nodes, assume "
+                "fewer liars, or accept a larger risk (--set risk=...)."
             )
         least, sizes = enough
         byzantine = planned.workload.byzantine
-        then = "as planned" if least == byzantine else f"plan again with --byzantine {least}"
+        then = "This plan has that s." if least == byzantine else f"Plan again with --byzantine {least}."
         fixed = (
-            "So regrouping gains nothing here: fixed groups need no larger s, whoever lies."
+            "Regrouping gains nothing here: fixed groups need no larger s, whichever nodes lie."
             if least == self.liars
-            else f"Fixed groups need s = {self.liars} against an attacker who picks which nodes to corrupt."
+            else f"Fixed groups need s = {self.liars} against an attacker who chooses which nodes to corrupt."
         )
         return (
-            f"Regrouped every round, s = {least} is the smallest that some group exceeds in {self.rounds:,} "
-            f"rounds with a probability of at most {self.risk:g} (--set risk=...), in groups of r = "
-            f"{', '.join(map(str, sizes))}: {then}. {fixed}"
+            f"If nodes are regrouped every round, the smallest s that is enough is {least}, in groups of r = "
+            f"{', '.join(map(str, sizes))}. The probability that some group gets more than {least} liars in "
+            f"{self.rounds:,} rounds is then at most {self.risk:g} (--set risk=...). {then} {fixed}"
         )

@@ -1,10 +1,10 @@
-"""Numbers as a reader wants them."""
+"""Formats numbers for readers."""
 
 __all__ = ["short", "short_probability"]
 
 
 def short(value: float) -> str:
-    """Return about three digits, without an exponent unless they would be lost.
+    """Format a number with about three digits, without an exponent unless the digits would be lost.
 
     Examples
     --------
@@ -17,7 +17,7 @@ def short(value: float) -> str:
 
 
 def short_probability(value: float) -> str:
-    """Return two digits, and 0 only for exactly 0.
+    """Format a probability with two digits, and as 0 only if it is exactly 0.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What a plan says in sentences."""
+"""The sentences of a plan."""
 
 import itertools
 import math
@@ -10,7 +10,9 @@ from solon_fl.simulations.plan.choices import Baseline, Choice, Plan
 from solon_fl.simulations.plan.rounding import short
 from solon_fl.simulations.plan.server_time import Kind
 
-__all__ = ["caveats_of", "name_of", "num_options", "options_of"]
+__all__ = ["MARGIN", "caveats_of", "name_of", "num_options", "options_of"]
+
+MARGIN = 1.05  # an option that makes a round no shorter than by this factor is not worth its requirements
 
 NAMES: dict[Kind, str] = {
     "no defence": "no defence",
@@ -20,7 +22,7 @@ NAMES: dict[Kind, str] = {
     "draco-cyclic": "Draco (cyclic)",
     "draco-repetition": "Draco (repetition)",
 }
-EXACT = "--set code=exact makes every bit right."
+EXACT = "--set code=exact makes every bit of the gradient correct."
 
 
 def name_of(row: Choice | Baseline) -> str:
@@ -33,31 +35,33 @@ def name_of(row: Choice | Baseline) -> str:
 
 
 def options_of(choice: Choice) -> str:
-    """Return the options of Solon that a choice takes, in words; "" if they are the defaults."""
+    """Return the options of Solon that a choice uses, in words, or "" if it uses the defaults."""
     options = _options(choice)
     return ", ".join([*options[:-2], " and ".join(options[-2:])])
 
 
 def num_options(choice: Choice) -> int:
-    """Return how many options of Solon a choice takes."""
+    """Return how many options of Solon a choice uses."""
     return len(_options(choice))
 
 
 def caveats_of(planned: Plan, use: Choice | Baseline) -> Iterator[str]:
-    """Yield what a recommendation presupposes, and what else one may want to know of it."""
+    """Yield the requirements of a recommendation, and more that a reader may want to know about it."""
     if isinstance(use, Choice):
         yield _guarantee(use)
         if use.seconds_if_asked is not None:
             yield _referee(use, use.seconds_if_asked)
         if use.verification == "digest":
             yield (
-                "Digests need nodes that compute the same bits: the same hardware, software and number of threads "
-                "(solon_fl.strategies.calibrate says whether yours do)" + _without_digests(planned, use)
+                "Digests need nodes that compute the same bits, so the same hardware, software and number of threads. "
+                "solon_fl.strategies.calibrate tells you whether yours do." + _without_digests(planned, use)
             )
         if use.redundancy == "reactive":
             yield from _rare_faults(planned, use)
     if use.downlink == "delta":
         yield _state(planned, use)
+    if isinstance(use, Choice) and planned.best.seconds.total < use.seconds.total:
+        yield _not_the_fastest(planned.best)
     yield from _break_evens(planned)
     yield from _estimates(planned, use)
 
@@ -69,30 +73,31 @@ def _options(choice: Choice) -> list[str]:
 
 
 def _guarantee(choice: Choice) -> str:
-    borne = f"Whatever the liars do (s = {choice.byzantine} in each of {choice.num_groups} groups), the gradient is "
+    groups = "the group" if choice.num_groups == 1 else f"each of the {choice.num_groups} groups"
+    whatever = f"Whatever up to s = {choice.byzantine} liars in {groups} do, "
     if choice.code == "exact":
-        return borne + "proved to be right bit for bit, as long as all honest nodes compute the same bits."
+        return whatever + "every bit of the gradient is correct, as long as all honest nodes compute the same bits."
     return (
-        f"{borne}proved to be right to {choice.certificate:.1g} of its size, the certificate: a bound for the worst "
-        "lie that passes for float noise. The attacks that were tried come nowhere near it."
-        + ("" if choice.verification == "digest" else " Where nodes compute the same bits, " + EXACT)
+        f"{whatever}the gradient's relative error is at most {choice.certificate:.1g}. This bound, the certificate, is "
+        "proved for the worst lie that passes for float noise. The attacks that we tried come nowhere near it."
+        + ("" if choice.verification == "digest" else " If all nodes compute the same bits, " + EXACT)
     )
 
 
 def _referee(choice: Choice, seconds_if_asked: float) -> str:
-    bits = "; it must compute the same bits as they do" if choice.config().needs_equal_bits else ""
+    bits = " It must compute the same bits as the nodes." if choice.config().needs_equal_bits else ""
     return (
-        "The referee is whom you trust with the data: what your nodes run, in the server's process, or nodes of yours "
-        f"that are in no group{bits}. Where a group's shares don't settle its gradient, it computes the "
-        f"{choice.batches_per_node} batches itself: such a round takes about {short(seconds_if_asked)} s, and whoever "
-        "lied gets no more tasks."
+        "The referee is a machine that you trust and that has the data: the server, which then runs your client, or "
+        f"nodes of yours that are in no group.{bits} If a group's shares don't settle its gradient, the referee "
+        f"computes the group's {choice.batches_per_node} batches itself. Such a round takes about "
+        f"{short(seconds_if_asked)} s, and nodes that lied get no more tasks."
     )
 
 
 def _without_digests(planned: Plan, choice: Choice) -> str:
-    """Return what to do where bits differ: the exact code is of no use then either, and where not, better."""
+    """Return what to do if bits differ, which rules out the exact code, too, and what to do if they do not."""
     if choice.code == "exact":
-        return ". If they don't: --set code=fourier --set verification=algebra, for the exact code needs that, too."
+        return " If they don't, use --set code=fourier --set verification=algebra: the exact code needs them, too."
     without = _otherwise(planned, choice, "If they don't", "verification", "algebra")
     return f"{without} If they do, {EXACT}"
 
@@ -100,10 +105,10 @@ def _without_digests(planned: Plan, choice: Choice) -> str:
 def _rare_faults(planned: Plan, choice: Choice) -> Iterator[str]:
     times = short(choice.computations / choice.num_nodes)
     yield (
-        f"Reactive redundancy asks {choice.asked_per_group} of the {choice.group_size} nodes of a group, so that all "
-        f"nodes together compute {times} times what no defence does. A fault wakes the others of its group: a round "
-        f"that wakes all takes about {short(choice.seconds_if_woken)} s"
-        + _otherwise(planned, choice, "If there are faults in most rounds", "redundancy", "full")
+        f"Reactive redundancy asks {choice.asked_per_group} of the {choice.group_size} nodes of a group, so all nodes "
+        f"together compute {times} times as many batches as without a defence. After a fault, the server asks the "
+        f"others of the group, too. A round in which it asks all nodes takes about {short(choice.seconds_if_woken)} s."
+        + _otherwise(planned, choice, "If most rounds have faults", "redundancy", "full")
     )
 
 
@@ -114,15 +119,22 @@ def _state(planned: Plan, use: Choice | Baseline) -> str:
         for bytes_out in (use.num_asked * load.bytes_of_model, use.bytes_out)
     )
     return (
-        f"downlink='delta' needs nodes that keep the model from round to round, and computes on a rounded copy of it. "
-        f"A patch is assumed to take {DELTA_BYTES:g} of the model's bytes; the first round sends the whole model, "
-        f"which takes {short(whole - patches)} s more"
-        + _otherwise(planned, use, "If nodes can't keep it", "downlink", "full")
+        f"downlink='delta' needs nodes that keep the model from round to round. They compute on a rounded copy of it. "
+        f"A patch is assumed to take {DELTA_BYTES:g} of the model's bytes. The first round sends the whole model, "
+        f"which takes {short(whole - patches)} s more."
+        + _otherwise(planned, use, "If nodes can't keep the model", "downlink", "full")
+    )
+
+
+def _not_the_fastest(best: Choice) -> str:
+    return (
+        f"Solon with {options_of(best)} would be the fastest, with {short(best.seconds.total)} s a round. That saves "
+        f"less than {100 * (MARGIN - 1):.0f} %, which is not worth the requirements of another option."
     )
 
 
 def _otherwise(planned: Plan, use: Choice | Baseline, condition: str, name: str, value: str) -> str:
-    """Return how long a round takes without an option, as far as that is in the plan."""
+    """Return a sentence with the duration of a round without an option, if the plan has one, or ""."""
     if isinstance(use, Baseline):
         rows: list[Choice | Baseline] = [row for row in planned.baselines if row.name == use.name]
     else:
@@ -130,8 +142,8 @@ def _otherwise(planned: Plan, use: Choice | Baseline, condition: str, name: str,
     without = (row for row in rows if getattr(row, name) == value)
     other = min(without, key=lambda row: row.seconds.total, default=None)
     if other is None:
-        return "."
-    return f". {condition}: --set {name}={value}, {short(other.seconds.total)} s a round."
+        return ""
+    return f" {condition}, use --set {name}={value}: a round then takes {short(other.seconds.total)} s."
 
 
 def _break_evens(planned: Plan) -> Iterator[str]:
@@ -141,11 +153,14 @@ def _break_evens(planned: Plan) -> Iterator[str]:
             continue
         factor = planned.break_even(*rows)
         if factor == 0:
-            yield f"Solon is never faster than {NAMES[name]}, whatever the links."
+            yield f"Solon is not faster than {NAMES[name]}, whatever the rates of the links."
         elif factor == math.inf:
-            yield f"Solon is faster than {NAMES[name]}, whatever the links."
+            yield f"Solon is faster than {NAMES[name]}, whatever the rates of the links."
         else:
-            yield f"Solon is faster than {NAMES[name]} on links below {short(factor)} times these rates."
+            yield (
+                f"Solon is faster than {NAMES[name]} as long as links have less than {short(factor)} times the rates "
+                "of this network."
+            )
 
 
 def _estimates(planned: Plan, use: Choice | Baseline) -> Iterator[str]:
@@ -156,6 +171,6 @@ def _estimates(planned: Plan, use: Choice | Baseline) -> Iterator[str]:
     ]
     if faster:
         yield (
-            f"Faster, if an estimate of the gradient is enough, which attacks can move: {', '.join(faster)} "
-            "(docs/explanation/when-to-use.md has what they lose)."
+            f"If an estimate of the gradient is enough, these rules are faster: {', '.join(faster)}. Attacks can bias "
+            "their estimates: docs/explanation/when-to-use.md shows what that costs."
         )

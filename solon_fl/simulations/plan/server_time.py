@@ -1,4 +1,4 @@
-"""How long the server decodes, measured here: what the planner reckons with."""
+"""Measures how long the server decodes or aggregates, for the planner."""
 
 import statistics
 import time
@@ -25,8 +25,8 @@ Kind = Literal["solon", "no defence", "draco-repetition", "draco-cyclic", Aggreg
 # (kind, num_nodes, group_size, compression, dim) -> seconds of the server in one round
 ServerSeconds = Callable[[Kind, int, int, int, int], float]
 
-MEASURED_GROUP = 64  # nodes of the largest group that is decoded to be timed
-MEASURED_NODES = 128  # of the baselines, likewise
+MEASURED_GROUP = 64  # nodes of the largest group whose decode is timed
+MEASURED_NODES = 128  # likewise, of the baselines
 MEASURED_COLUMNS = (1_000, 250_000)
 MEASURED_COMPRESSION = 10
 MEASURED_VECTORS = 16
@@ -39,28 +39,29 @@ class MeasuredServer:
     Parameters
     ----------
     byzantine : int
-        s: as many shares are lies, in every group; with a referee none is, as it does what there is to do about lies.
+        s, the number of lies in every group. With a referee there are none, because the referee deals with lies.
     code, rtol, referee
-        Of the `SolonConfig`.
+        Fields of the `SolonConfig`.
     share_bytes : 4 or 8
-        Of one entry of a share.
+        Bytes of one entry of a share.
     threads : int
-        Of torch and numpy while it measures.
+        Threads of torch and numpy during the measurement.
 
     Notes
     -----
-    Solon: a decode is timed (median of three, after a first one that fills caches) at 1,000 and 250,000 columns (fewer
-    in groups of more than 16 nodes), once for every group size, with k = 10 or the largest that fits: a decode takes a
-    part that does not depend on m (locating) and one that is linear in m and hardly depends on k. Groups of
-    more than 64 nodes are not decoded but extrapolated: the columns by r, locating by r^4. Averaging the groups is
-    added.
-    Draco: the same with one group of its repetition code, or all nodes of its cyclic code (more than 128 are
-    extrapolated by their number). Honest vectors of a group are identical, as on equal machines: the repetition
-    code's votes take several times as long where they differ by float noise.
-    Signum, MultiKrum, Bulyan: the same with all nodes (more than 128 are extrapolated by their number, which is too
-    little for MultiKrum's distances); the last two are Flower's.
-    No defence: averaging is timed on 16 vectors, and taken to be linear in their length and number.
-    Patches: one of 4,000,000 numbers is timed, and taken to be linear in their number.
+    What is timed is the median of three runs, after a first one that fills caches.
+
+    - Solon: a decode is timed once for every group size, at 1,000 and 250,000 columns (fewer in groups of more than 16
+      nodes), with k = 10 or the largest k that fits. A part of its time does not depend on the number of columns
+      (locating), and a part is linear in it and hardly depends on k. Groups of more than 64 nodes are extrapolated: the
+      columns by r, locating by r^4. The time to average the groups is added.
+    - Draco: likewise, with one group of its repetition code or all nodes of its cyclic code. More than 128 nodes are
+      extrapolated by their number. Honest vectors of a group are identical, as on equal machines. The votes of the
+      repetition code take several times as long where vectors differ by float noise.
+    - Signum, MultiKrum and Bulyan: likewise, with all nodes. More than 128 are extrapolated by their number, which is
+      too little for MultiKrum's distances.
+    - No defence: averaging is timed on 16 vectors, and taken to be linear in their length and number.
+    - Patches: a patch of 4,000,000 numbers is timed, and taken to be linear in their number.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class MeasuredServer:
 
     @classmethod
     def of(cls, workload: Workload, threads: int = 1) -> "MeasuredServer":
-        """Return the server of a workload."""
+        """Return the measured server of a workload."""
         return cls(
             byzantine=workload.byzantine,
             code=workload.code,
@@ -175,7 +176,7 @@ class MeasuredServer:
             warnings.simplefilter("ignore", CertificateWarning)
             decoder = make_decoder(make_code(self.code, size, compression), lies, 0, self.rtol, self.referee)
         rng = torch.Generator().manual_seed(0)
-        many = min(MEASURED_COLUMNS[1], MEASURED_COLUMNS[1] * 16 // size)  # as many numbers for every size
+        many = min(MEASURED_COLUMNS[1], MEASURED_COLUMNS[1] * 16 // size)  # equally many numbers for every size
         gradient = torch.randn(compression * many, dtype=self.dtype, generator=rng)
         shares = torch.stack([decoder.code.encode(gradient, slot) for slot in range(size)])
         if not self.referee:
@@ -193,7 +194,7 @@ class MeasuredServer:
 
 
 def _median_seconds(work: Callable[[], object]) -> float:
-    """Return the median of three runs, after one that does not count."""
+    """Return the median seconds of three runs, after one that does not count."""
     work()
     seconds = []
     for _ in range(3):

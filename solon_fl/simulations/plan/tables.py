@@ -10,19 +10,27 @@ from rich.table import Table
 from solon_fl.config import DownlinkName
 from solon_fl.simulations.plan.choices import Baseline, Choice, Plan
 from solon_fl.simulations.plan.rounding import short
-from solon_fl.simulations.plan.sentences import name_of
+from solon_fl.simulations.plan.sentences import MARGIN, name_of
 
 __all__ = ["candidates_tables", "choices_table", "plain_table", "worth_showing"]
 
 FASTEST_SHOWN = 5
 HOW_SENT: dict[DownlinkName, str] = {
-    "full": "Nodes are sent the whole model (downlink='full')",
-    "delta": "Nodes are sent patches of the model (downlink='delta')",
+    "full": "Nodes receive the whole model (downlink='full')",
+    "delta": "Nodes receive patches of the model (downlink='delta')",
 }
+STAR = (
+    "*: recommended, the fastest row that recovers the exact gradient despite s liars in every group. A row of Solon "
+    f"with fewer options is preferred if it is within {100 * (MARGIN - 1):.0f} % of Solon's fastest. "
+)
+UNITS = (
+    "r: batches that a node computes. k: a node sends 1/k of the gradient. MB: to and from each node that is asked. "
+    "GB: over the server's link."
+)
 
 
 def plain_table(title: str, *, caption: str | None = None) -> Table:
-    """Return an empty table as all of a plan look."""
+    """Return an empty table in the style of a plan."""
     return Table(
         title=title,
         caption=caption,
@@ -36,9 +44,9 @@ def plain_table(title: str, *, caption: str | None = None) -> Table:
 
 
 def worth_showing(planned: Plan, use: Choice | Baseline | None) -> tuple[Choice, ...]:
-    """Return what else there is in the variant that is recommended (or, if none is, in the best).
+    """Return the choices worth showing of the recommended variant, or of the best one if none is recommended.
 
-    That is the best choice of every group size and the fastest few of all, without those that are void.
+    These are the best choice of every group size and the fastest few, without void ones.
     """
     variant = (use if isinstance(use, Choice) else planned.best).variant
     sound = [choice for choice in planned.choices if choice.variant == variant and not choice.is_void]
@@ -48,14 +56,14 @@ def worth_showing(planned: Plan, use: Choice | Baseline | None) -> tuple[Choice,
 
 
 def candidates_tables(planned: Plan, use: Choice | Baseline | None) -> list[Table]:
-    """Return a table of all baselines and the best choice of every variant, for each way to send the model.
+    """Return a table for each downlink, with all baselines and the best choice of every variant.
 
     Parameters
     ----------
     planned : Plan
-        With the choices to compare.
+        A plan with the choices to compare.
     use : Choice, Baseline or None
-        What is recommended: it is marked.
+        The recommended row, which is marked.
     """
     tables = []
     for downlink in get_args(DownlinkName):
@@ -63,32 +71,34 @@ def candidates_tables(planned: Plan, use: Choice | Baseline | None) -> list[Tabl
         rows += [row for row in planned.best_of_each_variant().values() if row.downlink == downlink]
         if not rows:
             continue
-        table = plain_table(f"\n{HOW_SENT[downlink]}: seconds a round")
+        table = plain_table(f"\n{HOW_SENT[downlink]}: seconds per round")
         table.add_column("", overflow="fold")
-        table.add_column("liars\nborne", no_wrap=True)
+        table.add_column("tolerated\nliars", no_wrap=True)
         _add_columns(table, "r", "k")
         _add_cost_columns(table)
         for row in rows:
             marked, style = ("* ", "bold green") if row is use else ("", "")
-            borne = f"{row.byzantine} a group" if isinstance(row, Choice) else row.tolerates
+            tolerated = f"{row.byzantine} a group" if isinstance(row, Choice) else row.tolerates
             compression = str(row.compression) if isinstance(row, Choice) else ""
             table.add_row(
-                marked + name_of(row), borne, str(row.batches_per_node), compression, *_costs(row), style=style
+                marked + name_of(row), tolerated, str(row.batches_per_node), compression, *_costs(row), style=style
             )
         tables.append(table)
-    tables[-1].caption = "r: batches a node computes. MB: of a node that is asked. GB: over the server's link."
+    tables[-1].caption = (STAR if use is not None else "") + UNITS
     return tables
 
 
 def choices_table(planned: Plan, shown: Collection[Choice], use: Choice | Baseline | None) -> Table:
-    """Return a table of choices with what a round of each costs; the one recommended is marked."""
+    """Return a table of choices and what a round of each costs. The recommended one is marked."""
     load = planned.workload
     uniform = len({choice.variant for choice in shown}) == 1
     title = f"P = {load.num_nodes}, s = {load.byzantine}, d = {load.dim:,}, {load.network.name}"
     if uniform:
         first = next(iter(shown))
         title = f"{name_of(first)}, downlink='{first.downlink}': other r and k ({title})"
-    table = plain_table(f"\n{title}")
+    caption = "asked: nodes per group that compute. certificate: proved bound on the gradient's relative error"
+    caption += "; void: no such guarantee." if any(choice.is_void for choice in shown) else "."
+    table = plain_table(f"\n{title}", caption=caption)
     table.add_column("", no_wrap=True)
     if not uniform:
         table.add_column("variant", overflow="fold")

@@ -1,4 +1,4 @@
-"""The one thing that a plan says to do, and what speaks against it."""
+"""The recommendation of a plan, and its requirements."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -7,29 +7,27 @@ from solon_fl.config import SolonConfig
 from solon_fl.simulations.plan.choices import Baseline, Choice, Plan
 from solon_fl.simulations.plan.regrouping import Regrouping
 from solon_fl.simulations.plan.rounding import short
-from solon_fl.simulations.plan.sentences import caveats_of, name_of, num_options, options_of
+from solon_fl.simulations.plan.sentences import MARGIN, caveats_of, name_of, num_options, options_of
 from solon_fl.simulations.plan.server_time import Kind
 from solon_fl.simulations.settings import defaults_of
 
 __all__ = ["Verdict", "verdict_of"]
 
-MARGIN = 1.05  # an option that makes a round no shorter than that is not worth what it presupposes
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What to use.
+    """The recommendation.
 
     Attributes
     ----------
     use : Choice, Baseline or None
-        What is recommended; None if nothing is safe enough.
+        The recommended row, or None if nothing is safe enough.
     sentence : str
-        That, in words.
+        The recommendation in words.
     lines : tuple of str
         Code and command to use it.
     caveats : tuple of str
-        What it presupposes, and what to do where that does not hold.
+        Its requirements, and what to do where they do not hold.
     """
 
     use: Choice | Baseline | None
@@ -39,17 +37,17 @@ class Verdict:
 
 
 def verdict_of(planned: Plan, regrouping: Regrouping | None = None) -> Verdict:
-    """Return the fastest of all that bear s liars in every group: a choice of Solon, or Draco's repetition code.
+    """Recommend the fastest row that tolerates s liars in every group: a choice of Solon, or Draco's repetition code.
 
-    Of variants of Solon within 5 % of the fastest, the one with the fewest options is taken, as each presupposes
-    something. No defence is as good as these only if byzantine and stragglers are 0.
+    Among variants of Solon within 5 % of the fastest, the one with the fewest options is recommended, because every
+    option has requirements. No defence is a candidate only if byzantine and stragglers are 0.
 
     Parameters
     ----------
     planned : Plan
-        With all choices that you would accept.
+        A plan with all choices that you would accept.
     regrouping : Regrouping, optional
-        Leaves only choices within its risk; with more than s liars in all, Draco, which keeps its groups, is none.
+        Excludes choices beyond its risk. With more than s liars in all, it also excludes Draco, which keeps its groups.
 
     Raises
     ------
@@ -57,10 +55,13 @@ def verdict_of(planned: Plan, regrouping: Regrouping | None = None) -> Verdict:
         If no choice of Solon can be recommended.
     """
     regrouped = regrouping is not None and regrouping.liars > planned.workload.byzantine
+    beyond = []
     if regrouping is not None:
         within = tuple(choice for choice in planned.choices if regrouping.overflow(choice)[1] <= regrouping.risk)
         if all(choice.is_void for choice in within):
             return Verdict(use=None, sentence=regrouping.sentence(planned))
+        if planned.best not in within:
+            beyond.append(f"Faster choices are left out because they exceed the accepted risk of {regrouping.risk:g}.")
         planned = replace(planned, choices=within)
     best = _simplest(planned)
     candidates: list[Choice | Baseline] = [best]
@@ -70,12 +71,12 @@ def verdict_of(planned: Plan, regrouping: Regrouping | None = None) -> Verdict:
         use=use,
         sentence=_use_solon(planned, use) if isinstance(use, Choice) else _use_another(planned, use),
         lines=tuple(_lines(use, planned, regrouped=regrouped)),
-        caveats=tuple(caveats_of(planned, use)),
+        caveats=(*beyond, *caveats_of(planned, use)),
     )
 
 
 def _simplest(planned: Plan) -> Choice:
-    """Return the choice with the fewest options that is hardly slower than the fastest."""
+    """Return the choice with the fewest options among those that are hardly slower than the fastest."""
     most = MARGIN * planned.best.seconds.total
     fast = [choice for choice in planned.best_of_each_variant().values() if choice.seconds.total <= most]
     return min(fast, key=lambda choice: (num_options(choice), choice.seconds.total))
@@ -90,8 +91,11 @@ def _bears_as_many(planned: Plan, baseline: Baseline) -> bool:
 def _use_solon(planned: Plan, best: Choice) -> str:
     total = best.seconds.total
     ratios, faster = [], ""
-    rivals: tuple[tuple[Kind, str], ...] = (("draco-repetition", "Draco"), ("no defence", "no defence"))
-    for name, title in rivals:
+    rivals: tuple[tuple[Kind, str, str], ...] = (
+        ("draco-repetition", "Draco", "Draco, which keeps its groups,"),
+        ("no defence", "no defence", "No defence, which tolerates no liar,"),
+    )
+    for name, title, reservation in rivals:
         other = planned.baseline(name)
         if other is None:
             continue
@@ -100,27 +104,29 @@ def _use_solon(planned: Plan, best: Choice) -> str:
             ratio = f"{short(seconds / total)} times" if seconds > MARGIN * total else "about"
             ratios.append(f"{ratio} as fast as {title} ({short(seconds)} s)")
         else:
-            faster += f"; {title}, which bears no liar, takes {short(seconds)} s"
+            faster += f" {reservation} takes {short(seconds)} s."
     options = options_of(best)
     with_options = f" with {options}" if options else ""
-    compared = f", {' and '.join(ratios)}" if ratios else ""
+    share = f"1/{best.compression} of the gradient" if best.compression > 1 else "the whole gradient"
+    compared = f" This is {' and '.join(ratios)}." if ratios else ""
     return (
-        f"Use Solon{with_options} (r = {best.group_size}, k = {best.compression}): a round takes about "
-        f"{short(total)} s{compared}{faster}."
+        f"Use Solon{with_options}, in groups of r = {best.group_size} nodes that send {share} each "
+        f"(k = {best.compression}). A round takes about {short(total)} s.{compared}{faster}"
     )
 
 
 def _use_another(planned: Plan, use: Baseline) -> str:
-    best, seconds = planned.best, use.seconds.total
-    why = "and there are no liars to bear" if use.name == "no defence" else "and bears as many liars"
-    sentence = (
-        f"Don't use Solon here: {name_of(use)} takes about {short(seconds)} s a round {why}; Solon takes "
-        f"{short(best.seconds.total)} s at best, {short(best.seconds.total / seconds)} times as long"
-    )
+    best, seconds = planned.best.seconds.total, use.seconds.total
+    if use.name == "no defence":
+        sentence = f"Don't use Solon here: there are no liars to tolerate. No defence takes about {short(seconds)} s"
+    else:
+        sentence = f"Don't use Solon here: {name_of(use)} tolerates as many liars, and takes about {short(seconds)} s"
+    ratio = f"{short(best / seconds)} times" if best > MARGIN * seconds else "about"
+    sentence += f" a round. Solon takes at least {short(best)} s, {ratio} as long."
     nothing = planned.baseline("no defence")
     if use.name != "no defence" and nothing is not None and nothing.seconds.total < seconds:
-        sentence += f"; no defence, which bears no liar, takes {short(nothing.seconds.total)} s"
-    return sentence + "."
+        sentence += f" No defence, which tolerates no liar, takes {short(nothing.seconds.total)} s."
+    return sentence
 
 
 def _lines(use: Choice | Baseline, planned: Plan, *, regrouped: bool) -> list[str]:

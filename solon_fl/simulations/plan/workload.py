@@ -13,7 +13,7 @@ __all__ = ["LARGEST_GROUP", "Workload"]
 MOST_NODES = 1_000_000
 LARGEST_DIM = 10**13
 LONGEST_BATCH = 1e6  # seconds
-LARGEST_GROUP = 128  # nodes; beyond, computation is multiplied by more than anybody pays
+LARGEST_GROUP = 128  # nodes; larger groups multiply the computation by more than anybody would pay
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,23 +23,23 @@ class Workload:
     Parameters
     ----------
     num_nodes, byzantine, stragglers, code, rtol, referee
-        Of the `SolonConfig`.
+        Fields of the `SolonConfig`.
     dim : int
-        d, entries of the gradient (the few by which tensors are padded are not counted).
+        d, entries of the gradient, without the few by which tensors are padded.
     batch_seconds : float
-        Of one batch on one node.
+        Seconds that a node takes for one batch.
     network : Network
         One of `NETWORKS`, or your own.
     share_bytes : 4 or 8
-        Of one entry of a share: float32 or float64.
+        Bytes of one entry of a share, for float32 or float64.
     model_bytes : int, optional
-        Of the model, as sent to one node. Default: dim * share_bytes; really there are some 128 more for every
-        array of the model, and its buffers.
+        Bytes of the model, as sent to one node. Default: `dim` times `share_bytes`. In reality there are some 128 more
+        for every array of the model, and its buffers.
 
     Raises
     ------
     ConfigurationError
-        If a number is out of its range.
+        If a number is out of range.
     """
 
     num_nodes: int
@@ -76,21 +76,21 @@ class Workload:
 
     @property
     def smallest_group(self) -> int:
-        """2 s + e + 1, with a referee s + e + 1, with k = 1: no group can be smaller, with digests or without."""
+        """Nodes of the smallest group, with or without digests: 2 s + e + 1, or s + e + 1 with a referee."""
         return self.byzantine + self.stragglers + 1 if self.referee else self.smallest_group_without_referee
 
     @property
     def smallest_group_without_referee(self) -> int:
-        """2 s + e + 1: of Draco's repetition code, too."""
+        """2 s + e + 1, which is also the smallest group of Draco's repetition code."""
         return 2 * self.byzantine + self.stragglers + 1
 
     def bears(self, group_size: int, byzantine: int) -> bool:
-        """Return whether groups of a size allow another s, with k = 1 at least."""
+        """Return whether groups of a size tolerate another s, at least with k = 1."""
         return group_size >= replace(self, byzantine=byzantine).smallest_group
 
     @property
     def bytes_of_model(self) -> int:
-        """Of the model, as sent to one node."""
+        """Bytes of the model, as sent to one node."""
         return self.dim * self.share_bytes if self.model_bytes is None else self.model_bytes
 
     def group_sizes(self) -> list[int]:
@@ -99,7 +99,7 @@ class Workload:
         Raises
         ------
         ConfigurationError
-            If there is none; the message says what to change.
+            If there is none. The message says what to change.
         """
         smallest = self.smallest_group
         divisors = [size for size in range(1, self.num_nodes + 1) if self.num_nodes % size == 0]

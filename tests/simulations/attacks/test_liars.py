@@ -111,7 +111,7 @@ def test_regrouped_liars_are_known_by_partition_and_learn_each_others_places() -
     node = solon_node(1, 3, **{"partition-id": 5})
     assert liars.include(node)
     assert not liars.include(solon_node(1, 3, **{"partition-id": 4}))
-    assert liars.rows(node, node.peers) == [3], "before they are told anything"
+    assert liars.rows(node, node.peers) == [3], "they know no places yet"
     liars.learn({5: solon_task(1, 3), 6: solon_task(1, 0), 7: solon_task(0, 2), 4: solon_task(1, 1)})
     assert liars.rows(node, node.peers) == [0, 3]
 

@@ -1,4 +1,4 @@
-"""Mods that change what a node does, not the numbers that it sends; see also tests/strategies/test_solon.py."""
+"""Mods that change a node's behaviour rather than its numbers; see also tests/strategies/test_solon.py."""
 
 import dataclasses
 from typing import Any
@@ -102,7 +102,7 @@ def test_flipped_labels_are_c_minus_1_minus_y_for_liars_only(number: int) -> Non
     context = context_of(number)
     label_flip_mod({3})(message_of(1), context, client)
     assert seen == [[9, 8, 0] if number == 3 else [0, 1, 9]]
-    assert not flips_labels(context)  # the node's own config is as it was
+    assert not flips_labels(context)  # the node's own config is unchanged
 
 
 def test_a_client_that_flips_has_the_loss_of_flipped_data() -> None:
@@ -148,4 +148,4 @@ def test_colluding_liars_search_once_a_round_and_group() -> None:
 
     _, reports = train(mods=[attack_mod(FallOfEmpires(mean, candidates=(0.1, 2.0)), LIARS)], rounds=2)
     assert [report.corrupt_nodes for report in reports] == [LIAR_IDS] * 2
-    assert calls == [7] * 3 * 2 * 2  # the honest, and both candidates; by group and round
+    assert calls == [7] * 3 * 2 * 2  # 7 shares; honest and two candidates; two groups; two rounds

@@ -58,7 +58,7 @@ def test_these_are_all_attacks() -> None:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("label-flip", "projection-aware")])
 def test_the_liars_are_those_who_misbehave(name: str) -> None:
-    """But this client has no labels to flip, and shares of three entries hide nothing from a projection."""
+    """Two attacks are left out: this client has no labels, and shares this short hide nothing from a projection."""
     _, reports = train(mods=[make_attack_mod(name, LIARS, 0, decoder=DECODER)], rounds=1)
     report = reports[0]
     named = {*report.corrupt_nodes, *report.silent_nodes, *report.malformed_nodes}

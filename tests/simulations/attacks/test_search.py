@@ -95,7 +95,7 @@ def test_tuned_alie_moves_every_coordinate_against_its_sign_by_the_worst_shift()
         torch.testing.assert_close(shifts, shifts[0].expand_as(shifts))
         return float(shifts[0])
 
-    def near(received: Tensor) -> Tensor:  # leaves out whoever is not within two deviations everywhere
+    def near(received: Tensor) -> Tensor:  # drops vectors that are anywhere more than two deviations off
         kept = ((received - mean).abs() <= 2 * deviation + 1e-9).all(dim=1)
         return received[kept].mean(0) if kept.any() else mean
 

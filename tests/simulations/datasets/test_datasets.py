@@ -41,7 +41,7 @@ def cifar_rows(seed: int, count: int = 4) -> npt.NDArray[np.uint8]:
 
 
 def python2_batch(rows: npt.NDArray[np.uint8], labels: list[int]) -> bytes:
-    """The opcodes of the published CIFAR-10 files, which Python 2 wrote: their strings are bytes."""
+    """The opcodes of the published CIFAR-10 files. Python 2 wrote them, so their strings are bytes."""
 
     def integer(value: int) -> bytes:
         return b"J" + struct.pack("<i", value)
@@ -138,7 +138,7 @@ def test_fashion_mnist_is_read_from_each_layout(layout: str, compressed: bool, t
     write_fashion_mnist(tmp_path / layout, compressed=compressed)
     data = load_dataset("fashion-mnist", tmp_path)
     assert_sound(data, 20, 10, (1, 28, 28))
-    # The normalised images are an increasing straight line of the stored ones.
+    # The normalised images are an increasing linear function of the stored ones.
     stored = np.random.default_rng(1).integers(0, 256, (20, 28, 28)).astype(np.float64)
     expected = torch.from_numpy((stored - stored.mean()) / stored.std())[:, None].float()
     torch.testing.assert_close(data.train_inputs, expected, atol=1e-5, rtol=1e-5)
@@ -281,8 +281,8 @@ def test_cifar10_is_read_from_an_image_folder(suffix: str, tmp_path: Path, capsy
     assert_sound(data, 20, 10, (3, 32, 32))
     assert data.train_labels.tolist() == np.repeat(np.arange(10), 2).tolist()
     assert data.test_labels.tolist() == list(range(10))
-    assert not capsys.readouterr().out  # progress goes to the error stream: a report may be piped
-    if suffix == ".png":  # exact: PNG loses nothing
+    assert not capsys.readouterr().out  # progress goes to stderr, as a report may be piped
+    if suffix == ".png":  # PNG is lossless
         stored = np.concatenate([cifar_rows(10 * label + number, 1) for label in range(10) for number in (0, 1)])
         pixels = stored.reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2).astype(np.float64)
         expected = (pixels - pixels.mean((0, 2, 3), keepdims=True)) / pixels.std((0, 2, 3), keepdims=True)

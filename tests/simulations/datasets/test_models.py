@@ -93,7 +93,7 @@ def test_a_text_shorter_than_the_widest_window_is_refused() -> None:
 def test_every_word_of_a_text_moves_textcnn_and_no_run_differs() -> None:
     model = build_model("textcnn", TEXT, 2, seed=0)
     tokens = inputs(TEXT, 2)
-    tokens[1, 10:] = 0  # padding is a word like the others
+    tokens[1, 10:] = 0  # padding counts as a word
     model(tokens).sum().backward()
     weight = model.get_parameter("embedding.weight")
     assert weight.grad is not None

@@ -1,4 +1,4 @@
-"""Data of a user's: folders of images, saved data sets, tensors, and code that makes them."""
+"""User-defined data: folders of images, saved data sets, tensors, and code that makes them."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -161,15 +161,15 @@ REFUSED = {
         r"got Tensor; wrap .*: torch.utils.data.TensorDataset\(inputs, labels\)",
     ),
     "empty": ([], "must have examples; got an empty list"),
-    "dicts": ([{"image": 1, "label": 2}], r"pairs \(input, label\) for examples; got dict at 0 with image, label"),
+    "dicts": ([{"image": 1, "label": 2}], r"pairs \(input, label\) as examples; got dict at 0 with image, label"),
     "floats": (
         of(INPUTS, LABELS.float()),
         r"got tensor\(0.\) at example 0; .* classify, with cross-entropy",
     ),
-    "negative": (of(INPUTS, LABELS - 1), r"whole numbers from 0 for labels; got tensor\(-1\) at example 0"),
+    "negative": (of(INPUTS, LABELS - 1), r"whole numbers from 0 as labels; got tensor\(-1\) at example 0"),
     "gaps": (of(INPUTS, 2 * LABELS), "must have the labels 0 to C - 1, each at least once; got the labels 0, 2"),
     "ragged": (of([INPUTS[0], INPUTS[0][0]], [0, 1]), r"of one shape and type; got \(3,\) float32 at example 1, after"),
-    "words": (of(["a"], [0]), "tensors, arrays or images of PIL for inputs; got str at example 0"),
+    "words": (of(["a"], [0]), "tensors, arrays or PIL images as inputs; got str at example 0"),
     "matrix of whole numbers": (of([torch.ones(2, 2, dtype=torch.int64)], [0]), r"got \(2, 2\) int64 at example 0"),
     "nan": (of(INPUTS * float("nan"), LABELS), "finite inputs; got NaN or infinity in train_inputs"),
     "one class": (of(INPUTS, 0 * LABELS), "two classes or more; got num_classes=1"),

@@ -11,7 +11,7 @@ from solon_fl.simulations.datasets.reviews import _NEGATIONS
 
 
 def snippets(count: int) -> list[str]:
-    """Each has a word of its own, `wordN`, and words that all have."""
+    """Each snippet has a unique word, `wordN`, and words that all share."""
     return [f"It's a FILM, word{number}! a" for number in range(count)]
 
 
@@ -24,7 +24,7 @@ def write_ratings(path: Path, *, compressed: bool = False, end: str = "\n") -> N
 
 def write_polarity(folder: Path) -> None:
     texts = snippets(40)
-    # 0x85 is an ellipsis of Windows, and the end of a line to str.splitlines.
+    # 0x85 is an ellipsis on Windows, and the end of a line for str.splitlines.
     (folder / "rt-polarity.neg").write_bytes(
         b"\n".join(f"{text} \x85 caf\xe9".encode("latin-1") for text in texts[1::2])
     )
@@ -61,7 +61,7 @@ def test_ratings_are_read(compressed: bool, end: str, tmp_path: Path) -> None:
     assert_sound_texts(data, 36, 4)
     # Padding, the unknown word, it's, a, film, and one word of each training text.
     assert data.input_shape == (2 + 3 + 36, 40)
-    # The commonest first, and of equally common ones the first in the alphabet: a, film, it's.
+    # The commonest first, ties in alphabetical order: a, film, it's.
     assert data.train_inputs[:, :5].tolist() == [[4, 2, 3, own, 2] for own in data.train_inputs[:, 3].tolist()]
     assert sorted(data.train_inputs[:, 3].tolist()) == list(range(5, 41))
     assert data.test_inputs[:, :5].tolist() == [[4, 2, 3, 1, 2]] * 4  # their own word was never seen in training
@@ -93,7 +93,7 @@ def test_long_texts_are_cut_and_rare_words_unknown(tmp_path: Path) -> None:
     assert data.input_shape == (5002, 40)
     assert data.train_inputs.min() == 1
     assert data.train_inputs.max() <= 5001
-    assert data.test_inputs.eq(1).all()  # no text shares a word
+    assert data.test_inputs.eq(1).all()  # no two texts share a word
 
 
 def test_reading_twice_gives_the_same(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_made_up_texts_are_balanced_and_lean_to_their_class() -> None:
     assert data.input_shape == (1000, 30)
     assert data.train_labels.bincount().tolist() == [2500, 2500]
     assert data.test_labels.bincount().tolist() == [500, 500]
-    # The rule that made them, and the same one blind to negations: order matters.
+    # The rule that generated them, with and without negations: word order matters.
     tokens, labels = data.test_inputs.numpy(), data.test_labels.numpy()
     leans = (tokens // 2 % 2) * (tokens % 2 * 2 - 1)
     negated = np.zeros(tokens.shape, dtype=bool)

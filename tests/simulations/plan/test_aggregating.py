@@ -15,7 +15,7 @@ from solon_fl.wire import trusted_tensor
 def result_of(name: Aggregator, vectors: torch.Tensor, liars: int) -> torch.Tensor:
     aggregate = aggregation(name, vectors, liars)
     with quick_collections():
-        aggregate()  # which uses nothing up
+        aggregate()  # consumes none of its input
         result = aggregate()
     if isinstance(result, torch.Tensor):
         return result

@@ -14,7 +14,7 @@ from solon_fl.simulations.plan.overflow import least_byzantine, overflow_in_run,
 
 
 def by_enumeration(num_nodes: int, group_size: int, byzantine: int, liars: int) -> Fraction:
-    """Look at every set of places that the liars may have."""
+    """Enumerate every set of places that the liars may have."""
     over = total = 0
     for places in combinations(range(num_nodes), liars):
         counts = np.bincount(np.array(places, dtype=int) // group_size, minlength=1)
@@ -37,7 +37,7 @@ def test_it_is_what_counting_all_groupings_gives(num_nodes: int, group_size: int
 def test_it_is_what_fractions_and_groups_one_by_one_give(
     group_size: int, num_groups: int, byzantine: int, data: st.DataObject
 ) -> None:
-    """Group after group, with the hypergeometric probability of each number of liars in it."""
+    """Multiply, group after group, the hypergeometric probability of each number of liars in it."""
     num_nodes = group_size * num_groups
     liars = data.draw(st.integers(0, min(num_nodes, 15)))
     within = {liars: Fraction(1)}  # probability of no overflow so far, by liars not placed yet
@@ -46,7 +46,7 @@ def test_it_is_what_fractions_and_groups_one_by_one_give(
         following: dict[int, Fraction] = {}
         for open_liars, chance in within.items():
             if open_liars > rest:
-                continue  # its chance is 0
+                continue  # its probability is 0
             for here in range(min(byzantine, group_size, open_liars) + 1):
                 ways = math.comb(group_size, here) * math.comb(rest - group_size, open_liars - here)
                 share = chance * Fraction(ways, math.comb(rest, open_liars))

@@ -1,4 +1,4 @@
-"""Plans with a referee: smaller groups, what a round takes in which it is asked, and what to paste."""
+"""Plans with a referee: smaller groups, the duration of a round in which it is asked, and the lines to paste."""
 
 import time
 from typing import Any
@@ -24,7 +24,7 @@ DIM = 1_000_000
 
 
 def small_plan(**changes: Any) -> Plan:
-    """Six nodes of which five may lie."""
+    """Six nodes, five of which may lie."""
     how = {name: changes.pop(name) for name in ("verification", "redundancy", "downlink") if name in changes}
     settings: dict[str, Any] = {"num_nodes": 6, "byzantine": 5, "dim": DIM, "batch_seconds": 0.5, "network": HOME}
     workload = Workload(**{**settings, "referee": True, "code": "exact", **changes})
@@ -128,15 +128,15 @@ def test_the_verdict_has_the_code_to_paste() -> None:
     planned = small_plan(verification="digest")
     verdict = verdict_of(planned)
     assert isinstance(verdict.use, Choice)
-    assert verdict.sentence.startswith("Use Solon with a referee and digests (r = 6, k = 6): ")
+    assert verdict.sentence.startswith("Use Solon with a referee and digests, in groups of r = 6 nodes that send 1/6")
     config, strategy, command = verdict.lines
     assert eval(config.strip(), {"SolonConfig": SolonConfig}) == verdict.use.config()  # what users would paste
     assert verdict.use.config().referee
     assert strategy.strip() == "SolonStrategy(config, ..., referee=MyClient())"
     assert command.endswith(" --set group_size=6 --set code=exact --set verification=digest --referee")
     (told,) = (caveat for caveat in verdict.caveats if caveat.startswith("The referee is"))
-    assert "in no group; it must compute the same bits as they do. Where" in told
-    assert f"computes the 6 batches itself: such a round takes about {verdict.use.seconds_if_asked:.2f} s" in told
+    assert "in no group. It must compute the same bits as the nodes. If" in told
+    assert f"group's 6 batches itself. Such a round takes about {verdict.use.seconds_if_asked:.2f} s" in told
 
 
 def test_a_referee_of_a_real_code_needs_no_equal_bits() -> None:
@@ -165,7 +165,7 @@ def test_regrouped_groups_bear_more_with_a_referee() -> None:
 def test_the_server_is_measured_in_rounds_in_which_it_has_something_to_do(
     referee: bool, lies: int, status: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a referee these are honest ones; without, it locates liars."""
+    """With a referee, shares are honest. Without one, the server locates liars."""
     statuses: list[str] = []
 
     def recording(*arguments: Any) -> Decoder:
@@ -197,5 +197,5 @@ def test_the_measured_server_predicts_a_round_in_which_nobody_lies() -> None:
     started = time.perf_counter()
     assert decoder.decode(shares).ok
     real = time.perf_counter() - started
-    assert 0.1 * real < server("solon", 11, 11, 6, 1_200_000) < 10 * real  # machines of tests are busy
+    assert 0.1 * real < server("solon", 11, 11, 6, 1_200_000) < 10 * real  # test machines are busy
     assert server("solon", 6, 6, 6, 1_200_000) > 0, "where nothing could be located"

@@ -163,7 +163,7 @@ def variant(planned: Plan, verification: Verification, redundancy: Redundancy, s
     ],
 )
 def test_variants_computed_by_hand(verification: Verification, redundancy: Redundancy, asked: int, reply: int) -> None:
-    """s = 5, k = 10, r = 20 and d = 11M: five groups, of which 15 nodes are enough, and with digests 10."""
+    """s = 5, k = 10, r = 20 and d = 11M: five groups. 15 nodes of a group are enough, or 10 with digests."""
     network = replace(HOME, server_download=1e12, server_upload=1e9, node_download=1e12, node_upload=1e7, latency=0.25)
     planned = small_plan(
         num_nodes=100,
@@ -180,7 +180,7 @@ def test_variants_computed_by_hand(verification: Verification, redundancy: Redun
     assert choice.computations == 5 * asked * 20
     assert (choice.bytes_out, choice.bytes_in) == (5 * asked * 44_000_000, 5 * asked * reply)
     assert choice.bytes_per_node == reply
-    # The model leaves on the server's link, shares on the nodes': how many answer makes no difference to these.
+    # The model takes the server's link, shares take the nodes' links, whatever the number of replies.
     assert choice.seconds.transfer == pytest.approx(0.5 + 8 * choice.bytes_out / 1e9 + 8 * reply / 1e7)
     digests = verification == "digest"
     hashed_by_node, hashed_by_server = 20 * (0.0044 + 0.0044), 5 * asked * 0.0044  # seconds
@@ -199,7 +199,7 @@ def seconds_of_patches(kind: Kind, *_: object) -> float:
 def test_patches_computed_by_hand(
     verification: Verification, redundancy: Redundancy, asked: int, rounds: float
 ) -> None:
-    """As above; a node that computes in every second round is sent two patches when it does."""
+    """As above. A node that computes in every second round then receives two patches."""
     network = replace(HOME, server_download=1e12, server_upload=1e9, node_download=1e12, node_upload=1e7, latency=0.25)
     settings: dict[str, Any] = {
         "num_nodes": 100,
@@ -228,13 +228,13 @@ def test_patches_computed_by_hand(
 
 
 def test_patches_never_cost_more_than_the_model() -> None:
-    """With k = 1 and s = 1, 2 of 100 nodes compute in a round: each has missed 50 rounds when it does."""
+    """With k = 1 and s = 1, 2 of 100 nodes compute in a round, so each computes in one of 50 rounds."""
     planned = small_plan(
         num_nodes=100, byzantine=1, redundancy="reactive", downlink="delta", server_seconds=seconds_of_patches
     )
     rested = next(choice for choice in planned.choices if (choice.group_size, choice.compression) == (100, 1))
     assert (rested.asked_per_group, rested.bytes_to_node) == (2, 4_000_000)
-    assert rested.seconds.computation == pytest.approx(100 * 0.01 + 0.125 / 0.09)  # no more than make up the model
+    assert rested.seconds.computation == pytest.approx(100 * 0.01 + 0.125 / 0.09)  # as much as the whole model
 
 
 def test_baselines_are_sent_patches_too() -> None:
@@ -305,7 +305,7 @@ def test_any_ranks_all_variants() -> None:
     assert everything.best_of_each_variant() == best_of_parts
     assert list(best_of_parts) == [(*variant, "full") for variant in VARIANTS]
     assert everything.best.seconds.total == min(part.best.seconds.total for part in parts)
-    # With digests s + 1 = 4 nodes of a group are enough for k <= 4, and k = 4 sends least.
+    # With digests, s + 1 = 4 nodes of a group are enough for k <= 4, and k = 4 sends the fewest bytes.
     thriftiest = everything.thriftiest
     assert (thriftiest.verification, thriftiest.redundancy) == ("digest", "reactive")
     assert (thriftiest.compression, thriftiest.computations) == (4, 4 * 60)
@@ -388,7 +388,7 @@ def test_the_prediction_is_what_a_real_run_reports(compression: int) -> None:
         assert (predicted.bytes_out, predicted.bytes_in) == (report.bytes_out, report.bytes_in)
         assert predicted.batches_per_node == config.batches_per_group
         assert predicted.seconds == seconds
-        # Without model_bytes only the headers of the model's arrays are missing.
+        # Without model_bytes, only the headers of the model's arrays are missing.
         assert report.bytes_out - choose(7850).bytes_out == 14 * 128 * len(outcome.arrays)
         assert 0 <= report.bytes_in - choose(7850).bytes_in <= 14 * 4 * len(outcome.arrays)  # of padding
 
@@ -399,7 +399,7 @@ def test_the_assumed_header_is_that_of_an_array() -> None:
 
 def test_a_void_choice_is_never_the_best() -> None:
     planned = small_plan(num_nodes=50, byzantine=5, batch_seconds=0.0)
-    assert planned.choices[0].is_void  # it would be the fastest
+    assert planned.choices[0].is_void  # the fastest is void
     assert not planned.best.is_void
     faster = planned.choices[: planned.choices.index(planned.best)]
     assert all(choice.is_void for choice in faster)
@@ -451,7 +451,7 @@ def test_faster_than_several_baselines_is_faster_than_each() -> None:
 def test_break_even_at_the_ends() -> None:
     free = small_plan(batch_seconds=0.0)
     assert free.break_even(named(free, "no defence")) == float("inf")
-    whole = small_plan(num_nodes=5)  # k = 1 alone: nothing is saved
+    whole = small_plan(num_nodes=5)  # only k = 1: no bytes are saved
     assert whole.break_even(named(whole, "no defence")) == 0
     assert whole.break_even(named(whole, "draco-repetition")) == 0  # a tie
     assert whole.break_even(named(whole, "draco-cyclic")) == float("inf")
@@ -477,7 +477,7 @@ def test_the_server_is_asked_for_every_row() -> None:
 
 @pytest.mark.slow
 def test_the_measured_server_follows_its_laws_and_leaves_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_time, "MEASURED_NODES", 32)  # in place of 128, which take seconds
+    monkeypatch.setattr(server_time, "MEASURED_NODES", 32)  # instead of 128, which takes seconds
     before = torch.get_num_threads()
     of_all = MeasuredServer(byzantine=2)
     for kind in AGGREGATORS:
@@ -497,7 +497,7 @@ def test_the_measured_server_follows_its_laws_and_leaves_the_threads(monkeypatch
     assert server("draco-cyclic", 20, 20, 1, 10**6) > votes
     assert server("draco-cyclic", 20, 20, 1, 10**7) > server("draco-cyclic", 20, 20, 1, 10**6)
     assert server("draco-cyclic", 512, 512, 1, 10**6) == pytest.approx(2 * server("draco-cyclic", 256, 256, 1, 10**6))
-    # Groups of 128 are extrapolated from 64, and cost more a node.
+    # Groups of 128 are extrapolated from 64, and cost more per node.
     assert server("solon", 128, 128, 6, 10**6) > server("solon", 128, 64, 6, 10**6)
     assert torch.get_num_threads() == before
 
@@ -531,7 +531,7 @@ def test_the_measured_server_predicts_a_decode() -> None:
     decoder.decode(shares)
     real = (time.perf_counter() - started) / 2
     predicted = server("solon", 10, 10, 6, 1_200_000)
-    assert 0.1 * real < predicted < 10 * real  # machines of tests are busy
+    assert 0.1 * real < predicted < 10 * real  # test machines are busy
 
 
 @pytest.mark.slow
@@ -546,7 +546,7 @@ def test_the_measured_server_predicts_a_decode_of_draco(kind: Kind, dim: int) ->
     assert code.decode(vectors).corrupt_nodes == (3,)
     real = (time.perf_counter() - started) / 2
     predicted = server(kind, 20, 20 if code.is_complex else 5, 1, dim)
-    assert 0.1 * real < predicted < 10 * real  # machines of tests are busy
+    assert 0.1 * real < predicted < 10 * real  # test machines are busy
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def solon_is_slower(kind: Kind, *_: object) -> float:
 
 
 def small_plan(**changes: Any) -> Plan:
-    """15 nodes at home, groups of 5 or 15, batches of nearly no time: all of it is the links'."""
+    """15 nodes at home, groups of 5 or 15, and batches that take so little time that the links decide."""
     settings: dict[str, Any] = {"num_nodes": 15, "byzantine": 2, "dim": 1_000_000, "batch_seconds": 0.001}
     how: dict[str, Any] = dict.fromkeys(("verification", "redundancy", "downlink"), "any")
     how |= {name: changes.pop(name) for name in tuple(changes) if name in how}
@@ -52,8 +52,9 @@ def test_solon_where_it_is_the_fastest_and_by_how_much() -> None:
     total, draco, nothing = best.seconds.total, seconds(planned, "draco-repetition"), seconds(planned, "no defence")
     assert total < nothing < draco
     assert verdict.sentence == (
-        f"Use Solon (r = 15, k = 11): a round takes about {total:.2f} s, {draco / total:.2f} times as fast as Draco "
-        f"({draco:.2f} s) and {nothing / total:.2f} times as fast as no defence ({nothing:.2f} s)."
+        "Use Solon, in groups of r = 15 nodes that send 1/11 of the gradient each (k = 11). A round takes about "
+        f"{total:.2f} s. This is {draco / total:.2f} times as fast as Draco ({draco:.2f} s) and {nothing / total:.2f} "
+        f"times as fast as no defence ({nothing:.2f} s)."
     )
     assert verdict.lines == (
         "  SolonConfig(num_nodes=15, byzantine=2, compression=11, group_size=15)",
@@ -71,9 +72,8 @@ def test_no_defence_that_is_faster_is_in_the_first_sentence() -> None:
     best = planned.best.seconds.total
     assert nothing < draco < best
     assert verdict.sentence == (
-        f"Don't use Solon here: Draco (repetition) takes about {draco:.2f} s a round and bears as many liars; Solon "
-        f"takes {best:.2f} s at best, {best / draco:.2f} times as long; no defence, which bears no liar, takes "
-        f"{nothing:.2f} s."
+        f"Don't use Solon here: Draco (repetition) tolerates as many liars, and takes about {draco:.2f} s a round. "
+        f"Solon takes at least {best:.2f} s, about as long. No defence, which tolerates no liar, takes {nothing:.2f} s."
     )
     assert verdict.lines == ("  solon-fl simulate --nodes 15 --byzantine 2 --strategy draco-repetition",)
 
@@ -82,8 +82,8 @@ def test_no_defence_that_is_faster_is_in_the_first_sentence() -> None:
 
     planned = small_plan(**PLAIN, batch_seconds=0.2, server_seconds=draco_is_slow)
     sentence = verdict_of(planned).sentence
-    assert sentence.startswith("Use Solon (r = ")
-    assert sentence.endswith(f" s); no defence, which bears no liar, takes {nothing:.2f} s.")
+    assert sentence.startswith("Use Solon, in groups of r = ")
+    assert sentence.endswith(f" s). No defence, which tolerates no liar, takes {nothing:.2f} s.")
 
 
 def test_no_defence_only_if_nobody_lies_or_is_missing() -> None:
@@ -96,8 +96,9 @@ def test_no_defence_only_if_nobody_lies_or_is_missing() -> None:
     verdict = verdict_of(planned)
     assert isinstance(verdict.use, Baseline)
     assert verdict.use.name == "no defence"
-    assert "Don't use Solon here: no defence takes about" in verdict.sentence
-    assert "there are no liars to bear" in verdict.sentence
+    assert "Don't use Solon here: there are no liars to tolerate. No defence takes about" in verdict.sentence
+    ratio = planned.best.seconds.total / verdict.use.seconds.total
+    assert f" s, {ratio:.2f} times as long." in verdict.sentence
     assert verdict.lines == ("  solon-fl simulate --nodes 10 --byzantine 0 --strategy fedavg",)
     for unsafe in ({"byzantine": 1}, {"stragglers": 1}):
         use = verdict_of(small_plan(**{**settings, **unsafe}, server_seconds=draco_is_slow)).use
@@ -122,6 +123,7 @@ def test_an_option_that_gains_little_is_not_taken() -> None:
     options = use.variant != best.variant
     assert options, "the fastest has options that gain less than 5 %"
     assert use.seconds.total <= 1.05 * best.seconds.total
+    assert f"would be the fastest, with {best.seconds.total:.2f} s a round. That saves less than 5 %" in told(planned)
     simpler = [choice for choice in planned.choices if choice.variant == ("algebra", "full", "full")]
     assert min(choice.seconds.total for choice in simpler) > 1.05 * best.seconds.total
 
@@ -134,19 +136,19 @@ def test_everything_that_is_presupposed_is_said_with_a_way_out() -> None:
     assert isinstance(use, Choice)
     assert use.variant == ("digest", "reactive", "delta")
     assert verdict.sentence.startswith(
-        "Use Solon with digests, reactive redundancy and downlink='delta' (r = 10, k = 8): "
+        "Use Solon with digests, reactive redundancy and downlink='delta', in groups of r = 10 nodes that send 1/8 "
     )
     for name, value, condition in (
         ("verification", "algebra", "If they don't"),
-        ("redundancy", "full", "If there are faults in most rounds"),
-        ("downlink", "full", "If nodes can't keep it"),
+        ("redundancy", "full", "If most rounds have faults"),
+        ("downlink", "full", "If nodes can't keep the model"),
     ):
         other = small_plan(**settings, **{name: value}).best.seconds.total
-        assert f"{condition}: --set {name}={value}, {other:.1f} s a round." in told(planned)
+        assert f"{condition}, use --set {name}={value}: a round then takes {other:.1f} s." in told(planned)
         assert condition not in told(small_plan(**settings, **{name: getattr(use, name)})), "no other is in the plan"
-    assert f"a round that wakes all takes about {use.seconds_if_woken:.1f} s" in told(planned)
+    assert f"A round in which it asks all nodes takes about {use.seconds_if_woken:.1f} s." in told(planned)
     longer = 8 * (use.num_asked * 4_000_000 - use.bytes_out) / 1e7
-    assert f"the first round sends the whole model, which takes {longer:.1f} s more" in told(planned)
+    assert f"The first round sends the whole model, which takes {longer:.1f} s more." in told(planned)
 
 
 def test_the_way_out_of_a_baseline_is_its_own() -> None:
@@ -155,7 +157,7 @@ def test_the_way_out_of_a_baseline_is_its_own() -> None:
     assert isinstance(use, Baseline)
     assert (use.name, use.downlink) == ("draco-repetition", "delta")
     (whole,) = (row for row in planned.baselines if (row.name, row.downlink) == ("draco-repetition", "full"))
-    assert f"--set downlink=full, {whole.seconds.total:.2f} s a round." in told(planned)
+    assert f"--set downlink=full: a round then takes {whole.seconds.total:.2f} s." in told(planned)
     assert verdict_of(planned).lines[0].endswith(" --set downlink=delta --strategy draco-repetition")
 
 
@@ -164,21 +166,21 @@ def test_break_evens_are_those_of_all_downlinks() -> None:
     rows = [row for row in planned.baselines if row.name == "no defence"]
     factor = planned.break_even(*rows)
     assert 0 < factor < planned.break_even(rows[0])
-    assert f"Solon is faster than no defence on links below {factor:.2f} times these rates." in told(planned)
+    assert f"faster than no defence as long as links have less than {factor:.2f} times the rates" in told(planned)
 
 
 def test_estimates_that_are_faster_are_named() -> None:
     planned = small_plan()
     names = [name for name in ("signum", "multikrum", "bulyan") if seconds(planned, name) < planned.best.seconds.total]
     assert names == ["signum"]
-    faster = f"which attacks can move: Signum {seconds(planned, 'signum'):.2f} s ("
-    assert f"Faster, if an estimate of the gradient is enough, {faster}" in told(planned)
+    faster = f"these rules are faster: Signum {seconds(planned, 'signum'):.2f} s. Attacks"
+    assert f"If an estimate of the gradient is enough, {faster}" in told(planned)
 
 
 def test_what_is_about_as_fast_is_not_called_faster() -> None:
     planned = small_plan(**PLAIN, num_nodes=5)  # k = 1 alone, which is Draco's repetition code
     assert planned.best.seconds.total == seconds(planned, "draco-repetition")
-    assert "s, about as fast as Draco (" in verdict_of(planned).sentence
+    assert " s. This is about as fast as Draco (" in verdict_of(planned).sentence
 
 
 def test_regrouping_leaves_what_is_within_the_risk() -> None:
