@@ -221,7 +221,7 @@ def test_tensors_that_only_a_pickle_could_hold_are_neither_saved_nor_loaded(
 ) -> None:
     checkpoints = saved(tmp_path, 1)
     odd = checkpoint(2, tensors={"vector": NotATensor()})
-    with pytest.raises(CheckpointError, match=r"NotATensor\); use numbers, texts and tensors there"):
+    with pytest.raises(CheckpointError, match=r"NotATensor\); use numbers, strings and tensors there"):
         checkpoints.save(odd)
     assert names(tmp_path) == ["round-000001.json", "round-000001.pt"]
     monkeypatch.setattr(checkpoint_module, "_check_readable", lambda file: None)
@@ -242,7 +242,7 @@ def test_numbers_and_arrays_of_numpy_come_back_as_plain_ones(tmp_path: Path) -> 
 
 
 def test_settings_that_json_can_not_hold_are_refused_at_the_first_save(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"can't hold .*NotATensor; let settings and metrics be numbers"):
+    with pytest.raises(CheckpointError, match=r"can't hold .*NotATensor; use numbers and strings as settings"):
         Checkpoints(tmp_path).save(checkpoint(1, notes={"x": NotATensor()}))
 
 

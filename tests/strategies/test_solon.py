@@ -547,7 +547,7 @@ def test_a_wrong_model_on_the_nodes_is_reported_in_plain_words(caplog: pytest.Lo
     assert "they differ in ['bias']" in caplog.text
 
 
-SLOW = "this SGD adds 0.05 of it. Give the server SGD with lr=1"
+SLOW = "This SGD adds 0.05 of it. Give the server SGD with lr=1"
 
 
 @pytest.mark.parametrize(

@@ -274,5 +274,5 @@ def test_with_patches_a_trusted_node_is_sent_what_it_lacks(monkeypatch: pytest.M
 
 def test_flowers_own_start_can_ask_no_trusted_node() -> None:
     strategy = SolonStrategy(refereed(), SGD, referee="judge")
-    with pytest.raises(ConfigurationError, match=r"which Flower's own start can't; use SolonStrategy\.start"):
+    with pytest.raises(ConfigurationError, match=r"which Flower's own start does not allow; use SolonStrategy\.start"):
         Strategy.start(strategy, Court({}), record_of(initial_model()), num_rounds=1)
