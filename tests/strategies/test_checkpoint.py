@@ -663,7 +663,7 @@ def count_wrongly(notes: dict[str, Any]) -> None:
         (lambda notes: notes["roster"]["nodes"][0].update(place=[0, 7]), "an impossible place"),
         (lambda notes: notes["roster"]["substitutes"].append([0, 3, "key:nobody"]), "an unknown substitute"),
         (lambda notes: notes["roster"]["nodes"][0].update(node_id=2), "an id twice"),
-        (lambda notes: notes["roster"]["nodes"][0].update(state="king"), "state in the ledger is none"),
+        (lambda notes: notes["roster"]["nodes"][0].update(state="king"), "state in the ledger is not"),
         (set_all_places_to_the_first, "a place twice"),
         (count_wrongly, "lying in the ledger is no number"),
         (lambda notes: notes["roster"]["nodes"][0].update(lying=-1), "lying in the ledger is no number"),

@@ -116,5 +116,5 @@ def test_who_wants_to_know_is_told_why_a_run_broke_off() -> None:
 
 
 def test_what_is_no_callable_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="monitors must be callables, or one; got 7"):
+    with pytest.raises(ConfigurationError, match="monitors must be a callable or several; got 7"):
         SolonStrategy(small_config(), SGD, monitors=[7])  # type: ignore[list-item]

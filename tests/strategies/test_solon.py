@@ -233,7 +233,7 @@ def test_too_few_nodes_in_the_first_round_do_not_stop_the_run() -> None:
 
 def test_nan_from_all_nodes_is_called_divergence(caplog: pytest.LogCaptureFixture) -> None:
     logging.getLogger("flwr").propagate = True
-    words = "all nodes that answered sent NaN or inf, and they can't all lie: the training has diverged"
+    words = "all nodes that replied sent NaN or inf, and they can't all lie: the training has diverged"
     with pytest.raises(GroupFailedError, match=f"no group could be decoded in the first round.*{words}"):
         train(mods=[attack_mod(NotFinite(), None)], rounds=1)
     assert f"Group 0 failed: {words}" in caplog.text
@@ -410,7 +410,7 @@ def test_the_server_s_metrics_may_be_a_plain_dict(found: Any) -> None:
 def test_server_metrics_that_are_no_numbers_are_refused_before_training(found: Any) -> None:
     strategy = SolonStrategy(small_config(), SGD)
     grid = InProcessGrid(ClientApp(), 14)
-    with pytest.raises(ConfigurationError, match="evaluate_fn must return None or numbers by name"):
+    with pytest.raises(ConfigurationError, match="evaluate_fn must return None or named numbers"):
         strategy.start(grid, record_of(initial_model()), num_rounds=1, timeout=1, evaluate_fn=lambda *_: found)
 
 
@@ -448,10 +448,10 @@ class Unlucky(Regression):
     [
         (
             None,
-            "Evaluation failed on 14 of 14 nodes that answered; the first reason, of node 1: error .*no test data on",
+            "Evaluation failed on 14 of the 14 nodes that replied; the first reason is that of node 1: error .*no test data on",
         ),
-        ("good", "Evaluation failed on 14 of 14 nodes.*TypeError"),
-        (float("nan"), "14 nodes evaluated, but no metric came from more than half .* not NaN"),
+        ("good", "Evaluation failed on 14 of the 14 nodes.*TypeError"),
+        (float("nan"), "14 nodes evaluated, but no metric was reported by more than half .* not NaN"),
     ],
 )
 def test_an_evaluation_that_fails_on_the_nodes_is_told_once(
@@ -496,10 +496,13 @@ A_WEIGHT = torch.zeros(1, requires_grad=True)
     ("arguments", "message"),
     [
         ({"optimizer": torch.optim.SGD([A_WEIGHT], lr=0.1)}, r"got a SGD; give .*partial\(torch.optim.SGD, lr=0.1\)"),
-        ({"optimizer": None}, "optimizer must be callable, .* got a NoneType"),
+        ({"optimizer": None}, "optimizer must be callable and .* got a NoneType"),
         ({"optimizer": torch.optim.LBFGS}, "got LBFGS, which evaluates the loss several times a step"),
         ({"optimizer": partial(torch.optim.SparseAdam, lr=0.1)}, "got SparseAdam, which takes sparse gradients only"),
-        ({"scheduler": StepLR(torch.optim.SGD([A_WEIGHT], lr=0.1), 1)}, "scheduler must be callable, .* got a StepLR"),
+        (
+            {"scheduler": StepLR(torch.optim.SGD([A_WEIGHT], lr=0.1), 1)},
+            "scheduler must be callable and .* got a StepLR",
+        ),
     ],
 )
 def test_what_makes_no_fit_optimizer_is_refused_at_construction(arguments: dict[str, Any], message: str) -> None:
