@@ -665,8 +665,8 @@ def count_wrongly(notes: dict[str, Any]) -> None:
         (lambda notes: notes["roster"]["nodes"][0].update(node_id=2), "an id twice"),
         (lambda notes: notes["roster"]["nodes"][0].update(state="king"), "state in the ledger is not"),
         (set_all_places_to_the_first, "a place twice"),
-        (count_wrongly, "lying in the ledger is no number"),
-        (lambda notes: notes["roster"]["nodes"][0].update(lying=-1), "lying in the ledger is no number"),
+        (count_wrongly, "lying in the ledger is not a valid number"),
+        (lambda notes: notes["roster"]["nodes"][0].update(lying=-1), "lying in the ledger is not a valid number"),
         (
             lambda notes: notes["roster"].update(idle_strangers=[notes["roster"]["nodes"][0]["identity"]]),
             "that is none",
