@@ -25,7 +25,7 @@ def config_of(name: str, **changes: Any) -> SolonConfig:
     return refereed(code=EVERY[name], verification="digest" if "digests" in name else "algebra", **changes)
 
 
-ODD = "Group 0: its nodes did not send what the referee has"
+ODD = "Group 0: its nodes do not agree with the referee"
 
 
 @cache

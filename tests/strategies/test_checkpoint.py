@@ -669,7 +669,7 @@ def count_wrongly(notes: dict[str, Any]) -> None:
         (lambda notes: notes["roster"]["nodes"][0].update(lying=-1), "lying in the ledger is not a valid number"),
         (
             lambda notes: notes["roster"].update(idle_strangers=[notes["roster"]["nodes"][0]["identity"]]),
-            "that is none",
+            "an impossible stranger",
         ),
     ],
 )

@@ -114,7 +114,7 @@ def refusing(change: Callable[[Tensor], Tensor], first_round: int) -> Regression
 def test_a_referee_whose_gradient_is_not_finite_is_an_error_if_nodes_agree_on_one_that_is() -> None:
     with pytest.raises(RefereeError, match="the referee's gradient of the first batch holds NaN or infinity"):
         play(refereed(), referee=refusing(lambda gradient: gradient * torch.nan, 1))
-    with pytest.raises(RefereeError, match="holds NaN or infinity, and its nodes agree on one that does not") as raised:
+    with pytest.raises(RefereeError, match="holds NaN or infinity, but its nodes agree on one that does not") as raised:
         play(refereed(audit=1.0), referee=refusing(lambda gradient: gradient * torch.inf, 2))
     assert vector_of(raised.value.result.arrays).isfinite().all()
 

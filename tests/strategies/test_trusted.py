@@ -71,7 +71,7 @@ def test_one_that_computes_something_else_is_told_what_is_wrong(length: int) -> 
         return Message(content, reply_to=message)
 
     with pytest.raises(
-        RefereeError, match=rf"can't be used: shape of the array should be \(8,\); got \({length},\); it must run what"
+        RefereeError, match=rf"can't be used: shape of the array should be \(8,\); got \({length},\); the referee must"
     ):
         play(refereed(), referee=app)
 
@@ -101,7 +101,7 @@ def test_it_finds_its_own_settings_in_its_context() -> None:
 
 
 def test_what_is_no_referee_is_refused() -> None:
-    for wrong, text in ((7, "what the nodes run, or names of trusted nodes; got '7'"), (Regression, 'got "<class')):
+    for wrong, text in ((7, "program of the nodes or names of trusted nodes; got '7'"), (Regression, 'got "<class')):
         with pytest.raises(ConfigurationError, match=text):
             SolonStrategy(refereed(), SGD, referee=wrong)
     for names in ([], [""], [3]):
