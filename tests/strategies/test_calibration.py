@@ -445,7 +445,7 @@ def test_if_nothing_can_be_measured_rtol_stays_and_the_run_goes_on(caplog: pytes
     logging.getLogger("flwr").propagate = True
     with pytest.raises(GroupFailedError, match="no node sent anything usable in the first round") as caught:
         run(1e-6, silent_mod(), calibrate=True)
-    assert "rtol stays 1e-06, for it could not be calibrated: no group could be compared" in caplog.text
+    assert "rtol stays 1e-06, as it could not be calibrated: no group could be compared" in caplog.text
     assert torch.equal(vector_of(caught.value.result.arrays), vector_of(record_of(initial_model(wide))))
 
 

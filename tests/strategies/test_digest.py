@@ -160,7 +160,7 @@ def test_nodes_whose_bits_differ_are_named_but_are_no_liars(
     torch.testing.assert_close(vector_of(result.arrays), honest_model, rtol=1e-5, atol=1e-6)
     assert all(report.corrupt_nodes == () for report in reports)
     assert {node for report in reports for group in report.groups for node in group.different_bits} <= {1, 8}
-    assert caplog.text.count("compute other bits") <= 2
+    assert caplog.text.count("compute different bits") <= 2
 
 
 def test_where_all_bits_differ_a_large_group_is_decoded_by_algebra(caplog: pytest.LogCaptureFixture) -> None:

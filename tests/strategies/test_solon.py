@@ -763,7 +763,7 @@ def test_checkpoints_of_another_run_are_refused_and_kept(tmp_path: Path) -> None
         train(rounds=3, optimizer=torch.optim.Adam, checkpoints=Checkpoints(tmp_path))
     with pytest.raises(CheckpointError, match=r"optimizer\.lr is '0\.1' there and '5\.0' here"):
         train(rounds=3, optimizer=partial(torch.optim.SGD, lr=5.0, momentum=0.9), checkpoints=Checkpoints(tmp_path))
-    with pytest.raises(CheckpointError, match="has come to round 2, beyond num_rounds=1"):
+    with pytest.raises(CheckpointError, match="has reached round 2, beyond num_rounds=1"):
         train(rounds=1, checkpoints=Checkpoints(tmp_path))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
     changed = small_config(quarantine_after=9, on_group_failure="skip")

@@ -199,7 +199,7 @@ def test_without_an_answer_the_group_fails_at_the_deadline_and_the_log_says_so(
     assert [report.failed_groups for report in reports] == [(), (0,), (0,)]
     assert [report.stepped for report in reports] == [True, False, False]
     errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
-    assert "Group 0: the referee was asked (shares disagree) and has not answered." in errors
+    assert "Group 0: the referee was asked (shares disagree) but has not answered." in errors
     assert not reports[1].referee_reports[0].answered
     assert quarantined(strategy) == named(reports) == set()
 
@@ -237,7 +237,7 @@ def test_one_that_is_not_there_is_an_error_before_the_first_round(silent_nodes: 
     name = "judge" if silent_nodes else "arbiter"
     grid = Court({}, silent_nodes=silent_nodes)
     what = "answered within the timeout" if silent_nodes else "is connected"
-    with pytest.raises(RefereeError, match=rf"none of \['{name}'\] {what}; start it, or correct"):
+    with pytest.raises(RefereeError, match=rf"none of \['{name}'\] {what}; start one, or correct"):
         play(refereed(), grid=grid, referee=name)
     assert len(grid.asked) == len(silent_nodes)
 
