@@ -248,7 +248,7 @@ def test_who_takes_over_the_name_of_a_trusted_node_is_not_trusted(
     assert all(DEPUTY not in group.nodes for report in reports for group in report.groups)
     assert torch.equal(model, honest_model(3))
     assert named(reports) == quarantined(strategy) == NOBODY
-    told = any("is not trusted: judge was that of key:" in record.getMessage() for record in caplog.records)
+    told = any("is not trusted: judge belonged to key:" in record.getMessage() for record in caplog.records)
     assert told != is_identity  # what is called like an identity is a node like any other
 
 
@@ -272,7 +272,7 @@ def test_a_checkpoint_keeps_who_was_trusted(caplog: pytest.LogCaptureFixture) ->
     after.update(grid, 0.1, server_round=2)
     assert after.referees == []
     assert after.places == ((1, 2, 3, 4, 5),)
-    assert "is not trusted: judge was that of key:" in caplog.text
+    assert "is not trusted: judge belonged to key:" in caplog.text
 
 
 # ---- questions that are not answered, or put off -------------------------------------------------------------
