@@ -392,7 +392,7 @@ PROCESS_FAULTS = (
         "no evaluation",
         "with `client_evaluation`, a node that never evaluates",
         "waited for until the deadline once, then asked again and no longer waited for; no offence",
-        "tests/strategies/test_solon.py::test_a_node_that_does_not_evaluate_is_waited_for_once",
+        "tests/strategies/test_solon_start.py::test_a_node_that_does_not_evaluate_is_waited_for_once",
     ),
     ProcessFault(
         "announced, never sent",
