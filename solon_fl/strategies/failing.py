@@ -11,7 +11,7 @@ from solon_fl.strategies.reports import NOT_FINITE, GroupReport, RoundReport
 __all__ = ["failed_for_good", "log_failure", "refuse_silence_at_the_start", "why_none"]
 
 DIVERGED = (
-    "all nodes that replied sent NaN or inf, and they can't all lie: the training has diverged, or the loss is not "
+    "all nodes that answered sent NaN or inf, and they can't all lie: the training has diverged, or the loss is not "
     "finite for some batch; lower the learning rate, or clip the gradients"
 )
 REFEREE_DIVERGED = (

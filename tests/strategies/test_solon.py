@@ -192,7 +192,7 @@ def test_too_few_nodes_in_the_first_round_do_not_stop_the_run() -> None:
 
 def test_nan_from_all_nodes_is_called_divergence(caplog: pytest.LogCaptureFixture) -> None:
     logging.getLogger("flwr").propagate = True
-    words = "all nodes that replied sent NaN or inf, and they can't all lie: the training has diverged"
+    words = "all nodes that answered sent NaN or inf, and they can't all lie: the training has diverged"
     with pytest.raises(GroupFailedError, match=f"no group could be decoded in the first round.*{words}"):
         train(mods=[attack_mod(NotFinite(), None)], rounds=1)
     assert f"Group 0 failed: {words}" in caplog.text
