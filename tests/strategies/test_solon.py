@@ -112,7 +112,7 @@ def test_metrics_that_nodes_report_have_no_influence(honest_model: Tensor) -> No
 
 
 def reporting(losses: dict[int, float | str]) -> Mod:
-    """Return a mod that lets nodes report these training losses, by their id, and others none."""
+    """Return a mod by which the nodes with these ids report these training losses, and all others none."""
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         reply = call_next(message, context)
@@ -277,7 +277,7 @@ def test_nodes_that_never_come_are_an_error() -> None:
 
 def test_a_reply_that_comes_after_its_round_does_not_disturb_the_next(honest_model: Tensor) -> None:
     class Late(InProcessGrid):
-        """Node 2 answers one round late, when the reply is not asked for any more: it gets lost, as in Flower."""
+        """Node 2's replies are one round late. By then nobody asks for them, so they get lost, as in Flower."""
 
         late: list[Message] = []  # noqa: RUF012  # one grid only
 
@@ -366,7 +366,7 @@ def test_unknown_buffers_are_refused_at_the_first_round() -> None:
 
 
 def test_an_answer_to_an_earlier_round_is_entered_as_late_and_disturbs_nothing() -> None:
-    """Node 3 answers every message one round too late."""
+    """Node 3 replies to every message one round too late."""
     held: list[Message] = []
 
     class Slow(InProcessGrid):

@@ -137,7 +137,7 @@ def test_another_schedule_is_another_run(tmp_path: Path) -> None:
 
 
 def test_a_run_goes_on_when_the_optimizer_has_a_default_more(tmp_path: Path) -> None:
-    """As AdamW got one in torch 2.7."""
+    """AdamW got a new default in torch 2.7."""
 
     def older(parameters: list[Tensor]) -> torch.optim.Optimizer:
         made = torch.optim.AdamW(parameters, lr=0.1)

@@ -47,7 +47,7 @@ def test_under_flowers_own_start_the_result_is_the_same(honest_model: Tensor) ->
 
 
 class Around(Strategy):
-    """Hands on what another strategy makes, the model changed."""
+    """Passes on the results of another strategy with a changed model."""
 
     def __init__(self, inner: SolonStrategy, change: Callable[[dict[str, Tensor]], None]) -> None:
         self.inner = inner
@@ -194,7 +194,7 @@ def test_client_metrics_are_aggregated_by_the_median_of_sane_values() -> None:
 
 
 class Unlucky(Regression):
-    """Can't evaluate, in the way that the test wants."""
+    """Its evaluation fails, or returns what the test wants."""
 
     def __init__(self, found: Any) -> None:
         super().__init__()

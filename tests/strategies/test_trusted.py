@@ -1,4 +1,4 @@
-"""Referees that are wrong, or gone, and those on nodes of their own."""
+"""Referees that are wrong or absent, and referees on their own nodes."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
@@ -34,7 +34,7 @@ def honest_model(rounds: int = 4, **changes: Any) -> Tensor:
 
 
 class Failing(Remembering):
-    """Fails from a round on."""
+    """Fails from this round on."""
 
     def __init__(self, first_round: int) -> None:
         super().__init__()
@@ -113,13 +113,13 @@ def test_what_is_no_referee_is_refused() -> None:
         SolonStrategy(refereed(referee=False, num_nodes=7), SGD, referee=["judge"])
 
 
-# ---- on nodes of their own -----------------------------------------------------------------------------------
+# ---- on their own nodes --------------------------------------------------------------------------------------
 
 JUDGE, DEPUTY = 6, 7
 
 
 class Court(InProcessGrid):
-    """Five nodes of a group, and two with names and keys, which do as `answers` says."""
+    """Five nodes of a group, and two trusted ones with names and keys, which behave as `answers` says."""
 
     def __init__(
         self,
@@ -243,13 +243,13 @@ def test_one_that_is_not_there_is_an_error_before_the_first_round(silent_nodes: 
 
 
 def wide() -> nn.Module:
-    """Of so many numbers that patches are smaller than the model."""
+    """A model with so many numbers that patches are smaller than it."""
     return nn.Sequential(nn.Linear(7, 500), nn.Tanh(), nn.Linear(500, 1))
 
 
 @pytest.mark.slow
 def test_with_patches_a_trusted_node_is_sent_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asked in rounds 2, 3 and 5; by then it has lost all that it had."""
+    """It is asked in rounds 2, 3 and 5, and before round 5 it has lost everything that it had."""
     stores: dict[int, ModelStore] = {}
     monkeypatch.setattr(keeping, "store_of", lambda context: stores.setdefault(context.node_id, ModelStore()))
 
