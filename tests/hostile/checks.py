@@ -87,7 +87,7 @@ def allocating_at_most(num_bytes: int) -> Iterator[None]:
 
 
 def hostile_or_none(source: Source, question: Message, honest: RecordDict) -> Message | None:
-    """Return a hostile reply, or None if Flower can't make one from the bytes, so that none would reach the strategy."""
+    """Return a hostile reply, or None if Flower can't make one from the bytes: it would never reach the strategy."""
     try:
         return hostile_reply(source, question, honest)
     except Exception:
@@ -229,7 +229,7 @@ def check_signum(source: Source) -> None:
 
 
 def open_round(strategy: RoundStrategy[Any], num_nodes: int) -> tuple[list[Message], list[int]]:
-    """Return a round's messages, and the honest nodes' ids if all are honest."""
+    """Return a round's messages, and the numbers of the honest nodes: at first, these are all nodes."""
     grid = InProcessGrid(NO_APP, num_nodes)
     messages = list(strategy.configure_train(2, MODEL, ConfigRecord(), grid))
     for number, message in enumerate(messages):
