@@ -119,8 +119,8 @@ class Keeper(ABC):
         record = self._of(node_id)
         if record is not None:
             record.stalled += 1
-            record.last_offence = "a reply that was announced and never sent"
-            logger.warning("Node %s announced a reply and never sent it.", self._label(record))
+            record.last_offence = "an answer that was announced and never sent"
+            logger.warning("Node %s announced an answer and never sent it.", self._label(record))
             self._consider_quarantine(record)
 
     def _is_guilty(self, record: NodeRecord) -> bool:

@@ -270,7 +270,7 @@ def test_stalled_replies_hold_up_nobody_and_who_restarts_has_its_place_again(
     first, *_, last = (float(percent) for percent in re.findall(r"accuracy ([\d.]+)%", output))
     assert last > first + 20
     # Who stalled is named, and nobody else; nobody is held to lie, or to send something else than a share.
-    assert set(re.findall("Node '(.*)' announced a reply and never sent it", output)) == {"a-5", "a-6"}
+    assert set(re.findall("Node '(.*)' announced an answer and never sent it", output)) == {"a-5", "a-6"}
     table = re.findall(r"'(a-\d)' +(\w+) +(\d+) +(\d+) +(\d+) +(\d+)", output)
     assert [row[:5] for row in table] == [(node.name, "member", str(rounds), "0", "0") for node in nodes]
     not_awaited = {name: int(count) for name, *_, count in table}
