@@ -254,7 +254,7 @@ def test_nodes_of_another_make_are_different_and_no_liars(caplog: pytest.LogCapt
         assert record.different_bits == (3 if record.node_id in {3, 8} else 0)
         assert record.lying == record.malformed == record.offences == 0
         assert record.state == "member"
-    assert "than their groups: 3, 8. They have other hardware or software, or lie. Each is one of" in caplog.text
+    assert "than their groups: 3, 8. They lie, or have other hardware or software. Each counts as" in caplog.text
 
 
 def test_quarantine_is_the_users_choice() -> None:

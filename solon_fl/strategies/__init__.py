@@ -1,4 +1,4 @@
-"""The server side: the Flower strategy and what belongs to it."""
+"""The server side: the Flower strategy and its parts."""
 
 from solon_fl.strategies.calibrated import Calibration
 from solon_fl.strategies.calibration import calibrate

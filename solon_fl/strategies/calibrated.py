@@ -1,4 +1,4 @@
-"""What a calibration came to, and what it has found so far."""
+"""The result of a calibration, and the findings it is computed from."""
 
 import sys
 from collections import Counter
@@ -18,46 +18,47 @@ from solon_fl.strategies.comparing import LARGEST_NOISE, compare, same_bits
 
 __all__ = ["MARGIN", "Calibration", "Findings", "Replies"]
 
-MARGIN = 4.0  # of rtol over the noise: in other rounds, and in slots whose shares are smaller
-FLOORS = {torch.float32: 1e-6, torch.float64: 1e-12}  # smallest rtol by the shares' dtype: encoding rounds, too
+MARGIN = 4.0  # rtol / noise: other rounds may be noisier, and the shares of other slots smaller
+FLOORS = {torch.float32: 1e-6, torch.float64: 1e-12}  # smallest rtol by the shares' dtype, as encoding rounds, too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """How far the nodes' shares were from each other, and the rtol that follows.
+    """How far apart the nodes' shares are, and the ``rtol`` that follows from it.
 
     Attributes
     ----------
     noise : float
-        Largest distance of a share from its group's reference, relative to that in each class of tensors (parameters,
-        buffers), without `liars` nodes of each group, the farthest.
+        The largest distance of a share from its group's reference, relative to the reference, over each class of
+        tensors (parameters, buffers). The ``liars`` farthest nodes of each group are left out.
     rtol : float
-        To use: 4 times `noise`, at least 1e-6 (1e-12 for float64 shares), rounded up to two digits.
+        The value to use: 4 times ``noise``, at least 1e-6 (1e-12 for float64 shares), rounded up to two digits.
     certificate : float
-        The worst relative error with that rtol; see `solon_fl.Decoder`.
+        The worst relative error with that ``rtol``; see `Decoder`.
     identical : bool
-        Whether the shares of every group were equal bit for bit, outliers apart. One liar can make it False.
+        Whether the shares of every group were equal bit for bit, apart from outliers. One liar can make it False.
     exact : bool
-        Whether code "exact" suits: in a further round, in which nodes take torch's deterministic kernels and send
-        shares of that code, at least k + s of each group were equal bit for bit, and at most `liars` others. Only asked
-        where it may be so: if no more than that differed before, or the config has that code; and the model is float32.
+        Whether code "exact" suits. This takes one more round, in which nodes use torch's deterministic kernels and send
+        shares of that code. It suits if at least k + s shares of each group were equal bit for bit and at most
+        ``liars`` were not. The round is played only if the model is float32 and either the config has code "exact" or
+        at most ``liars`` nodes of each group differed before. Otherwise this is False.
     different : tuple of int
-        Ids of the nodes whose shares of that round were others than most of their group's.
+        Ids of the nodes whose shares in that round differed from those of most nodes of their group.
     distances : dict
-        Largest relative distance from the reference, by node id, of all nodes that sent shares in groups that could
-        be compared.
+        The largest relative distance from the reference, by node id, for all nodes that sent shares in groups that
+        could be compared.
     outliers : tuple of int
-        Ids of the nodes farther than `rtol`: they lie, are broken, or compute in some other way than the others.
+        Ids of the nodes farther away than ``rtol``: they lie, are broken, or compute differently from the others.
     malformed : dict
-        Id of each node that sent something else than a share, and what was wrong with it.
+        Maps the id of each node that sent something other than a share to the reason.
     silent : tuple of int
         Ids of the nodes that sent nothing.
     labels : dict
-        What the log calls each node, by id: its registered name, or its id.
+        The name of each node in the log, by id: its registered name, or else its id.
     groups : tuple of tuple of int
         Ids of the nodes, by group.
     warnings : tuple of str
-        What to look at, and the remedy.
+        Problems found, each with a remedy.
     """
 
     noise: float
@@ -85,7 +86,7 @@ class Calibration:
         return f"{nodes} compute the same bits: code='exact' suits (code='fourier': {real})"
 
     def of_node(self, node_id: int) -> str:
-        """Return what was found of a node, in words."""
+        """Return what was found about a node, in words."""
         if node_id in self.malformed:
             return f"not a share: {self.malformed[node_id]}"
         if node_id in self.silent:
@@ -107,7 +108,7 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replies:
-    """What came in one round."""
+    """The replies of one round."""
 
     shares: dict[int, dict[int, Tensor]]  # by group and node id
     malformed: dict[int, str]
@@ -117,25 +118,25 @@ class Replies:
 
 @dataclass(kw_only=True)
 class Findings:
-    """What was found so far, over all groups and rounds."""
+    """The findings so far, over all groups and rounds."""
 
     liars: int
     noise: float = 0.0
     distances: dict[int, float] = field(default_factory=dict)
-    unequal: set[int] = field(default_factory=set)  # ids of nodes whose share was not the reference bit for bit
+    unequal: set[int] = field(default_factory=set)  # ids of nodes whose share differed from the reference in some bit
     malformed: dict[int, str] = field(default_factory=dict)
     silent: dict[int, None] = field(default_factory=dict)
     labels: dict[int, str] = field(default_factory=dict)
     groups: dict[int, dict[int, None]] = field(default_factory=dict)
-    odd_referee: bool = False  # whether no node of a group sent the referee's bits
+    odd_referee: bool = False  # whether in some group no node sent the referee's bits
     compared: bool = False
     asked_for_bits: bool = False
     fewest_equal: int = sys.maxsize  # nodes of a group that sent the same bits
-    different: set[int] = field(default_factory=set)  # ids of nodes whose exact shares were not those of most
+    different: set[int] = field(default_factory=set)  # ids of nodes whose exact shares differed from most others'
     reasons: dict[int, str] = field(default_factory=dict)  # why a group could not be compared
 
     def take(self, replies: Replies, sections: Sections) -> None:
-        """Add a round."""
+        """Add the replies of one round."""
         self.malformed |= replies.malformed
         self.silent |= dict.fromkeys(replies.silent)
         for group, of_group in replies.shares.items():
@@ -155,12 +156,12 @@ class Findings:
 
     @property
     def are_nearly_identical(self) -> bool:
-        """Whether all shares so far were equal, but for those of as many nodes of a group as may lie."""
+        """Whether in every group all shares so far were equal, except those of at most ``liars`` nodes."""
         few = all(len(self.unequal & members.keys()) <= self.liars for members in self.groups.values())
         return self.compared and not self.reasons and few
 
     def take_bits(self, replies: Replies) -> None:
-        """Add the round in which only bits matter."""
+        """Add the replies of the round that only compares bits."""
         self.asked_for_bits = True
         self.malformed |= replies.malformed
         self.silent |= dict.fromkeys(replies.silent)
@@ -189,7 +190,7 @@ class Findings:
             group, reason = next(iter(self.reasons.items()))
             malformed = next((f"; node {self.labels[n]} sent: {text}" for n, text in self.malformed.items()), "")
             raise GroupFailedError(
-                f"no group could be compared, so there is no noise; group {group}: {reason}{malformed}"
+                f"no group could be compared, so the noise is unknown; group {group}: {reason}{malformed}"
             )
         rtol = _rounded_up(max(MARGIN * self.noise, FLOORS[dtype]))
         certificate = worst_relative_error(real, rtol)
@@ -214,45 +215,45 @@ class Findings:
         found = [f"group {group} could not be compared: {reason}" for group, reason in self.reasons.items()]
         if certificate >= 1 and config.code != "exact":
             found.append(
-                f"the certificate is {certificate:.1e}, but should be below 1: lower byzantine or compression, raise "
-                "group_size, make the nodes alike (hardware, versions, threads), or compute in float64."
+                f"the certificate is {certificate:.1e} but should be below 1: lower byzantine or compression, raise "
+                "group_size, give the nodes the same hardware, versions and number of threads, or compute in float64."
             )
         if self.odd_referee and config.needs_equal_bits:
             found.append(
-                "no node computes the referee's bits, as code='exact' and digests need: give it the nodes' hardware "
-                "and software."
+                "no node computes the same bits as the referee, which code='exact' and digests require: give the "
+                "referee the nodes' hardware and software."
             )
         names = _names(sorted(self.different), self.labels)
         if config.code == "exact" and not self._is_exact(config):
             found.append(
                 f"code='exact' needs {config.num_agreeing} nodes of each group that compute the same bits; got "
                 f"{self.fewest_equal if self.asked_for_bits else 'too few'}"
-                f"{f' (others: {names})' if self.different else ''}: give all the same hardware and software, or use "
-                "code='fourier'."
+                f"{f' (different: {names})' if self.different else ''}: give all nodes the same hardware and software, "
+                "or use code='fourier'."
             )
         elif config.code == "exact" and self.different:
             found.append(
-                f"{names}, computing other bits, would be among the {config.byzantine} nodes of a group whose shares "
-                "may be wrong: leave such nodes out, or make them like the others."
+                f"{names} would be among the {config.byzantine} nodes of a group whose shares may be wrong, because of "
+                "different bits: leave such nodes out, or give them the hardware and software of the others."
             )
         near = [node_id for node_id in outliers if self.distances[node_id] <= LARGEST_NOISE]
         if near:
             found.append(
-                f"{_names(near, self.labels)} may lie, or have another kind of hardware or software: if you trust all "
-                "nodes now, calibrate with liars=0, which makes rtol large enough for these."
+                f"{_names(near, self.labels)} may lie, or have other hardware or software: if you trust all nodes now, "
+                "calibrate with liars=0, which makes rtol large enough for these."
             )
         for group, members in self.groups.items():
             bad = members.keys() & {*outliers, *self.malformed}
             if len(bad) > config.byzantine:
                 found.append(
                     f"group {group} has {len(bad)} nodes that lie or fail, more than byzantine={config.byzantine}: it "
-                    "can't be decoded like that."
+                    "can't be decoded."
                 )
         return found
 
 
 def _rounded_up(value: float) -> float:
-    """Return the smallest number of two significant digits that is no less than the value."""
+    """Return the value rounded up to two significant digits."""
     return float(Context(prec=2, rounding=ROUND_CEILING).create_decimal(Decimal(repr(value))))
 
 

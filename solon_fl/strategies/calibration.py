@@ -1,4 +1,4 @@
-"""How far honest nodes are apart: the float noise that `SolonConfig.rtol` must be above, measured."""
+"""Measures the float noise between honest nodes, which `SolonConfig.rtol` must exceed."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
@@ -39,46 +39,56 @@ def calibrate(
     liars: int | None = None,
     referee: Any = None,
 ) -> Calibration:
-    """Measure the float noise between the nodes, and return the rtol that it needs, and whether code "exact" suits.
+    """Measure the float noise between the nodes; return the ``rtol`` it requires and whether code "exact" suits.
 
-    All nodes of a group compute the same share of the same batches, and their shares are compared. Nothing is trained,
-    and the nodes' program is that of any other round.
+    All nodes of a group compute the same share of the same batches, and the server compares their shares. Nothing is
+    trained, and the nodes run the same program as in any other round.
 
     Parameters
     ----------
     grid, initial_arrays, config, buffers, train_config
-        As for `SolonStrategy` and its `start`. With a model that is trained already the noise is mostly larger,
-        relative to its smaller gradient.
+        As for `SolonStrategy` and its ``start``. Noise is usually larger with a model that is already trained, as it is
+        relative to a smaller gradient.
     rounds : int
-        Rounds to measure in, each on batches and a slot of its own; the largest noise counts.
+        Number of rounds to measure, each with its own batches and slots. The largest noise counts.
     timeout : float or None
-        Of each round, seconds: a silent node is waited for that long. It also bounds the wait for the nodes.
+        Deadline of each round in seconds: a silent node costs that long. It also bounds the wait for the nodes to
+        connect.
     liars : int, optional
-        Nodes of one group that may lie now: as many, the farthest, are left out. Default: config.byzantine. If you
-        know that all nodes are honest, give 0: then the few that differ from the others count too.
+        How many nodes of one group may lie now: in each group, that many of the farthest nodes are left out. Default:
+        ``config.byzantine``. If you know that all nodes are honest, give 0: then the few that differ from the others
+        also count.
     referee : optional
-        As for `SolonStrategy`. All nodes are compared with it, so that noise and bits are its, too; it computes one
-        group after the other.
+        As for `SolonStrategy`. All nodes are compared with the referee, so noise and bits include its own. It computes
+        one group after the other.
+
+    Returns
+    -------
+    Calibration
+        The noise, the ``rtol`` to use, and a finding for each node.
 
     Raises
     ------
     ConfigurationError
-        If rounds < 1, or liars is not in 0..(group_size - 1) / 2, with a referee in 0..group_size - 1.
+        If ``rounds`` < 1, or ``liars`` is not in 0..(group_size - 1) / 2, or with a referee in 0..group_size - 1.
     NodesMissingError
         If fewer nodes than needed connect within the timeout.
     GroupFailedError
-        If no group could be compared; the message says why not.
+        If no group could be compared. The message says why.
 
     Notes
     -----
-    Guarantee: `liars` nodes of a group, whatever they send, can't make `noise` larger than the largest distance between
-    two honest nodes of one group, relative to its reference; so rtol is at most four times that, rounded up, or the
-    floor. And no nodes at all can make rtol larger than 4e-3: what differs by more than 1e-3 is not counted. Liars can
-    take the place of honest nodes that are far from the others, and so keep rtol below what these need.
-    Reference of a group: the referee's share, or else that whose (n - liars)-th nearest of n shares, itself included,
-    is nearest.
-    Cost: that of `rounds` rounds, and one more if shares are equal; all shares of a round in memory, and n^2 m
-    multiply-adds a group. With code "exact" noise is measured on shares of the Fourier code.
+    Guarantee: whatever they send, ``liars`` nodes of a group can't make ``noise`` larger than the largest distance
+    between two honest nodes of one group, relative to its reference. So ``rtol`` is at most four times that distance,
+    rounded up, or the floor. No number of nodes can make ``rtol`` larger than 4e-3, because differences above 1e-3 are
+    not counted. Liars can take the place of honest nodes that are far from the others, and thus keep ``rtol`` below
+    what those need.
+
+    The reference of a group is the referee's share. Without a referee, each of the n shares is scored by the distance
+    to its (n - liars)-th nearest share, itself included, and the share with the smallest score is the reference.
+
+    The cost is that of ``rounds`` rounds, and of one more if the shares are equal. All shares of a round are in memory,
+    and each group takes n^2 m multiply-adds. With code "exact", noise is measured on shares of the Fourier code.
     """
     model = ServerModel(initial_arrays, buffers, partial(torch.optim.SGD, lr=1.0), code=config.make_code())
     judge = referee_of(referee)
@@ -106,7 +116,7 @@ def measure(
     liars: int,
     referee: Referee | None = None,
 ) -> Calibration:
-    """Do what `calibrate` does, with a roster and a model that are there already."""
+    """Do what `calibrate` does, with an existing roster and model."""
     if not isinstance(rounds, int) or rounds < 1:
         raise ConfigurationError(f"rounds must be a whole number >= 1; got rounds={rounds!r}.")
     minority = (config.group_size - 1) // 2

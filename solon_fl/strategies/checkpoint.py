@@ -1,4 +1,4 @@
-"""Checkpoints: a server that is killed at any moment goes on from the last one as if nothing had happened."""
+"""Checkpoints: a server that is killed at any moment resumes from the last one as if nothing had happened."""
 
 import hashlib
 import json
@@ -27,12 +27,12 @@ except ImportError:  # not on Windows
 __all__ = ["Checkpoint", "Checkpoints"]
 
 FORMAT = "solon_fl checkpoint 1"
-LOCK = "lock"  # the file that says who uses the folder
+LOCK = "lock"  # name of the file that says which process uses the folder
 logger = logging.getLogger("flwr.checkpoints")
 
 
 class UnwrittenError(CheckpointError):
-    """The folder is at fault, or its disk, and not what was to be saved."""
+    """The folder or its disk is at fault, not the content."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +42,14 @@ class Checkpoint:
     Attributes
     ----------
     round : int
-        The last that is in it.
+        The last round it includes.
     run : dict
-        What must be the same in the run that goes on; what json can write.
+        What must be the same in the run that resumes, as JSON-serializable values.
     notes : dict
-        All that is small: metrics, groups, the ledger; what json can write.
+        The small part of the state (metrics, groups, the ledger), as JSON-serializable values.
     tensors : dict
-        All that is large: what `torch.save` writes and ``torch.load(weights_only=True)`` reads. Numbers and arrays of
-        numpy, here and in the others, are written as Python's and torch's.
+        The large part of the state: anything that ``torch.save`` writes and ``torch.load(weights_only=True)`` reads.
+        Here and in the others, numpy's numbers and arrays are written as Python's and torch's.
     """
 
     round: int
@@ -59,28 +59,33 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """A folder with the last checkpoints of one run.
+    """A folder with the latest checkpoints of one run.
 
-    Give it to a strategy: it saves there, and starts from the newest checkpoint that it finds there. So to resume,
-    start the same program again; to start anew, give it another folder. Rounds after the checkpoint are done again.
+    Give it to a strategy: the strategy saves there, and starts from the newest checkpoint that it finds there. To
+    resume a run, start the same program again. To start anew, use another folder. Rounds after the checkpoint are
+    repeated.
 
     Parameters
     ----------
     folder : path
-        Made if it is not there. On a disk that survives the server, and that nobody else may write to.
+        Created if it does not exist. It must be on a disk that outlives the server, and nobody else may write to it.
     every : int
-        Save after every so many rounds (and after the last).
+        Save after every ``every`` rounds, and after the last one.
     keep : int
-        Keep so many checkpoints, at least 2: should the newest be damaged, the one before is used.
+        Number of checkpoints to keep, at least 2: if the newest is damaged, the one before it is used.
 
     Notes
     -----
-    A checkpoint is two files: ``round-000040.pt`` with the tensors, and then ``round-000040.json`` with everything
-    else, the digest of both among it. Both are written beside, forced to disk, and renamed, so that a kill at any
-    moment leaves whole checkpoints only. Its size: the model, and the optimizer's state.
-    A checkpoint that can't be written does not end the run: the log says so, and the next is tried.
-    One run at a time may use a folder: a second one is refused at its start. The lock goes with the process that holds
-    it, however that ends; the file ``lock`` stays, and means nothing by itself.
+    A checkpoint consists of two files. ``round-000040.pt`` has the tensors, and ``round-000040.json``, written after
+    it, has everything else including digests of both. Each file is written under a temporary name, forced to disk, and
+    renamed, so a kill at any moment leaves only complete checkpoints. A checkpoint is about as large as the model and
+    the optimizer's state together.
+
+    A checkpoint that can't be written does not end the run: the server logs it and tries again at the next one.
+
+    Only one run at a time can use a folder. A second one is refused at its start. The operating system releases the
+    lock when the process that holds it ends, for whatever reason. The file ``lock`` remains, and means nothing by
+    itself.
     """
 
     def __init__(self, folder: str | Path, *, every: int = 1, keep: int = 2) -> None:
@@ -90,12 +95,12 @@ class Checkpoints:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep the folder for one run, while inside.
+        """Reserve the folder for one run while the context is open.
 
         Raises
         ------
         CheckpointError
-            If another run uses it, in this process or any other, or it can't be written to.
+            If another run uses the folder, in this process or any other, or if it can't be written to.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -108,16 +113,16 @@ class Checkpoints:
             self._lock(file)
             yield
         finally:
-            if fcntl is not None:  # closing is not enough where a process that was forked has the file too
+            if fcntl is not None:  # closing does not unlock if a forked process has the file open, too
                 with suppress(OSError):
                     fcntl.flock(file, fcntl.LOCK_UN)
             os.close(file)
 
     def _lock(self, file: int) -> None:
-        """Lock an open file, and write into it who did."""
+        """Lock an open file, and write into it which process did."""
         try:
             if fcntl is None:
-                raise OSError("this platform has no such locks")
+                raise OSError("this platform has no file locks")
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             holder = " ".join(os.read(file, 200).decode(errors="replace").split()) or "another process"
@@ -125,20 +130,20 @@ class Checkpoints:
                 f"another run ({holder}) uses the checkpoint folder {self.folder}; stop that one, or choose another "
                 "folder for this one."
             ) from error
-        except OSError as error:  # some file systems have none either
-            logger.warning("%s can't be locked (%s): let no second run use it.", self.folder, error)
+        except OSError as error:  # some file systems have no locks, either
+            logger.warning("%s can't be locked (%s): don't let a second run use it.", self.folder, error)
             return
-        with suppress(OSError):  # a full disk is the first save's to tell
+        with suppress(OSError):  # the first save reports a full disk
             os.ftruncate(file, 0)
             os.write(file, f"process {os.getpid()} on {platform.node()}\n".encode())
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint, then delete those that are too many.
+        """Write a checkpoint, then delete those beyond `keep`.
 
         Raises
         ------
         CheckpointError
-            If the folder can't be written to, or what is to be saved could not be read again.
+            If the folder can't be written to, or if the content could not be read again.
         """
         name = f"round-{checkpoint.round:06d}"
         try:
@@ -156,31 +161,31 @@ class Checkpoints:
             )
             manifest["digest"] = _digest(manifest)
             _write(self.folder / f"{name}.json", manifest)
-            # Newer ones are those that `load` could not use: they don't count, lest they push out the whole ones.
+            # Newer ones are those that `load` could not use. If they counted, they would push out the whole ones.
             whole = [path for path in self._manifests() if _round_of(path) <= checkpoint.round]
             for old in whole[self.keep :]:
-                old.unlink()  # first: a manifest without tensors is damaged, tensors without a manifest are nothing
+                old.unlink()  # before its tensors: a manifest without tensors counts as damaged, not the reverse
             kept = {path.stem for path in self._manifests()}
             for leftover in self.folder.glob("round-*.pt"):
                 if leftover.stem not in kept:
                     leftover.unlink(missing_ok=True)
-        except CheckpointError:  # what is to be saved is at fault, not the disk
+        except CheckpointError:  # the content is at fault, not the disk
             self._remove_parts()
             raise
-        except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeErrors too
+        except (OSError, RuntimeError) as error:  # torch's writer also raises RuntimeErrors
             self._remove_parts()
             raise UnwrittenError(
                 f"the checkpoint of round {checkpoint.round} can't be written: {error}; the run's state is lost if the "
-                "server stops; free some space or choose another folder."
+                "server stops now; free some space or choose another folder."
             ) from error
 
     def save_if_possible(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint; if the folder can't be written to, only log that: a later round may be luckier.
+        """Write a checkpoint. If the folder can't be written to, only log it: a later round may succeed.
 
         Raises
         ------
         CheckpointError
-            If what is to be saved could not be read again.
+            If the content could not be read again.
         """
         try:
             self.save(checkpoint)
@@ -188,20 +193,20 @@ class Checkpoints:
             logger.error("%s Training goes on.", error)
 
     def load(self, run: Mapping[str, Any], take_over: Callable[[Checkpoint], None] | None = None) -> Checkpoint | None:
-        """Return the newest checkpoint that is whole and of the same run; None if there is none at all.
+        """Return the newest checkpoint that is complete and of the same run; None if the folder has no checkpoints.
 
         Parameters
         ----------
         run : mapping
-            What must be the same in the run that goes on.
+            What must be the same in the run that resumes.
         take_over : callable, optional
-            Called with the checkpoint. One that it can't take over, whatever it raises, is passed over like a damaged
-            one, and it is called with the one before; so it must not rely on the state that it finds.
+            Called with the checkpoint. If it raises any exception, the checkpoint is skipped like a damaged one, and
+            ``take_over`` is called with the one before it. So it must not rely on the state that it finds.
 
         Raises
         ------
         CheckpointError
-            If there are checkpoints, and none can be used; the message says why not, of the newest.
+            If there are checkpoints and none can be used. The message gives the reason for the newest.
         """
         reasons = []
         for path in self._manifests():
@@ -223,7 +228,7 @@ class Checkpoints:
         return None
 
     def _remove_parts(self) -> None:
-        """Delete what a save that was killed, or failed, has left. What can't be deleted is in nobody's way."""
+        """Delete the leftovers of saves that failed or were killed. Those that can't be deleted do no harm."""
         for part in self.folder.glob("round-*.part"):
             with suppress(OSError):
                 part.unlink()
@@ -237,19 +242,19 @@ class Checkpoints:
             manifest = json.loads(path.read_bytes())
             claimed = manifest.pop("digest")
             if manifest["format"] != FORMAT or _digest(manifest) != claimed:
-                raise ValueError("its digest does not fit")
+                raise ValueError("its digest does not match")
             for key, kind in (("round", int), ("run", dict), ("tensors", str), ("notes", dict)):
                 if type(manifest[key]) is not kind:
-                    raise ValueError(f"its {key} is no {kind.__name__}")
+                    raise ValueError(f"its {key} is not of type {kind.__name__}")
             if manifest["round"] != _round_of(path):
-                raise ValueError("its name says another round")
+                raise ValueError("its file name says another round")
         except Exception as error:  # the file may hold anything
-            raise CheckpointError(f"damaged, or no checkpoint of this format ({_kind_and_text(error)})") from error
+            raise CheckpointError(f"damaged, or not a checkpoint of this format ({_kind_and_text(error)})") from error
         _check_same_run(manifest["run"], _as_json(run))
         tensors_path = path.with_suffix(".pt")
         try:
             if _digest_of_file(tensors_path) != manifest["tensors"]:
-                raise ValueError("its digest does not fit")
+                raise ValueError("its digest does not match")
             tensors = torch.load(tensors_path, weights_only=True)
         except Exception as error:  # torch raises errors of many kinds, UnpicklingError and RuntimeError among them
             raise CheckpointError(f"{tensors_path.name} is damaged or missing ({_kind_and_text(error)})") from error
@@ -261,12 +266,12 @@ def _try(take_over: Callable[[Checkpoint], None], checkpoint: Checkpoint) -> Non
         take_over(checkpoint)
     except CheckpointError:
         raise
-    except Exception as error:  # the notes may hold anything: a digest that fits can be made by whoever made them
-        raise CheckpointError(f"what it holds is not what a run can go on from ({_kind_and_text(error)})") from error
+    except Exception as error:  # the notes may hold anything: whoever wrote them can also write a matching digest
+        raise CheckpointError(f"a run can't resume from its content ({_kind_and_text(error)})") from error
 
 
 def _round_of(path: Path) -> int:
-    """Return the round in the name of a checkpoint's file; -1 if there is none: it is no checkpoint."""
+    """Return the round in the name of a checkpoint's file; -1 if the name has none, so it is not a checkpoint."""
     number = path.name.partition(".")[0].removeprefix("round-")
     return int(number) if number.isdecimal() and len(number) < 20 else -1
 
@@ -276,22 +281,22 @@ def _kind_and_text(error: Exception) -> str:
 
 
 def _as_json(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return content as it will be when read again: keys are strings, tuples are lists."""
+    """Return content as it will be when read again: keys become strings, tuples become lists."""
     again: dict[str, Any] = json.loads(json.dumps(content, default=_plain))
     return again
 
 
 def _plain(value: object) -> Any:
-    """Return a number or an array of numpy as what json can write."""
+    """Return a numpy number or array as JSON-serializable values."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     raise CheckpointError(
-        f"a checkpoint can't hold {value!r}, a {type(value).__name__}; let settings and metrics be numbers and texts."
+        f"a checkpoint can't hold {value!r}, a {type(value).__name__}; use numbers and strings as settings and metrics."
     )
 
 
 def _without_numpy(content: Any) -> Any:
-    """Return content with Python's numbers and torch's tensors in the place of numpy's, whatever dicts they are in."""
+    """Return content with numpy's numbers and arrays replaced by Python's numbers and torch's tensors, recursively."""
     if isinstance(content, np.generic):
         return content.item()
     if isinstance(content, np.ndarray):
@@ -308,20 +313,20 @@ def _check_readable(file: IO[bytes]) -> None:
     file.seek(0)
     try:
         torch.load(file, weights_only=True, map_location="meta")
-    except Exception as error:  # UnpicklingError, and whatever else
+    except Exception as error:  # UnpicklingError, among others
         file.seek(0)
         odd = ", ".join(torch.serialization.get_unsafe_globals_in_checkpoint(file)) or _kind_and_text(error)
         raise CheckpointError(
-            "the optimizer's settings or state hold what no checkpoint can be read with again "
-            f"({odd}); use numbers, texts and tensors there, or train without checkpoints."
+            "the optimizer's settings or state hold objects that could not be read from a checkpoint again "
+            f"({odd}); use numbers, strings and tensors there, or train without checkpoints."
         ) from error
 
 
 def _check_same_run(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    for key in {**ours, **theirs}:  # ours first: they go from the general to the particular
+    for key in {**ours, **theirs}:  # ours first, as they are ordered from general to specific
         if theirs.get(key) != ours.get(key):
             there, here = (repr(run[key]) if key in run else "not set" for run in (theirs, ours))
-            raise CheckpointError(f"it is of another run: {key} is {there} there and {here} here")
+            raise CheckpointError(f"it belongs to another run: {key} is {there} there and {here} here")
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:
@@ -334,9 +339,9 @@ def _digest_of_file(path: Path) -> str:
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> str:
-    """Write JSON or tensors so that the file is whole or not there, and return the digest of its bytes."""
+    """Write JSON or tensors so that the file is either complete or absent; return the digest of its bytes."""
     part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
-    with part.open("xb+") as file:  # made here: whoever put a file or a link there, it is not written through
+    with part.open("xb+") as file:  # "x": never write through a file or link that somebody else put there
         if path.suffix == ".json":
             file.write(json.dumps(content).encode())
         else:
@@ -347,7 +352,7 @@ def _write(path: Path, content: Mapping[str, Any]) -> str:
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     part.replace(path)
-    with suppress(OSError):  # not everywhere can a folder be opened (Windows) or forced to disk (some network mounts)
+    with suppress(OSError):  # some systems can't open a folder (Windows) or force it to disk (some network mounts)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)

@@ -1,4 +1,4 @@
-"""How far shares of the same slot, sent by different nodes, are from each other."""
+"""Measures the distance between shares of the same slot from different nodes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from solon_fl.coding.sections import Sections
 
 __all__ = ["LARGEST_NOISE", "Comparison", "compare", "distances", "mixing_slots", "norms", "same_bits"]
 
-LARGEST_NOISE = 1e-3  # what differs by more is no float noise
-BLOCK = 2**16  # columns that are compared at a time
+LARGEST_NOISE = 1e-3  # larger relative differences are not float noise
+BLOCK = 2**16  # number of columns compared at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """One group's shares: which of them is the reference, how far each is from it, and the noise."""
+    """The comparison of one group's shares: the reference, each share's distance from it, and the noise."""
 
     reference: Tensor
     distances: list[float]
@@ -28,13 +28,13 @@ class Comparison:
 def compare(
     shares: Sequence[Tensor], liars: int, sections: Sections, trusted: Tensor | None = None
 ) -> Comparison | str:
-    """Return how far shares of the same slot are from each other, or why that can't be said.
+    """Return how far apart shares of the same slot are, or the reason why that is unknown.
 
-    If there is one that is `trusted`, that is the reference, and all but one of the nodes may lie.
+    A `trusted` share becomes the reference, and then all nodes but one may lie.
     """
     needed = max(2, 2 * liars + 1) if trusted is None else liars + 1
     if len(shares) < needed:
-        return f"{len(shares)} of its nodes sent a share, and {needed} are needed while {liars} may lie"
+        return f"{len(shares)} of its nodes sent a share, but {needed} are needed if {liars} may lie"
     honest = len(shares) - liars
     if trusted is None:
         pairs, sizes = _pairwise_distances(shares, sections)
@@ -51,19 +51,20 @@ def compare(
     near = near[near <= LARGEST_NOISE]
     if trusted is not None and not len(near):
         return (
-            f"no node sent what the referee has: the nearest differs by {found.min():.1e}, more than float noise could "
-            f"be ({LARGEST_NOISE:g}); the referee has other data, settings or code than the nodes, or all of them lie"
+            f"no node agrees with the referee: the nearest differs by {found.min():.1e}, more than float noise can "
+            f"explain ({LARGEST_NOISE:g}); the referee has other data, settings or code than the nodes, or all of "
+            "them lie"
         )
     if trusted is None and len(near) <= len(shares) / 2:
         return (
             f"its nodes do not compute the same: they differ by {np.median(found[found > 0]):.1e}, more than "
-            f"float noise could be ({LARGEST_NOISE:g}); batches must come from the task alone"
+            f"float noise can explain ({LARGEST_NOISE:g}); batches must come from the task alone"
         )
     return Comparison(reference=reference, distances=found.tolist(), noise=float(near[-1]))
 
 
 def _relative(distances: np.ndarray, norms: np.ndarray) -> np.ndarray:
-    """Return the largest of the distances in all classes, (K, ...), relative to norms that fit; 0 / 0 is 0."""
+    """Return the largest distance over the classes, (K, ...), relative to the matching norms; 0 / 0 is 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         relative = np.where(distances == 0, 0, distances / norms).max(axis=0)
     return np.asarray(np.nan_to_num(relative, nan=np.inf, posinf=np.inf))
@@ -92,18 +93,18 @@ def norms(values: Tensor, sections: Sections) -> np.ndarray:
 
 
 def distances(share: Tensor, expected: Tensor, sections: Sections) -> np.ndarray:
-    """Return how far a share is from what it should be, in each class of tensors; NaN if it holds NaN or inf."""
+    """Return the distance of a share from its expected value in each class of tensors; NaN if it holds NaN or inf."""
     return norms(share.to(torch.float64) - expected.to(torch.float64), sections)
 
 
 def mixing_slots(code: RealCode) -> list[int]:
-    """Return the slots whose shares mix many chunks of the gradient, those that mix most first."""
+    """Return the slots whose shares mix many chunks of the gradient, those that mix the most chunks first."""
     squares = code.generator**2
-    mixed = squares.sum(axis=1) ** 2 / (squares**2).sum(axis=1)  # from 1, entries as they are, to k, all alike
+    mixed = squares.sum(axis=1) ** 2 / (squares**2).sum(axis=1)  # effective number of chunks: 1 (plain copy) to k
     return [int(slot) for slot in np.argsort(-mixed, kind="stable") if mixed[slot] >= mixed.max() * 2 / 3]
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Return whether two shares of one length are equal bit for bit."""
+    """Return whether two shares of the same length are equal bit for bit."""
     whole = torch.int64 if one.dtype == torch.float64 else torch.int32
     return torch.equal(one.view(whole), other.view(whole))

@@ -1,4 +1,4 @@
-"""One group in one round, with digests: lies become erasures where honest nodes compute the same bits."""
+"""One group in one round, with digests: lies become erasures if honest nodes compute the same bits."""
 
 import logging
 from dataclasses import dataclass, field, replace
@@ -21,20 +21,20 @@ logger = logging.getLogger("flwr")
 
 @dataclass(kw_only=True)
 class DigestGroupRound(GroupRound):
-    """Decodes by the digests that s + 1 nodes agree on; by algebra if there are none and the group is large enough.
+    """Decodes by the digests that s + 1 nodes agree on, or by algebra if there are none and the group is large enough.
 
     Attributes
     ----------
     digest_key : bytes
-        Of run, round and group.
+        The key of the digests in this run, round and group.
     can_decode_by_algebra : bool
         Whether the group is large enough to find s liars without digests.
     """
 
     digest_key: bytes
     can_decode_by_algebra: bool
-    _digests: dict[int, bytes] = field(default_factory=dict)  # of the shares
-    _votes: dict[int, bytes] = field(default_factory=dict)  # lists of digests, by the slot of who sent them
+    _digests: dict[int, bytes] = field(default_factory=dict)  # digests of the shares received
+    _votes: dict[int, bytes] = field(default_factory=dict)  # lists of digests, by the slot of the node that sent them
 
     def _take(self, replies: dict[int, Message]) -> None:
         for slot in list(replies):
@@ -68,7 +68,7 @@ class DigestGroupRound(GroupRound):
         if self.closed or self.question is not None:
             return gradient
         all_here = self._all_here
-        by_algebra_now = self._late and self.can_decode_by_algebra  # what may still come is not waited for
+        by_algebra_now = self._late and self.can_decode_by_algebra  # without waiting for further replies
         if not last and (self.resting or not (all_here or by_algebra_now)):
             self._exhausted = all_here
             return None
@@ -76,7 +76,7 @@ class DigestGroupRound(GroupRound):
             return self._conclude(Outcome(Decoded.failed(DecodeStatus.UNDECODABLE)))
         logger.warning(
             "Group %d: fewer than %d nodes sent the same digests, or fewer than %d shares match them; "
-            "it is decoded by algebra.",
+            "the group is decoded by algebra.",
             *(self.group, self.byzantine + 1, self.decoder.code.compression),
         )
         return super()._try_to_decode(last)
@@ -84,8 +84,9 @@ class DigestGroupRound(GroupRound):
     def _decode_by_digests(self) -> Tensor | None:
         """Close the group if s + 1 nodes sent the same digests, and k shares match them.
 
-        One of the s + 1 is honest, so that those k shares are the true ones, bit by bit. Who sent another share is a
-        liar only if it is farther from what it should be than float noise can take it, not if just its bits differ.
+        One of the s + 1 nodes is honest, so those k shares are the true ones, bit by bit. A node that sent another
+        share is a liar only if that share is farther from the true one than float noise can explain, not if just its
+        bits differ.
         """
         code = self.decoder.code
         elected = elect(self._votes.values(), self.byzantine + 1)
@@ -102,7 +103,7 @@ class DigestGroupRound(GroupRound):
         decoded = self.decoder.decode(matching, sections=self.sections, generator=self.projection)
         gradient = decoded.gradient
         if gradient is None or decoded.corrupt_slots or decoded.suspect_slots or decoded.different_slots:
-            return None  # honest shares that do not agree: there was no honest voter
+            return None  # the elected shares disagree, so no voter was honest
         decoded = self._judged(decoded, gradient, sorted(self._shares.keys() - matching.keys()))
         honest = self._shares.keys() - {*decoded.corrupt_slots, *decoded.erased_slots}
         return self._conclude(
@@ -126,8 +127,8 @@ class DigestGroupRound(GroupRound):
         return {slot for slot, vote in self._votes.items() if vote != right}
 
     def _judged(self, decoded: Decoded, gradient: Tensor, others: list[int]) -> Decoded:
-        """Return what was decoded with a verdict on the slots whose shares don't match the digests."""
-        if not decoded.classes:  # exact: nothing passes for noise, and nothing is known to be none
+        """Return the decoded result with a verdict on the slots whose shares don't match the digests."""
+        if not decoded.classes:  # an exact code can't tell lies from shares of other hardware or software
             status = DecodeStatus.CORRECTED if others else DecodeStatus.CLEAN
             return replace(decoded, status=status, different_slots=tuple(others), erased_slots=())
         allowed = np.array([outcome.tolerance + outcome.error_bound for outcome in decoded.classes])

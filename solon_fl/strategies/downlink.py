@@ -1,4 +1,4 @@
-"""The model's way down: what each node has of it, as far as the server knows, and what brings it to the newest."""
+"""Sends the model to the nodes: tracks which version each node has, and sends what brings it to the newest."""
 
 from collections import deque
 from collections.abc import Collection, Mapping
@@ -22,25 +22,25 @@ __all__ = ["ModelSender", "Records"]
 
 Records = Mapping[str, ArrayRecord | MetricRecord | ConfigRecord]
 MOST_PATCHES = 16
-MOST_BEHIND = 3  # versions that a node was sent and has not said that it has: late replies come a round or two later
+MOST_BEHIND = 3  # most unacknowledged versions sent to a node, as late replies arrive a round or two later
 
 
 @dataclass(slots=True)
 class _Node:
-    """What is known of a node.
+    """What the server knows of a node.
 
     Attributes
     ----------
     version, fixed : str
-        SHA-256 of what it has; "" if that is not known.
+        SHA-256 of the trained and of the fixed entries that it has; "" if unknown.
     expected : str
-        Of the version that it was sent last.
+        SHA-256 of the version that it was sent last.
     whole_in : int
-        The last round in which all of it was sent to it; 0 for never.
+        The last round in which the whole model was sent to it; 0 for never.
     asked : int
-        How often it had to be sent all of it although it had it, or was sent it, before.
+        How often it needed the whole model although it had it, or was sent it, before.
     free_in : int
-        The first round in which it is sent all of it again without delay.
+        The first round in which it is sent the whole model again without delay.
     """
 
     version: str = ""
@@ -52,17 +52,17 @@ class _Node:
 
 
 class ModelSender:
-    """Sends nodes what they lack of the model.
+    """Sends nodes the parts of the model that they lack.
 
-    With `downlink` "full" and no frozen weights that is always all of it, and nodes keep nothing. With "delta" the
-    server holds a copy of the trained entries that all nodes in step hold too, bit by bit. After each step a patch
-    brings the copy near the model, and nodes compute their gradients at the copy. What the patch leaves out is in the
-    next one.
+    With `downlink` "full" and no frozen weights, this is always the whole model, and nodes keep nothing. With "delta",
+    the server holds a copy of the trained entries that all nodes in step hold, too, bit by bit. After each step, a
+    patch brings the copy close to the model, and nodes compute their gradients at the copy. The next patch includes
+    what this one leaves out.
 
     Parameters
     ----------
     model : ServerModel
-        The run's.
+        The run's model.
     downlink : "full" or "delta"
         See `SolonConfig`.
 
@@ -73,23 +73,25 @@ class ModelSender:
 
     Notes
     -----
-    A node says itself what it has, and is never assumed to have what it was not sent. Who lacks the model says so and
-    is sent all of it in the same round, once. So is who says nothing of the last 3 versions that it was sent, or is
-    late. Doing so again and again gets a node less and less: after the n-th time it is `denied` for 2^(n-1) - 1 rounds.
-    A round then does without it, or if it can't, sends it all the same.
-    Memory: "delta" holds the copy, and patches of at most 16 rounds and at most as large as the copy. For nodes that
-    were not asked for longer, all is sent.
+    Nodes report what they have, and the server never assumes that a node has something it was not sent. A node that
+    lacks the model says so and is sent the whole model in the same round, once. A node that reports none of the last 3
+    versions that it was sent, or replies late, is sent the whole model, too. A node that needs this again and again
+    gets it less and less often: after the n-th time it is `denied` for 2^(n-1) - 1 rounds. A round then does without
+    it, or sends it the model anyway if it can't.
+
+    With "delta", the memory holds the copy, and patches of at most 16 rounds that are at most as large as the copy.
+    Nodes that were not asked for longer are sent the whole model.
     """
 
     def __init__(self, model: ServerModel, downlink: DownlinkName) -> None:
         self._model = model
         self.keeps_state = downlink == "delta" or bool(model.frozen)
         self._copy: dict[str, Tensor] | None = None
-        self._patches: deque[tuple[str, Array]] = deque()  # each with the version that it begins with
+        self._patches: deque[tuple[str, Array]] = deque()  # each with the version that it starts from
         self._version = ""
         self._nodes: dict[int, _Node] = {}
         self._round = 0
-        self._lacking: set[int] = set()  # ids of nodes that said so in this round
+        self._lacking: set[int] = set()  # see `lacking`
         if downlink == "delta":
             self._copy = self._new_copy()
             self._version = self._sha256()
@@ -101,11 +103,11 @@ class ModelSender:
 
     @property
     def lacking(self) -> tuple[int, ...]:
-        """Ids of the nodes that in this round lacked the model, or did not say that they have it, ascending."""
+        """Ids of the nodes that lacked the model in this round, or did not say that they have it, ascending."""
         return tuple(sorted(self._lacking))
 
     def publish(self) -> None:
-        """Let nodes have the model as it is now: makes a patch."""
+        """Make a patch that brings the nodes to the current model."""
         if self._copy is None:
             return
         target = self._model.trained_values()
@@ -126,7 +128,7 @@ class ModelSender:
 
     @property
     def _fixed_sha256(self) -> str:
-        """Of the fixed entries; "" if there are none."""
+        """SHA-256 of the fixed entries; "" if there are none."""
         return self._model.fixed_sha256 if self._model.fixed else ""
 
     @property
@@ -138,12 +140,12 @@ class ModelSender:
         return tensors_sha256(self._copy)
 
     def records(self, node_ids: Collection[int], arrays: ArrayRecord | None = None) -> dict[int, Records]:
-        """Return what a message to each of these nodes must hold for the model's sake; equal records are one object.
+        """Return the model's records for a message to each of these nodes. Equal records are one object.
 
         Parameters
         ----------
         arrays : ArrayRecord, optional
-            The model, if somebody has it as a record already.
+            The model, if the caller has it as a record already.
         """
         if not self.keeps_state:
             whole: Records = {ARRAYS: self._model.to_record() if arrays is None else arrays}
@@ -175,12 +177,15 @@ class ModelSender:
         return found
 
     def as_nodes_have_it(self) -> ArrayRecord:
-        """Return the model that nodes compute with, all of it."""
+        """Return the whole model that nodes compute with."""
         copy = {name: to_array(value) for name, value in (self._copy or {}).items()}
         return ArrayRecord({name: copy.get(name, array) for name, array in self._model.to_record().items()})
 
     def _trained(self, start: str) -> tuple[tuple[str, ...], Records]:
-        """Return the versions from `start` to the newest, and what brings a node there; all of it if it has none."""
+        """Return the versions from `start` to the newest, and the records that bring a node there.
+
+        Without a `start`, these are all trained entries.
+        """
         if self._copy is None:
             return (), {}
         if not start:
@@ -195,7 +200,7 @@ class ModelSender:
         return [*(before for before, _ in self._patches), self._version]
 
     def _start_of(self, node: _Node) -> str:
-        """Return the version that patches for a node begin with; "" if there are none for it."""
+        """Return the version that a node's patches start from; "" if there are none for it."""
         versions = self._versions
         if node.version not in versions:
             return ""
@@ -206,26 +211,26 @@ class ModelSender:
         return not self._model.fixed or bool(node.fixed)
 
     def _can_go_on(self, node: _Node) -> bool:
-        """Whether a node has something that patches, and fixed entries that have changed, can be added to."""
+        """Whether a node has a version that patches, and changed fixed entries, can be applied to."""
         return self._has_fixed(node) and (self._copy is None or bool(self._start_of(node)))
 
     def _has_lost(self, node: _Node) -> bool:
-        """Whether a node must be sent all of it, and that is neither the first time nor after a long absence."""
+        """Whether a node needs the whole model, neither for the first time nor after a long absence."""
         was_absent = self._has_fixed(node) and bool(node.version) and node.version == node.expected
         return bool(node.whole_in) and not self._can_go_on(node) and not was_absent
 
     def _note_whole(self, node: _Node) -> None:
-        """Note that a node is sent all of it, and count it if it has lost it."""
+        """Record that a node is sent the whole model, and count this if it had lost it."""
         if self._has_lost(node):
             node.asked += 1
             node.free_in = self._round + 2 ** min(node.asked - 1, 30)
         node.whole_in = max(self._round, 1)
-        node.version = node.fixed = ""  # until it says that it has them
+        node.version = node.fixed = ""  # until it reports that it has them
 
     def learn(self, node_id: int, reply: Message) -> bool:
-        """Take what a reply says of the model out of it; return whether the node must be sent all of it.
+        """Remove from a reply what it says of the model; return whether the node must be sent the whole model.
 
-        A node that was sent all of it in this round and says so is not believed.
+        A node that lacks the model although it was sent all of it in this round is not sent it again.
         """
         if not self.keeps_state or reply.has_error():
             return False
@@ -239,7 +244,7 @@ class ModelSender:
         return kept.lacks and node.whole_in != self._round
 
     def learn_late(self, node_id: int, reply: Message) -> None:
-        """Take what a late reply says: the node may have a newer version than is known."""
+        """Learn from a late reply, as the node may have a newer version than the server knows of."""
         if not self.keeps_state or reply.has_error() or node_id not in self._nodes:
             return
         node, kept, versions = self._nodes[node_id], read_kept(reply), self._versions
@@ -253,30 +258,30 @@ class ModelSender:
             node.version = kept.version
 
     def denied(self, node_ids: Collection[int]) -> set[int]:
-        """Return those of these nodes that would have to be sent all of the model, and were so too often already."""
+        """Return the nodes among these that need the whole model and have needed it too often already."""
         if not self.keeps_state:
             return set()
         nodes = {node_id: self._nodes[node_id] for node_id in node_ids if node_id in self._nodes}
         return {node_id for node_id, node in nodes.items() if self._has_lost(node) and self._round < node.free_in}
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint must hold; what `restore` takes. Nothing is copied."""
+        """Return the state for a checkpoint, which `restore` takes. Nothing is copied."""
         return {} if self._copy is None else {"copy": dict(self._copy)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` returned. Nodes are sent all of the model when they are next asked.
+        """Take over the result of `state`. Nodes are sent the whole model when they are next asked.
 
         Raises
         ------
         ValueError
-            If it is of another model; other errors if it is something else altogether.
+            If it is the state of another model. Other exceptions if it is something else altogether.
         """
         if self._copy is None:
             return
         copy: dict[str, Tensor] = state["copy"]
         ours = {name: (value.shape, value.dtype) for name, value in self._copy.items()}
         if {name: (value.shape, value.dtype) for name, value in copy.items()} != ours:
-            raise ValueError("the copy that nodes hold is of another model")
+            raise ValueError("the copy that nodes hold belongs to another model")
         self._copy = {name: copy[name].clone() for name in self._copy}
         self._patches.clear()
         self._version = self._sha256()

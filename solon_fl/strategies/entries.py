@@ -1,4 +1,4 @@
-"""The entries of a model: which are coded, and which of those no gradient moves."""
+"""The entries of a model: which of them are coded, and which of those are not moved by gradients."""
 
 import math
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ __all__ = ["Entry", "buffer_names"]
 
 
 def buffer_names(model: torch.nn.Module) -> BufferNames:
-    """Return the floating-point and complex entries of a model's state_dict that no gradient moves.
+    """Return the floating-point and complex entries of a model's ``state_dict`` that no gradient moves.
 
-    Those are BatchNorm's running statistics and the like, and frozen parameters, which it knows to be `frozen`: what
-    `SolonStrategy` takes as `buffers`.
+    These are buffers such as BatchNorm's running statistics, and frozen parameters, which the returned object also
+    lists in its attribute ``frozen``. Pass it to `SolonStrategy` as ``buffers``.
 
     Raises
     ------
     ConfigurationError
-        If an entry has a dtype that Flower can't send (bfloat16, float8), or is no tensor.
+        If an entry is not a tensor, or has a dtype that Flower can't send (bfloat16, float8).
 
     Examples
     --------
@@ -33,7 +33,7 @@ def buffer_names(model: torch.nn.Module) -> BufferNames:
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise ConfigurationError(
-                f"the model's state_dict must hold tensors only, as Flower can; got {name}, a {name_of(value)}; "
+                f"the model's state_dict must hold only tensors, as in Flower; got {name}, a {name_of(value)}; "
                 "let get_extra_state return a tensor, or build the extra state in build_model and don't save it."
             )
         check_dtype(f"the model's {name}", value)
@@ -46,8 +46,8 @@ def buffer_names(model: torch.nn.Module) -> BufferNames:
 class Entry:
     """An entry of the model that is coded.
 
-    `shape` is that of its place in the vector, where a complex number is two real ones; `dtype` is its own. `start` is
-    where it stands in the vector, `coded` where in a direction, in which every tensor is padded.
+    `shape` is the shape of its place in the vector, where a complex number takes two real ones. `dtype` is the entry's
+    own. `start` is its offset in the vector, and `coded` its offset in a direction, where every tensor is padded.
     """
 
     name: str
@@ -58,16 +58,16 @@ class Entry:
 
     @property
     def size(self) -> int:
-        """Its numbers."""
+        """The number of real values it takes."""
         return math.prod(self.shape)
 
     @property
     def stop(self) -> int:
-        """Where the next entry stands in the vector."""
+        """The offset of the next entry in the vector."""
         return self.start + self.size
 
     def taken_from(self, vector: Tensor) -> Tensor:
-        """Return the entry as it was when it came."""
+        """Return the entry with the shape and dtype that it has in the model."""
         values = vector[self.start : self.stop].view(self.shape)
         if self.dtype.is_complex:
             values = torch.complex(values[..., 0], values[..., 1])

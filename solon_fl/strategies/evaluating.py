@@ -1,4 +1,4 @@
-"""How the model is doing: what the server's evaluate_fn says, and whether the nodes' evaluations came."""
+"""Evaluation of the model, by the server's ``evaluate_fn`` and by the nodes."""
 
 import logging
 import time
@@ -21,7 +21,10 @@ logger = logging.getLogger("flwr")
 
 
 def evaluations(run: Run, messages: dict[int, Message], grid: Grid) -> Collection[Message]:
-    """Ask nodes to evaluate, given a message for each, and return their replies; who was silent once is not awaited."""
+    """Ask nodes to evaluate, with a message for each, and return their replies.
+
+    Nodes that were silent once are asked again but not waited for.
+    """
     replies: dict[int, Message] = {}
     asked = set(messages)
     started = time.monotonic()
@@ -32,7 +35,7 @@ def evaluations(run: Run, messages: dict[int, Message], grid: Grid) -> Collectio
             run.evaluation_patience.record(node_id, time.monotonic() - started)
         replies.update(batch)
         late = not batch and 2 * len(replies) > len(asked)
-        return late or asked <= replies.keys() | run.not_evaluating  # who once did not is no longer waited for
+        return late or asked <= replies.keys() | run.not_evaluating  # nodes that were silent once are not waited for
 
     def patience() -> float:
         return run.evaluation_patience.seconds(asked)
@@ -43,7 +46,7 @@ def evaluations(run: Run, messages: dict[int, Message], grid: Grid) -> Collectio
     newly_silent = asked - replies.keys() - run.not_evaluating
     if newly_silent:
         logger.warning(
-            "No evaluation from nodes %s; they are asked again, but no longer waited for.",
+            "No evaluation from nodes %s; the server will ask them again but no longer wait for them.",
             ", ".join(run.label(node_id) for node_id in sorted(newly_silent)),
         )
     run.not_evaluating |= newly_silent
@@ -51,7 +54,7 @@ def evaluations(run: Run, messages: dict[int, Message], grid: Grid) -> Collectio
 
 
 def warn_of_failed_evaluations(run: Run, replies: Collection[Message], metrics: MetricRecord | None) -> None:
-    """Log, once for each node, that its evaluation failed, with the first one's reason; and that there is no metric."""
+    """Log failed evaluations once for each node, with the first one's reason, and log once if there is no metric."""
     reasons: dict[int, str] = {}
     for reply in replies:
         if reply.has_error() and not is_silence(reply):
@@ -59,21 +62,21 @@ def warn_of_failed_evaluations(run: Run, replies: Collection[Message], metrics: 
     new = sorted(reasons.keys() - run.failed_evaluating)
     if new:
         logger.warning(
-            "Evaluation failed on %d of %d nodes that answered; the first reason, of node %s: %s",
+            "Evaluation failed on %d of the %d nodes that replied; the first reason is that of node %s: %s",
             *(len(reasons), len(replies), run.label(new[0]), reasons[new[0]]),
         )
     elif metrics is None and len(reasons) < len(replies) and not run.told_of_no_metrics:
         run.told_of_no_metrics = True
         logger.warning(
-            "%d nodes evaluated, but no metric came from more than half of the nodes as one finite number; evaluate "
-            "must return int or float values, and not NaN.",
+            "%d nodes evaluated, but no metric was reported by more than half of the nodes as one finite number; "
+            "evaluate must return int or float values, and not NaN.",
             len(replies) - len(reasons),
         )
     run.failed_evaluating |= reasons.keys()
 
 
 def evaluate_centrally(server_round: int, result: Result, evaluate_fn: Evaluate | None) -> None:
-    """Put what the evaluate_fn says of the model into the result."""
+    """Evaluate the model with the evaluate_fn, and put its metrics into the result."""
     found = evaluate_fn(server_round, result.arrays) if evaluate_fn else None
     if found is not None:
         metrics = _as_metrics(found)
@@ -82,7 +85,7 @@ def evaluate_centrally(server_round: int, result: Result, evaluate_fn: Evaluate 
 
 
 def _as_metrics(found: object) -> MetricRecord:
-    """Return what an evaluate_fn returned as Flower metrics: numbers of numpy, and plain dicts, will do."""
+    """Return the value of an evaluate_fn as Flower metrics; plain dicts and numpy numbers are accepted."""
     if isinstance(found, MetricRecord):
         return found
     try:
@@ -91,6 +94,6 @@ def _as_metrics(found: object) -> MetricRecord:
         return MetricRecord({name: v.tolist() if hasattr(v, "tolist") else v for name, v in found.items()})
     except TypeError as error:
         raise ConfigurationError(
-            f"evaluate_fn must return None or numbers by name, such as MetricRecord({{'accuracy': 0.5}}); got "
+            f"evaluate_fn must return None or named numbers, such as MetricRecord({{'accuracy': 0.5}}); got "
             f"{found!r} ({error})."
         ) from error

@@ -1,4 +1,4 @@
-"""Sending messages and taking replies as they come, whatever the Grid or a node does."""
+"""Sends messages and passes on replies as they arrive, whatever the Grid or a node does."""
 
 import math
 import time
@@ -13,7 +13,7 @@ from solon_fl.strategies.fetching import Fetcher, fetcher_of
 __all__ = ["exchange", "reply_keys"]
 
 Key = TypeVar("Key", bound=Hashable)
-LONGEST_PAUSE = 0.5  # seconds between two looks for replies
+LONGEST_PAUSE = 0.5  # seconds between two polls for replies
 
 
 def exchange(
@@ -24,39 +24,41 @@ def exchange(
     follow_up: Callable[[bool], dict[Key, Message]] | None = None,
     patience: Callable[[], float] = lambda: math.inf,
 ) -> tuple[float, dict[str, Key]]:
-    """Send messages and hand over the replies as they come, until all are there, `receive` says stop, or time is up.
+    """Send messages and hand over the replies as they arrive.
+
+    This ends when all replies are here, when `receive` returns True, or when the time is up.
 
     Parameters
     ----------
     messages : dict
-        A key of the caller's to each message. It is emptied when they are sent: while the nodes work, nobody needs
-        the model that is in them.
+        The messages, each under a key of the caller's. The dict is emptied when they are sent, so that the models in
+        them don't stay in memory while the nodes work.
     timeout : float or None
-        Seconds; None waits for ever.
+        Seconds to wait; None waits forever.
     receive : callable
-        Gets the replies that came together, each with its message's key, once per message that was
-        answered; returns True when no more are needed. It may take them out of the list. Called with an empty one, too,
-        after `follow_up` was told that it is late.
+        Called with the replies that arrived together, each with its message's key, at most once per message. It may
+        take them out of the list. It returns True when no more replies are needed. It is also called with an empty list
+        after a `follow_up` call with True that sent no further messages.
     follow_up : callable, optional
-        Returns further messages to send in the same exchange. Called after every `receive` that did not say stop, and
-        when half of the timeout has passed since the exchange began, with False; and with True when it is late: when
-        the patience, or half of the timeout, has passed since messages were last sent, or no more replies can come.
-        Further messages start that time again.
+        Returns further messages to send in the same exchange. It is called with False after every `receive` that
+        did not return True, and once half of the timeout has passed since the exchange began. It is called with True
+        when it is late, that is, when no more replies can come, or when the patience or half of the timeout has passed
+        since messages were last sent. Further messages restart that time.
     patience : callable, optional
-        Returns seconds.
+        Returns the patience in seconds.
 
     Returns
     -------
     seconds : float
-        That passed outside `receive` and `follow_up`.
+        The time spent outside `receive` and `follow_up`.
     unanswered : dict
-        The keys of messages without a reply so far, by message id.
+        The keys of the messages that have no reply so far, by message id.
 
     Notes
     -----
-    A reply that is announced and does not come holds up no other one, and the deadline is kept within seconds: see
-    `Fetcher`. Replies are matched by the id of the message that they answer, which the server made; a second
-    reply to the same message, or one that says that it answers another message, is never handed over.
+    A reply that is announced but does not come delays no other reply, and the deadline is kept to within seconds: see
+    `Fetcher`. The server creates the id of each message, and replies are matched by the id that they answer. A second
+    reply to the same message is never handed over, and neither is one that claims to answer another message.
     """
     started = time.monotonic()
     inside = 0.0
@@ -75,11 +77,11 @@ def exchange(
             enough = receive(batch)
             busy = time.monotonic() - entered
             inside += busy
-            sent += busy  # nobody is late because the server was at work
+            sent += busy  # no node is late because the server was busy
             if enough:
                 break
             pause = 0.005
-        # Late is what a look did not find that began when the patience was over.
+        # It is late only if a look that began after the patience was over found nothing.
         is_over = looked - sent >= min(patience(), math.inf if timeout is None else timeout / 2)
         turns_late = not late and (not key_of or (is_over and not anything))
         reaches_half = not half_over and timeout is not None and looked - started >= timeout / 2
@@ -105,13 +107,13 @@ def exchange(
             break
         if key_of and not anything:
             left = math.inf if timeout is None else max(started + timeout - time.monotonic(), 0.0)
-            time.sleep(min(max(pause, looking), left))  # a Grid over a network is asked half of the time at most
+            time.sleep(min(max(pause, looking), left))  # spend at most half of the time polling a Grid over a network
             pause = min(1.5 * pause, LONGEST_PAUSE)
     return time.monotonic() - started - inside, key_of
 
 
 def push(grid: Grid, messages: dict[Key, Message], fetcher: Fetcher) -> dict[str, Key]:
-    """Send messages, empty the dict, and return the caller's key to each message id."""
+    """Send messages, empty the dict, and return the caller's keys by message id."""
     if not messages:
         return {}
     metadata = {key: message.metadata for key, message in messages.items()}
@@ -123,10 +125,10 @@ def push(grid: Grid, messages: dict[Key, Message], fetcher: Fetcher) -> dict[str
 
 
 def reply_keys(metadata: Mapping[Key, Metadata], message_ids: list[str] | None = None) -> dict[str, Key]:
-    """Return the caller's key by message id, for the messages that were really sent, given their metadata.
+    """Return the caller's keys by message id, for the messages that were really sent, given their metadata.
 
-    Grids write the id into the message that they send; one that does not must return as many ids as it got
-    messages (None for those that it refused).
+    Grids write the id into each message that they send. A Grid that does not must return one id for each message,
+    None for those that it refused.
     """
     sent = {data.message_id: key for key, data in metadata.items() if data.message_id}
     if not sent and message_ids is not None and len(message_ids) == len(metadata):

@@ -1,4 +1,4 @@
-"""Why groups could not be decoded, in words."""
+"""Explains in words why groups could not be decoded."""
 
 import logging
 from collections.abc import Callable
@@ -16,31 +16,31 @@ DIVERGED = (
 )
 REFEREE_DIVERGED = (
     "the referee's gradient holds NaN or inf: the training has diverged, or the loss is not finite for some batch "
-    "(lower the learning rate, or clip the gradients), or the referee is not like the nodes"
+    "(lower the learning rate, or clip the gradients), or the referee computes differently from the nodes"
 )
 NEEDS_EQUAL_BITS = (
-    "or not bit for bit (code='exact' needs nodes that compute the same bits: use code='fourier', or find those of "
-    "another make with solon_fl.strategies.calibrate)"
+    "or not bit for bit (code='exact' needs nodes that compute the same bits: use code='fourier', or find nodes with "
+    "other hardware or software with solon_fl.strategies.calibrate)"
 )
 ABOVE_RTOL = (
-    "or they differ by float noise above rtol (to measure it: solon_fl.strategies.calibrate; with "
-    "verification='digest' and r < 2 s + e + k: by a single bit)"
+    "or they differ by float noise above rtol (measure it with solon_fl.strategies.calibrate), or by a single bit if "
+    "verification='digest' and r < 2 s + e + k"
 )
 WHY_HONEST_NODES_DIFFER = (
-    "Usual reasons why honest nodes do not compute the same: random numbers (numpy's, a data loader's, dropout's) that "
-    "do not follow from the task's batches (numpy: seed it with batch.torch_seed % 2**32); something kept from earlier "
-    "rounds, in context.state (keeps_state=True) or elsewhere, which a node that missed a round lacks; data that "
-    "differ; versions of the app, torch or solon_fl that differ."
+    "Usual reasons why honest nodes do not compute the same: random numbers (of numpy, a data loader or dropout) that "
+    "do not follow from the task's batches (seed numpy with batch.torch_seed % 2**32); state from earlier rounds, in "
+    "context.state (keeps_state=True) or elsewhere, which a node that missed a round lacks; different data; different "
+    "versions of the app, torch or solon_fl."
 )
 IN_PARTS = (
-    "; the model is sent in parts (downlink='delta', or frozen weights): functions of your own need solon_mod(), or "
+    "; the model is sent in parts (downlink='delta', or frozen weights): your own functions need solon_mod() or "
     "solon_fl.clients.downlink_mod, as in @app.train(mods=[downlink_mod])"
 )
 logger = logging.getLogger("flwr")
 
 
 def failed_for_good(group: GroupReport) -> bool:
-    """Return whether a group has failed, and not because of nodes that may be there in the next round."""
+    """Return whether a group has failed for another reason than absent nodes, which may be back in the next round."""
     for_good = (DecodeStatus.UNDECODABLE, DecodeStatus.DIVERGED)
     return not group.decoded and (group.status in for_good or not group.silent_nodes)
 
@@ -56,12 +56,12 @@ def why_none(report: RoundReport, config: SolonConfig) -> str:
     apart = NEEDS_EQUAL_BITS if config.code == "exact" else "or not within rtol"
     return (
         f"more nodes lie than configured, or the nodes of a group do not compute the same, {apart}{where}; the log "
-        f"says more{first}"
+        f"has details{first}"
     )
 
 
 def _has_diverged(group: GroupReport, config: SolonConfig) -> bool:
-    """Return whether honest nodes sent NaN or inf: that was decoded, or all who answered did, and more than s."""
+    """Return whether honest nodes sent NaN or inf: it was decoded, or all nodes that replied did, more than s."""
     if group.status == DecodeStatus.DIVERGED:
         return True
     asked = {node for node in group.nodes if node is not None}
@@ -70,7 +70,7 @@ def _has_diverged(group: GroupReport, config: SolonConfig) -> bool:
 
 
 def log_failure(report: GroupReport, config: SolonConfig, label: Callable[[int], str]) -> None:
-    """Log that a group has failed, and why."""
+    """Log that a group has failed and why."""
     if _has_diverged(report, config):
         by_referee = report.referee is not None and report.referee.answered
         logger.error("Group %d failed: %s.", report.group, REFEREE_DIVERGED if by_referee else DIVERGED)
@@ -93,7 +93,10 @@ def log_failure(report: GroupReport, config: SolonConfig, label: Callable[[int],
 
 
 def refuse_silence_at_the_start(report: RoundReport, *, in_parts: bool) -> None:
-    """Raise GroupFailedError if no node sent anything usable in the first round, of a model in parts or whole."""
+    """Raise GroupFailedError if no node sent anything usable in the first round.
+
+    `in_parts` says whether the model is sent in parts, which may be the reason.
+    """
     if report.round == 1 and report.bytes_in == 0:
         reasons = [reason for group in report.groups for reason in group.malformed_nodes.values()]
         first = reasons[0] + IN_PARTS * in_parts if reasons else "none answered within the timeout"

@@ -1,7 +1,7 @@
-"""Fetching replies from a Grid so that no node can hold up another's reply, whatever it announces and does not send.
+"""Fetches replies from a Grid so that no node can delay the replies of others.
 
-Flower's `pull_messages` waits until a reply that a node has announced is uploaded, up to two hours, and can't be
-interrupted. So every reply is fetched by itself, in a thread that may be left behind.
+Flower's ``pull_messages`` waits for a reply that a node has announced until it is uploaded, for up to two hours, and
+can't be interrupted. So each reply is fetched separately, in a thread that can be abandoned.
 """
 
 import logging
@@ -19,30 +19,32 @@ from solon_fl.strategies.replies import one_line
 
 __all__ = ["Fetcher", "fetcher_of"]
 
-WORKERS = 8  # threads that look for replies at the same time
-IDLE_SECONDS = 5.0  # after which a thread without work ends
-SLOW_SECONDS = 0.1  # after which other replies no longer wait for a thread that is at work
-STUCK_SECONDS = 2.0  # after which a thread no longer counts as one of them: its reply is announced, and not there
-STUCK_REPLIES = 2  # of a node that are looked at, each by a thread; the first may be of one that died and is back
-MESSAGE_UNAVAILABLE = 3  # Flower's error code for a reply that was announced, and of which something is missing
+WORKERS = 8  # number of threads that look for replies at the same time
+IDLE_SECONDS = 5.0  # a thread without work ends after this time
+SLOW_SECONDS = 0.1  # other replies no longer wait for a pull that takes longer than this
+STUCK_SECONDS = 2.0  # after this time a reply is stuck (announced but not there), and its thread no longer counts
+STUCK_REPLIES = 2  # threads per node with stuck replies; the first may date from before a crash of a node that is back
+MESSAGE_UNAVAILABLE = 3  # Flower's error code for a reply that was announced but is incomplete
 logger = logging.getLogger("flwr")
 
 
 class Fetcher:
-    """Looks for the replies to messages, and leaves those that are announced and not there to themselves.
+    """Looks for the replies to messages, and abandons those that are announced but missing.
 
     Notes
     -----
-    Every reply is pulled by itself. Flower's SuperLink forgets what was pulled together as soon as it has handed it
-    out, so that one reply that can't be inflated would take all others with it; and what a reply says that it answers
-    is written by the node, while the SuperLink hands out under an id only what the node asked under that id has sent.
+    Each reply is pulled separately, for two reasons. Flower's SuperLink forgets everything that was pulled together as
+    soon as it has handed it out, so one reply that can't be inflated would lose all others. And a reply's own claim
+    about which message it answers is written by the node, while the SuperLink only hands out under an id what the node
+    that was asked under that id has sent.
 
-    Guarantee: `fetch` takes about `STUCK_SECONDS` at most. A node whose replies are stuck holds at most `STUCK_REPLIES`
-    threads, however many messages it is sent; so there are never more than `WORKERS` threads and those. They are
-    daemons: the program ends without them. A node that died while it sent is heard as soon as it is back.
+    Guarantee: `fetch` takes about ``STUCK_SECONDS`` at most. A node whose replies are stuck occupies at most
+    ``STUCK_REPLIES`` threads, however many messages it is sent, so there are never more than ``WORKERS`` threads and
+    these. They are daemon threads: the program can end without them. A node that died while it sent a reply is heard
+    again as soon as it is back.
 
-    A Grid that computes replies in `pull_messages`, as `InProcessGrid` does, says so by an attribute `replies_at_once`
-    that is true: its replies are pulled in the caller's thread, one after the other.
+    A Grid that computes replies in ``pull_messages``, as `InProcessGrid` does, has a true attribute
+    ``replies_at_once``: its replies are pulled in the caller's thread, one after the other.
     """
 
     def __init__(self, grid: Grid) -> None:
@@ -51,23 +53,23 @@ class Fetcher:
         self._node_of: dict[str, int] = {}
         self._wanted: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[tuple[str, Message | Exception | None]] = queue.SimpleQueue()
-        self._asked: set[str] = set()  # messages that were handed to the workers, which have not answered yet
-        self._forgotten: set[str] = set()  # of these, those whose replies nobody wants any more
-        self._began: dict[str, float] = {}  # when a worker began with it
-        self._replies: dict[str, Message] = {}  # that nobody has asked for since they came
+        self._asked: set[str] = set()  # messages handed to the workers and not yet done
+        self._forgotten: set[str] = set()  # messages among them whose replies are no longer wanted
+        self._began: dict[str, float] = {}  # when a worker began with each message
+        self._replies: dict[str, Message] = {}  # replies that have arrived and not been returned
         self._never_sent: set[str] = set()
         self._num_workers = 0
         self._lock = threading.Lock()
 
     def expect(self, node_of: Mapping[str, int]) -> None:
-        """Learn which node each of these messages went to."""
+        """Register which node each of these messages went to."""
         if not self._here:
             self._node_of |= node_of
 
     def fetch(self, message_ids: Collection[str], wait: bool = True) -> dict[str, Message]:
-        """Return the replies that are there, by the id of the message that each answers.
+        """Return the replies that have arrived, by the id of the message that each answers.
 
-        Without `wait`, only those that the threads have found since the last call.
+        Without `wait`, return only those that the threads have found since the last call.
         """
         if self._here:
             return self._fetch_here(message_ids)
@@ -87,21 +89,21 @@ class Fetcher:
         return self._seconds(message_id) >= SLOW_SECONDS
 
     def is_stuck(self, message_id: str) -> bool:
-        """Return whether the reply to this message is announced, but does not come."""
+        """Return whether the reply to this message is announced but does not come."""
         return self._seconds(message_id) >= STUCK_SECONDS
 
     def was_never_sent(self, message_id: str, patience: float) -> bool:
-        """Return whether the reply was announced, and has not come for so many seconds, or can't come any more."""
+        """Return whether an announced reply has been missing for `patience` seconds, or can no longer come."""
         return message_id in self._never_sent or self._seconds(message_id) >= max(patience, STUCK_SECONDS)
 
     def _seconds(self, message_id: str) -> float:
-        """Return for how long a thread has waited for the reply to this message; 0 if none does."""
+        """Return how long a thread has been waiting for the reply to this message; 0 if none is."""
         began = self._began.get(message_id)
         return 0.0 if began is None else time.monotonic() - began
 
     def forget(self, message_id: str) -> None:
         """Stop looking for the reply to this message."""
-        if message_id in self._asked:  # its node is busy until the thread is back
+        if message_id in self._asked:  # its node counts as busy until the thread returns
             self._forgotten.add(message_id)
         else:
             self._node_of.pop(message_id, None)
@@ -109,7 +111,7 @@ class Fetcher:
         self._never_sent.discard(message_id)
 
     def _ask(self, message_ids: Collection[str]) -> None:
-        held: Counter[int | None] = Counter()  # by each node, of what it may hold
+        held: Counter[int | None] = Counter()  # how much of its quota of STUCK_REPLIES each node uses
         for message_id in self._asked:
             held[self._node_of.get(message_id)] += 1 if self.is_stuck(message_id) else STUCK_REPLIES
         busy_nodes = {node_id for node_id, count in held.items() if count >= STUCK_REPLIES}
@@ -124,7 +126,7 @@ class Fetcher:
         self._hire()
 
     def _hire(self) -> None:
-        """See to it that enough threads are at work that are not slow."""
+        """Start threads until enough of them are not slow."""
         slow = sum(self._is_slow(message_id) for message_id in list(self._began))
         needed = min(WORKERS, len(self._asked) - slow)
         with self._lock:
@@ -162,7 +164,7 @@ class Fetcher:
         return None
 
     def _collect(self, timeout: float = 0.0) -> None:
-        """Take what the threads have found; wait for the first of it until the timeout."""
+        """Take the threads' results; wait for the first one for at most `timeout` seconds."""
         while True:
             try:
                 message_id, found = self._done.get(timeout=timeout) if timeout else self._done.get_nowait()
@@ -195,7 +197,7 @@ _fetchers: WeakKeyDictionary[Grid, Fetcher] = WeakKeyDictionary()
 
 
 def fetcher_of(grid: Grid) -> Fetcher:
-    """Return the fetcher of a Grid: one for its life, since threads may outlive an exchange."""
+    """Return the Grid's fetcher. A Grid keeps the same one, since threads may outlive an exchange."""
     fetcher = _fetchers.get(grid)
     if fetcher is None:
         fetcher = _fetchers[grid] = Fetcher(grid)

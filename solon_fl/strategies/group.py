@@ -1,4 +1,4 @@
-"""One group in one round: from its nodes' replies to a gradient, or a clear failure."""
+"""One group in one round: turns its nodes' replies into a gradient, or a clear failure."""
 
 import logging
 import math
@@ -19,15 +19,16 @@ from solon_fl.strategies.reports import NOT_FINITE, Asked, GroupReport, RefereeR
 __all__ = ["GroupRound"]
 
 FloatArray = npt.NDArray[np.float64]
-FALSE_VOTE = "it says of some parameter that a loss depends on it, or that none does, and the referee says otherwise"
+FALSE_VOTE = "it contradicts the referee on whether some loss depends on a parameter"
 logger = logging.getLogger("flwr")
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a decode came to; `different` are slots whose share is no lie, but whose bits or digests are others.
+    """The outcome of a decode.
 
-    If `odd`, most honest nodes have the same ones.
+    `different` has the slots whose share is not a lie but whose bits or digests differ. If `odd`, the honest nodes
+    among them differ from most honest nodes.
     """
 
     decoded: Decoded
@@ -37,36 +38,39 @@ class Outcome:
 
 @dataclass(kw_only=True)
 class GroupRound(GroupInbox):
-    """Decodes what the nodes of a group sent as soon as the outcome is certain.
+    """Decodes the shares of a group as soon as the outcome is certain.
 
     Attributes
     ----------
     decoder : Decoder
-        Of the run.
+        The run's decoder.
     enough : int
-        Shares that can make a result precise, if more than k + s: with fewer none is tried until it is late.
+        Number of shares that can make a result precise, if more than k + s. With fewer, no decode is tried until it is
+        late.
     early_error : float
-        Largest error bound, by the norm in each class of tensors, of a result that is taken before it is late.
+        Largest error bound, relative to the norm in each class of tensors, of a result that is accepted before it is
+        late.
     noise_only : set of int
-        Numbers of tensors that are known to be nothing but noise, of the run: where honest nodes disagree by as much as
-        the tensor's size. Results that leave others unexplained are not taken before it is late.
+        Numbers of the tensors known to be pure noise in this run: honest nodes disagree by as much as the tensor's
+        size. Results that leave other tensors unexplained are not accepted before it is late.
     projection : torch.Generator or None
         Makes the projection reproducible, for simulation; None draws fresh entropy.
     is_usable : callable
-        Whether a gradient may be stepped with: one that holds NaN or inf is not.
+        Whether a step with a gradient is possible; not if it holds NaN or inf.
     audit : callable or None
-        Whether the referee is to look although all is well, once the shares are there; None if there is no referee.
+        Whether to audit: to ask the referee although all is well, once the shares have arrived. None if there is no
+        referee.
     settled : collection of int
-        Ids of nodes that the referee has acquitted: as suspects they are no reason to ask it again.
+        Ids of nodes that the referee has acquitted: if they are suspects again, the referee is not asked again.
     rtol : float
-        Of the run.
+        The run's rtol.
     needs_equal_bits : bool
         Whether honest nodes compute the same bits.
     alike : set of int
-        Of the run: ids of nodes that sent what the referee has, in groups in which so many did that honest ones were
-        among them.
+        Ids of nodes that sent the same as the referee, over the whole run, in groups in which so many did that honest
+        nodes were among them.
     question : str or None
-        Why the referee must be asked before the group can be closed; None if it need not.
+        Why the referee must be asked before the group can be closed; None if it need not be.
     """
 
     decoder: Decoder
@@ -82,12 +86,12 @@ class GroupRound(GroupInbox):
     alike: set[int] = field(default_factory=set)
     question: Asked | None = None
     _first: list[int] = field(default_factory=list)  # slots asked before the others were woken
-    _missing: set[int] = field(default_factory=set)  # those of them that had sent no share by then
-    _exhausted: bool = False  # whether all who were asked have answered, and it was not enough
+    _missing: set[int] = field(default_factory=set)  # slots among them that had sent no share by then
+    _exhausted: bool = False  # whether all nodes asked have replied, and that was not enough
     _report: GroupReport | None = None  # None while the group is open
-    _late: bool = False  # whether more shares are no longer waited for if k + s agree
+    _late: bool = False  # whether to stop waiting for more shares once k + s agree
     _tried: tuple[int, bool] = (0, False)  # number of shares, and whether it was late, in the latest decode
-    _held: Outcome | None = None  # what stands if the referee does not answer
+    _held: Outcome | None = None  # the outcome if the referee does not answer
 
     def __post_init__(self) -> None:
         self._memory = self.decoder.new_memory(self.projection)
@@ -115,7 +119,7 @@ class GroupRound(GroupInbox):
         return set(range(len(self.nodes))) if self.closed else super()._known_slots()
 
     def wake(self, late: bool) -> list[int]:
-        """Return the slots of resting nodes that have to be asked now, if any; `late` if it is no use to wait."""
+        """Return the slots of resting nodes that must be asked now; `late` says that waiting longer is useless."""
         if self.closed or not self.resting:
             self._late = self._late or late
             return []
@@ -123,7 +127,7 @@ class GroupRound(GroupInbox):
             return []
         woken = sorted(self.resting - self.denied) or sorted(self.resting)
         logger.warning(
-            "Group %d: what %d of %d nodes sent is not enough, or does not agree; %d other nodes are asked too.",
+            "Group %d: the shares of %d of %d nodes are not enough, or disagree; %d resting nodes are asked, too.",
             *(self.group, len(self._shares), len(self.asked), len(woken)),
         )
         if not self._first:
@@ -135,16 +139,16 @@ class GroupRound(GroupInbox):
 
     @property
     def num_needed(self) -> int:
-        """Nodes without which there is nothing to decode."""
+        """Number of nodes needed to decode."""
         return self.decoder.code.compression + self.byzantine
 
     @property
     def is_due(self) -> bool:
-        """Whether the referee may be asked: nobody is waited for any more."""
+        """Whether the referee may be asked, as no node is waited for any more."""
         return self.audit is not None and self._late and not self.resting
 
     def settle(self, vector: Tensor, unreached: Collection[str], seconds: float) -> Tensor | None:
-        """Close the group by what the referee computed, as `decode` would.
+        """Close the group by the referee's result, and return the gradient like `decode`.
 
         Parameters
         ----------
@@ -153,7 +157,7 @@ class GroupRound(GroupInbox):
         unreached : collection of str
             Parameters that no loss depends on.
         seconds : float
-            That it took.
+            Time that the referee took.
         """
         assert self.question is not None
         assert self._held is not None
@@ -161,8 +165,8 @@ class GroupRound(GroupInbox):
         if not self.is_usable(vector):
             if held.ok:
                 raise RefereeError(
-                    f"the referee's gradient of group {self.group} holds NaN or infinity, and its nodes agree on one "
-                    "that does not; it must run what the nodes run, with the same data and the same versions."
+                    f"the referee's gradient of group {self.group} holds NaN or infinity, but its nodes agree on one "
+                    "that does not; the referee must run the nodes' program with the same data and the same versions."
                 )
             return self._close(Outcome(Decoded.failed(DecodeStatus.DIVERGED)), self._asked_referee(seconds))
         false_voters = self._unlike(set(unreached))
@@ -171,9 +175,9 @@ class GroupRound(GroupInbox):
             self.alike.update(self._ids(findings.right))
         if findings.odd_referee:
             logger.warning(
-                "Group %d: its nodes did not send what the referee has, to the bit where needed: they lie, or it "
-                "has other hardware, software or data than they. Only what is very far from its own counts as a lie. "
-                "To compare them: solon_fl.strategies.calibrate(..., referee=...).",
+                "Group %d: its nodes do not agree with the referee, which may have to be to the bit: they lie, or the "
+                "referee has other hardware, software or data. Only shares that are very far from its own count as "
+                "lies. To compare them, use solon_fl.strategies.calibrate(..., referee=...).",
                 self.group,
             )
         if not self.needs_equal_bits:
@@ -201,7 +205,7 @@ class GroupRound(GroupInbox):
         return self._close(Outcome(found), asked, unreached)
 
     def _findings(self, vector: Tensor, held: Decoded, false_voters: set[int]) -> Findings:
-        """Return what the referee's vector says of the shares, and of all else that nodes sent."""
+        """Return the findings of comparing everything the nodes sent with the referee's vector."""
         agreeing = self._shares.keys() - {*held.corrupt_slots, *held.suspect_slots, *held.different_slots}
         return hear(
             self._shares,
@@ -223,13 +227,13 @@ class GroupRound(GroupInbox):
         return self.decoder.code.compression if isinstance(self.decoder.code, ExactCode) else 1
 
     def _unlike(self, unreached: set[str]) -> set[int]:
-        """Return the slots of nodes that say otherwise which parameters no loss depends on; () if all do."""
+        """Return the slots of nodes that contradict the referee on unreached parameters; none if all of them do."""
         said = unreached & set(self.parameters)
         slots = {slot for slot, names in self._unreached.items() if names != said}
         return slots if len(slots) < len(self._unreached) else set()
 
     def _wrong_digests(self, vector: Tensor) -> set[int]:
-        """Return the slots of nodes that sent other digests than the vector's."""
+        """Return the slots of nodes that sent digests other than the vector's."""
         return set()
 
     def _asked_referee(self, seconds: float) -> RefereeReport:
@@ -246,26 +250,27 @@ class GroupRound(GroupInbox):
         return self._close(outcome, RefereeReport(reason=self.question, answered=False))
 
     def let_rest(self, slot: int) -> None:
-        """Do without a node that was asked and lacks the model, unless all others turn out not to be enough."""
+        """Do without a node that was asked but lacks the model, unless all others turn out not to be enough."""
         if not self.closed:
             self.resting.add(slot)
             self.denied.add(slot)
 
     def decode(self, *, last: bool) -> Tensor | None:
-        """Decode if nothing that may still come can change the result, or if nothing will come (`last`).
+        """Decode if no reply that may still come can change the result, or if none will come (`last`).
 
-        k of k + s shares that agree are honest, and fix the gradient. With fewer that agree, s liars could have made it
-        up if more than e honest nodes are missing: such a result is not taken, and the group fails.
+        Of k + s shares that agree, k are honest and determine the gradient. If fewer agree and more than e honest nodes
+        are missing, s liars could have made the result up: it is not accepted, and the group fails.
 
-        How precisely k + s shares fix it is another question: if the k are badly conditioned, liars who stay below the
-        tolerance can move it, and in small tensors they can do as they like. So before it is late, only results within
-        `early_error` are taken, and only those that leave no disagreement in a tensor unexplained. Nor is a group
-        closed before that while liars may have made up which parameters have no gradient, or hidden it.
+        How precisely k + s shares determine the gradient is another question. If the k are badly conditioned, liars
+        that stay below the tolerance can move it, and in small tensors they can change it at will. So before it is
+        late, a result is only accepted if its error bound is within `early_error` and it leaves no disagreement in any
+        tensor unexplained. Nor is a group closed before then while liars may have made up, or hidden, that parameters
+        have no gradient.
 
         Returns
         -------
         Tensor or None, (k m,)
-            The gradient, once: in the call that closes the group, if it could be decoded.
+            The gradient, once: from the call that closes the group, if it could be decoded.
         """
         if self.closed or self.question not in (None, "shares missing"):
             return None
@@ -287,10 +292,10 @@ class GroupRound(GroupInbox):
         trusted = decoded.num_agreeing >= needed
         if not (last or (trusted and (self._late or (self._is_precise(decoded) and self._votes_are_clear)))):
             return None
-        if len(self._shares) >= needed + self.byzantine:  # enough to locate s liars, so that it is none
+        if len(self._shares) >= needed + self.byzantine:  # enough to locate s liars, so what is left over is noise
             self.noise_only.update(decoded.odd_tensors)
         if not trusted and decoded.ok:
-            # Within the code's budget, but with this many nodes missing, s liars could have made it up.
+            # It is within the code's budget, but with so many nodes missing, s liars could have made it up.
             decoded = Decoded.failed(DecodeStatus.TOO_FEW_SHARES, decoded.erased_slots)
         return self._conclude(Outcome(decoded))
 
@@ -299,7 +304,7 @@ class GroupRound(GroupInbox):
         self.question = self._reason_to_ask(outcome.decoded)
         if self.question is None:
             return self._close(outcome)
-        here = tuple(slot for slot in outcome.decoded.erased_slots if slot in self._shares)  # others may still come
+        here = tuple(slot for slot in outcome.decoded.erased_slots if slot in self._shares)  # others may still arrive
         self._held = replace(outcome, decoded=replace(outcome.decoded, erased_slots=here))
         return None
 
@@ -315,16 +320,16 @@ class GroupRound(GroupInbox):
         return "audit" if self.audit() else None
 
     def _is_precise(self, decoded: Decoded) -> bool:
-        """Whether more shares would not make the result better, or tell more about liars in single tensors."""
+        """Whether the result needs no more shares, for precision or to find liars in single tensors."""
         return decoded.relative_error <= self.early_error and self.noise_only.issuperset(decoded.odd_tensors)
 
     def _close(
         self, outcome: Outcome, referee: RefereeReport | None = None, unreached: Collection[str] | None = None
     ) -> Tensor | None:
-        """Fix the outcome, which the referee may have found, with the parameters that no loss depends on.
+        """Fix the outcome and the parameters that no loss depends on, both of which may come from the referee.
 
-        Suspects and nodes that may be of the most common make are never held to have been the reason why nodes at rest
-        were asked: liars could choose them.
+        Suspects are never blamed for waking resting nodes, and neither are nodes that may have the most common hardware
+        and software: liars could choose which nodes these are.
         """
         decoded, different = outcome.decoded, outcome.different
         if decoded.gradient is not None and not self.is_usable(decoded.gradient):

@@ -1,4 +1,4 @@
-"""What the referee's own vector says of a group's shares: which are right, which are lies, and of which neither."""
+"""Compares a group's shares with the referee's vector: which shares are right, which are lies, which are neither."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -16,30 +16,29 @@ from solon_fl.strategies.comparing import LARGEST_NOISE, distances, norms, same_
 
 __all__ = ["Findings", "hear"]
 
-BOTH = 2.0  # the node and the referee are each within rtol of the truth
-TELLING = 0.1  # a share's size, by that of the largest, from which on its being right tells of the referee's make
-NOTHING = 1.0  # how far zeros are from what should be there, relative to that
+BOTH = 2.0  # times rtol: the node and the referee are each within rtol of the truth
+TELLING = 0.1  # a right share shows that the referee is like the nodes if it has this size relative to the largest
+NOTHING = 1.0  # relative distance of zeros from the true share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
-    """What was found; slots that are in none of the sets sent what the referee has, or nothing can be said of them.
+    """The findings. A slot in none of the sets sent the same as the referee, or nothing is known about it.
 
     Attributes
     ----------
     lies : frozenset of int
-        Slots whose shares are farther from the referee's than float noise takes honest ones.
+        Slots whose shares are farther from the referee's than float noise can explain.
     not_finite : frozenset of int
-        Slots whose shares hold NaN or infinity, though the referee's vector does not.
+        Slots whose shares hold NaN or infinity although the referee's vector does not.
     different : frozenset of int
-        Slots whose bits are not the referee's, where nodes must compute the same bits and some have those of the
-        referee.
+        Slots whose bits differ from the referee's, if nodes must compute the same bits and some have the referee's.
     right : frozenset of int
-        Slots of nodes that sent what the referee has, to the bit where that is needed; none if they are too few to tell
-        that they are like it.
+        Slots of nodes that sent the same as the referee, to the bit if needed. Empty if they are too few to show that
+        the nodes are like the referee.
     odd_referee : bool
-        Whether the referee may be of another make than the nodes: too few sent what it has, or fewer than all but s,
-        and others are near to it.
+        Whether the referee's hardware or software may differ from the nodes': too few nodes sent the same as it did, or
+        fewer than all but s did and others are near to it.
     """
 
     lies: frozenset[int] = frozenset()
@@ -73,34 +72,39 @@ def hear(
     Parameters
     ----------
     shares : mapping from slot to (m,) Tensor
-        What the nodes sent.
+        The shares of the nodes.
     vector : Tensor, (k m,)
-        What the referee computed.
+        The referee's result.
     code, sections, rtol
-        Of the group.
+        Those of the group.
     byzantine : int
         s.
     agreed : (Tensor of (k m,), collection of int), optional
-        A gradient that was decoded, and the slots whose shares agree with it.
+        A decoded gradient, and the slots whose shares agree with it.
     otherwise_wrong : collection of int, optional
-        Slots of nodes that sent something else wrong, such as digests. None if nodes need not compute the same bits.
+        Slots of nodes that sent something else that is wrong, such as digests. None if nodes need not compute the same
+        bits.
     alike : bool
         Whether honest nodes are known to be like the referee.
     fewest : int
-        Right shares that tell that nodes are like the referee. With an exact code k, for these fix the vector, unless
-        right digests of all shares came with each. Of a real code each mixes all tensors.
+        How many right shares show that the nodes are like the referee. With an exact code this is k, since k shares
+        determine the vector, unless each came with right digests of all shares. Each share of a real code mixes all
+        tensors.
     further : collection of int
-        Empty slots, whose shares nodes in others send beside their own.
+        Empty slots whose shares nodes in other slots send beside their own.
 
     Notes
     -----
-    Honest nodes are never among the lies while they and the referee are within rtol of the truth, with an exact code
-    within `LARGEST_NOISE` of each other: a share must differ by twice that in some class of tensors, relative to the
-    largest share of the vector, or to the vector itself. An exact code's shares from k on are no numbers: of these can
-    only be said that bits differ.
-    Where too few sent what the referee has, and did not before, it may be the referee that is of another make, whose
-    rounding may have grown to anything: then only shares that are off by more than the largest one is are lies.
-    Cost: d multiply-adds for each share; all n true shares in memory.
+    Honest nodes are never among the lies as long as they and the referee are within ``rtol`` of the truth, or with an
+    exact code within ``LARGEST_NOISE`` of each other. A share must differ by twice that in some class of tensors,
+    relative to the largest share of the vector, or to the vector itself. From slot k on, an exact code's shares are not
+    numbers, so only their bits can be compared.
+
+    If too few nodes sent the same as the referee, now and before, the referee itself may have other hardware or
+    software, and rounding may have grown to any size. Then only shares that are off by more than the size of the
+    largest one are lies.
+
+    The cost is d multiply-adds for each share, with all n true shares in memory.
     """
     expected = {slot: code.encode(vector, slot) for slot in shares}
     same = {slot for slot, share in shares.items() if same_bits(share, expected[slot])}
@@ -115,13 +119,13 @@ def hear(
         right, near = same - set(otherwise_wrong), apart.keys() - far - not_finite - same
     own = shares.keys() - set(further)
     telling = right & own
-    if otherwise_wrong is None:  # whatever made a share that is next to nothing, it is within rtol of a large one
+    if otherwise_wrong is None:  # any tiny share is within rtol of the largest one's norm, so it proves nothing
         sizes = {slot: _norm(share) for slot, share in expected.items()}
         least = TELLING * max(sizes.values(), default=0.0)
         telling = {slot for slot in telling if not sizes[slot] < least}
     if len(telling) < fewest:
         telling = set()
-    # All but s of those who sent a share are honest: if the referee is of their make all these have what it has.
+    # All but s of the nodes that sent a share are honest. If the referee is like them, they all agree with it.
     odd = not alike and bool(shares) and (not telling or (bool(near) and len(telling) < len(own) - byzantine))
     limit = NOTHING if odd else tolerance
     lies = {slot for slot in far if apart[slot] > limit}
@@ -140,9 +144,9 @@ def hear(
 def _relative_distances(
     shares: Mapping[int, Tensor], expected: Mapping[int, Tensor], vector: Tensor, code: Code, sections: Sections
 ) -> dict[int, float]:
-    """Return how far shares are from the true ones, where that can be said, by the largest norm of a true one.
+    """Return how far shares are from the true ones, where that is known, relative to the largest norm of a true one.
 
-    NaN for those that hold NaN or infinity. Of an exact code by the norm of the vector.
+    With an exact code, they are relative to the norm of the vector. NaN for shares that hold NaN or infinity.
     """
     scale: FloatArray | float
     least: FloatArray | float
@@ -169,7 +173,7 @@ def _quotients(apart: FloatArray, scale: FloatArray | float) -> FloatArray:
 
 
 def _relative_distance(agreed: Tensor, vector: Tensor) -> float:
-    """Return how far a gradient is from the referee's, by the norm of that; 0 if the latter is not finite."""
+    """Return how far a gradient is from the referee's, relative to the latter's norm; 0 if that is not finite."""
     if not math.isfinite(_norm(vector)):
         return 0.0
     apart = _norm(agreed.to(torch.float64) - vector.to(torch.float64))
@@ -177,5 +181,5 @@ def _relative_distance(agreed: Tensor, vector: Tensor) -> float:
 
 
 def _norm(values: Tensor) -> float:
-    """Return the norm; NaN if there is NaN or infinity in it."""
+    """Return the norm; NaN if the values hold NaN or infinity."""
     return float(norms(values, Sections.whole(values.numel()))[0])

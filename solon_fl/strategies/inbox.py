@@ -1,4 +1,4 @@
-"""What the nodes of one group sent in one round, as far as it can be used."""
+"""Collects the usable replies of one group in one round."""
 
 import logging
 from collections import Counter
@@ -20,36 +20,37 @@ logger = logging.getLogger("flwr")
 
 @dataclass(kw_only=True)
 class GroupInbox:
-    """Collects the replies of one group, and knows who is to answer.
+    """Collects the replies of one group, and keeps track of the nodes that have yet to reply.
 
     Attributes
     ----------
     group : int
-        Its number.
+        The group's number.
     nodes : tuple of (int or None)
-        Node ids by slot; None where there is none to ask.
+        Node ids by slot; None if the slot has no node to ask.
     resting : set of int
         Slots of nodes that have no task unless the others turn out not to be enough.
     denied : set of int
-        Those of them that have one only if, with the others at rest, there are still not enough.
+        Slots among them whose nodes get a task only if the other resting nodes are not enough, either.
     unheard : set of int
-        Slots of nodes that have not answered in the last rounds, and are not waited for.
+        Slots of nodes that have not replied in the last rounds and are not waited for.
     also : mapping from int to tuple of int
-        Empty slots whose shares nodes in other slots send, by these. They compute nothing more for it.
+        Maps the slot of a node to the empty slots whose shares it also sends. They take no more computation of
+        gradients.
     byzantine : int
-        Liars that there may be among the nodes.
+        Number of liars that there may be among the nodes.
     sections : Sections
-        The model's tensors; the result is padded as they are.
+        The model's tensors; the result is padded like them.
     dtype : torch.dtype
-        Of the shares.
+        The dtype of the shares.
     parameters : collection of str
-        Names that nodes may say have no gradient; what they say of others is not kept.
+        Names of parameters that nodes may report as having no gradient; other names are dropped.
     label : callable
-        What the log calls a node, by its id.
+        Returns the name of a node in the log, given its id.
     explain : callable
-        Called with the id of a node whose reply can't be used, and why.
+        Called with the id of a node whose reply can't be used, and the reason.
     bytes_in : int
-        Bytes of what was received.
+        Bytes received.
     """
 
     group: int
@@ -66,10 +67,10 @@ class GroupInbox:
     also: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     bytes_in: int = 0
     _shares: dict[int, Tensor] = field(default_factory=dict)
-    _losses: dict[int, float] = field(default_factory=dict)  # as reported: nothing protects them
-    _unreached: dict[int, frozenset[str]] = field(default_factory=dict)  # parameters, as each says
+    _losses: dict[int, float] = field(default_factory=dict)  # as reported, unprotected
+    _unreached: dict[int, frozenset[str]] = field(default_factory=dict)  # the parameters that each node reports
     _malformed: dict[int, str] = field(default_factory=dict)
-    _garbled: set[int] = field(default_factory=set)  # slots of those that sent what no honest node sends
+    _garbled: set[int] = field(default_factory=set)  # slots of nodes whose reply no honest node sends
     _gone: set[int] = field(default_factory=set)  # slots of nodes that the SuperLink could not reach in time
 
     @property
@@ -78,7 +79,7 @@ class GroupInbox:
         return [slot for slot, node in enumerate(self.nodes) if node is not None and slot not in self.resting]
 
     def receive(self, replies: dict[int, Message]) -> None:
-        """Take replies by slot, out of the dict; whatever is in them, nothing is raised.
+        """Take replies by slot out of the dict. Nothing is raised, whatever they hold.
 
         The first reply of a slot counts.
         """
@@ -91,13 +92,13 @@ class GroupInbox:
         self._take(replies)
 
     def _known_slots(self) -> set[int]:
-        """Return the slots of which no reply is wanted any more."""
+        """Return the slots whose replies are no longer wanted."""
         slots = range(len(self.nodes))
         done = {slot for slot in slots if self.nodes[slot] is None or self.nodes[slot] in self._malformed}
         return done | self._shares.keys() | self._gone
 
     def _take(self, replies: dict[int, Message]) -> None:
-        """Read replies, and keep what they hold."""
+        """Read replies, and keep their content."""
         reader = partial(read_share, length=self.sections.num_columns, dtype=self.dtype)
         for slot, share in read_all(replies, reader).items():
             if isinstance(share, Unusable):
@@ -127,34 +128,34 @@ class GroupInbox:
 
     @property
     def _votes_are_clear(self) -> bool:
-        """Whether some honest node is known to say of each parameter that it has a gradient, or that it has none."""
+        """Whether each parameter's status, with or without a gradient, is confirmed by at least one honest node."""
         voters = len(self._unreached)
         return all(max(count, voters - count) > self.byzantine for count in self._without_gradient.values())
 
     @property
     def _without_gradient(self) -> Counter[str]:
-        """How many nodes say of a parameter that no loss depends on it."""
+        """How many nodes say that no loss depends on a parameter, by its name."""
         return Counter(name for names in self._unreached.values() for name in names)
 
     @property
     def _elected_unreached(self) -> set[str]:
-        """Parameters without a gradient, as more than s nodes say."""
+        """Parameters without a gradient, according to more than s nodes."""
         return {name for name, count in self._without_gradient.items() if count > self.byzantine}
 
     @property
     def _false_voters(self) -> set[int]:
-        """Slots of nodes that say of a parameter what more than s others deny."""
+        """Slots of nodes that contradict more than s others on whether a parameter has a gradient."""
         voters, counts = len(self._unreached), self._without_gradient
         without = {name for name, count in counts.items() if count > self.byzantine}
         having = {name for name, count in counts.items() if voters - count > self.byzantine}
-        has, lacks = having - without, without - having  # both: honest nodes disagree
+        has, lacks = having - without, without - having  # on parameters in both, honest nodes disagree
         return {slot for slot, names in self._unreached.items() if names & has or lacks - names}
 
     def _ids(self, slots: Iterable[int]) -> tuple[int, ...]:
-        """Return the ids of the nodes that sent, or were to send, the shares of these slots."""
+        """Return the ids of the nodes that sent, or should have sent, the shares of these slots."""
         ids = (self.nodes[self._sender_of(slot)] for slot in sorted(slots))
         return tuple(dict.fromkeys(node_id for node_id in ids if node_id is not None))
 
     def _sender_of(self, slot: int) -> int:
-        """Return the slot of the node that sends a slot's share."""
+        """Return the slot of the node that sends the share of this slot."""
         return next((sender for sender, slots in self.also.items() if slot in slots), slot)

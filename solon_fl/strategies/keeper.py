@@ -1,4 +1,4 @@
-"""The ledger's keeper: what each node was caught at, and what follows from it."""
+"""Keeps the ledger: records each node's offences, and quarantines nodes."""
 
 import logging
 from abc import ABC, abstractmethod
@@ -9,45 +9,45 @@ from solon_fl.strategies.reports import GroupReport, RoundReport
 
 __all__ = ["Keeper", "Places"]
 
-Places = tuple[tuple[int | None, ...], ...]  # node ids by group and slot; None where nobody is
+Places = tuple[tuple[int | None, ...], ...]  # node ids by group and slot; None if the slot is empty
 logger = logging.getLogger("flwr")
 
 
 class Keeper(ABC):
-    """Enters what rounds report into the ledger, and puts nodes in quarantine.
+    """Enters the rounds' reports into the ledger, and quarantines nodes.
 
     Parameters
     ----------
     config : SolonConfig
-        Of the run.
+        The run's configuration.
     """
 
     def __init__(self, config: SolonConfig) -> None:
         self._config = config
         self._nodes: dict[str, NodeRecord] = {}  # by identity
-        self._owners: dict[Place, str] = {}  # identities, in the order of groups and slots
+        self._owners: dict[Place, str] = {}  # identities of the nodes that own places, by group and slot
         self._by_id: dict[int, NodeRecord] = {}
-        self._namesakes: set[str] = set()  # identities of nodes that have the same name
+        self._namesakes: set[str] = set()  # identities of nodes that share a name
 
     @property
     @abstractmethod
     def places(self) -> Places:
-        """Node ids by group and slot; None where nobody is."""
+        """Node ids by group and slot; None if the slot is empty."""
 
     @property
     def ledger(self) -> dict[str, NodeRecord]:
-        """Every node that was there when the run began, or had a place since, and some strangers, by identity."""
+        """The records, by identity: all nodes of the start, all that have had a place since, and some strangers."""
         return self._nodes
 
     def label(self, node_id: int) -> str:
-        """Return what the log calls the node of this id."""
+        """Return the name of the node of this id in the log."""
         record = self._of(node_id)
         return str(node_id) if record is None else self._label(record)
 
     def num_convicted(self, group: int) -> int:
-        """Return how many places of a group are empty because of wrong replies: so many fewer of its nodes may lie.
+        """Return how many places of a group are empty due to wrong replies: that many fewer of its nodes may lie.
 
-        Where places are drawn anew, only those count that would be empty if all others were there.
+        If places are drawn anew, only those count that would be empty even if all other nodes were present.
         """
         places = self.places[group]
         if self._config.regroup == "round":
@@ -59,7 +59,7 @@ class Keeper(ABC):
         return sum(owner is not None and self._is_guilty(self._nodes[owner]) for owner in owners)
 
     def silo_of(self, group: int) -> str | None:
-        """Return the name of the silo that a group is; None with grouping "server"."""
+        """Return the name of a group's silo; None with grouping "server"."""
         owners = (self._nodes[identity] for place, identity in self._owners.items() if place[0] == group)
         return next((owner.silo for owner in owners if owner.silo is not None), None)
 
@@ -68,14 +68,14 @@ class Keeper(ABC):
         return {record.node_id for record in self._nodes.values() if record.acquitted}
 
     def troubles(self, node_id: int) -> int:
-        """Return how often the node of this id has offended, or made the server ask nodes at rest."""
+        """Return how often the node of this id has offended, or made the server ask resting nodes."""
         record = self._of(node_id)
         return 0 if record is None else self._offences(record) + record.escalations
 
     def record(self, report: RoundReport) -> None:
-        """Enter a round's report into the ledger, and quarantine those who have offended often enough.
+        """Enter a round's report into the ledger, and quarantine nodes that have offended often enough.
 
-        What nodes sent is no offence in a group that failed because no more than s of them sent a share.
+        If a group failed because no more than s of its nodes sent a share, no reply in it is an offence.
         """
         offenders = []
         for group in report.groups:
@@ -109,13 +109,13 @@ class Keeper(ABC):
             self._consider_quarantine(record)
 
     def record_late(self, node_id: int) -> None:
-        """Enter that an answer to an earlier round came after all."""
+        """Record that a reply to an earlier round has arrived."""
         record = self._of(node_id)
         if record is not None:
             record.late += 1
 
     def record_stall(self, node_id: int) -> None:
-        """Enter that an answer to an earlier round was announced and never sent."""
+        """Record that a reply to an earlier round was announced and never sent."""
         record = self._of(node_id)
         if record is not None:
             record.stalled += 1
@@ -124,19 +124,19 @@ class Keeper(ABC):
             self._consider_quarantine(record)
 
     def _is_guilty(self, record: NodeRecord) -> bool:
-        """Whether a node is in quarantine, and sent what no honest node sends: it was one of the s of its group."""
+        """Whether a node is quarantined and sent what no honest node sends: it was one of the s in its group."""
         other_bits = record.different_bits if self._config.needs_equal_bits else 0
         return record.state == "quarantined" and record.lying + record.garbled + record.convicted + other_bits > 0
 
     def _offences(self, record: NodeRecord) -> int:
-        """Return what quarantine counts: where all must compute the same bits others are of no use, lying or not."""
-        failures = record.malformed - record.garbled  # which an honest node may have, and who is gone costs a place
+        """Return the offences that quarantine counts, including different bits if they make a node useless."""
+        failures = record.malformed - record.garbled  # an honest node may fail, and each quarantine costs a place
         forgiven = failures if self._config.referee else 0
         return record.offences - forgiven + (record.different_bits if self._counts_bits else 0)
 
     @property
     def _counts_bits(self) -> bool:
-        """Whether nodes of other bits offend: with an exact code, and where they would make the referee work."""
+        """Whether different bits are an offence: with an exact code, or if they would cause work for the referee."""
         return self._config.code == "exact" or (self._config.referee and self._config.verification == "digest")
 
     def _of(self, node_id: int) -> NodeRecord | None:
@@ -146,10 +146,10 @@ class Keeper(ABC):
         return record.label_among_namesakes if record.identity in self._namesakes else record.label
 
     def _failed_for_all(self, group: GroupReport) -> bool:
-        """Whether so few of a group sent a share that they may all be liars: then nothing shows that it could be had.
+        """Whether a group failed and so few of its nodes sent a share that all of these may be liars.
 
-        The gradient may not be finite, or the batches can't be read. Were honest nodes put in quarantine for it, those
-        left would not be enough to bear a liar.
+        Then nothing shows that a share was possible: the gradient may not be finite, or the batches can't be read. If
+        honest nodes were quarantined for this, too few would be left to tolerate a liar.
         """
         asked = sum(node is not None for node in group.nodes)
         usable = asked - len(group.malformed_nodes) - len(group.silent_nodes)
@@ -162,21 +162,21 @@ class Keeper(ABC):
             return
         if record.place is not None and not self._can_do_without_another(record.place[0]):
             logger.warning(
-                "Node %s has offended %d times, but a group needs %d nodes and has no more to spare: "
-                "it is not quarantined.",
+                "Node %s has offended %d times but is not quarantined: its group needs %d nodes and has none to spare.",
                 *(self._label(record), offences, self._config.num_agreeing),
             )
             return
         record.state = "quarantined"
         logger.warning(
-            "Node %s is quarantined after %d offences; the last was in %s",
+            "Node %s is quarantined after %d offences; the last one was in %s",
             *(self._label(record), offences, record.last_offence),
         )
 
     def _can_do_without_another(self, group: int) -> bool:
-        """Return whether a group could be decoded if one more of its owners were missing, with no substitute.
+        """Return whether a group could still be decoded if one more of its owners were missing, without a substitute.
 
-        Where places are drawn anew: whether every group could be in the next round. With a referee always.
+        If places are drawn anew, return whether every group could be in the next round. With a referee, this is always
+        so.
         """
         config = self._config
         if config.referee:

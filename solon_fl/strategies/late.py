@@ -1,4 +1,4 @@
-"""Answers to earlier rounds: those that come after all, and those that never will though they were announced."""
+"""Handles replies to earlier rounds: those that arrive late, and those that were announced but never come."""
 
 import math
 from collections.abc import Mapping
@@ -10,15 +10,16 @@ from solon_fl.strategies.rounds import Run
 
 __all__ = ["collect_late"]
 
-LATE_ROUNDS = 3  # for which answers to earlier rounds are looked for
+LATE_ROUNDS = 3  # for how many rounds the server looks for a late reply
 
 
 def collect_late(
     server_round: int, grid: Grid, run: Run, unanswered: Mapping[str, tuple[int, int]]
 ) -> dict[str, tuple[int, int]]:
-    """See who has answered an earlier round after all, or never will though it said so; return who may answer yet.
+    """Record nodes that have replied to an earlier round, or have announced a reply that never came.
 
-    Without this such answers would stay in the grid. Nothing is waited for.
+    Returns those of `unanswered` that may still be answered. Nothing is waited for. Without this, late replies would
+    stay in the Grid.
     """
     fetcher = fetcher_of(grid)
     late = fetcher.fetch(list(unanswered), wait=False)

@@ -1,4 +1,4 @@
-"""What the server knows of a node: one entry of the ledger."""
+"""An entry of the ledger: what the server knows of a node."""
 
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -18,47 +18,48 @@ class NodeRecord:
     Attributes
     ----------
     identity : str
-        What the node can't choose: a digest of the public key that it has proved to hold ("key:..."; without
-        Flower's SuperNode authentication a SuperNode makes itself a new key at every start), or Flower's number for
-        its connection where there are no keys, as in simulations ("id:...").
+        An identity that the node can't choose. "key:..." is a digest of the public key that it has proved to hold;
+        without Flower's SuperNode authentication, a SuperNode generates a new key at every start. "id:..." is Flower's
+        number for its connection, where there are no keys, as in simulations.
     name : str
-        Under which it was registered with the SuperLink; "" if under none.
+        The name under which it is registered with the SuperLink; "" if it has none.
     node_id : int
-        Flower's number for its connection, when last seen; 0 if another node has that number now.
+        Flower's number for its connection when last seen; 0 if another node has that number now.
     silo : str or None
-        With grouping "silo".
+        Its silo, with grouping "silo".
     place : (int, int) or None
-        Group and slot that are its own; None for spares. With `SolonConfig.regroup` "round": in the latest round.
+        The group and slot that belong to it; None for spares. With ``SolonConfig.regroup`` "round", its place in the
+        latest round.
     state : str
         "member": it has its place. "away": it is not connected. "spare": it waits. "substitute": it fills in for a node
-        that is away or quarantined. "quarantined": it gets no more tasks. "refused": it came later, and
-        `SolonConfig.strangers` is "refuse"; forgotten when it is gone.
+        that is away or quarantined. "quarantined": it gets no more tasks. "refused": it connected after the run began
+        and ``SolonConfig.strangers`` is "refuse"; it is forgotten when it disconnects.
     rounds : int
-        In which it had a task.
+        Rounds in which it had a task.
     lying, malformed, silent : int
-        Rounds in which its share was certainly a lie, in which it sent something else than a share (or an error), and
-        in which it had not answered when its group was decoded.
+        Rounds in which its share was certainly a lie, rounds in which it sent something other than a share (or an
+        error), and rounds in which it had not replied when its group was decoded.
     suspected : int
-        Rounds in which its share was left out of the gradient, but may have been honest. No offence.
+        Rounds in which its share was left out of the gradient but may have been honest. Not an offence.
     garbled : int
-        Those of the malformed ones in which no honest node sends what it sent: no share at all, or NaN or infinity
-        though the gradient has none.
+        Malformed rounds in which its reply was one that no honest node sends: not a share at all, or a share with NaN
+        or infinity although the gradient has none.
     late : int
-        Those of the silent ones in which its answer came after all.
+        Silent rounds in which its reply arrived later.
     stalled : int
-        Those of the silent ones in which it announced an answer and never sent it.
+        Silent rounds in which it announced a reply and never sent it.
     different_bits : int
-        Rounds in which its share was not, bit by bit, what its group computed, where that is no proof of a lie, or its
-        digests were others than those elected: its hardware or software may be another. With code "exact" quarantine
-        counts them all the same: such a node is of no use there.
+        Rounds in which its share differed in some bits from what its group computed without being provably a lie, or
+        its digests differed from the elected ones. It may have other hardware or software. With code "exact", these
+        rounds count towards quarantine: such a node is of no use there.
     escalations : int
-        Rounds in which nodes at rest had to be asked because of it (redundancy "reactive").
+        Rounds in which resting nodes had to be asked because of it (redundancy "reactive").
     lacking : int
-        Rounds in which it did not have the model that it had said it keeps, or did not say what it keeps: all of the
-        model had to be sent again.
+        Rounds in which it did not have the model that it had said it keeps, or did not say what it keeps, so that the
+        whole model had to be sent again.
     convicted, acquitted : int
-        Rounds in which the referee found what it sent to be wrong, and in which it was a suspect and the referee found
-        its share to be right.
+        Rounds in which the referee found its reply wrong, and rounds in which it was a suspect and the referee found
+        its share right.
     last_offence : str
         The latest lie or malformed reply, in words.
     """
@@ -86,53 +87,53 @@ class NodeRecord:
 
     @classmethod
     def restored(cls, entries: Mapping[str, Any]) -> "NodeRecord":
-        """Return the record of which `dataclasses.asdict`, and JSON, made these entries.
+        """Return the record from entries that ``dataclasses.asdict`` made of it and JSON stored.
 
         Raises
         ------
         ValueError
-            If an entry is missing, unknown, or not what it can be; other errors if they are no entries at all.
+            If an entry is missing, unknown or invalid. Other exceptions if `entries` is something else altogether.
         """
         names = {field.name for field in fields(cls)}
         if wrong := entries.keys() ^ names:
-            raise ValueError(f"the ledger lacks, or has too many, entries {sorted(wrong)[:5]}")
+            raise ValueError(f"the ledger has missing or unknown entries: {sorted(wrong)[:5]}")
         place = entries["place"]
         if place is not None:
             group, slot = place
             place = (_count("group", group), _count("slot", slot))
         for name in ("identity", "name", "last_offence"):
             if type(entries[name]) is not str:
-                raise ValueError(f"{name} in the ledger is no text")
+                raise ValueError(f"{name} in the ledger is not a string")
         if not isinstance(entries["silo"], str | None):
-            raise ValueError("silo in the ledger is no text")
+            raise ValueError("silo in the ledger is not a string")
         if entries["state"] not in get_args(NodeState):
-            raise ValueError("state in the ledger is none")
+            raise ValueError("state in the ledger is not a known state")
         for name in names - {"identity", "name", "last_offence", "silo", "state", "place"}:
             _count(name, entries[name])
         return cls(**{**entries, "place": place})
 
     @property
     def label(self) -> str:
-        """Its name, or else its id: what the log calls it."""
+        """The node's name in the log: its registered name, or else its id."""
         return repr(self.name) if self.name else str(self.node_id)
 
     @property
     def label_among_namesakes(self) -> str:
-        """Its label and a part of its key: what the log calls it if another node has the same name."""
+        """The node's name in the log if another node has the same name: its label and a part of its key."""
         shown = self.identity[:16] if self.identity.startswith("key:") else self.identity
         return f"{self.label} ({shown})"
 
     @property
     def offences(self) -> int:
-        """What quarantine counts, other bits apart: lies, malformed replies, and stalls but for the first.
+        """Lies, malformed replies, and stalls after the first: what quarantine counts, apart from different bits.
 
-        Silence may be the network's fault, and a first stall that of a node which died while it sent.
+        Silence may be the network's fault, and a node's first stall may be due to a crash while it sent its reply.
         """
         return self.lying + self.malformed + max(self.stalled - 1, 0)
 
 
 def namesakes(records: Iterable[NodeRecord]) -> set[str]:
-    """Return the identities of nodes whose names are the same, but for case, spaces and the width of letters."""
+    """Return the identities of nodes whose names are equal except for case, spaces and the width of letters."""
     found: dict[str, list[str]] = {}
     for record in records:
         if record.name:
@@ -143,5 +144,5 @@ def namesakes(records: Iterable[NodeRecord]) -> set[str]:
 
 def _count(name: str, value: Any) -> int:
     if type(value) is not int or not 0 <= value < 2**64:
-        raise ValueError(f"{name} in the ledger is no number that it can be")
+        raise ValueError(f"{name} in the ledger is not a valid number")
     return value

@@ -1,7 +1,7 @@
-"""The loop that all strategies here share: messages out, replies in as they come, one step, one report.
+"""The training loop that all strategies here share.
 
-A `Round` (rounds.py) says what goes out and what the replies amount to, and a `Run` is what a strategy keeps from round
-to round. `RoundStrategy` drives them, in its own `start` or in Flower's.
+A `Round` (rounds.py) supplies the messages and aggregates the replies, and a `Run` holds a strategy's state from round
+to round. `RoundStrategy` drives them in its own ``start`` or in Flower's.
 """
 
 import logging
@@ -39,7 +39,7 @@ from solon_fl.wire import BufferNames
 
 __all__ = ["RoundStrategy"]
 
-METRICS = ("train_metrics_clientapp", "evaluate_metrics_clientapp", "evaluate_metrics_serverapp")  # of a Result
+METRICS = ("train_metrics_clientapp", "evaluate_metrics_clientapp", "evaluate_metrics_serverapp")  # fields of Result
 logger = logging.getLogger("flwr")
 
 
@@ -47,10 +47,11 @@ RunType = TypeVar("RunType", bound=Run)
 
 
 class RoundStrategy(Strategy, ABC, Generic[RunType]):
-    """A Flower strategy with a loop of its own, and a torch optimizer on the server.
+    """A Flower strategy with its own training loop and a torch optimizer on the server.
 
-    Replies are handed over as they come, and dropped as soon as they are read; Flower's own `start` collects a
-    round while it still holds the one before, and has no callback. Under that one, too, these strategies work.
+    Its ``start`` handles replies as they arrive and frees each one once it is read. Flower's own ``start`` collects all
+    replies of a round while it still holds those of the previous one, and has no callback. These strategies work under
+    it, too.
 
     Parameters
     ----------
@@ -61,7 +62,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
     """
 
     mode: Mode = "gradient"
-    decoded_from: Code | None = None  # the code of directions
+    decoded_from: Code | None = None  # the code that directions are decoded from
 
     def __init__(
         self,
@@ -87,22 +88,22 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         self._downlink: DownlinkName = downlink
         self._latest: RunType | None = None
         self._open: OpenRound[Any] | None = None  # between configure_train and aggregate_train
-        self._stop = False  # whether on_round has said so
+        self._stop = False  # whether on_round has returned True
         self._handed_out: dict[str, bytes] = {}  # the model's data, as last given to or by Flower's loop
 
-    # What subclasses say
+    # Supplied by subclasses
 
     @abstractmethod
     def begin(self, model: ServerModel, timeout: float | None, *, follows_up: bool) -> RunType:
-        """Return a new run; without `follows_up` (Flower's own `start`) rounds can't send further messages."""
+        """Return a new run. Without `follows_up`, as in Flower's own ``start``, rounds can't send further messages."""
 
     @property
     def ledger(self) -> dict[str, NodeRecord]:
-        """What is known of each node, by its identity; strategies without a ledger know nothing."""
+        """What the server knows of each node, by its identity; empty for strategies without a ledger."""
         return {}
 
     def settings(self) -> dict[str, Any]:
-        """Return what must be the same in a run that goes on from a checkpoint; what json can write."""
+        """Return the settings that must not differ in a run that resumes, as JSON-serializable values."""
         return {}
 
     # Our own loop
@@ -117,23 +118,25 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: Evaluate | None = None,
     ) -> Result:
-        """Run num_rounds rounds and return the final model and all metrics.
+        """Train for `num_rounds` rounds, and return the final model and all metrics.
 
-        Parameters are those of Flower's `Strategy.start`. `timeout` is the deadline of a round in seconds: nodes that
-        have not answered by then count as silent. It also bounds the wait for the nodes at the start. None: none.
+        The parameters are those of Flower's ``Strategy.start``. `timeout` is the deadline of each round in seconds:
+        nodes that have not replied by then count as silent. It also bounds the wait for the nodes to connect. None
+        means no deadline.
 
         Raises
         ------
         ConfigurationError
-            If timeout or num_rounds is no such number, or the model and the optimizer don't fit.
+            If `timeout` or `num_rounds` is invalid, or the model and the optimizer don't fit together.
         NodesMissingError
             If fewer nodes than needed connect within the timeout.
         CheckpointError
-            If there are checkpoints of which none can be used, or of a round beyond num_rounds, or that could not be
-            read again; or another run uses their folder, or it can't be written to when the run begins.
+            If there are checkpoints but none can be used, or the newest is beyond `num_rounds`. If a checkpoint could
+            not be read again. If another run uses the folder, or it can't be written to when the run begins.
         GroupFailedError
-            If a group can't be decoded and the strategy's policy is to stop (its `result` holds all so far), or no
-            node at all sends anything in the first round, or no group can be decoded in it and none may be later.
+            If a group can't be decoded and the strategy's policy is to stop. If no node sends anything in the first
+            round, or no group can be decoded in it and none can be expected to be later. The attribute ``result`` has
+            everything up to then.
         """
         num_rounds, timeout = check_whole("num_rounds", num_rounds, 0), check_timeout(timeout)
         locked = nullcontext() if self._checkpoints is None else self._checkpoints.locked()
@@ -162,7 +165,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
             if rounds_done == 0:
                 evaluate_centrally(0, result, evaluate_fn)
                 run.prepare(grid, result.arrays, train_config)
-            unanswered: dict[str, tuple[int, int]] = {}  # round and node by message id, of the last few rounds
+            unanswered: dict[str, tuple[int, int]] = {}  # round and node of the last rounds' messages, by message id
             stepped = 0
             for server_round in range(first, num_rounds + 1):
                 logger.info("[ROUND %d/%d]", server_round, num_rounds)
@@ -185,15 +188,15 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
                 if self._checkpoints and (server_round % self._checkpoints.every == 0 or last):
                     self._checkpoints.save_if_possible(self._checkpoint(run, server_round, result))
                 if last and server_round < num_rounds:
-                    logger.info("Stopped after round %d of %d, as on_round returned True.", server_round, num_rounds)
+                    logger.info("Stopped after round %d of %d: on_round returned True.", server_round, num_rounds)
                     break
         except GroupFailedError as error:
-            if not result.arrays:  # it happened while the model was with the nodes
+            if not result.arrays:  # the round had not ended: see `_play`
                 result.arrays = run.model.to_record()
             error.result = result
             raise
         if (failed := rounds_done - first + 1 - stepped) > 0:
-            logger.error("%d of %d rounds made no step: the log above says why.", failed, rounds_done - first + 1)
+            logger.error("%d of %d rounds made no step: see the log above.", failed, rounds_done - first + 1)
         return result
 
     def _play(
@@ -205,9 +208,9 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
         config: ConfigRecord,
         unanswered: dict[str, tuple[int, int]],
     ) -> RoundReport:
-        """Play one round, and put model and metrics into the result."""
+        """Play one round, and put the model and its metrics into the result."""
         opened = self._opened(run, server_round, config, grid, result.arrays)
-        result.arrays = ArrayRecord()  # while the nodes work, the model is in memory once
+        result.arrays = ArrayRecord()  # hold the model in memory only once while the nodes work
         waited, open_messages = exchange(
             grid, opened.first_messages, run.timeout, opened.receive, opened.follow_up, opened.patience
         )
@@ -227,7 +230,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
     def _finish(
         self, run: RunType, opened: OpenRound[Any], seconds_waiting: float
     ) -> tuple[RoundReport, ArrayRecord | None]:
-        """Aggregate, step and report; the model is returned if a step was made."""
+        """Aggregate, step and report; return the report, and the model if a step was made."""
         started = time.monotonic()
         aggregated = opened.close()
         aggregated_at = time.monotonic()
@@ -253,7 +256,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
             logger.info("\tround %d: nodes caught lying: %s", report.round, labels)
         if report.different_nodes:
             labels = ", ".join(map(run.label, report.different_nodes))
-            logger.info("\tround %d: nodes that sent other bits than their groups: %s", report.round, labels)
+            logger.info("\tround %d: nodes that sent different bits than their groups: %s", report.round, labels)
         if self._on_round is not None:
             answer = self._on_round(report)
             self._stop = isinstance(answer, (bool, np.bool_, Tensor)) and bool(answer)
@@ -281,13 +284,13 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
     ) -> Iterable[Message]:
         """Return the round's training messages.
 
-        Round 1 begins a new run. If another strategy around this one has changed the model since, what it gives is
-        taken over.
+        Round 1 begins a new run. Changes that a strategy around this one has made to the model since the previous round
+        are taken over.
         """
         if self._latest is None or server_round == 1:
             self._latest = self.begin(self._new_model(arrays), None, follows_up=False)
         elif changed := self._latest.model.take_over(arrays, self._handed_out):
-            logger.info("\tround %d: the model was changed since the round before: %s", server_round, changed[:5])
+            logger.info("\tround %d: the model was changed since the previous round: %s", server_round, changed[:5])
             self._latest.sender.publish()
         self._handed_out = {name: array.data for name, array in arrays.items()}
         self._open = self._opened(self._latest, server_round, config, grid, arrays)
@@ -296,7 +299,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Step with what the replies given amount to; None if no step was made."""
+        """Aggregate the replies, make a step, and return the model and the metrics; no model if no step was made."""
         if self._open is None:
             raise RuntimeError("aggregate_train was called before configure_train")
         opened, self._open = self._open, None
@@ -311,7 +314,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Return one message per node that may be sent the model, if `client_evaluation`, else none."""
+        """Return one message per node that may be sent the model; none without `client_evaluation`."""
         if not self._client_evaluation:
             return []
         run = self._run()
@@ -338,7 +341,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
 
     def _run(self) -> RunType:
         if self._latest is None:
-            raise RuntimeError("the run has not begun: call start, or configure_train")
+            raise RuntimeError("the run has not begun: call start or configure_train")
         return self._latest
 
     def _new_model(self, arrays: ArrayRecord) -> ServerModel:
@@ -384,7 +387,7 @@ class RoundStrategy(Strategy, ABC, Generic[RunType]):
             return 0
         if checkpoint.round > num_rounds:
             raise CheckpointError(
-                f"the run in {self._checkpoints.folder} has come to round {checkpoint.round}, beyond "
+                f"the run in {self._checkpoints.folder} has reached round {checkpoint.round}, beyond "
                 f"num_rounds={num_rounds}; give more rounds, or another folder to start anew."
             )
         result.arrays = run.model.to_record()

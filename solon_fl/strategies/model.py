@@ -1,4 +1,4 @@
-"""The server's copy of the model: a flat vector, an optimizer, and Flower records made from it."""
+"""The server's copy of the model: a flat vector, its optimizer, and the Flower records made from it."""
 
 from collections.abc import Collection, Iterator, Mapping
 from inspect import signature
@@ -36,25 +36,26 @@ __all__ = ["ServerModel"]
 
 
 class ServerModel:
-    """The model as one vector of all floating-point and complex entries but the frozen ones, in the record's order.
+    """The model as one vector of all floating-point and complex entries that are not frozen, in the record's order.
 
     Parameters
     ----------
     arrays : ArrayRecord
-        The initial model. Integer, boolean and frozen entries stay as they are, as no node is asked about them; a node
-        that changes one says so, and fails. To a normalisation layer's num_batches_tracked each step adds the
-        batches of a group, as if the layer were used once a batch.
+        The initial model. Integer, boolean and frozen entries stay as they are, because nodes don't send them: a node
+        whose loss changes one reports an error. Each step adds the group's number of batches to a normalisation layer's
+        ``num_batches_tracked``, as if the layer were used once per batch.
     buffers : collection of str
         Names of floating-point or complex entries that no gradient moves. Nodes send the change of those that are not
         frozen, which is added.
     optimizer : callable
-        Makes a torch optimizer of a list of tensors, such as functools.partial(torch.optim.SGD, lr=0.1). It
-        gets one tensor per parameter; for a complex one pairs of real numbers, (..., 2), as torch's own optimizers
-        take it.
+        Makes a torch optimizer from a list of tensors, such as ``functools.partial(torch.optim.SGD, lr=0.1)``. The list
+        has one tensor per parameter. A complex parameter is given as pairs of real numbers, (..., 2), as torch's own
+        optimizers treat it.
     scheduler : callable, optional
-        Makes a torch learning-rate scheduler of that optimizer. It is stepped after every step of the optimizer.
+        Makes a torch learning-rate scheduler from that optimizer. It is stepped after every step of the optimizer.
     code : Code, optional
-        That directions are decoded from: there tensors may be padded. It says where, and what `sections` are.
+        The code that directions are decoded from, in which tensors may be padded. It determines the padding and
+        `sections`.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class ServerModel:
         self.buffers = BufferNames.of(buffers)
         unknown = sorted(set(self.buffers) - set(arrays))
         if unknown:
-            raise ConfigurationError(f"buffers must name entries of the model; got {unknown}, not in it.")
+            raise ConfigurationError(f"buffers must name entries of the model; got {unknown}, which it does not have.")
         self._entries: list[Entry] = []
         self._static: dict[str, Array] = {}
         self._counters: list[str] = []
@@ -114,7 +115,7 @@ class ServerModel:
 
     @property
     def frozen_sha256(self) -> str:
-        """What `model_sha256` says of these entries."""
+        """The `model_sha256` of the frozen entries."""
         return model_sha256(self.to_record(self.frozen))
 
     @property
@@ -128,17 +129,17 @@ class ServerModel:
         return self.sections_of(self._code)
 
     def sections_of(self, code: Code | None) -> Sections:
-        """Return what `sections` would be with another code."""
+        """Return the `sections` of this model with another code."""
         buffers = set(self.buffers)
         tensors = [(entry.size, "buffers" if entry.name in buffers else "parameters") for entry in self._entries]
         return Sections.of(tensors, compression=1) if code is None else code.sections(tensors)
 
     def is_usable(self, direction: Tensor) -> bool:
-        """Return whether a direction is finite where parameters stand, and makes no buffer NaN.
+        """Return whether a direction is finite for all parameters, and makes no buffer NaN.
 
-        A buffer may become infinite, as a causal mask's -inf is; not finite again, as no change says that.
+        A buffer may become infinite, like a causal mask's -inf. It can't become finite again, as no change does that.
         """
-        if bool(direction.sum().isfinite()):  # it is not if an entry is not
+        if bool(direction.sum().isfinite()):  # the sum is not finite if an entry is not
             return True
         finite = all(bool(gradient.isfinite().all()) for gradient in self._parts(direction, buffers=False))
         changes = zip(self._buffers, self._parts(direction, buffers=True), strict=True)
@@ -148,24 +149,24 @@ class ServerModel:
 
     @property
     def layout(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and dtype of each entry of the vector, by name, in its order; a complex one is (..., 2) and real."""
+        """Shape and dtype of the vector's entries, by name, in order; a complex one is (..., 2) and real."""
         return {entry.name: (entry.shape, entry.dtype.to_real()) for entry in self._entries}
 
     @property
     def parameter_names(self) -> frozenset[str]:
-        """Of the entries that gradients move."""
+        """Names of the entries that gradients move."""
         return frozenset(entry.name for entry in self._chosen(buffers=False))
 
     @property
     def is_buffer(self) -> Tensor:
-        """Where buffers stand in the vector, (dim,) bool."""
+        """Mask of the buffers in the vector, (dim,) bool."""
         mask = torch.zeros(self.dim, dtype=torch.bool, device="cpu")
         for entry in self._chosen(buffers=True):
             mask[entry.start : entry.stop] = True
         return mask
 
     def to_record(self, names: Collection[str] | None = None) -> ArrayRecord:
-        """Return the model, or its entries of these names, as a new ArrayRecord, in the dtypes in which it came."""
+        """Return the model, or its entries of these names, as a new ArrayRecord in the original dtypes."""
         entries = {entry.name: entry for entry in self._entries}
         chosen = self._order if names is None else [name for name in self._order if name in set(names)]
         return ArrayRecord(
@@ -176,32 +177,32 @@ class ServerModel:
         )
 
     def trained(self) -> dict[str, Tensor]:
-        """Return the entries that gradients move, in their own dtypes, by name: new tensors, or the model's memory."""
+        """Return the entries that gradients move by name, in their own dtypes; they may share the vector's memory."""
         return {entry.name: entry.taken_from(self.vector) for entry in self._chosen(buffers=False)}
 
     def trained_values(self) -> dict[str, Tensor]:
-        """Return the same as they stand in the vector: in its dtype, a complex one as (..., 2), on its memory."""
+        """Return the same entries as views of the vector: in its dtype, a complex one as (..., 2)."""
         return {entry.name: self._place_of(entry) for entry in self._chosen(buffers=False)}
 
     @property
     def names(self) -> list[str]:
-        """Of all entries, in their order."""
+        """Names of all entries, in order."""
         return list(self._order)
 
     @property
     def fixed(self) -> frozenset[str]:
-        """Names of the entries that never change: frozen ones, and integers that are no counters."""
+        """Names of the entries that never change: frozen ones, and integers that are not counters."""
         return frozenset(self._static) - set(self._counters)
 
     @property
     def fixed_sha256(self) -> str:
-        """What `model_sha256` says of these entries."""
+        """The `model_sha256` of the fixed entries."""
         if self._fixed_sha256 is None:
             self._fixed_sha256 = model_sha256(self.to_record(self.fixed))
         return self._fixed_sha256
 
     def state(self) -> dict[str, Any]:
-        """Return all but the frozen entries: what `restore` takes. Nothing is copied."""
+        """Return the state that `restore` takes: the optimizer, and the entries that are not frozen. No copies."""
         return {
             "vector": self.vector,
             "static": self._state_of_static(),
@@ -210,12 +211,12 @@ class ServerModel:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` returned for a model of the same layout and an optimizer of the same kind.
+        """Take over the result of `state` from a model of the same layout with the same kind of optimizer.
 
         Raises
         ------
         ValueError
-            If its arrays have other names, shapes or dtypes; other errors if it is something else altogether.
+            If its arrays have other names, shapes or dtypes. Other exceptions if it is something else altogether.
         """
         static = self._state_of_static()
         if state["static"].keys() != static.keys():
@@ -239,14 +240,15 @@ class ServerModel:
 
     @property
     def share_of_an_update(self) -> float:
-        """See the function of that name."""
+        """See the function `share_of_an_update`."""
         return 1.0 if self._optimizer is None else share_of_an_update(type(self._optimizer), self._optimizer.defaults)
 
     @property
     def optimizer_settings(self) -> dict[str, str]:
-        """The optimizer's class, its settings other than the defaults, in words, and the scheduler's class.
+        """The classes of the optimizer and the scheduler, and the optimizer's non-default settings, all as text.
 
-        Defaults, and what only the class itself can set, are left out: another version of torch may have others.
+        Defaults and settings that only the class itself can set are left out: they may differ in other versions of
+        torch.
         """
         if self._optimizer is None:
             return {}
@@ -261,7 +263,7 @@ class ServerModel:
         return {"class": type(self._optimizer).__name__, **settings, **scheduler}
 
     def as_direction(self, vector: Tensor) -> Tensor:
-        """Return a vector, (dim,), as directions are decoded: padded where the code wants it, (k m,)."""
+        """Return a vector, (dim,), in the form of a decoded direction, (k m,), padded as the code requires."""
         code = self._code
         if code is None:
             return vector
@@ -275,15 +277,14 @@ class ServerModel:
         return torch.cat(values).to(self.vector)
 
     def take_over(self, arrays: ArrayRecord, ours: Mapping[str, bytes]) -> list[str]:
-        """Take over what differs in a record from the one that `to_record` returned, and return its names.
+        """Take over the entries of a record that differ from the one that `to_record` returned, and return their names.
 
         Parameters
         ----------
         arrays : ArrayRecord
-            The model as somebody else has changed it.
+            The model as changed by another strategy.
         ours : mapping
-            The data of every array as `to_record` returned it. Entries that are the same keep the precision that they
-            have here.
+            The data of every array as `to_record` returned it. Unchanged entries keep their precision here.
 
         Raises
         ------
@@ -292,7 +293,7 @@ class ServerModel:
         """
         if list(arrays) != self._order:
             odd = sorted(set(arrays) ^ set(self._order))[:5] or "their order"
-            raise ConfigurationError(f"the model given must have the entries of the one before; they differ in {odd}.")
+            raise ConfigurationError(f"the new model must have the entries of the previous one; they differ in {odd}.")
         changed = [name for name, array in arrays.items() if array.data != ours.get(name)]
         entries = {entry.name: entry for entry in self._entries}
         for name in changed:
@@ -302,7 +303,7 @@ class ServerModel:
             shape = tuple(before.shape)
             if tuple(value.shape) != shape or value.is_floating_point() != before.is_floating_point():
                 raise ConfigurationError(
-                    f"the model given must have the shapes of the one before; got {name} of {value.dtype} with "
+                    f"the new model must have the shapes of the previous one; got {name} of {value.dtype} with "
                     f"shape={tuple(value.shape)}, which was {shape}."
                 )
             if entry is None:
@@ -315,18 +316,18 @@ class ServerModel:
     def step(
         self, direction: Tensor, mode: Mode, num_batches: int = 0, unreached: Collection[str] = frozenset()
     ) -> None:
-        """Let the optimizer (and the scheduler) take one step, and add the change of the buffers.
+        """Let the optimizer and the scheduler take one step, and add the change of the buffers.
 
         Parameters
         ----------
         direction : Tensor, (dim,), or longer if the model's tensors are padded (see `sections`)
-            Where a parameter stands: the gradient, or in mode "update" the change, whose negative the
-            optimizer takes for the gradient (SGD with lr=1 then adds it as it is). Where a buffer stands:
-            its change. It may be overwritten.
+            For parameters: the gradient, or in mode "update" the change, whose negative the optimizer gets as the
+            gradient (SGD with ``lr=1`` then adds the whole change). For buffers: the change. It may be overwritten.
         num_batches : int
-            That each node computed one after the other, which normalisation layers count.
+            Number of batches that each node computed one after the other, which normalisation layers count.
         unreached : collection of str
-            Parameters without a gradient, as in plain torch those are that no loss depends on: nothing moves them.
+            Parameters without a gradient, which don't move. As in plain torch, these are the parameters that no loss
+            depends on.
         """
         for name in self._counters:
             self._static[name] = to_array(trusted_tensor(self._static[name]) + num_batches)
@@ -349,7 +350,7 @@ class ServerModel:
             yield direction[entry.coded : entry.coded + entry.size].view(entry.shape)
 
     def _place_of(self, entry: Entry) -> Tensor:
-        """Return where an entry stands in the vector, on its memory."""
+        """Return the view of an entry in the vector."""
         return self.vector[entry.start : entry.stop].view(entry.shape)
 
     def _chosen(self, buffers: bool) -> list[Entry]:

@@ -1,4 +1,4 @@
-"""Who watches a run: told after every round how it stands, and unable to disturb it."""
+"""Monitors: callables that are told how a run stands after every round and can't disturb it."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,28 +19,29 @@ logger = logging.getLogger("flwr")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStatus:
-    """How a run stands after a round, when its model has been evaluated.
+    """The state of a run after a round, once its model has been evaluated.
 
-    The mappings are those of the run, and change with it: copy what you keep.
+    The mappings belong to the run and change with it: copy what you keep.
 
     Attributes
     ----------
     report : RoundReport
-        What happened in the round.
+        The round's report.
     num_rounds : int or None
-        How many there are to be; None under Flower's own `start`.
+        How many rounds the run will have; None under Flower's own ``start``.
     ended : bool
-        Whether this was the last one. Always False under Flower's own `start`.
+        Whether this was the last round. Always False under Flower's own ``start``.
     training : mapping
-        `RoundReport.to_metrics` of all rounds so far, by round; those before a checkpoint, too. Under Flower's own
-        `start` of this round only.
+        `RoundReport.to_metrics` of all rounds so far, by round, including those before a checkpoint. Under Flower's own
+        ``start``, only this round's.
     evaluation, node_evaluation : mapping
-        What `evaluate_fn` returned, and the medians of the nodes' evaluations, by round; evaluate_fn's of the untrained
-        model is round 0's. Nothing protects the nodes'. Empty under Flower's own `start`.
+        The results of ``evaluate_fn`` and the medians of the nodes' evaluations, by round. Round 0 has the
+        ``evaluate_fn`` result of the untrained model. The nodes' evaluations are not protected. Empty under Flower's
+        own ``start``.
     ledger : mapping
-        What is known of each node, by its identity; empty for strategies that keep none.
+        The `NodeRecord` of each node, by its identity. Empty for strategies without a ledger.
     settings : mapping
-        Of the strategy, by name; empty for strategies that have none.
+        The strategy's settings, by name. Empty for strategies without any.
     """
 
     report: RoundReport
@@ -62,8 +63,8 @@ class Monitors:
     Parameters
     ----------
     monitors : callable, or iterable of callables
-        Each is called with a `RunStatus` after every round; what it returns means nothing. If it has a method
-        `broke_off`, that is called with the reason, a text, when the run ends by an exception.
+        Each is called with a `RunStatus` after every round; its result is ignored. If a monitor has a method
+        ``broke_off``, it is called with the reason as a string when the run ends with an exception.
 
     Raises
     ------
@@ -73,25 +74,25 @@ class Monitors:
 
     def __init__(self, monitors: Monitor | Iterable[Monitor]) -> None:
         self._monitors: tuple[Monitor, ...] = (monitors,) if callable(monitors) else tuple(monitors)
-        self._failing: set[int] = set()  # of which it has been logged
+        self._failing: set[int] = set()  # numbers of the monitors whose failure has been logged
         for monitor in self._monitors:
             if not callable(monitor):
                 raise ConfigurationError(
-                    f"monitors must be callables, or one; got {monitor!r}; give monitors=LiveReport('run.html')."
+                    f"monitors must be a callable or several; got {monitor!r}; give monitors=LiveReport('run.html')."
                 )
 
     def __bool__(self) -> bool:
         return bool(self._monitors)
 
     def tell(self, status: RunStatus) -> None:
-        """Call all of them. One that raises is logged, once until it works again, and disturbs nothing else."""
+        """Call all monitors. A failing one is logged once, until it works again, and affects nothing else."""
         for number, monitor in enumerate(self._monitors):
             try:
                 monitor(status)
             except (Exception, SystemExit) as error:
                 if number not in self._failing:
                     logger.warning(
-                        "Monitor %s failed in round %d; the run goes on without it, and it is tried again: %s",
+                        "Monitor %s failed in round %d; the run goes on, and the monitor is tried again: %s",
                         *(_name(monitor), status.report.round, _in_words(error)),
                     )
                 self._failing.add(number)
@@ -100,7 +101,7 @@ class Monitors:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Tell those that want to know, if the run in this context ends by an exception."""
+        """Call ``broke_off`` of the monitors that have it if the run in this context ends with an exception."""
         try:
             yield
         except BaseException as error:
@@ -114,7 +115,7 @@ class Monitors:
                     told(why)
                 except (Exception, SystemExit) as error:
                     logger.warning(
-                        "Monitor %s failed when the run had broken off: %s", _name(monitor), _in_words(error)
+                        "Monitor %s failed after the run had broken off: %s", _name(monitor), _in_words(error)
                     )
 
 

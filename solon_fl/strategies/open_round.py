@@ -1,4 +1,4 @@
-"""A round under way: what stands between the loop (loop.py) and a strategy's own round (rounds.py)."""
+"""A round under way, between the loop (loop.py) and a strategy's own round (rounds.py)."""
 
 import time
 from collections.abc import Hashable, Iterable
@@ -16,15 +16,16 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class OpenRound(Generic[Key]):
-    """A round under way: who was sent what, and the server's seconds and bytes so far.
+    """A round under way: the messages sent, and the server's seconds and bytes so far.
 
-    Nodes that lack the model are the round's own affair only once they were sent all of it.
+    It handles nodes that lack the model: the strategy's round only sees their replies once they were sent the whole
+    model.
     """
 
     def __init__(self, number: int, played: Round[Key], arrays: ArrayRecord, sender: ModelSender) -> None:
         self.number = number
         self._sender = sender
-        self._lacking: list[Key] = []  # of nodes that are to be sent all of the model
+        self._lacking: list[Key] = []  # keys of nodes that need the whole model
         self.addressed: dict[Key, Metadata] = {}
         self.bytes_out = 0
         self.seconds_receiving = 0.0
@@ -32,12 +33,12 @@ class OpenRound(Generic[Key]):
         self.first_messages = self._addressed(played.messages(arrays))
 
     def receive(self, batch: list[tuple[Key, Message]]) -> bool:
-        """Hand replies over, but those that say that the node lacks the model."""
+        """Hand over all replies except those that say that the node lacks the model."""
         started = time.monotonic()
         lacking = {key for key, reply in batch if self._sender.learn(self.addressed[key].dst_node_id, reply)}
         self._lacking += [key for key, _ in batch if key in lacking]
         usable = [(key, reply) for key, reply in batch if key not in lacking]
-        batch.clear()  # so that nobody holds what the round drops
+        batch.clear()  # so that replies are freed as soon as the round drops them
         enough = self._round.receive(usable) if usable or not lacking else False
         self.seconds_receiving += time.monotonic() - started
         return enough
@@ -47,16 +48,16 @@ class OpenRound(Generic[Key]):
         started = time.monotonic()
         lacking, self._lacking = self._lacking, []
         again = self._addressed(self._round.again(lacking)) if lacking else {}
-        more = self._addressed(self._round.follow_up(late and not again))  # they are no later than their model
+        more = self._addressed(self._round.follow_up(late and not again))  # not late: they just got the model
         self.seconds_receiving += time.monotonic() - started
         return again | more
 
     def patience(self) -> float:
-        """Return after how many seconds without enough replies it is late."""
+        """Return the seconds without enough replies after which it is late."""
         return self._round.patience()
 
     def close(self) -> Aggregated:
-        """Return what the round amounts to."""
+        """Return the aggregate of the round."""
         return self._round.close()
 
     def keyed(self, replies: Iterable[Message]) -> list[tuple[Key, Message]]:
@@ -66,14 +67,14 @@ class OpenRound(Generic[Key]):
         batch = []
         for reply in replies:
             key = key_of.get(reply.metadata.reply_to_message_id)
-            if key is None and not key_of:  # a Grid that copies messages does not tell us their ids
+            if key is None and not key_of:  # with a Grid that copies messages, their ids are unknown here
                 key = by_node.get(reply.metadata.src_node_id)
             if key is not None:
                 batch.append((key, reply))
         return batch
 
     def _addressed(self, messages: dict[Key, Message]) -> dict[Key, Message]:
-        """Note who gets what, and how many bytes of model that makes."""
+        """Record the messages' addressees and count the bytes of model in them."""
         self.addressed |= {key: message.metadata for key, message in messages.items()}
         for message in messages.values():
             models = [record for record in message.content.values() if isinstance(record, ArrayRecord)]

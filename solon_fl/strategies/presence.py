@@ -1,4 +1,4 @@
-"""Who is connected."""
+"""Finds out which nodes are connected."""
 
 import hashlib
 import logging
@@ -16,14 +16,14 @@ logger = logging.getLogger("flwr")
 
 
 def wait_for_nodes(grid: Grid, num_nodes: int, timeout: float | None, trusted: Collection[str] = ()) -> list[NodeInfo]:
-    """Return all connected nodes, by ascending name and id, as soon as there are num_nodes of them.
+    """Return all connected nodes, by ascending name and id, as soon as there are at least `num_nodes` of them.
 
     Parameters
     ----------
     timeout : float or None
-        Seconds to wait; None waits for ever, as Flower's own strategies do.
+        Seconds to wait; None waits forever, like Flower's own strategies.
     trusted : collection of str
-        Names or identities of nodes that don't count, and are not returned.
+        Names or identities of nodes that neither count nor are returned.
     """
     started = time.monotonic()
     last_log = -60.0
@@ -32,7 +32,7 @@ def wait_for_nodes(grid: Grid, num_nodes: int, timeout: float | None, trusted: C
         if timeout is not None and waited > timeout:
             raise NodesMissingError(
                 f"the run needs num_nodes={num_nodes} nodes; only {len(nodes)} connected within {timeout:g} s; "
-                "start more nodes (a SuperLink refuses those whose clocks are wrong: set them by NTP), raise timeout, "
+                "start more nodes (a SuperLink refuses nodes whose clocks are wrong: set them by NTP), raise timeout, "
                 "or lower num_nodes."
             )
         if waited - last_log > 10:
@@ -49,7 +49,7 @@ def connected_nodes(grid: Grid) -> list[NodeInfo]:
 
 
 def without(nodes: list[NodeInfo], trusted: Collection[str]) -> list[NodeInfo]:
-    """Return the nodes that have none of these names or identities."""
+    """Return the nodes without those that have one of these names or identities."""
     return [node for node in nodes if not any(is_called(node, name) for name in trusted)]
 
 
@@ -59,7 +59,7 @@ def is_called(node: NodeInfo, name: str) -> bool:
 
 
 def identity_of(node: NodeInfo) -> str:
-    """Return what a node can't choose: a digest of its key, or where there are no keys Flower's number for it."""
+    """Return an identity that the node can't choose: a digest of its key, or Flower's number for it without keys."""
     if node.public_key:
         return f"key:{hashlib.blake2b(node.public_key, digest_size=16).hexdigest()}"
     return f"id:{node.node_id}"

@@ -1,6 +1,6 @@
-"""Whom everybody trusts: who computes a group's vector where the nodes' shares don't settle it.
+"""The referee: a trusted party that computes a group's vector if the nodes' shares don't settle it.
 
-docs/explanation/referee.md has what that is good for, and the proofs.
+docs/explanation/referee.md explains its use and has the proofs.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -39,11 +39,12 @@ class LocalReferee:
     Parameters
     ----------
     client
-        What the nodes run: a `SolonClientMixin` or any object with ``client_app()``, or a ClientApp. It must compute
-        what an honest node computes, and so have the data.
+        The program that the nodes run: a `SolonClientMixin` or any other object with ``client_app()``, or a ClientApp.
+        It must compute what an honest node computes, and so needs the same data.
     node_config, run_config : mapping, optional
-        What it finds in ``context.node_config`` and ``context.run_config``. With `SolonConfig.grouping` "silo" the
-        entry "silo" of the former is the silo whose batches it is to compute; it must have the data of all.
+        The values of ``context.node_config`` and ``context.run_config`` in that program. With ``SolonConfig.grouping``
+        "silo", the entry "silo" of the former is the silo whose batches it is to compute: it must have the data of all
+        silos.
 
     Raises
     ------
@@ -56,15 +57,21 @@ class LocalReferee:
         app = client.client_app() if hasattr(client, "client_app") and not is_class else client
         if not isinstance(app, ClientApp):
             raise ConfigurationError(
-                f"referee must be what the nodes run, or names of trusted nodes; got {str(client)[:80]!r}; give an "
-                "object with client_app(), such as MyClient(), a ClientApp, or a list of names."
+                f"referee must be the program of the nodes or names of trusted nodes; got {str(client)[:80]!r}; give "
+                "an object with client_app(), such as MyClient(), a ClientApp, or a list of names."
             )
         self._app = app
         self._node_config = dict(node_config or {})
         self._run_config = dict(run_config or {})
 
     def compute(self, message: Message, silo: str | None = None) -> Message:
-        """Return the reply to a message about a group of that silo, or raise RefereeError."""
+        """Return the reply to a message about a group of that silo.
+
+        Raises
+        ------
+        RefereeError
+            If the program fails.
+        """
         context = Context(
             run_id=0,
             node_id=0,
@@ -74,7 +81,7 @@ class LocalReferee:
         )
         try:
             return self._app(message, context)
-        except NodeFailedError as error:  # which says what the client's code raised
+        except NodeFailedError as error:  # its message has the exception of the client's code
             raise RefereeError(f"the referee failed: {error}") from error
         except Exception as error:
             raise RefereeError(f"the referee failed: {type(error).__name__}: {error}") from error
@@ -82,20 +89,20 @@ class LocalReferee:
 
 @dataclass(frozen=True)
 class TrustedNodes:
-    """Referees on nodes of their own, which are members of no group.
+    """Referees on nodes of their own, which belong to no group.
 
     Parameters
     ----------
     names : collection of str
-        Under which the nodes are registered with the SuperLink, or better their identities, "key:..." (`NodeRecord`):
-        somebody who may register nodes can give one a name that is taken. The first that is connected is asked, then
-        the next. With `SolonConfig.grouping` "silo" a trusted node is asked about its own silo only, and must be
-        registered under a name like "hospital-a/judge".
+        The names under which the nodes are registered with the SuperLink or, better, their identities ("key:...", see
+        `NodeRecord`): anybody who may register nodes can choose a name that is already in use. The first one that is
+        connected is asked, then the next. With ``SolonConfig.grouping`` "silo", a trusted node is only asked about its
+        own silo, and must be registered under a name like "hospital-a/judge".
 
     Raises
     ------
     ConfigurationError
-        If there are none, or they are no names.
+        If there are no names, or they are not strings.
     """
 
     names: tuple[str, ...]
@@ -111,7 +118,7 @@ Referee = LocalReferee | TrustedNodes
 
 
 def referee_of(given: Any) -> Referee | None:
-    """Return what a user gave as a referee: a client object, names, one of the classes here, or None."""
+    """Return the referee from a user's argument: a client object, names, one of the classes here, or None."""
     if given is None or isinstance(given, LocalReferee | TrustedNodes):
         return given
     if isinstance(given, str | list | tuple | set | frozenset):
@@ -120,18 +127,18 @@ def referee_of(given: Any) -> Referee | None:
 
 
 def task_of_referee(task: SolonTask) -> SolonTask:
-    """Return the task of computing all of what the nodes of a group compute: one share, the vector itself."""
+    """Return the task of computing everything that a group's nodes compute: one share, which is the vector itself."""
     return replace(task, slot=0, group_size=1, compression=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a referee says.
+    """A referee's answer.
 
     Attributes
     ----------
     vector : Tensor, (d,)
-        The group's; its own memory.
+        The group's vector, in its own memory.
     unreached : frozenset of str
         Parameters that no loss depends on.
     """
@@ -141,12 +148,12 @@ class Answer:
 
 
 def read_answer(reply: Message, dim: int, dtype: torch.dtype) -> Answer | None:
-    """Return what a referee's reply says; None if it is the SuperLink's own, that the node is not to be reached.
+    """Return the answer in a referee's reply; None if the reply is the SuperLink's error for an unreachable node.
 
     Raises
     ------
     RefereeError
-        If it is anything else than a vector of that length and dtype.
+        If it is anything other than a vector of that length and dtype.
     """
 
     def reader(reply: Message) -> Answer:
@@ -159,15 +166,15 @@ def read_answer(reply: Message, dim: int, dtype: torch.dtype) -> Answer | None:
         return None
     where = "".join(f"\n\t{line}" for line in found.where)
     raise RefereeError(
-        f"the referee's answer can't be used: {found.reason}; it must run what the nodes run, with the same data and "
-        f"the same versions.{where}"
+        f"the referee's answer can't be used: {found.reason}; the referee must run the nodes' program with the same "
+        f"data and the same versions.{where}"
     )
 
 
 def ask_trusted(
     grid: Grid, node_ids: Iterable[int], to_referee: Callable[[int], Message], timeout: float | None
 ) -> list[Message]:
-    """Return the replies of these nodes until one can be read, or the timeout (seconds) is over."""
+    """Return these nodes' replies up to the first ones that arrive, or none if the timeout (in seconds) ends first."""
     replies: list[Message] = []
 
     def receive(batch: list[tuple[int, Message]]) -> bool:

@@ -1,4 +1,4 @@
-"""Everything that reads what nodes send. Any byte of it may be hostile, and nothing of it is ever raised."""
+"""Reads the nodes' replies. Any byte of them may be hostile, and nothing in them ever raises."""
 
 import logging
 import math
@@ -40,16 +40,16 @@ __all__ = [
     "untrusted_tensor",
 ]
 
-Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]  # of each array that a node sends, by name
+Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]  # shape and dtype of each array in a reply, by name
 Content = TypeVar("Content")
 Key = TypeVar("Key", bound=Hashable)
-MOST_NAMES = 100_000  # of parameters, that a node may say no loss depends on
+MOST_NAMES = 100_000  # parameters that a node may report as unreached
 SHA256_DIGITS = 64
-MOST_METRICS = 100  # of one node
+MOST_METRICS = 100  # per node
 MOST_OF_AN_ERROR = 4000  # characters
 MOST_LINES = 12
 SUPERLINK_NODE_ID = 1
-UNREACHABLE = (3, 4, 5)  # Flower's codes for a message or reply that is not to be had, and for a node that is away
+UNREACHABLE = (3, 4, 5)  # Flower's error codes for an unavailable message or reply, and for an absent node
 logger = logging.getLogger("flwr")
 
 
@@ -62,11 +62,11 @@ class Unusable:
     reason : str
         One printable line.
     silence : bool
-        Whether the node has said nothing: the error is the SuperLink's, which could not reach it in time.
+        Whether the node has said nothing: the error is from the SuperLink, which could not reach the node in time.
     failed : bool
-        Whether the node itself says that its program failed, as an honest one may.
+        Whether the node itself reports that its program failed, as may happen to an honest node.
     where : tuple of str
-        Where the node's program raised, as it says: at most 12 printable lines.
+        Where the node's program raised, according to the node: at most 12 printable lines.
     """
 
     reason: str
@@ -76,7 +76,7 @@ class Unusable:
 
 
 def read(reply: Message, reader: Callable[[Message], Content]) -> Content | Unusable:
-    """Return what a reader makes of a reply, or why it can't. Whatever the reply holds, nothing is raised."""
+    """Return the reader's result for a reply, or why it can't be read. Nothing is raised, whatever the reply holds."""
     try:
         if reply.has_error():
             told, _, where = str(reply.error.reason)[:MOST_OF_AN_ERROR].partition(WHERE)
@@ -84,20 +84,20 @@ def read(reply: Message, reader: Callable[[Message], Content]) -> Content | Unus
             reason, silence = one_line(f"error {reply.error.code}: {told}"), is_silence(reply)
             return Unusable(reason, silence=silence, failed=not silence, where=lines)
         return reader(reply)
-    except Exception as error:  # InvalidReplyError, or whatever a hostile record makes Flower raise
+    except Exception as error:  # InvalidReplyError, or anything that a hostile record makes Flower raise
         return Unusable(one_line(str(error)) or type(error).__name__)
 
 
 def is_silence(reply: Message) -> bool:
-    """Return whether an error reply is the SuperLink's own: time was up, or the node was not to be reached.
+    """Return whether an error reply is from the SuperLink: the time was up, or the node was unreachable.
 
-    A node can't send one: the SuperLink refuses replies that claim to be from itself.
+    A node can't send one, because the SuperLink refuses replies that claim to be from itself.
     """
     return reply.metadata.src_node_id == SUPERLINK_NODE_ID and reply.error.code in UNREACHABLE
 
 
 def read_all(replies: dict[Key, Message], reader: Callable[[Message], Content]) -> dict[Key, Content | Unusable]:
-    """Return what a reader makes of each reply; see `read`. The dict is emptied: a message is as large as its share."""
+    """Return the result of `read` for each reply. The dict is emptied to free memory: messages hold the shares."""
     found: dict[Key, Content | Unusable] = {}
     while replies:
         key = next(iter(replies))
@@ -106,7 +106,7 @@ def read_all(replies: dict[Key, Message], reader: Callable[[Message], Content]) 
 
 
 def read_share(reply: Message, length: int, dtype: torch.dtype) -> Tensor:
-    """Return the share that a reply carries, (length,), on the message's own bytes.
+    """Return the share in a reply, (length,), on the message's own bytes.
 
     Raises
     ------
@@ -117,7 +117,7 @@ def read_share(reply: Message, length: int, dtype: torch.dtype) -> Tensor:
 
 
 def read_shares(reply: Message, length: int, dtype: torch.dtype, also: Collection[int]) -> dict[int | None, Tensor]:
-    """Return the shares that a reply carries: that of the node's own slot as None's, and those of the slots `also`.
+    """Return the shares in a reply: the share of the node's own slot under None, and those of the slots `also`.
 
     See `read_share`.
     """
@@ -131,12 +131,12 @@ def read_shares(reply: Message, length: int, dtype: torch.dtype, also: Collectio
 def read_shares_and_digests(
     reply: Message, length: int, dtype: torch.dtype, also: Collection[int], group_size: int
 ) -> tuple[dict[int | None, Tensor], bytes]:
-    """Return the shares that a reply carries, and the digests; see `read_shares` and `read_digests`."""
+    """Return the shares and the digests in a reply; see `read_shares` and `read_digests`."""
     return read_shares(reply, length, dtype, also), read_digests(reply, group_size)
 
 
 def read_finite_share(reply: Message, length: int, dtype: torch.dtype) -> Tensor:
-    """Return the share that a reply carries, (length,), if it holds neither NaN nor inf; see `read_share`."""
+    """Return the share in a reply, (length,), if it holds neither NaN nor inf; see `read_share`."""
     share = read_share(reply, length, dtype)
     if not bool(share.isfinite().all()):
         raise InvalidReplyError("the share holds NaN or inf")
@@ -144,12 +144,12 @@ def read_finite_share(reply: Message, length: int, dtype: torch.dtype) -> Tensor
 
 
 def read_digests(reply: Message, group_size: int) -> bytes:
-    """Return the digests that a reply carries, 32 bytes for each of r shares.
+    """Return the digests in a reply, 32 bytes for each of r shares.
 
     Raises
     ------
     InvalidReplyError
-        If there are none, or not so many.
+        If the reply has no digests, or another number of bytes.
     """
     record = reply.content.get(DIGESTS)
     digests = record.get(DIGESTS) if isinstance(record, ConfigRecord) and list(record) == [DIGESTS] else None
@@ -159,7 +159,7 @@ def read_digests(reply: Message, group_size: int) -> bytes:
 
 
 def read_arrays(reply: Message, name: str, layout: Layout) -> dict[str, Tensor]:
-    """Return the arrays of the record `name` of a reply, on the message's own bytes.
+    """Return the arrays of the record `name` in a reply, on the message's own bytes.
 
     Raises
     ------
@@ -172,13 +172,13 @@ def read_arrays(reply: Message, name: str, layout: Layout) -> dict[str, Tensor]:
         raise InvalidReplyError(f"expected an ArrayRecord {name!r} with the arrays {list(layout)[:5]}")
     arrays = {key: untrusted_tensor(record[key], shape, dtype) for key, (shape, dtype) in layout.items()}
     for key, tensor in arrays.items():
-        if tensor.is_floating_point() and not tensor.sum().isfinite():  # a sum is not finite if an entry is not
+        if tensor.is_floating_point() and not tensor.sum().isfinite():  # the sum is not finite if an entry is not
             raise InvalidReplyError(f"the array {key!r} holds NaN or inf, or numbers too large to add up")
     return arrays
 
 
 def read_kept(reply: Message) -> Kept:
-    """Take out of a reply what its node says that it keeps of the model; nothing if it says nothing of the kind."""
+    """Remove a reply's record of the parts of the model that the node keeps, and return it; empty if there is none."""
     try:
         record = reply.content.pop(MODEL, None) if reply.has_content() else None
         if isinstance(record, ConfigRecord):
@@ -186,17 +186,17 @@ def read_kept(reply: Message) -> Kept:
             if isinstance(version, str) and isinstance(fixed, str) and isinstance(lacks, bool):
                 return Kept(version=version[:SHA256_DIGITS], fixed=fixed[:SHA256_DIGITS], lacks=lacks)
     except Exception as error:  # anything may come from a node
-        logger.warning("Node %d: what it keeps is ignored: %s", reply.metadata.src_node_id, one_line(str(error)))
+        logger.warning("Node %d: its kept parts are ignored: %s", reply.metadata.src_node_id, one_line(str(error)))
     return Kept()
 
 
 def read_silo(reply: Message) -> str:
-    """Return the name of the silo that a node says it is in.
+    """Return the name of the silo that a node declares.
 
     Raises
     ------
     InvalidReplyError
-        If the name has not 1 to 200 characters; other errors if there is none.
+        If the name does not have 1 to 200 characters. Other exceptions if there is none.
     """
     name = reply.content.config_records["silo"]["name"]
     if not isinstance(name, str) or not 0 < len(name) <= 200:
@@ -205,9 +205,9 @@ def read_silo(reply: Message) -> str:
 
 
 def median_metrics(replies: Iterable[Message], num_nodes: int) -> MetricRecord | None:
-    """Return the median of every metric that more than half of num_nodes nodes reported as one finite number.
+    """Return the median of every metric that more than half of `num_nodes` nodes reported as one finite number.
 
-    None if there is no such metric. The median is within what honest nodes report as long as they are the majority.
+    None if there is no such metric. A median is within the range of the honest nodes' values if they are the majority.
     """
     reported: dict[str, list[float]] = {}
     for reply in replies:
@@ -218,12 +218,12 @@ def median_metrics(replies: Iterable[Message], num_nodes: int) -> MetricRecord |
 
 
 def read_loss(reply: Message) -> float | None:
-    """Return the training loss that a reply reports among its metrics, if it is a finite number."""
+    """Return the training loss among a reply's metrics, if it is a finite number."""
     return _finite_metrics(reply).get("loss")
 
 
 def read_unreached(reply: Message) -> frozenset[str]:
-    """Return the names of the parameters that no loss of the node depends on, as it says."""
+    """Return the names of the parameters that no loss of the node depends on, according to the node."""
     try:
         record = reply.content.get(UNREACHED) if reply.has_content() else None
         names = record.get("names") if isinstance(record, ConfigRecord) else None
@@ -238,7 +238,7 @@ def _finite_metrics(reply: Message) -> dict[str, float]:
     found: dict[str, float] = {}
     try:
         if reply.has_content():
-            # Not `metric_records`: that ties the message, and its share, into a reference cycle.
+            # `metric_records` would tie the message, and its share, into a reference cycle.
             records = [record for record in reply.content.values() if isinstance(record, MetricRecord)]
             metrics = (item for record in records for item in record.items())
             for name, value in islice(metrics, MOST_METRICS):
@@ -250,16 +250,15 @@ def _finite_metrics(reply: Message) -> dict[str, float]:
 
 
 def untrusted_tensor(array: Array, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Return an array that a node sent as a tensor of that shape and dtype on its bytes, if it is exactly that.
+    """Return an array from a node as a tensor on its bytes, if it has exactly this shape and dtype.
 
-    The header is compared, never parsed: there is one byte string that says "this shape of this dtype", so a
-    forged one can't make the server allocate anything. The result shares memory with the message and must
-    not be written to.
+    The header is compared, never parsed: only one byte string says "this shape of this dtype", so a forged header can't
+    make the server allocate anything. The result shares memory with the message and must not be written to.
 
     Raises
     ------
     InvalidReplyError
-        If dtype, shape, serialisation, header or number of bytes differ from what was asked for.
+        If the dtype, shape, serialisation, header or number of bytes is not the expected one.
     """
     numpy_dtype = np.dtype(str(dtype).removeprefix("torch."))
     header = npy_header(shape, numpy_dtype)
@@ -273,7 +272,7 @@ def untrusted_tensor(array: Array, shape: tuple[int, ...], dtype: torch.dtype) -
         if got != wanted:
             raise InvalidReplyError(f"{what} of the array should be {wanted}; got {_shown(got)}")
     if not array.data.startswith(header):
-        raise InvalidReplyError("the array's npy header does not say what it should")
+        raise InvalidReplyError("the array's npy header is not the expected one")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given buffer is not writable")  # it is only read
         if not math.prod(shape):
@@ -282,7 +281,7 @@ def untrusted_tensor(array: Array, shape: tuple[int, ...], dtype: torch.dtype) -
 
 
 def _shown(claimed: object) -> str:
-    """Return what a node claims, cut before it is written out: Python refuses to write numbers of 4,300 digits."""
+    """Return a node's claim as text, cut before formatting: Python refuses to format numbers of 4,300 digits."""
     if isinstance(claimed, tuple):
         shown = ", ".join(_shown(size) for size in claimed[:5])
         return f"({shown}, ...)" if len(claimed) > 5 else f"({shown},)" if len(claimed) == 1 else f"({shown})"
@@ -292,5 +291,5 @@ def _shown(claimed: object) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return what a node says as one short printable line: it goes into the server's log."""
+    """Return a node's text as one short printable line, fit for the server's log."""
     return "".join(c if c.isprintable() else " " for c in " ".join(text[:600].split()))[:300]

@@ -1,4 +1,4 @@
-"""What a round reports: to a callback, and as Flower metrics."""
+"""The reports of a round, for a callback and as Flower metrics."""
 
 import statistics
 from dataclasses import dataclass, field
@@ -10,13 +10,13 @@ from solon_fl.coding import ClassOutcome, DecodeStatus
 
 __all__ = ["NOT_FINITE", "Asked", "GroupReport", "RefereeReport", "RoundReport"]
 
-NOT_FINITE = "the share holds NaN or inf"  # why a reply is malformed
+NOT_FINITE = "the share holds NaN or inf"  # a reason in `GroupReport.malformed_nodes`
 Asked = Literal["shares missing", "shares disagree", "suspects", "unclear which parameters have gradients", "audit"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefereeReport:
-    """Why the referee was asked about a group, and what came of it.
+    """Why the referee was asked about a group, and what it found.
 
     Attributes
     ----------
@@ -25,15 +25,16 @@ class RefereeReport:
     answered : bool
         Whether its answer came in time.
     seconds : float
-        From the question to the answer.
+        Time from the question to the answer.
     convicted : tuple of int
-        Ids of the nodes that certainly sent something wrong, be they liars or, where nodes must compute the same bits,
-        of another make. They are among `GroupReport.corrupt_nodes`, `different_bits` and `malformed_nodes`, too.
+        Ids of the nodes that certainly sent something wrong. They are liars or, if nodes must compute the same bits,
+        may just have different hardware or software. They are also among `GroupReport.corrupt_nodes`,
+        ``different_bits`` or ``malformed_nodes``.
     acquitted : tuple of int
-        Ids of the nodes that were suspects, and whose shares were right up to float noise.
+        Ids of the suspects whose shares were right up to float noise.
     contradicted : bool
-        Whether its answer may be of another make, or wrong: nobody of the group sent what it has, or where that must be
-        the same bits too few did.
+        Whether the referee itself may be wrong or have different hardware or software: no node of the group sent what
+        the referee computed or, if nodes must compute the same bits, too few did.
     """
 
     reason: Asked
@@ -46,53 +47,54 @@ class RefereeReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupReport:
-    """What became of one group in one round.
+    """The outcome of one group in one round.
 
     Attributes
     ----------
     group : int
-        Its number.
+        The group's number.
     nodes : tuple of (int or None)
-        Ids of its nodes, by slot; None where there was none to ask, or it was left to rest.
+        Ids of its nodes, by slot. None if the slot has no node, or if its node rested in this round.
     status : str
         A `DecodeStatus`.
     different_bits : tuple of int
-        Ids of the nodes whose share or digests are not, bit by bit, those of their group, where that is no proof of a
-        lie: other hardware or software may be the reason. With verification "digest" those who sent other digests than
-        those elected, or a share that does not match them; with code "exact" all whose shares are wrong.
+        Ids of the nodes whose share or digests differ from their group's in some bits without being provably lies:
+        other hardware or software may be the reason. With verification "digest", these nodes sent other digests than
+        the elected ones, or a share that does not match the elected digests. With code "exact", these are all nodes
+        with a wrong share.
     escalated : bool
-        Whether nodes that were to rest had to be asked after all (redundancy "reactive").
+        Whether resting nodes had to be asked after all (redundancy "reactive").
     escalated_by : tuple of int
-        Ids of the nodes asked at first because of which that was so: those that had sent no share by then, those whose
-        share or digests turned out to differ, and those that said of a parameter, whether it has a gradient, what more
-        than s others deny.
+        Ids of the nodes that caused this, among those asked first: nodes that had sent no share by then, nodes whose
+        share or digests turned out to differ, and nodes that contradicted more than s others on whether a parameter
+        has a gradient.
     corrupt_nodes : tuple of int
         Ids of the nodes whose shares are certainly lies.
     suspect_nodes : tuple of int
-        Ids of the nodes whose shares were left out of the gradient, too, but may be honest: lies this small can be
-        told in several ways. Being a suspect has no consequences.
+        Ids of the nodes whose shares were also left out of the gradient but may be honest: lies this small have
+        several explanations. Being a suspect has no consequences.
     silent_nodes : tuple of int
-        Ids of the nodes that had not answered when the group was decoded: silent, or slower than the k + s
-        whose agreement sufficed.
+        Ids of the nodes that had not replied when the group was decoded. They are silent, or just slower than the
+        k + s nodes whose agreement sufficed.
     malformed_nodes : dict
-        Id of each node whose reply was not a share, and what was wrong with it.
+        Maps the id of each node whose reply was not a valid share to the reason.
     garbled_nodes : tuple of int
-        Ids of those of them whose reply no honest node sends: neither a share nor an error, or NaN or infinity though
-        the gradient has none.
+        Ids of those malformed nodes whose reply no honest node sends: neither a share nor an error, or a share with
+        NaN or infinity although the gradient has none.
     residual, tolerance, error_bound : float
         See `Decoded`.
     classes : tuple of ClassOutcome
-        The same for the parameters' gradient and for the buffers' change; () if the group failed, if the code is exact,
-        or if the gradient is the referee's.
+        The same, separately for the gradient of the parameters and the change of the buffers. Empty if the group
+        failed, if the code is exact, or if the referee supplied the gradient.
     failed_classes : tuple of str
-        "parameters" or "buffers", or both: where the shares disagree, if the group could not be decoded.
+        Where the shares disagree if the group could not be decoded: "parameters", "buffers", or both.
     unreached : tuple of str
-        Parameters that no batch's loss depends on, as more than s nodes say: they have no gradient.
+        Parameters that no batch's loss depends on, according to more than s nodes. They have no gradient.
     losses : dict
-        Training loss by id of each node that reported one ("loss" in a MetricRecord beside its share), and was neither
-        accused nor a suspect. Not coded: such a node may say what it likes here.
+        Training losses by node id ("loss" in a MetricRecord beside the share), from nodes that were neither accused
+        nor suspects. They are not coded: even such a node can report any number here.
     referee : RefereeReport or None
-        What the referee said; None if it was not asked.
+        The referee's findings; None if it was not asked.
     """
 
     group: int
@@ -117,32 +119,33 @@ class GroupReport:
 
     @property
     def decoded(self) -> bool:
-        """Whether there was a gradient."""
+        """Whether the group yielded a gradient."""
         return self.status in (DecodeStatus.CLEAN, DecodeStatus.CORRECTED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundReport:
-    """What happened in one round.
+    """The outcome of one round.
 
     Attributes
     ----------
     round : int
-        From 1.
+        The round's number, from 1.
     groups : tuple of GroupReport
-        One a group; in strategies without groups one for all nodes.
+        One report per group. Strategies without groups have a single one for all nodes.
     stepped : bool
         Whether the optimizer made a step.
     bytes_out, bytes_in : int
-        Bytes of model sent to all nodes asked, and of shares (or whatever else the strategy asks for) received.
-        Evaluation is not counted: with ``client_evaluation`` and downlink "delta" a round's patch goes with it.
+        Bytes of model sent to all nodes together, and bytes of shares (or of whatever else the strategy asks for)
+        received. Evaluation is not counted: with ``client_evaluation`` and downlink "delta", the evaluation messages
+        carry a round's patch.
     lacking_nodes : tuple of int
-        Ids of the nodes that did not have the model that the server took them to have, or did not say so, ascending: to
-        these all of it has to be sent again.
+        Ids of the nodes that did not have the version of the model that the server expected, or did not say that they
+        have it, ascending. These nodes need the whole model again.
     seconds_waiting, seconds_aggregating, seconds_stepping : float
-        Server's time for: sending and waiting for replies (0 under Flower's own `start`, which waits
-        itself); checking, decoding and averaging them, and what a referee in this process took; the step, and writing
-        the new model for the nodes.
+        The server's time in three parts. Waiting: sending and waiting for replies (0 under Flower's own ``start``,
+        which waits itself). Aggregating: checking, decoding and averaging replies, including the work of a referee in
+        the server's process. Stepping: the optimizer's step, and writing the new model for the nodes.
     """
 
     round: int
@@ -162,7 +165,7 @@ class RoundReport:
 
     @property
     def different_nodes(self) -> tuple[int, ...]:
-        """Ids of all nodes that sent other bits than their groups, lying or not, ascending."""
+        """Ids of all nodes that sent different bits than their groups, whether they lied or not, ascending."""
         return tuple(sorted(node for group in self.groups for node in group.different_bits))
 
     @property
@@ -172,22 +175,22 @@ class RoundReport:
 
     @property
     def silent_nodes(self) -> tuple[int, ...]:
-        """Ids of all nodes that had not answered when their group was decoded (silent, or just slow), ascending."""
+        """Ids of all nodes that had not replied when their group was decoded (silent or just slow), ascending."""
         return tuple(sorted(node for group in self.groups for node in group.silent_nodes))
 
     @property
     def malformed_nodes(self) -> tuple[int, ...]:
-        """Ids of all nodes whose reply was not a share, ascending."""
+        """Ids of all nodes whose reply was not a valid share, ascending."""
         return tuple(sorted(node for group in self.groups for node in group.malformed_nodes))
 
     @property
     def escalated_groups(self) -> tuple[int, ...]:
-        """Numbers of the groups of which nodes that were to rest had to be asked after all."""
+        """Numbers of the groups whose resting nodes had to be asked after all."""
         return tuple(group.group for group in self.groups if group.escalated)
 
     @property
     def referee_reports(self) -> dict[int, RefereeReport]:
-        """What the referee said, by number of the group that it was asked about."""
+        """The referee's reports, by the number of the group."""
         return {group.group: group.referee for group in self.groups if group.referee is not None}
 
     @property
@@ -197,16 +200,16 @@ class RoundReport:
 
     @property
     def training_loss(self) -> float | None:
-        """Median of the losses that the nodes of the groups that were decoded report; None if none does.
+        """Median of the losses reported by nodes of decoded groups; None if no node reports one.
 
-        Unprotected: right as long as most of those who report are honest. It steers nothing.
+        It is not protected: it is right only while most of the reporting nodes are honest. It influences nothing.
         """
         losses = [loss for group in self.groups if group.decoded for loss in group.losses.values()]
         return statistics.median(losses) if losses else None
 
     @property
     def nodes_asked(self) -> int:
-        """Nodes that had a task: as many computed what their group computes."""
+        """Number of nodes that had a task. Each of them computed everything that its group computes."""
         return sum(node is not None for group in self.groups for node in group.nodes)
 
     @property
@@ -215,7 +218,7 @@ class RoundReport:
         return tuple(group.group for group in self.groups if not group.decoded)
 
     def to_metrics(self) -> MetricRecord:
-        """Return the report as Flower metrics (an empty list where there is nobody to name)."""
+        """Return the report as Flower metrics. A list without entries is an empty list."""
         decoded = [group for group in self.groups if group.decoded]
         loss = self.training_loss
         return MetricRecord(

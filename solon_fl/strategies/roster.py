@@ -1,4 +1,4 @@
-"""Which node is in which group and slot, in every round."""
+"""Assigns nodes to groups and slots, in every round."""
 
 import logging
 from collections.abc import Collection, Iterable, Mapping
@@ -19,55 +19,55 @@ from solon_fl.strategies.silos import groups_by_silo, learn_silos
 
 __all__ = ["Roster"]
 
-MOST_STRANGERS = 100  # that never had a task and are in the ledger all the same; or num_nodes, if that is more
-STRANGERS_PATIENCE = 15.0  # seconds that nodes which come later have to say which silo they are in
-ALL_PATIENCE = 120.0  # seconds that the rounds of a run together wait for such nodes in vain
-LINES = 5  # of the log, for as many nodes that come at the same time
+MOST_STRANGERS = 100  # most nodes in the ledger that never had a task; or num_nodes, if that is more
+STRANGERS_PATIENCE = 15.0  # seconds in which nodes that connect later must say which silo they are in
+ALL_PATIENCE = 120.0  # seconds that all rounds of a run together may wait for such nodes in vain
+LINES = 5  # most nodes that are logged one by one
 logger = logging.getLogger("flwr")
 
 
 class Roster(Keeper):
-    """Gives every place, a slot of a group, to a node; see `Keeper` for the ledger.
+    """Assigns every place, a slot of a group, to a node; see `Keeper` for the ledger.
 
-    A place belongs to one node for the whole run, known by its identity: when it comes back from a restart or from
-    behind a broken line, it has its place again. While it is away or in quarantine, a spare fills in, if there is
-    one. Nodes that connect after the run began are strangers: spares, or refused.
+    A place belongs to one node for the whole run. The node is known by its identity: when it comes back after a restart
+    or a broken connection, it has its place again. While it is away or quarantined, a spare fills in, if there is one.
+    Nodes that connect after the run began are strangers: they are spares, or refused.
 
-    What strangers can make the server keep is bounded: those that never had a task are in the ledger only while they
-    are connected, and no more than `MOST_STRANGERS` or num_nodes of them, whichever is more; the others get nothing to
-    do, and are counted. Who had a place once is in the ledger for good.
+    Strangers can only make the server store a bounded amount: those that never had a task are in the ledger only while
+    they are connected, and at most `MOST_STRANGERS` or num_nodes of them, whichever is more. The others get nothing to
+    do, and only their number is kept. A node that once had a place stays in the ledger for good.
 
-    With `SolonConfig.regroup` "round", all places are drawn anew in every round, among the nodes that are connected and
-    neither quarantined nor refused; who gets none waits for the next draw. If there are fewer nodes than places, each
-    group lacks about as many.
+    With ``SolonConfig.regroup`` "round", all places are drawn anew in every round among the nodes that are connected
+    and neither quarantined nor refused. Nodes without a place wait for the next draw. If there are fewer nodes than
+    places, the empty places are spread evenly over the groups.
 
     Parameters
     ----------
     config : SolonConfig
-        Of the run.
+        The run's configuration.
     seed : int, optional
-        Makes the places drawn a function of the seed, the round and the nodes, for simulation only. Default: fresh
+        Makes the draw of places a function of the seed, the round and the nodes, for simulation only. Default: fresh
         entropy in every round, so that there is no generator whose state anybody could learn.
     trusted : collection of str
-        Names or identities of nodes that have no place, as they are referees.
+        Names or identities of the nodes that are referees, and have no place.
     """
 
     def __init__(self, config: SolonConfig, seed: int | None = None, trusted: Collection[str] = ()) -> None:
         super().__init__(config)
         self._trusted = tuple(trusted)
-        self._pinned: dict[str, str] = {}  # identities of trusted nodes, by what they were called by
-        self._referees: dict[int, str] = {}  # names under which they are registered, by id
+        self._pinned: dict[str, str] = {}  # identities of trusted nodes, by the name or identity that the user gave
+        self._referees: dict[int, str] = {}  # their registered names, by id
         self._seed = seed
         self._substitutes: dict[Place, str] = {}
         self._connected: frozenset[str] = frozenset()
-        self._idle_strangers: set[str] = set()  # that never had a place
-        self._turned_away = 0  # strangers, at most in one round
+        self._idle_strangers: set[str] = set()  # identities of strangers that never had a place
+        self._turned_away = 0  # most strangers turned away in one round
         self._patience_left = ALL_PATIENCE
-        self._told: set[str] = set()  # of these names
+        self._told: set[str] = set()  # shared names that have been logged
 
     @property
     def places(self) -> Places:
-        """Node ids by group and slot; None where nobody is."""
+        """Node ids by group and slot; None if the slot is empty."""
         config = self._config
         return tuple(
             tuple(self._node_at((group, slot)) for slot in range(config.group_size))
@@ -75,9 +75,10 @@ class Roster(Keeper):
         )
 
     def update(self, grid: Grid, timeout: float | None, server_round: int) -> None:
-        """See who is connected, and fill the places for the round; the first call waits for num_nodes nodes.
+        """Find out which nodes are connected, and fill the places for the round.
 
-        After `restore` it waits too, but only until the timeout: some nodes may be gone for good.
+        The first call waits for num_nodes nodes. So does the first one after `restore`, but only until the timeout, and
+        then goes on without them: some nodes may be gone for good.
         """
         config = self._config
         began = not self._nodes
@@ -87,7 +88,7 @@ class Roster(Keeper):
         except NodesMissingError as error:
             if began:
                 raise
-            logger.warning("Going on all the same: %s", error)
+            logger.warning("The run goes on without them: %s", error)
         connected = connected_nodes(grid)
         self._referees = self._find_referees(connected)
         nodes = without(connected, self._trusted)
@@ -113,7 +114,7 @@ class Roster(Keeper):
         return list(self._referees)
 
     def referees_of(self, group: int) -> list[int]:
-        """Return those of them that can judge a group: where it is a silo, those registered under names like silo/x."""
+        """Return the referees that can judge a group: if it is a silo, those registered under names like silo/x."""
         silo = self.silo_of(group)
         return [i for i, name in self._referees.items() if silo is None or name.partition("/")[0] == silo]
 
@@ -123,7 +124,7 @@ class Roster(Keeper):
         Raises
         ------
         RefereeError
-            If two nodes have the same one of these names: one of them may be anybody's.
+            If two nodes share one of these names: either could be an impostor.
         """
         found = {}
         for name in self._trusted:
@@ -131,13 +132,13 @@ class Roster(Keeper):
             for node in [node for node in holders if identity_of(node) != self._pinned.get(name, identity_of(node))]:
                 holders.remove(node)
                 logger.error(
-                    "Node %s (%s) is not trusted: %s was that of %s before. To trust it, start a new run.",
+                    "Node %s (%s) is not trusted: %s belonged to %s before. To trust it, start a new run.",
                     *(one_line(node.name), identity_of(node), name, self._pinned[name]),
                 )
             if len(holders) > 1:
                 identities = ", ".join(identity_of(node) for node in holders[:LINES])
                 raise RefereeError(
-                    f"the name of a trusted node must be its own; got {len(holders)} nodes registered as {name!r}, "
+                    f"the name of a trusted node must be unique; got {len(holders)} nodes registered as {name!r}, "
                     f"with the identities {identities}; name the right one by its identity, or unregister the others."
                 )
             for node in holders:
@@ -148,7 +149,7 @@ class Roster(Keeper):
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the whole state, as json can write it."""
+        """Return the whole state as JSON-serializable values."""
         return {
             "nodes": [asdict(record) for record in self._nodes.values()],
             "substitutes": [[*place, identity] for place, identity in self._substitutes.items()],
@@ -157,7 +158,7 @@ class Roster(Keeper):
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over what `to_dict` returned; raise ValueError or the like, and change nothing, if it was not that."""
+        """Take over the result of `to_dict`. Given anything else, raise ValueError or the like and change nothing."""
         config = self._config
         records = [NodeRecord.restored(entries) for entries in state["nodes"]]
         nodes = {record.identity: record for record in records}
@@ -170,7 +171,7 @@ class Roster(Keeper):
             ("a node twice", len(nodes) == len(records)),
             ("a place twice", len(owners) == sum(record.place is not None for record in records)),
             ("an id twice", len(ids) == sum(record.node_id != 0 for record in records)),
-            ("a stranger that is none", strangers <= nodes.keys() - {*owners.values(), *substitutes.values()}),
+            ("an impossible stranger", strangers <= nodes.keys() - {*owners.values(), *substitutes.values()}),
             ("an impossible place", all(g < config.num_groups and r < config.group_size for g, r in owners)),
             (
                 "an unknown substitute",
@@ -187,10 +188,10 @@ class Roster(Keeper):
         self._pinned = {str(name): str(identity) for name, identity in state.get("referees", {}).items()}
         self._index()
 
-    # Who is who
+    # Identities
 
     def _meet(self, nodes: Iterable[NodeInfo], *, strangers: bool) -> list[NodeRecord]:
-        """Note who is connected; return those never seen before, of strangers as many as there is room for."""
+        """Record which nodes are connected; return those never seen before, and of strangers only as many as fit."""
         here = {identity_of(node): node for node in nodes}
         for identity in self._idle_strangers - here.keys():
             del self._nodes[identity]
@@ -208,14 +209,14 @@ class Roster(Keeper):
             if node is not None:
                 record.node_id = node.node_id
                 record.name = one_line(node.name)
-            elif record.node_id in holders:  # tasks meant for it must not go to another
+            elif record.node_id in holders:  # its tasks must not go to another node
                 record.node_id = 0
         self._connected = frozenset(here.keys() & self._nodes.keys())
         self._index()
         return [self._nodes[identity] for identity in unknown]
 
     def _index(self) -> None:
-        """Find out whose ids and names are whose, and warn if names are not enough to tell nodes apart."""
+        """Index the records by id, find shared names, and warn if names are not enough to tell nodes apart."""
         self._by_id = {record.node_id: record for record in self._nodes.values() if record.node_id}
         self._namesakes = namesakes(self._nodes.values())
         new = sorted({self._nodes[identity].name for identity in self._namesakes} - self._told)
@@ -223,7 +224,7 @@ class Roster(Keeper):
             self._told.update(new)
             logger.warning(
                 "More than one node has the name %s, or one that looks like it%s: the log adds a part of their keys. "
-                "Register every node under a name of its own.",
+                "Register every node under a unique name.",
                 *(repr(new[0]), f" (and {len(new) - 1} more such names)" if len(new) > 1 else ""),
             )
 
@@ -235,10 +236,10 @@ class Roster(Keeper):
                 number,
             )
 
-    # Who is where
+    # Places
 
     def _found(self, nodes: list[NodeRecord]) -> None:
-        """Give the places to their owners, once and for all."""
+        """Assign the places to their owners, once and for all."""
         config = self._config
         if config.grouping == "server":
             size = config.group_size
@@ -255,7 +256,7 @@ class Roster(Keeper):
             logger.info("%d nodes wait as spares: %s%s", len(spares), shown, ", ..." if spares[4 * LINES :] else "")
 
     def _draw_places(self, server_round: int) -> None:
-        """Give the places of this round to nodes drawn among all that can have one, slot by slot of all groups."""
+        """Assign the places of this round to nodes drawn among all eligible ones, slot by slot across the groups."""
         config = self._config
         for record in self._nodes.values():
             record.place = None
@@ -269,10 +270,10 @@ class Roster(Keeper):
             record.state = "member"
         self._owners = {record.place: record.identity for record in drawn if record.place is not None}
         if len(drawn) < config.num_nodes:
-            logger.warning("Only %d nodes take part in this round, of %d.", len(drawn), config.num_nodes)
+            logger.warning("Only %d of %d nodes take part in this round.", len(drawn), config.num_nodes)
 
     def _admit(self, grid: Grid, strangers: list[NodeRecord], timeout: float | None) -> None:
-        """Refuse those that came later, or let them wait as spares, for which their silo must be known."""
+        """Refuse the nodes that connected later, or let them wait as spares, once their silo is known."""
         config = self._config
         level, fate = logging.INFO, "waits as a spare"
         if config.strangers == "refuse":
@@ -284,22 +285,22 @@ class Roster(Keeper):
         for record in strangers[:LINES]:
             logger.log(level, "Node %s connected after the run began and %s.", self._label(record), fate)
         if len(strangers) > LINES:
-            logger.log(level, "So did %d more nodes, and the same goes for each.", len(strangers) - LINES)
+            logger.log(level, "The same holds for %d more nodes.", len(strangers) - LINES)
         if config.grouping == "silo" and config.strangers != "refuse":
             patience = max(min(STRANGERS_PATIENCE, self._patience_left), 0.0)
-            if not patience:  # only registered names tell now
+            if not patience:  # from now on, only registered names count
                 strangers = [record for record in strangers if "/" in record.name[1:]]
             timeout = patience if timeout is None else min(timeout, patience)
             self._patience_left -= learn_silos(grid, strangers, timeout, self._label)
             if self._patience_left <= 0 < patience:
                 logger.warning(
-                    "Strangers that don't say which silo they are in have held up the run for %g s: none is asked any "
-                    "more; nodes registered under names like silo/node need not be.",
+                    "Nodes that don't say which silo they are in have delayed the run by %g s in all: from now on, the "
+                    "server no longer asks new nodes; register them under names like silo/node instead.",
                     ALL_PATIENCE,
                 )
 
     def _own_vacant_places(self) -> None:
-        """Give places that nobody owns, as a silo began without some of its nodes, to spares of that silo."""
+        """Give places without an owner to spares of the same silo. A silo has such places if it began incomplete."""
         for group in range(self._config.num_groups):
             silos = {self._nodes[owner].silo for place, owner in self._owners.items() if place[0] == group}
             for slot in range(self._config.group_size):
@@ -309,11 +310,11 @@ class Roster(Keeper):
                 if newcomer is not None and newcomer.place is None:
                     newcomer.place = (group, slot)
                     self._owners[group, slot] = newcomer.identity
-                    logger.info("Node %s takes a place that was empty (group %d).", self._label(newcomer), group)
+                    logger.info("Node %s takes an empty place (group %d).", self._label(newcomer), group)
         self._owners = dict(sorted(self._owners.items()))
 
     def _fill_places(self) -> None:
-        """Let owners have their places, and spares those of owners who are away or in quarantine."""
+        """Give owners their places, and give spares the places of owners that are away or quarantined."""
         if self._config.grouping == "silo":
             self._own_vacant_places()
         for place, owner in self._owners.items():
@@ -345,7 +346,7 @@ class Roster(Keeper):
     def _node_at(self, place: Place) -> int | None:
         """Return the id of the node that has a place now.
 
-        An owner who is away keeps it if nobody fills in: it may be back within the round.
+        An owner that is away keeps its place if no spare fills in: it may be back within the round.
         """
         holder = self._substitutes.get(place, self._owners.get(place))
         if holder is None or self._nodes[holder].state == "quarantined":

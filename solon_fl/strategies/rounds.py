@@ -1,4 +1,7 @@
-"""What a strategy of this package supplies: a run, and the rounds of it. `RoundStrategy` (loop.py) drives both."""
+"""The interface that a strategy of this package implements: a run and its rounds.
+
+`RoundStrategy` (loop.py) drives both.
+"""
 
 import math
 from abc import ABC, abstractmethod
@@ -23,14 +26,14 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(frozen=True, kw_only=True)
 class Aggregated:
-    """What a round's replies amount to.
+    """The aggregate of a round's replies.
 
     Attributes
     ----------
     direction : Tensor or None, (d,)
-        What to step with (see `ServerModel.step`); None skips the step. It may be overwritten.
+        The direction to step with (see `ServerModel.step`); None skips the step. It may be overwritten.
     groups : tuple of GroupReport
-        Who sent what.
+        The reports of the groups.
     bytes_in : int
         Bytes of the arrays that nodes sent.
     unreached : frozenset of str
@@ -44,7 +47,7 @@ class Aggregated:
 
 
 class Round(ABC, Generic[Key]):
-    """One round of a strategy. Each message has a key of the round's own, and its reply comes with that key."""
+    """One round of a strategy. Each message has a key of the round's choice, and its reply comes with that key."""
 
     @abstractmethod
     def messages(self, arrays: ArrayRecord) -> dict[Key, Message]:
@@ -52,39 +55,39 @@ class Round(ABC, Generic[Key]):
 
     @abstractmethod
     def again(self, keys: Collection[Key]) -> dict[Key, Message]:
-        """Return the messages of these keys once more, for nodes that said that they lack the model."""
+        """Return the messages of these keys again, for nodes that said that they lack the model."""
 
     @abstractmethod
     def receive(self, batch: list[tuple[Key, Message]]) -> bool:
-        """Take replies that came together, out of the list if it likes; return whether no more are needed."""
+        """Take replies that arrived together; return whether no more are needed. It may empty the list."""
 
     def follow_up(self, late: bool) -> dict[Key, Message]:
         """Return further messages of the same round; `late` as in `exchange`."""
         return {}
 
     def patience(self) -> float:
-        """Return after how many seconds without enough replies it is late."""
+        """Return the seconds without enough replies after which it is late."""
         return math.inf
 
     @abstractmethod
     def close(self) -> Aggregated:
-        """Return what was received amounts to; no more will come."""
+        """Return the aggregate of the replies; no more will come."""
 
 
 class Run:
-    """What a strategy keeps from round to round of one training run.
+    """The state that a strategy keeps from round to round of one training run.
 
     Attributes
     ----------
     model : ServerModel
-        The server's.
+        The server's model.
     timeout : float or None
-        Of a round, seconds; None under Flower's own `start`.
+        Deadline of a round in seconds; None under Flower's own ``start``.
     sender : ModelSender
-        Brings the model to the nodes.
+        Sends the model to the nodes.
     num_batches : int
-        That each node computes in a round one after the other, which the model's normalisation layers count; 0 if the
-        server doesn't know.
+        Number of batches that each node computes one after the other in a round, which the model's normalisation layers
+        count; 0 if the server doesn't know.
     """
 
     num_batches: int = 0
@@ -93,9 +96,9 @@ class Run:
         self.model = model
         self.sender = ModelSender(model, downlink)
         self.timeout = timeout
-        self.not_evaluating: set[int] = set()  # ids of the nodes that once sent no evaluation, or not in time
+        self.not_evaluating: set[int] = set()  # ids of the nodes that once sent no evaluation in time
         self.evaluation_patience = Patience()
-        self.failed_evaluating: set[int] = set()  # ids of the nodes of which the log has said so
+        self.failed_evaluating: set[int] = set()  # ids of the nodes whose failed evaluation has been logged
         self.told_of_no_metrics = False
 
     def open_round(self, server_round: int, config: ConfigRecord, grid: Grid) -> Round[Any]:
@@ -103,19 +106,19 @@ class Run:
         raise NotImplementedError(f"{type(self).__name__} must define open_round")
 
     def prepare(self, grid: Grid, arrays: ArrayRecord, config: ConfigRecord) -> None:
-        """Prepare a run that does not go on from a checkpoint. Not called under Flower's own `start`."""
+        """Prepare a run that does not resume from a checkpoint. Not called under Flower's own ``start``."""
 
     def record(self, report: RoundReport) -> None:
-        """Look at the report once it is out; raise to stop the run."""
+        """Take note of a round's report after `on_round`; raise to stop the run."""
 
     def record_late(self, node_id: int) -> None:
-        """Learn that a node has answered after all, in a later round."""
+        """Record that a node has replied in a later round."""
 
     def record_stall(self, node_id: int) -> None:
-        """Learn that a node announced an answer and never sent it."""
+        """Record that a node announced a reply and never sent it."""
 
     def label(self, node_id: int) -> str:
-        """Return what the log calls a node."""
+        """Return the node's name in the log."""
         return str(node_id)
 
     def evaluating_nodes(self) -> list[int]:
@@ -123,8 +126,8 @@ class Run:
         return []
 
     def notes(self) -> dict[str, Any]:
-        """Return what a checkpoint must hold beside the model; what json can write."""
+        """Return what a checkpoint must hold beside the model, as JSON-serializable values."""
         return {}
 
     def restore(self, notes: Mapping[str, Any]) -> None:
-        """Take over what `notes` returned; if it was something else, raise, whatever it is, and change nothing."""
+        """Take over what `notes` returned. If given anything else, raise any exception and change nothing."""

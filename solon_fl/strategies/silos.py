@@ -1,4 +1,4 @@
-"""Which silo each node is in, and which silos are groups (`SolonConfig.grouping` "silo")."""
+"""Finds out which silo each node is in, and which silos are groups (``SolonConfig.grouping`` "silo")."""
 
 import logging
 import time
@@ -17,19 +17,19 @@ from solon_fl.task import SILO_QUERY, time_to_live
 
 __all__ = ["groups_by_silo", "learn_silos"]
 
-LINES = 5  # of the log, for as many nodes
+LINES = 5  # most nodes that are logged one by one
 logger = logging.getLogger("flwr")
 
 
 def learn_silos(
     grid: Grid, nodes: Iterable[NodeRecord], timeout: float | None, label: Callable[[NodeRecord], str]
 ) -> float:
-    """Note each node's silo: what stands before the "/" in its registered name, or else what it declares.
+    """Record each node's silo: the part of its registered name before the "/", or else the silo it declares.
 
     Returns
     -------
     seconds : float
-        That were waited for nodes which did not answer; 0 if all did.
+        The time spent waiting for nodes that did not reply; 0 if all did.
     """
     asked = {}
     for record in nodes:
@@ -59,12 +59,12 @@ def learn_silos(
     for node_id in list(reasons)[:LINES]:
         logger.warning("Node %s did not say which silo it is in: %s", label(asked[node_id]), reasons[node_id])
     if len(reasons) > LINES:
-        logger.warning("Nor did %d more nodes.", len(reasons) - LINES)
+        logger.warning("%d more nodes did not say it, either.", len(reasons) - LINES)
     return time.monotonic() - started if unanswered else 0.0
 
 
 def groups_by_silo(nodes: Collection[NodeRecord], config: SolonConfig) -> list[list[NodeRecord]]:
-    """Return the nodes of each group, at most r: those of the silos that have enough nodes, by name.
+    """Return the nodes of each group, at most r each. Silos with enough nodes become groups, sorted by name.
 
     Raises
     ------
@@ -90,8 +90,8 @@ def groups_by_silo(nodes: Collection[NodeRecord], config: SolonConfig) -> list[l
     ignored = sorted(members.keys() - set(chosen))
     if ignored:
         logger.warning(
-            "More silos than num_nodes / group_size = %d: %d are ignored, %s among them. To say which take part, "
-            "register the nodes under names like silo/node.",
+            "There are more silos than num_nodes / group_size = %d: %d are ignored, among them %s. To choose which "
+            "take part, register the nodes under names like silo/node.",
             *(config.num_groups, len(ignored), one_line(ignored[0])[:40]),
         )
     return [members[silo][: config.group_size] for silo in sorted(chosen)]

@@ -23,68 +23,73 @@ from solon_fl.task import RUN_SEED
 
 __all__ = ["SolonStrategy"]
 
-SLOW_UPDATES = 0.95  # of a change, in mode "update"
-# Settings, when a run goes on from a checkpoint.
+SLOW_UPDATES = 0.95  # mode "update": warn if the optimizer adds less than this share of the nodes' change
+# Settings that may differ when a run resumes from a checkpoint.
 MAY_CHANGE = ("audit", "on_group_failure", "strangers", "quarantine_after")
 logger = logging.getLogger("flwr")
 
 
 class SolonStrategy(RoundStrategy[SolonRun]):
-    """Trains with the exact gradients of groups of nodes, of which up to s each may lie.
+    """Train on the exact gradient even when up to s nodes of each group lie.
 
     Parameters
     ----------
     config : SolonConfig
-        The run.
+        The run's configuration.
     optimizer : callable
-        Makes the server's torch optimizer of a list of parameters; any of `torch.optim`, for instance
-        ``functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)``. In mode "update" it is given minus the
-        average change as a gradient: SGD with lr=1 adds the change as it is, and a
-        smaller one only as much of it.
+        Makes the server's torch optimizer from a list of parameters, for instance
+        ``functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)``. Any optimizer of ``torch.optim`` that steps with
+        one dense gradient works. In mode "update", the optimizer receives the negative of the average change as its
+        gradient: SGD with ``lr=1`` adds the whole change, and a smaller rate adds that fraction of it.
     scheduler : callable, optional
-        Makes the learning-rate schedule of that optimizer; any of `torch.optim.lr_scheduler` but ReduceLROnPlateau, for
-        instance ``functools.partial(torch.optim.lr_scheduler.StepLR, step_size=30)``. It counts the steps that were
-        made, as in torch: a round without a step does not move it. Checkpoints keep its state.
+        Makes a learning-rate scheduler from that optimizer, for instance
+        ``functools.partial(torch.optim.lr_scheduler.StepLR, step_size=30)``. Any scheduler of
+        ``torch.optim.lr_scheduler`` works except ``ReduceLROnPlateau``. As in torch, it counts optimizer steps: a round
+        without a step does not advance it. Checkpoints save its state.
     buffers : collection of str
-        Entries of the model that no gradient moves, from `buffer_names(model)`: BatchNorm's statistics and
-        frozen weights. Nodes send their change, coded like the gradient, and the average is added.
+        Entries of the model that no gradient moves, from ``buffer_names(model)``: BatchNorm's statistics and frozen
+        weights. Nodes send the change of the former, coded like the gradient, and the server adds the average.
     on_round : callable, optional
-        Called with a `RoundReport` after every round. If it returns True, `start` ends after this round as if it had
-        been the last: evaluation and checkpoint included. Under Flower's own `start` what it returns means nothing.
-    monitors : callable, or several, optional
-        Called with a `RunStatus` after every round, when the model has been evaluated: `solon_fl.monitoring` has a live
-        page and writers for TensorBoard, Weights & Biases and MLflow. One that raises is logged, and disturbs nothing.
+        Called with a `RoundReport` after every round. If it returns True, ``start`` ends after this round as if it
+        were the last one, with evaluation and checkpoint. Flower's own ``start`` ignores the returned value.
+    monitors : callable or iterable of callables, optional
+        Each is called with a `RunStatus` after every round, once the model has been evaluated. ``solon_fl.monitoring``
+        has a live page and writers for TensorBoard, Weights & Biases and MLflow. An exception in a monitor is logged
+        and does not affect the run.
     client_evaluation : bool
-        Whether to ask the nodes to evaluate too. Their metrics are aggregated by the median, but nothing protects a
-        median from a lying majority, or from nodes whose data differ: prefer `evaluate_fn`.
+        Whether to ask the nodes to evaluate, too. The server takes the median of their metrics. A median is wrong if
+        most nodes lie, and says little if the nodes' data differ: prefer ``evaluate_fn``.
     projection_seed : int, optional
-        Makes the decoder's random projection reproducible, for simulation only: a node that knew it
-        could hide a lie. With `SolonConfig.regroup` "round" the places that are drawn follow from it, too. Default:
-        fresh entropy in every decode and for every draw.
-    referee : client object, LocalReferee, or names of nodes, optional
-        Who computes a group's gradient where its nodes' shares don't settle it, if ``config.referee``. What the nodes
-        run, such as ``MyClient()`` or a ClientApp: it computes in the server's process, on its devices, and so needs
-        the data (`LocalReferee` says what it finds in its context). Or names of registered nodes that you trust, which
-        then are in no group. Before round 1 it computes one batch, so that one that can't is an error at once; later
-        errors of it end the run, too. See docs/explanation/referee.md.
+        Seeds the decoder's random projection. With ``SolonConfig(regroup="round")`` it seeds the draw of the places,
+        too. For simulation only: a node that knew the projection could hide a lie. Default: fresh entropy for every
+        decode and every draw.
     checkpoints : Checkpoints, optional
-        Where to save the run, and to go on with it after the server was stopped or killed. Unused under Flower's
-        own `start`.
+        Where to save the run, and where to find it again after the server was stopped or killed. Unused under Flower's
+        own ``start``.
     calibrate : bool
         Whether to measure the float noise between the nodes before the first round, as `calibrate` does, and to raise
-        rtol for this run if it must be: never to lower it. One more round, without a step; a silent node costs the
-        timeout. Unused under Flower's own `start`.
+        ``rtol`` for this run if needed. It is never lowered. This takes one more round, without a step, in which a
+        silent node costs the whole timeout. Unused under Flower's own ``start``.
+    referee : client object, LocalReferee, or names of nodes, optional
+        Computes a group's gradient when the shares of its nodes don't settle it. Required if ``config.referee`` is
+        True. Give the program that the nodes run, such as ``MyClient()`` or a ClientApp: it runs in the server's
+        process, on its devices, and needs the data (`LocalReferee` describes its context). Or give the names of
+        registered nodes that you trust; they then belong to no group. The referee computes one batch before round 1,
+        so that a referee that can't compute fails at once. If it fails later, the run ends, too. See
+        docs/explanation/referee.md.
 
     Notes
     -----
-    Guarantee: as long as each group has at most s liars and e silent nodes, the parameters after every round
-    are those of a run without any, bit by bit with code "exact", else up to the rounding error that
-    `GroupReport.error_bound` bounds; a group for which that can't be had is reported and left to
-    `config.on_group_failure`. Nothing that a node reports, but its share, has any influence.
-    Memory of the server: the shares of the round, two models (its own, and the gradient), and the optimizer's
-    state; flat over the rounds (`benchmarks/server_memory.py`).
-    Differs from the paper: shares are real-Fourier coded, projections are drawn afresh, and a group is decoded as
-    soon as k + s of its shares agree.
+    Guarantee: as long as each group has at most s liars and e silent nodes, the parameters after every round equal
+    those of a run without any. With code "exact" they are equal bit by bit, otherwise up to the rounding error that
+    ``GroupReport.error_bound`` bounds. A group that can't be decoded to this guarantee is reported and handled as
+    ``config.on_group_failure`` says. Losses and metrics that nodes report never affect the model.
+
+    The server holds the round's shares, two models (its own and the gradient), and the optimizer's state. Its memory
+    does not grow over the rounds (``benchmarks/server_memory.py``).
+
+    This differs from the paper in three ways: shares use a real Fourier code (or the exact code), projections are
+    drawn afresh for each decode, and a group is decoded as soon as k + s of its shares agree.
 
     References
     ----------
@@ -117,7 +122,7 @@ class SolonStrategy(RoundStrategy[SolonRun]):
                 "give SolonStrategy(..., referee=MyClient())" if config.referee else "set SolonConfig(referee=True)"
             )
             raise ConfigurationError(
-                f"a referee must be given and be in the config; got referee={str(referee)[:80]} with "
+                f"a referee must be both given and enabled in the config; got referee={str(referee)[:80]} with "
                 f"SolonConfig(referee={config.referee}); {remedy}."
             )
         self._told_of_slow_updates = False
@@ -137,28 +142,28 @@ class SolonStrategy(RoundStrategy[SolonRun]):
         if self.mode == "update" and share < SLOW_UPDATES and not self._told_of_slow_updates:
             self._told_of_slow_updates = True
             logger.warning(
-                "In mode 'update' the server's optimizer is given the nodes' change of the model, to which their own "
-                "learning rate has been applied already: this SGD adds %.3g of it. Give the server SGD with lr=1, "
-                "which adds it as it is, and the nodes their rate: train_config=ConfigRecord({'lr': ...}).",
+                "In mode 'update' the server's optimizer gets the nodes' change of the model, which already includes "
+                "their own learning rate. This SGD adds %.3g of it. Give the server SGD with lr=1, "
+                "which adds the whole change, and give the nodes their rate: train_config=ConfigRecord({'lr': ...}).",
                 share,
             )
 
     @property
     def config(self) -> SolonConfig:
-        """Of the run; after a calibration, with the rtol that is used."""
+        """The run's configuration; after a calibration, with the ``rtol`` in use."""
         return self._given_config if self._latest is None else self._latest.config
 
     @property
     def ledger(self) -> dict[str, NodeRecord]:
-        """What is known of each node, by its identity: how often it lied, was silent, ..."""
+        """What the server knows of each node, by its identity: how often it lied, was silent, and so on."""
         return {} if self._latest is None else self._latest.roster.ledger
 
     def begin(self, model: ServerModel, timeout: float | None, *, follows_up: bool) -> SolonRun:
-        """See `RoundStrategy.begin`."""
+        """See ``RoundStrategy.begin``."""
         self._warn_of_slow_updates(model.share_of_an_update)
         if isinstance(self._referee, TrustedNodes) and not follows_up:
             raise ConfigurationError(
-                "trusted nodes are asked in the middle of a round, which Flower's own start can't; use "
+                "trusted nodes are asked in the middle of a round, which Flower's own start does not allow; use "
                 "SolonStrategy.start, or a referee in the server's process."
             )
         return SolonRun(
@@ -174,21 +179,21 @@ class SolonStrategy(RoundStrategy[SolonRun]):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """See `RoundStrategy.configure_evaluate`; nodes are told the run's seed, to build the model as in training."""
+        """See ``RoundStrategy.configure_evaluate``. Nodes also get the run's seed, to build the same model."""
         settings = ConfigRecord({**config, RUN_SEED: self._given_config.seed})
         return super().configure_evaluate(server_round, arrays, settings, grid)
 
     def settings(self) -> dict[str, Any]:
-        """See `RoundStrategy.settings`."""
+        """See ``RoundStrategy.settings``."""
         settings = asdict(self._given_config)
         return {name: value for name, value in settings.items() if name not in MAY_CHANGE}
 
     def summary(self) -> None:
-        """Log the settings and the certificate."""
+        """Log the settings and the certificate of the code."""
         config = self._given_config
         logger.info("\t├──> Solon: %d groups of %d nodes", config.num_groups, config.group_size)
         if config.regroup == "round":
-            logger.info("\t│\t├── Places drawn anew every round")
+            logger.info("\t│\t├── Places are drawn anew every round")
         logger.info("\t│\t├── Liars tolerated per group: %d", config.byzantine)
         logger.info("\t│\t├── Silent nodes tolerated per group: %d", config.stragglers)
         logger.info("\t│\t├── Verification: %s; redundancy: %s", config.verification, config.redundancy)
@@ -196,7 +201,7 @@ class SolonStrategy(RoundStrategy[SolonRun]):
             kind = "trusted nodes" if isinstance(self._referee, TrustedNodes) else "in this process"
             logger.info("\t│\t├── Referee: %s; audits: %g of all groups and rounds", kind, config.audit)
         logger.info("\t│\t├── A share is 1/%d of the gradient", config.compression)
-        logger.info("\t│\t├── Batches a node computes per round: %d", config.batches_per_group)
+        logger.info("\t│\t├── Batches per node and round: %d", config.batches_per_group)
         certificate = config.make_decoder().certificate
-        promised = f"certificate (worst relative error): {certificate:.1e}" if certificate else "no bit is wrong"
+        promised = f"certificate (worst relative error): {certificate:.1e}" if certificate else "exact to the bit"
         logger.info("\t│\t└── Code: %s; %s", config.code, promised)

@@ -1,4 +1,4 @@
-"""One round of Solon's strategy: its groups' tasks out, their replies in, and the average of what they amount to."""
+"""One round of Solon's strategy: sends tasks, takes the replies, and averages the gradients of the groups."""
 
 import logging
 import math
@@ -28,7 +28,7 @@ logger = logging.getLogger("flwr")
 
 
 class Shared(Protocol):
-    """What a round needs of its run; see `SolonRun`."""
+    """What a round needs from its run; see `SolonRun`."""
 
     config: SolonConfig
     model: ServerModel
@@ -39,11 +39,11 @@ class Shared(Protocol):
     roster: Roster
 
     def label(self, node_id: int) -> str:
-        """Return what the log calls a node."""
+        """Return the node's name in the log."""
 
 
 class SolonRound(Round[Place]):
-    """One round of a run; messages have the node's place, group and slot, for a key."""
+    """One round of a run. The key of a message is its node's place, (group, slot)."""
 
     def __init__(self, run: Shared, server_round: int, train_config: ConfigRecord, groups: list[GroupRound]) -> None:
         self._run = run
@@ -51,24 +51,24 @@ class SolonRound(Round[Place]):
         self._train_config = train_config
         self._groups = groups
         self._weights = run.config.group_weights or (1.0,) * len(groups)
-        self._gradients: dict[int, torch.Tensor] = {}  # of groups whose turn to be added has not come
+        self._gradients: dict[int, torch.Tensor] = {}  # gradients of groups that have not been added yet
         self._next_group = 0
-        self._sum: torch.Tensor | None = None  # of the gradients so far, weighted
+        self._sum: torch.Tensor | None = None  # weighted sum of the gradients so far
         self._sum_of_weights = 0.0
-        self._sent: dict[Place, float] = {}  # when each was asked
-        self._asked_at: dict[int, float] = {}  # when nodes of each group were last asked, plus the server's own time
+        self._sent: dict[Place, float] = {}  # when each node was asked
+        self._asked_at: dict[int, float] = {}  # when nodes of each group were last asked, plus the server's busy time
         self._began = time.monotonic()
-        self._looked = 0.0  # when the latest replies came
-        self._questions: dict[Place, int] = {}  # ids of trusted nodes asked, each with a place below all slots
-        self._bytes_of_referee = 0  # that trusted nodes sent
-        self._asked_referee: dict[int, float] = {}  # when it was first asked about each group
+        self._looked = 0.0  # when the latest replies arrived
+        self._questions: dict[Place, int] = {}  # ids of trusted nodes asked; the slots in their keys are negative
+        self._bytes_of_referee = 0  # bytes that trusted nodes sent
+        self._asked_referee: dict[int, float] = {}  # when the referee was first asked about each group
 
     def messages(self, arrays: ArrayRecord) -> dict[Place, Message]:
-        """Return one message per node: the shared model, and a config and a task of its own."""
+        """Return one message per node, with the shared model and the node's own config and task."""
         return self._tasks([(group.group, slot) for group in self._groups for slot in group.asked], arrays)
 
     def again(self, keys: Collection[Place]) -> dict[Place, Message]:
-        """See `Round.again`. Nodes that were sent all of it too often already rest until their group needs them."""
+        """See `Round.again`. Nodes that needed the whole model too often rest until their group needs them."""
         to_referees = self._to_referees([key for key in keys if key in self._questions])
         keys = [key for key in keys if key not in self._questions]
         ids = {key: self._groups[key[0]].nodes[key[1]] for key in keys}
@@ -81,11 +81,11 @@ class SolonRound(Round[Place]):
         return self._tasks(asked) | to_referees
 
     def follow_up(self, late: bool) -> dict[Place, Message]:
-        """Wake the nodes at rest of groups that need them, or ask the referee. Each group has its own patience."""
+        """Wake resting nodes of groups that need them, or ask the referee. Each group has its own patience."""
         may_wait = self._run.referee is not None or any(group.resting for group in self._groups)
         patience = self.patience() if may_wait else math.inf
         timeout = math.inf if self._run.timeout is None or self._run.referee is None else self._run.timeout
-        half_over = time.monotonic() - self._began >= timeout / 2  # however often nodes lack the model
+        half_over = time.monotonic() - self._began >= timeout / 2  # regardless of messages sent since
         places = []
         for group in self._groups:
             is_late = late or half_over or self._looked - self._asked_at.get(group.group, math.inf) >= patience
@@ -97,7 +97,7 @@ class SolonRound(Round[Place]):
         return messages
 
     def _further_questions(self, late: bool) -> dict[Place, Message]:
-        """Return messages to trusted nodes, if it is these who are to be asked; the next one if it is late."""
+        """Return messages to trusted nodes, if they are the referees: one per group, the next when it is late."""
         if isinstance(self._run.referee, LocalReferee):
             return {}
         keys = []
@@ -132,7 +132,7 @@ class SolonRound(Round[Place]):
         )
 
     def _settled_here(self, group: GroupRound) -> torch.Tensor | None:
-        """Let a referee in this process settle a group; return its gradient."""
+        """Let a referee in this process settle a group; return the group's gradient."""
         run, started = self._run, time.monotonic()
         if not isinstance(run.referee, LocalReferee):
             return None
@@ -142,7 +142,7 @@ class SolonRound(Round[Place]):
         return self._settled(group, run.referee.compute(message, run.roster.silo_of(group.group)), started)
 
     def _settled(self, group: GroupRound, reply: Message, started: float) -> torch.Tensor | None:
-        """Settle a group by a referee's reply; return its gradient, or None if that is no answer."""
+        """Settle a group by a referee's reply; return the group's gradient, or None if it is not an answer."""
         model = self._run.model
         answer = read_answer(reply, model.dim, model.vector.dtype)
         if answer is None:
@@ -157,11 +157,11 @@ class SolonRound(Round[Place]):
         return self._run.patience.seconds([node_id for node_id in ids if node_id is not None])
 
     def receive(self, batch: list[tuple[Place, Message]]) -> bool:
-        """Take replies that came together; return whether every group's outcome is certain."""
+        """Take replies that arrived together; return whether every group's outcome is certain."""
         now = self._looked = time.monotonic()
         by_group: dict[int, dict[int, Message]] = {}
         answers = []
-        while batch:  # all is emptied, so that a group's shares are gone once it is decoded
+        while batch:  # emptied, so that a group's shares are freed once it is decoded
             (group, slot), reply = batch.pop(0)
             if (group, slot) in self._questions:
                 answers.append((group, reply))
@@ -182,7 +182,7 @@ class SolonRound(Round[Place]):
         return all(group.closed for group in self._groups)
 
     def close(self) -> Aggregated:
-        """Decode what is open, and average the groups as the policy says."""
+        """Decode the groups that are still open, and average the groups as the policy says."""
         self._decode(last=True)
         reports = tuple(group.report for group in self._groups)
         failed = [report for report in reports if not report.decoded]
@@ -198,7 +198,10 @@ class SolonRound(Round[Place]):
         )
 
     def _average(self) -> torch.Tensor | None:
-        """Return the weighted mean of the groups' gradients, if there is one: infinite buffers may cancel in it."""
+        """Return the weighted mean of the groups' gradients; None if there is none, or it is not usable.
+
+        Infinite buffers of different groups may cancel to NaN.
+        """
         if self._sum is None:
             return None
         average = self._sum.div_(self._sum_of_weights)
@@ -232,17 +235,17 @@ class SolonRound(Round[Place]):
             self._gradients[group] = gradient
 
     def _decode(self, *, last: bool) -> None:
-        """Decode the groups that can be, and add their gradients up in the order of the groups.
+        """Decode the groups that are ready, and add up their gradients in the order of the groups.
 
-        So the sum does not depend on who answers first, not even by rounding. What waits for its turn takes no more
-        memory than the shares that it was made of.
+        The sum then does not depend on which nodes reply first, not even in its rounding. A gradient that waits for its
+        turn takes no more memory than the shares it was made of.
         """
         for group in self._groups:
             self._add(group.group, group.decode(last=last))
             if group.question is not None:
                 self._add(group.group, self._settled_here(group))
             if group.question is not None and last and not group.closed:
-                logger.error("Group %d: the referee was asked (%s) and has not answered.", group.group, group.question)
+                logger.error("Group %d: the referee was asked (%s) but has not answered.", group.group, group.question)
                 self._add(group.group, group.give_up())
         while self._next_group < len(self._groups) and self._groups[self._next_group].closed:
             gradient, weight = self._gradients.pop(self._next_group, None), self._weights[self._next_group]

@@ -32,20 +32,20 @@ from solon_fl.task import ARRAYS, SolonTask, digest_key
 
 __all__ = ["SolonRun"]
 
-MOST_SILENCES = 3  # rounds on end, after which a group with a referee does not wait for a node
-MOST_FAILURES_SHOWN = 5  # kinds, in a run: liars can make up any number
+MOST_SILENCES = 3  # silent rounds in a row after which a group with a referee no longer waits for a node
+MOST_FAILURES_SHOWN = 5  # kinds of failures logged in detail per run: liars can make up any number
 logger = logging.getLogger("flwr")
 
 
 class SolonRun(Run):
-    """See `SolonStrategy` for the parameters.
+    """The state of a run; see `SolonStrategy` for the parameters.
 
     Attributes
     ----------
     config : SolonConfig
-        After a calibration, with the rtol that is used.
+        The run's configuration; after a calibration, with the rtol in use.
     roster : Roster
-        Who has which place, and what each node did.
+        The nodes' places and their ledger.
     """
 
     def __init__(
@@ -67,16 +67,16 @@ class SolonRun(Run):
         self.projection = None if seed is None else torch.Generator().manual_seed(seed)
         self._follows_up = follows_up
         self._calibrate = calibrate
-        self._told: set[int] = set()  # of nodes with different bits
-        self._shown: set[str] = set()  # reasons of failed nodes of which it was logged where they failed
+        self._told: set[int] = set()  # ids of nodes with different bits that have been logged
+        self._shown: set[str] = set()  # reasons of failed nodes that have been logged in detail
         self.patience = Patience()
         self._sections = model.sections
         self._noise_only: set[int] = set()  # numbers of tensors
-        self._like_referee: set[int] = set()  # ids of nodes that sent what it has, honest ones among them
-        self._silences: Counter[int | None] = Counter()  # rounds on end without an answer, by node id
+        self._like_referee: set[int] = set()  # see `GroupRound.alike`
+        self._silences: Counter[int | None] = Counter()  # rounds in a row without a reply, by node id
 
     def prepare(self, grid: Grid, arrays: ArrayRecord, config: ConfigRecord) -> None:
-        """See that the referee works, and raise rtol above the nodes' float noise, if asked to."""
+        """Check that the referee works, and raise rtol above the nodes' float noise if asked to."""
         if self.referee is not None:
             self._try_referee(grid, arrays, config)
         if not self._calibrate:
@@ -90,14 +90,14 @@ class SolonRun(Run):
                 liars=self.config.byzantine,
                 referee=self.referee,
             )
-        except GroupFailedError as error:  # one node that fails must not end a run that would do without it
-            logger.warning("rtol stays %g, for it could not be calibrated: %s", self.config.rtol, error)
+        except GroupFailedError as error:  # a failing node must not end a run that can do without it
+            logger.warning("rtol stays %g, as it could not be calibrated: %s", self.config.rtol, error)
             return
         _log_calibration(found)
         self._raise_rtol(found.rtol, "\trtol is raised from %g to %g for this run.", self.config.rtol, found.rtol)
 
     def _try_referee(self, grid: Grid, arrays: ArrayRecord, config: ConfigRecord) -> None:
-        """Let the referee compute one batch, so that one that can't is known before it is needed."""
+        """Let the referee compute one batch, so that a broken one is found before it is needed."""
         self.roster.update(grid, self.timeout, server_round=0)
         task = SolonTask.of_run(self.config, 1, group=0, slot=0, dim=self.model.dim, buffers=self.model.buffers)
         message_of = partial(
@@ -115,21 +115,21 @@ class SolonRun(Run):
                 here = "is connected" if not self.roster.referees else "answered within the timeout"
                 raise RefereeError(
                     f"a trusted node must answer before the run begins; none of {list(self.referee.names)} {here}; "
-                    "start it, or correct the names."
+                    "start one, or correct the names."
                 )
         for reply in replies:
             answer = read_answer(reply, self.model.dim, self.model.vector.dtype)
             if answer is not None and not self.model.is_usable(self.model.as_direction(answer.vector)):
                 raise RefereeError(
-                    "the referee's gradient of the first batch holds NaN or infinity; see that it has the nodes' data, "
-                    "and that the loss is finite there."
+                    "the referee's gradient of the first batch holds NaN or infinity; make sure that it has the nodes' "
+                    "data, and that the loss is finite there."
                 )
 
     def draws_audit(self) -> bool:
-        """Whether to let the referee look at a group at which all is well."""
+        """Draw whether the referee audits a group in which all is well."""
         if not self.config.audit:
             return False
-        if self.projection is None:  # fresh entropy, so that nobody knows when
+        if self.projection is None:  # fresh entropy, so that nobody can predict audits
             return bool(np.random.default_rng().random() < self.config.audit)
         return bool(torch.rand((), generator=self.projection, device="cpu") < self.config.audit)
 
@@ -143,7 +143,7 @@ class SolonRun(Run):
         config, denied = self.config, self._denied(nodes)
         convicted = 0 if self.referee is None else self.roster.num_convicted(group)
         if self.referee is not None and not any(node_id is not None for node_id in nodes):
-            logger.warning("Group %d has no node left: the referee computes its gradient in this round.", group)
+            logger.warning("Group %d has no nodes left: the referee computes its gradient in this round.", group)
         liars_left = max(config.byzantine - convicted, 0)
         refereed: dict[str, Any] = {}
         if self.referee is not None:
@@ -184,9 +184,9 @@ class SolonRun(Run):
         )
 
     def _further_slots(self, nodes: tuple[int | None, ...]) -> dict[int, tuple[int, ...]]:
-        """Return which empty slots' shares nodes send beside their own, where with digests fewer than k are left.
+        """Return the empty slots whose shares each node also sends, if with digests fewer than k nodes are left.
 
-        Whoever of them lies about these, too, is seen by the digests.
+        The digests reveal lies about these shares, too.
         """
         present = [slot for slot, node_id in enumerate(nodes) if node_id is not None]
         missing = self.config.compression - len(present)
@@ -196,18 +196,21 @@ class SolonRun(Run):
         return {slot: tuple(empty[number :: len(present)]) for number, slot in enumerate(present)}
 
     def _show_where(self, node_id: int, unusable: Unusable) -> None:
-        """Log where a node's program failed, once for all that fail for the same reason."""
+        """Log where a node's program failed, once for each reason."""
         if unusable.where and unusable.reason not in self._shown and len(self._shown) < MOST_FAILURES_SHOWN:
             self._shown.add(unusable.reason)
             lines = "".join(f"\n\t{line}" for line in unusable.where)
-            logger.warning("Where that was, as node %s says (innermost last):%s", self.label(node_id), lines)
+            logger.warning("Node %s says that it failed here (innermost call last):%s", self.label(node_id), lines)
 
     def _resting(self, nodes: tuple[int | None, ...], denied: set[int], convicted: int) -> set[int]:
-        """Return the slots of nodes that rest at first: drawn, after those denied, away, or that gave most trouble."""
+        """Return the slots of nodes that rest at first.
+
+        They are drawn at random, but nodes that are denied the model, away, or gave the most trouble rest first.
+        """
         if self.config.redundancy == "full" or not self._follows_up:
             return set()
         present = {slot: node_id for slot, node_id in enumerate(nodes) if node_id is not None}
-        if self.projection is None:  # fresh entropy, so that nobody knows who will be watched
+        if self.projection is None:  # fresh entropy, so that nobody can predict which nodes rest
             order = np.random.default_rng().permutation(len(present)).tolist()
         else:
             order = torch.randperm(len(present), generator=self.projection, device="cpu").tolist()
@@ -220,7 +223,7 @@ class SolonRun(Run):
         return set(drawn[max(self.config.num_precise - convicted, self.config.compression) + self.config.stragglers :])
 
     def _denied(self, nodes: tuple[int | None, ...]) -> set[int]:
-        """Return the slots of nodes that would have to be sent all of the model again, and can rest instead."""
+        """Return the slots of nodes that need the whole model too often, and can rest instead."""
         denied = self.sender.denied([node_id for node_id in nodes if node_id is not None])
         return {slot for slot, node_id in enumerate(nodes) if node_id in denied} if self._follows_up else set()
 
@@ -228,7 +231,7 @@ class SolonRun(Run):
         """Enter the report into the ledger; see `Run.record`."""
         self.roster.record(report)
         for number, asked in report.referee_reports.items():
-            found = ", ".join(map(self.label, asked.convicted)) or "nobody"
+            found = ", ".join(map(self.label, asked.convicted)) or "none"
             outcome = f"{asked.seconds:.2g} s, convicted: {found}" if asked.answered else "no answer in time"
             logger.info(
                 "\tround %d: the referee was asked about group %d (%s): %s", report.round, number, asked.reason, outcome
@@ -240,11 +243,12 @@ class SolonRun(Run):
         different = {node for group in report.groups for node in group.different_bits} - self._told
         if different:
             self._told |= different
-            harm = "As long as s + 1 nodes of each group agree, that does no harm."
+            harm = "As long as s + 1 nodes of each group agree, this does no harm."
             if self.config.code == "exact":
-                harm = f"Each is one of the s = {self.config.byzantine} wrong shares that a group bears."
+                harm = f"Each counts as one of the s = {self.config.byzantine} wrong shares that a group tolerates."
             logger.warning(
-                "Nodes that compute other bits than their groups: %s. They have other hardware or software, or lie. %s",
+                "Nodes that compute different bits than their groups: %s. They lie, or have other hardware or "
+                "software. %s",
                 *(", ".join(self.label(node) for node in sorted(different)), harm),
             )
         if report.round == 1 and all(map(failed_for_good, report.groups)):
@@ -255,7 +259,7 @@ class SolonRun(Run):
         if report.failed_groups and self.config.on_group_failure == "stop":
             raise GroupFailedError(
                 f"round {report.round}: groups {list(report.failed_groups)} of {len(report.groups)} could not be "
-                "decoded and on_group_failure='stop'; the log says why."
+                "decoded, and on_group_failure='stop'; see the log for the reasons."
             )
 
     def record_late(self, node_id: int) -> None:
@@ -301,7 +305,7 @@ class SolonRun(Run):
 
 
 def _log_calibration(found: Calibration) -> None:
-    """Log what was measured; of the nodes, list only those that are outlying, malformed or silent."""
+    """Log the result. Lists only outlying, malformed and silent nodes."""
     logger.info("\tcalibrated: %s", found.finding)
     for node_id in (*found.outliers, *found.malformed, *found.silent):
         logger.info("\t\tnode %s: %s", found.labels[node_id], found.of_node(node_id))

@@ -38,7 +38,7 @@ def test_the_server_logs_once_where_nodes_failed(caplog: pytest.LogCaptureFixtur
     assert reports[0].groups[0].malformed_nodes == {2: "error 2: NodeFailedError: KeyError: 'weight'"}
     place = r"test_failures\.py:\d+ in batch_loss: return settings\[\"weight\"\]"
     assert len(re.findall(place, said_by_server(caplog))) == 1
-    assert re.search(r"as node 2 says \(innermost last\):\n\tmixin\.py:\d+ in train: ", said_by_server(caplog))
+    assert re.search(r"it failed here \(innermost call last\):\n\tmixin\.py:\d+ in train: ", said_by_server(caplog))
 
 
 def test_what_all_nodes_raise_is_in_the_error_of_the_run(caplog: pytest.LogCaptureFixture) -> None:
@@ -78,6 +78,6 @@ def test_liars_fill_no_log(caplog: pytest.LogCaptureFixture) -> None:
 
     train(mods=[made_up], rounds=5)
     assert len(sent) == 10
-    assert said_by_server(caplog).count("innermost last") == 5
+    assert said_by_server(caplog).count("innermost call last") == 5
     assert "\x1b" not in caplog.text
     assert len(said_by_server(caplog)) < 15_000

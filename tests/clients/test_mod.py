@@ -95,8 +95,8 @@ def test_the_log_lists_the_usual_reasons_why_nodes_differ(caplog: pytest.LogCapt
     rng = np.random.default_rng()
     with pytest.raises(GroupFailedError, match="the nodes of a group do not compute the same"):
         train_undisciplined(lambda context: torch.from_numpy(rng.normal(size=5)).float(), rounds=1)
-    assert "random numbers (numpy's, a data loader's, dropout's)" in caplog.text
-    assert "data that differ; versions of the app, torch or solon_fl that differ" in caplog.text
+    assert "random numbers (of numpy, a data loader or dropout)" in caplog.text
+    assert "different data; different versions of the app, torch or solon_fl" in caplog.text
 
 
 @pytest.mark.parametrize("keeps_state", [False, True])

@@ -1,6 +1,6 @@
-"""What can go wrong with a node or the server, as data: how it is brought about, and what must come of it.
+"""Faults of nodes and of the server as data: how each is provoked, and what its outcome must be.
 
-`docs/reference/faults.md` shows this table; a test keeps the two the same.
+`docs/reference/faults.md` shows this table; a test keeps the two equal.
 """
 
 import threading
@@ -24,7 +24,7 @@ Call = Callable[[], Message]  # computes the honest reply
 
 @dataclass
 class Nodes:
-    """The faulty nodes of a run: which, what they did, and what they remember."""
+    """The faulty nodes of a run: their ids, when they were faulty, and their memory."""
 
     faulty: frozenset[int]
     fired: set[tuple[int, int]] = field(default_factory=set)  # node id, round
@@ -35,8 +35,8 @@ class Nodes:
 class Fault:
     """One row.
 
-    `act` gets the honest reply's computation, the message, the node's id and the nodes; what it returns, or raises,
-    is the faulty node's answer. `first_round` is the first in which the node is seen as `seen`.
+    `act` takes a function that computes the honest reply, the message, the node's id, and the nodes. It returns or
+    raises the faulty node's answer. `first_round` is the first round in which the node is seen as `seen`.
     """
 
     name: str
@@ -46,21 +46,21 @@ class Fault:
     first_round: int = 1
 
     def mod(self, nodes: Nodes) -> Mod:
-        """Return the mod that makes those nodes faulty, and notes in which rounds they were."""
+        """Return the mod that makes those nodes faulty, and records the rounds in which they were."""
 
         def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
             if context.node_id not in nodes.faulty:
                 return call_next(message, context)
             nodes.fired.add((context.node_id, int(str(message.metadata.group_id))))
             reply = self.act(lambda: call_next(message, context), message, context.node_id, nodes)
-            return reply  # type: ignore[return-value]  # None: a node that never answers
+            return reply  # type: ignore[return-value]  # None: the node never replies
 
         return mod
 
 
 @dataclass(frozen=True)
 class ProcessFault:
-    """A row that needs processes; `test` is the test that brings it about and checks what came of it."""
+    """A row that needs processes. `test` is the test that provokes it and checks the outcome."""
 
     name: str
     happens: str
@@ -73,7 +73,7 @@ def _raise(call: Call, message: Message, node_id: int, nodes: Nodes) -> Message:
 
 
 def _raise_within(call: Call, message: Message, node_id: int, nodes: Nodes) -> Message:
-    """Raise while the gradient is computed: the forward pass meets a thread that has gone wrong."""
+    """Raise while the gradient is computed, as if the backward pass met a fault of the device."""
     backward = torch.Tensor.backward
 
     def failing(*arguments: object, **options: object) -> None:
@@ -151,7 +151,7 @@ def _wrong_record(call: Call, message: Message, node_id: int, nodes: Nodes) -> M
 
 
 def _replayed(call: Call, message: Message, node_id: int, nodes: Nodes) -> Message:
-    """Send what was sent the round before, as the answer to this message."""
+    """Send the content of the previous round's reply as the answer to this message."""
     reply = call()
     before = nodes.memory.get(node_id)
     nodes.memory[node_id] = Message(reply.content, reply_to=message)
@@ -161,7 +161,7 @@ def _replayed(call: Call, message: Message, node_id: int, nodes: Nodes) -> Messa
 
 
 def _late(call: Call, message: Message, node_id: int, nodes: Nodes) -> Message | None:
-    """Answer with the reply to the round before, which names the message that it answers."""
+    """Answer with the previous round's reply, which names the message that it answers."""
     before = nodes.memory.get(node_id)
     nodes.memory[node_id] = call()
     return before
@@ -186,7 +186,7 @@ def _swapped(call: Call, message: Message, node_id: int, nodes: Nodes) -> Messag
 
 
 def _copied(call: Call, message: Message, node_id: int, nodes: Nodes) -> Message:
-    """Every faulty node sends the share of an honest one, slot 0."""
+    """Each faulty node sends the share of an honest one, slot 0."""
     return _as_slot(call, message, 0)
 
 
@@ -197,12 +197,12 @@ def _random_noise(call: Call, message: Message, node_id: int, nodes: Nodes) -> M
 
 
 def _slow(call: Call, message: Message, node_id: int, nodes: Nodes) -> Message:
-    threading.Event().wait(0.02)  # beside the others, not after the deadline
+    threading.Event().wait(0.02)  # later than the others, but before the deadline
     return call()
 
 
 def _digests(change: Callable[[bytes], bytes | int | None]) -> Callable[[Call, Message, int, Nodes], Message]:
-    """Send the right share with other digests, or none."""
+    """Send the right share with other digests, or without digests."""
 
     def act(call: Call, message: Message, node_id: int, nodes: Nodes) -> Message:
         reply = call()
@@ -223,7 +223,7 @@ def _digests_of(reply: Message) -> bytes:
 
 
 def _old_digests(call: Call, message: Message, node_id: int, nodes: Nodes) -> Message:
-    """Send the right share with the digests of the round before."""
+    """Send the right share with the digests of the previous round."""
     before = nodes.memory.get(node_id)
     reply = call()
     nodes.memory[node_id] = Message(reply.content, reply_to=message)
@@ -233,7 +233,7 @@ def _old_digests(call: Call, message: Message, node_id: int, nodes: Nodes) -> Me
 
 
 def _consistent_lie(call: Call, message: Message, node_id: int, nodes: Nodes) -> Message:
-    """Send minus twice the share, with digests of what all nodes would then send: the same from every faulty node."""
+    """Send minus twice the share, with digests of what all nodes would then send: the same on every faulty node."""
     task = SolonTask.from_message(message)
     lies = [-2 * _share(_as_slot(call, message, slot)) for slot in range(task.group_size)]
     reply = _with_share(call(), lies[task.slot])
@@ -245,51 +245,56 @@ def _consistent_lie(call: Call, message: Message, node_id: int, nodes: Nodes) ->
 FAULTS = (
     Fault("crash before computing", "the node's program raises at once", "malformed", _raise),
     Fault("crash while computing", "the backward pass raises", "malformed", _raise_within),
-    Fault("crash after computing", "the node's program raises when all is done", "malformed", _raise_after),
-    Fault("error reply", "a reply that is an error, with control characters in its text", "malformed", _error),
-    Fault("None, or hanging", "the node never answers", "silent", _nothing),
-    Fault("slow", "the node answers later than the others, but in time", "not at all", _slow),
-    Fault("late", "the reply to a round comes in the next one", "silent", _late),
+    Fault("crash after computing", "the node's program raises after its computation", "malformed", _raise_after),
+    Fault("error reply", "the reply is an error with control characters in its text", "malformed", _error),
+    Fault("None, or hanging", "the node never replies", "silent", _nothing),
+    Fault("slow", "the node replies later than the others, but in time", "not at all", _slow),
+    Fault("late", "the reply to a round arrives in the next one", "silent", _late),
     Fault("wrong names", "the share has another name", "malformed", _malformation("names")),
-    Fault("wrong record", "a ConfigRecord where the share should be", "malformed", _wrong_record),
-    Fault("wrong shape", "twice the share", "malformed", _malformation("shape")),
-    Fault("wrong dtype", "int64 for float32", "malformed", _malformation("dtype")),
-    Fault("forged header", "a header that promises 745 GiB", "malformed", _malformation("forged-header")),
-    Fault("garbage", "random bytes for an array", "malformed", _malformation("garbage")),
+    Fault("wrong record", "a ConfigRecord in place of the share", "malformed", _wrong_record),
+    Fault("wrong shape", "an array of twice the share's length", "malformed", _malformation("shape")),
+    Fault("wrong dtype", "int64 in place of float32", "malformed", _malformation("dtype")),
+    Fault("forged header", "a header that announces 745 GiB", "malformed", _malformation("forged-header")),
+    Fault("garbage", "random bytes in place of an array", "malformed", _malformation("garbage")),
     Fault("truncated bytes", "half of the share's bytes", "malformed", _bytes(lambda data: data[: len(data) // 2])),
     Fault("2x payload", "the share's bytes twice", "malformed", _bytes(lambda data: data * 2)),
-    Fault("no bytes", "an array of no bytes at all", "malformed", _bytes(lambda data: b"")),
-    Fault("pickle", "a pickled object for an array", "malformed", _pickle),
+    Fault("no bytes", "an array without any bytes", "malformed", _bytes(lambda data: b"")),
+    Fault("pickle", "a pickled object in place of an array", "malformed", _pickle),
     Fault("NaN", "every number is NaN", "malformed", _filled(float("nan"))),
     Fault("infinity", "every number is infinite", "malformed", _filled(float("inf"))),
     Fault("zeros", "every number is zero", "lying", _filled(0.0)),
     Fault("denormals", "every number is 1e-40", "lying", _filled(1e-40)),
     Fault("huge", "every number is 3e38", "lying", _filled(3e38)),
     Fault("noise", "random numbers", "lying", _random_noise),
-    Fault("replayed share", "the share of the round before", "lying", _replayed, first_round=2),
+    Fault("replayed share", "the share of the previous round", "lying", _replayed, first_round=2),
     Fault("swapped slots", "two nodes send each other's share", "lying", _swapped),
-    Fault("copied share", "two nodes send the share of a third", "lying", _copied),
+    Fault("copied share", "two nodes send the share of a third one", "lying", _copied),
 )
 DIGEST_FAULTS = (  # with verification="digest" only
     Fault("no digests", "the right share without digests", "malformed", _digests(lambda digests: None)),
-    Fault("digests of a wrong type", "a number where they should be", "malformed", _digests(lambda digests: 7)),
+    Fault("digests of a wrong type", "a number in place of the digests", "malformed", _digests(lambda digests: 7)),
     Fault("digests cut short", "one byte is missing", "malformed", _digests(lambda digests: digests[:-1])),
     Fault("huge digests", "a thousand times as many", "malformed", _digests(lambda digests: 1000 * digests)),
-    Fault("wrong digests", "the right share, and zeros", "outvoted", _digests(lambda digests: bytes(len(digests)))),
     Fault(
-        "shuffled digests", "those of other slots", "outvoted", _digests(lambda digests: digests[32:] + digests[:32])
+        "wrong digests", "the right share with zeros as digests", "outvoted", _digests(lambda data: bytes(len(data)))
     ),
-    Fault("replayed digests", "the right share, and the digests of the round before", "outvoted", _old_digests, 2),
-    Fault("consistent lie", "a wrong share, and digests that match it", "lying", _consistent_lie),
+    Fault(
+        "shuffled digests",
+        "the right share with the digests in other slots",
+        "outvoted",
+        _digests(lambda digests: digests[32:] + digests[:32]),
+    ),
+    Fault("replayed digests", "the right share with the digests of the previous round", "outvoted", _old_digests, 2),
+    Fault("consistent lie", "a wrong share with digests that match it", "lying", _consistent_lie),
 )
 assert {"names", "shape", "dtype", "forged-header", "garbage"} == set(MALFORMATIONS)
 
 OUTCOMES = {
-    "malformed": "not a share: an erasure; logged and in the report with the reason; an offence",
-    "silent": "an erasure at the round's deadline, if the group was not decoded before; no offence",
-    "lying": "located and named whenever it happens; an offence",
-    "outvoted": "s + 1 nodes sent other digests, all the same; in the report as `different_bits`; no offence",
-    "not at all": "used, or not needed any more",
+    "malformed": "an erasure, as it is not a share; logged and reported with the reason; an offence",
+    "silent": "an erasure at the round's deadline, unless the group is decoded before; no offence",
+    "lying": "located and named every time; an offence",
+    "outvoted": "outvoted by s + 1 nodes with equal digests; reported in `different_bits`; no offence",
+    "not at all": "used, or no longer needed",
 }
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -319,172 +324,173 @@ PROCESS_FAULTS = (
     ProcessFault(
         "lost the model",
         "with patches or frozen weights: a node was restarted, or its folder is gone",
-        "it says so, and is sent all of it in the same round; counted as lacking in the ledger; no offence",
+        "it says so and is sent the whole model in the same round; counted as lacking in the ledger; no offence",
         f"{DOWNLINK}::test_a_node_that_lost_the_model_is_sent_all_of_it_in_the_same_round",
     ),
     ProcessFault(
-        "always wants all of the model",
-        "it says in every round that it lacks it, or has another version, or nothing",
-        "sent all of it less and less often; between, its group does without it, and asks it only if it can't",
+        "always wants the whole model",
+        "in every round, it says that it lacks the model, has another version, or has nothing",
+        "sent the whole model less and less often; in between, its group only asks it if the others are not enough",
         f"{DOWNLINK}::test_whoever_always_wants_all_of_the_model_gets_it_less_and_less",
     ),
     ProcessFault(
         "applies no patch",
-        "it says that it has the new version, and computes with the old one",
-        "a wrong share, as any other",
+        "it says that it has the new version, but computes with the old one",
+        "a wrong share, like any other",
         f"{DOWNLINK}::test_who_applies_no_patch_and_says_it_did_is_found_by_its_share",
     ),
     ProcessFault(
         "away for many rounds",
-        "with patches: it rested, was silent or away",
-        "sent the patches that it missed or, if those are too many, all of the model",
+        "with patches: it rested, was silent or was away",
+        "sent the patches that it missed or, if there are too many, the whole model",
         f"{DOWNLINK}::test_after_a_long_absence_all_is_sent_once",
     ),
     ProcessFault(
         "model damaged on a node's disk",
-        "with patches or frozen weights: a bit flips in the file, or it is cut",
-        "the node does not use it, and says that it lacks the model",
+        "with patches or frozen weights: a bit flips in the file, or the file is cut short",
+        "the node does not use the file, and says that it lacks the model",
         "tests/clients/test_keeping.py::test_what_is_damaged_on_disk_is_not_used",
     ),
     ProcessFault(
         "node disconnects",
         "it is no longer connected when a round begins",
-        "a spare fills in; without one its task is sent all the same, and it is silent",
+        "a spare fills in; without a spare, its task is sent anyway, and it is silent",
         "tests/strategies/test_roster.py::test_a_spare_fills_in_and_steps_back",
     ),
     ProcessFault(
         "node reconnects",
-        "it is back, under another id, with its key",
+        "it is back under another id, with the same key",
         "it has its old place again",
         "tests/strategies/test_roster.py::test_a_node_that_returns_takes_its_old_place_even_under_another_id",
     ),
     ProcessFault(
         "stranger under a known name",
-        "another key, the name of a node that is away",
-        "a stranger: a spare, or refused",
+        "it has another key, and the name of a node that is away",
+        "treated as a stranger: a spare, or refused",
         "tests/strategies/test_roster.py::test_a_stranger_with_the_name_of_a_node_is_still_a_stranger",
     ),
     ProcessFault(
         "thousands of strangers",
-        "they connect after the run began, each with a key of its own",
-        "a few are kept as spares, or refused, while they are connected; the others are counted",
+        "they connect after the run began, each with its own key",
+        "a few are kept as spares, or as refused, while they are connected; the others are only counted",
         "tests/strategies/test_roster.py::test_a_crowd_of_strangers_is_counted_and_not_kept",
     ),
     ProcessFault(
         "two keys under one name",
-        "two nodes are registered under the same name, or nearly",
+        "two nodes are registered under the same name, or nearly the same",
         "the log adds a part of their keys, and warns once",
         "tests/strategies/test_roster.py::test_two_keys_under_one_name_are_told_apart_in_the_log",
     ),
     ProcessFault(
-        "answer after the round's deadline",
-        "the reply comes while the next round is under way",
-        "dropped, and counted as late in the ledger",
+        "reply after the round's deadline",
+        "the reply arrives while the next round is under way",
+        "dropped; counted as late in the ledger",
         "tests/strategies/test_solon.py::test_an_answer_to_an_earlier_round_is_entered_as_late_and_disturbs_nothing",
     ),
     ProcessFault(
         "slow, but true",
-        "so many nodes answer just before the deadline that no group can do without; under every option",
-        "used, or a referee does not wait for it; no offence; the model is the one of a run without faults",
+        "so many nodes reply just before the deadline that no group can do without them; under every option",
+        "used, unless a referee settles the group earlier; no offence; the model is that of a run without faults",
         "tests/faults/test_deadline.py::test_the_truth_just_before_the_deadline_is_used_and_no_offence",
     ),
     ProcessFault(
         "no evaluation",
         "with `client_evaluation`, a node that never evaluates",
-        "waited for until the deadline once, then asked again and no longer waited for; no offence",
-        "tests/strategies/test_solon.py::test_a_node_that_does_not_evaluate_is_waited_for_once",
+        "waited for until the deadline once; from then on asked, but not waited for; no offence",
+        "tests/strategies/test_solon_start.py::test_a_node_that_does_not_evaluate_is_waited_for_once",
     ),
     ProcessFault(
         "announced, never sent",
-        "in a deployment: the SuperLink learns of a reply in every round, and gets nothing of it",
-        "silent; holds up nobody; counted as stalled in the ledger after the time of a deadline, an offence from the "
-        "second on",
+        "in a deployment: a reply is announced to the SuperLink in every round, but never sent",
+        "silent; delays no other node; counted as stalled in the ledger once a deadline's time has passed; an offence "
+        "from the second stall on",
         f"{DEPLOYMENT}::{STALLS}",
     ),
     ProcessFault(
         "dripped",
-        "in a deployment: a reply of a hundred objects, of which one comes every second",
+        "in a deployment: a reply of a hundred objects, of which one arrives every second",
         "as if it were never sent",
         f"{DEPLOYMENT}::{STALLS}",
     ),
     ProcessFault(
         "restarted in a round",
-        "in a deployment: an honest node has got its task, leaves, and is back",
-        "silent in that round; used from the next on, in its old place; no offence",
+        "in a deployment: an honest node disconnects after it got its task, and comes back",
+        "silent in that round; used from the next one on, in its old place; no offence",
         f"{DEPLOYMENT}::{STALLS}",
     ),
     ProcessFault(
-        "died while it sent",
-        "a node announces its reply, dies, and is back",
-        "silent in that round; used from the next on, though Flower waits three minutes for the rest; no offence",
+        "died while it sent its reply",
+        "a node announces its reply, dies, and comes back",
+        "silent in that round; used from the next one on, though Flower waits three minutes for the rest of the reply; "
+        "no offence",
         "tests/strategies/test_fetching.py::test_a_node_that_died_while_it_sent_is_heard_as_soon_as_it_is_back",
     ),
     ProcessFault(
         "second reply, reply to another message",
-        "a node answers twice, or what it was not asked",
+        "a node replies twice, or to a message that it was not sent",
         "dropped",
         "tests/strategies/test_exchange.py::test_a_second_reply_and_a_reply_to_something_else_are_dropped",
     ),
     ProcessFault(
         "reply that Flower can't read",
         "pulling the round's replies raises",
-        "a warning; the node counts as silent, the others do not suffer",
+        "a warning; the node counts as silent, and no other node is affected",
         "tests/strategies/test_exchange.py::test_a_reply_that_cannot_be_inflated_costs_only_itself",
     ),
     ProcessFault(
         "kill -9 of the server",
         "at random moments, again and again",
-        "the same program goes on from the last checkpoint; the final model is equal bit by bit",
+        "the same program resumes from the last checkpoint; the final model is equal bit by bit",
         "tests/simulations/run/test_checkpoints.py::test_kill_9_at_random_moments_changes_nothing",
     ),
     ProcessFault(
         "second server on one checkpoint folder",
         "it starts while the first one runs",
-        "it ends before its first round, and says which process has the folder; a killed one leaves no lock",
+        "it ends before its first round and names the process that uses the folder; a killed server leaves no lock",
         "tests/strategies/test_checkpoint.py::"
         "test_a_second_server_is_refused_before_it_does_anything_and_a_killed_one_leaves_no_lock",
     ),
     ProcessFault(
         "forged checkpoint",
-        "its digests fit, and it holds something else than a run's state",
-        "the one before is used; if there is none, a `CheckpointError` names the file",
+        "its digests match, but its content is not a run's state",
+        "the previous one is used; if there is none, a `CheckpointError` names the file",
         "tests/strategies/test_checkpoint.py::test_whatever_the_notes_hold_only_a_checkpoint_error_comes_out",
     ),
     ProcessFault(
         "kill -9 of flwr-serverapp",
         "in a deployment, in the middle of a round; then `flwr run` again",
-        "the run goes on after the last round saved, and has the accuracies of a run without faults, to 0.3 points",
+        "the run resumes after the last saved round; its accuracies are those of a run without faults to 0.3 points",
         f"{DEPLOYMENT}::test_a_killed_server_resumes_a_spare_fills_in_and_strangers_are_refused",
     ),
     ProcessFault(
         "kill -9 of a SuperNode",
         "in a deployment, in the middle of a round",
-        "missing at once, away when Flower notices (30 to 60 s), then a spare fills in",
+        "silent at first; away once Flower notices (30 to 60 s); then a spare fills in",
         f"{DEPLOYMENT}::test_a_killed_server_resumes_a_spare_fills_in_and_strangers_are_refused",
     ),
     ProcessFault(
         "SuperNode with an unregistered key",
         "in a deployment",
-        "refused by the SuperLink; it ends",
+        "the SuperLink refuses it, and it ends",
         f"{DEPLOYMENT}::test_a_killed_server_resumes_a_spare_fills_in_and_strangers_are_refused",
     ),
     ProcessFault(
         "SuperNode that lies",
-        "in a deployment: the reverse gradient",
-        "named by its registered name, and the model learns",
+        "in a deployment: it sends the reverse gradient",
+        "named by its registered name; the model learns",
         f"{DEPLOYMENT}::test_the_liar_alone_is_caught_by_name",
     ),
     ProcessFault(
         "Ctrl-C, SIGTERM of a deployment on one machine",
         "in a round, or while nodes start",
-        "no process, port or file is left",
+        "no process, port or file is left behind",
         "tests/deployment/test_loopback.py::test_an_interrupt_leaves_nothing",
     ),
     ProcessFault(
         "worker killed",
-        "with [one process that stays](../how-to/deploy.md#let-one-process-stay): it dies in the middle of a message, "
-        "or between two",
-        "another one computes the message; if that dies too, an error reply says how",
+        "with [one process that stays](../how-to/deploy.md#let-one-process-stay): it dies during a message, or between "
+        "two",
+        "another one computes the message; if that dies, too, an error reply says how",
         f"{RESIDENT}::test_a_worker_that_dies_with_a_message_is_replaced_once",
     ),
     ProcessFault(
@@ -496,31 +502,31 @@ PROCESS_FAULTS = (
     ProcessFault(
         "SuperNode killed under a worker",
         "while the worker computes, or waits",
-        "it ends within 2 s; no process or file is left",
+        "the worker ends within 2 s; no process or file is left behind",
         f"{RESIDENT}::test_a_worker_ends_with_its_supernode_whatever_it_does_and_leaves_nothing",
     ),
     ProcessFault(
         "worker and SuperNode killed",
-        "the socket is left",
-        "who comes next deletes it",
+        "the socket is left behind",
+        "the next worker deletes it",
         f"{RESIDENT}::test_who_comes_next_deletes_what_was_left_when_everything_was_killed",
     ),
     ProcessFault(
         "two runs, or an app updated between runs",
         "one node has messages of both",
-        "a worker each",
+        "each has its own worker",
         f"{RESIDENT}::test_each_run_has_a_worker_of_its_own_and_so_has_an_updated_app",
     ),
     ProcessFault(
         "worker's folder not private",
-        "another user's, open to others, a link, a file",
-        "the log says so; the message is computed without a worker",
+        "it belongs to another user, is open to others, or is a link or a file",
+        "logged; the message is computed without a worker",
         f"{RESIDENT}::test_a_folder_that_is_not_this_users_alone_is_refused_in_plain_words",
     ),
     ProcessFault(
         "stranger at the worker's socket",
         "another user's process, or one without the key",
-        "gets no message, and no answer; the log says so",
+        "gets no message and no answer; logged",
         f"{RESIDENT}::test_who_does_not_know_the_key_gets_no_message",
     ),
     ProcessFault(
@@ -532,14 +538,14 @@ PROCESS_FAULTS = (
     ProcessFault(
         "process that forks killed",
         "with `solon_fl.resident.supernode`, kill -9",
-        "Flower's own program is started for each message; who comes next deletes what is left",
+        "Flower's own program is started for each message; the next SuperNode deletes what is left behind",
         "tests/resident/test_supernode.py::test_without_the_process_that_forks_flowers_own_program_is_started",
     ),
 )
 
 
 def as_markdown(faults: tuple[Fault, ...] = FAULTS) -> str:
-    """Return the rows that the page shows."""
+    """Return the rows of the page's tables of faults."""
     return "\n".join(f"| {fault.name} | {fault.happens} | {OUTCOMES[fault.seen]} |" for fault in faults)
 
 
@@ -553,5 +559,5 @@ def options_as_markdown() -> str:
 
 
 def processes_as_markdown() -> str:
-    """Return the rows of the page's second table."""
+    """Return the rows of the page's table of connections and processes."""
     return "\n".join(f"| {fault.name} | {fault.happens} | {fault.outcome} |" for fault in PROCESS_FAULTS)

@@ -1,4 +1,4 @@
-"""The truth counts until the deadline, under every option: on a clock that moves when the server waits."""
+"""Honest replies count until the deadline, under every option. The clock only moves while the server waits."""
 
 import math
 from collections.abc import Iterable
@@ -16,12 +16,12 @@ from tests.faults.matrix import OPTIONS
 from tests.support import REMEMBERING, SGD, Regression, initial_model, record_of, small_config, train, vector_of
 
 DEADLINE = 60.0
-FAST = frozenset({4, 11})  # ids; all other nodes are slow, and no group can do without them
+FAST = frozenset({4, 11})  # ids; all other nodes are slow, and every group needs some of them
 ROUNDS = 3
 
 
 class Clock:
-    """Takes the place of the module `time`."""
+    """Replaces the module `time`."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -34,7 +34,7 @@ class Clock:
 
 
 class SlowGrid(InProcessGrid):
-    """The slow nodes answer a moment before the deadline of the round, if they were asked when it began."""
+    """The slow nodes reply just before the deadline of the round, if they were asked at its beginning."""
 
     def __init__(self, clock: Clock, num_nodes: int) -> None:
         super().__init__(REMEMBERING.client_app(), num_nodes)
@@ -143,6 +143,6 @@ def test_groups_that_are_asked_again_one_after_another_do_not_put_off_the_patien
     for node_id in range(1, 15):
         run.patience.record(node_id, 0.1)
     assert opened.follow_up(False) == {}
-    opened._asked_at[1] -= FLOOR + 1  # of the second group, which nobody has answered since
+    opened._asked_at[1] -= FLOOR + 1  # the second group, in which no node has replied since
     opened.receive([])
     assert {group for group, _ in opened.follow_up(False)} == {1}

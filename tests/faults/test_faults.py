@@ -23,7 +23,7 @@ from tests.faults.matrix import (
 )
 from tests.support import REMEMBERING, initial_model, record_of, small_config, train, vector_of
 
-FAULTY = frozenset({2, 5})  # ids: two of the first group of seven, as many as it bears
+FAULTY = frozenset({2, 5})  # ids: two of the first group of seven, as many as it tolerates
 ROUNDS = 4
 ROOT = Path(__file__).parents[2]
 
@@ -56,12 +56,12 @@ def test_a_fault_is_seen_for_what_it_is_and_changes_nothing(fault: Fault, honest
     torch.testing.assert_close(vector_of(result.arrays), honest, rtol=1e-5, atol=1e-6)
 
 
-HARMFUL = [fault for fault in FAULTS if fault.seen != "not at all" and fault.name != "swapped slots"]  # for two only
+HARMFUL = [fault for fault in FAULTS if fault.seen != "not at all" and fault.name != "swapped slots"]  # needs two
 
 
 @pytest.mark.parametrize("fault", HARMFUL, ids=lambda fault: fault.name)
 def test_more_faults_than_a_group_bears_fail_it_loudly_and_the_others_train_on(fault: Fault) -> None:
-    """Four of seven: that group has no gradient, and the run goes on with the other's."""
+    """Four of seven nodes are faulty: their group has no gradient, and the run goes on with the other group's."""
     nodes = Nodes(frozenset({1, 2, 5, 6}))
     _, reports = train(rounds=2, mods=[fault.mod(nodes)], timeout=0.1)
     assert nodes.fired
@@ -81,7 +81,7 @@ def test_offenders_are_quarantined_and_the_rest_is_enough(fault: Fault, honest: 
         assert rounds == set(range(1, ROUNDS + 1)), "silence is no offence"
 
 
-OTHERS = tuple(option for option in OPTIONS if OPTIONS[option])  # than the defaults, which have the tests above
+OTHERS = tuple(option for option in OPTIONS if OPTIONS[option])  # without the defaults, which are tested above
 ALL = [(option, fault) for option in OTHERS for fault in FAULTS]
 ALL += [(option, fault) for option in OTHERS if "verification" in OPTIONS[option] for fault in DIGEST_FAULTS]
 FEW_ROUNDS = 2
@@ -99,7 +99,7 @@ def train_under(option: str, **arguments: Any) -> tuple[Result, list[RoundReport
 
 @pytest.mark.parametrize(("option", "fault"), ALL, ids=lambda value: value if isinstance(value, str) else value.name)
 def test_under_every_option_a_fault_changes_nothing_and_no_honest_node_is_named(option: str, fault: Fault) -> None:
-    """The law of all options. Where all nodes compute, in fixed places, the faulty are named in every round, too."""
+    """The law of all options. If all nodes compute in fixed places, the faulty ones are named in every round."""
     config = small_config(**OPTIONS[option])
     nodes = Nodes(FAULTY)
     result, reports = train_under(option, rounds=FEW_ROUNDS, mods=[fault.mod(nodes)], timeout=0.1)
@@ -128,7 +128,7 @@ def test_under_every_option_a_fault_changes_nothing_and_no_honest_node_is_named(
 @pytest.mark.parametrize("option", OTHERS)
 @pytest.mark.parametrize("fault", HARMFUL, ids=lambda fault: fault.name)
 def test_under_every_option_more_faults_than_borne_never_pass_for_a_result(option: str, fault: Fault) -> None:
-    """The round is skipped and says so, or its result is right all the same, as it is with a referee."""
+    """The round is skipped and reported, or its result is right nevertheless, as it always is with a referee."""
     config = small_config(**OPTIONS[option])
     if fault.name == "copied share" and config.regroup == "round":
         pytest.skip("four copies and the original, by chance in one group, are the shares of another gradient")

@@ -1,4 +1,4 @@
-"""What must hold whatever a node sends: hypothesis runs it in the tests, and atheris a million times in `fuzz`."""
+"""Checks that hold whatever a node sends. Hypothesis runs them in the tests, and atheris a million times in `fuzz`."""
 
 import logging
 import tracemalloc
@@ -53,7 +53,7 @@ MODEL = record_of(initial_model())
 
 
 class OneLiners(logging.Handler):
-    """Fails if what a node says could fill the log, break its lines, or steer a terminal."""
+    """Fails if a node's text could flood the log, break its lines, or control a terminal."""
 
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
@@ -64,7 +64,7 @@ class OneLiners(logging.Handler):
 
 @contextmanager
 def only_one_liners() -> Iterator[None]:
-    """Check what is logged, and keep it from the terminal."""
+    """Check the log's messages, and keep them from the terminal."""
     logger, handler = logging.getLogger("flwr"), OneLiners()
     handlers, propagates = logger.handlers, logger.propagate
     logger.handlers, logger.propagate = [handler], False
@@ -76,7 +76,7 @@ def only_one_liners() -> Iterator[None]:
 
 @contextmanager
 def allocating_at_most(num_bytes: int) -> Iterator[None]:
-    """Fail if Python or numpy had more than that in addition at any moment."""
+    """Fail if Python or numpy allocated more than this on top at any moment."""
     tracemalloc.start()
     try:
         yield
@@ -87,7 +87,7 @@ def allocating_at_most(num_bytes: int) -> Iterator[None]:
 
 
 def hostile_or_none(source: Source, question: Message, honest: RecordDict) -> Message | None:
-    """Return a hostile reply, or None where Flower can't make one of the bytes: it never reaches the strategy."""
+    """Return a hostile reply, or None if Flower can't make one from the bytes: it would never reach the strategy."""
     try:
         return hostile_reply(source, question, honest)
     except Exception:
@@ -95,7 +95,7 @@ def hostile_or_none(source: Source, question: Message, honest: RecordDict) -> Me
 
 
 def check_group(source: Source) -> None:
-    """One hostile reply, then honest ones: nothing is raised, nothing large allocated, and the gradient is right."""
+    """One hostile reply, then honest ones: nothing raises, nothing large is allocated, and the gradient is right."""
     slot = source.whole(0, 6)
     reply = hostile_or_none(source, QUESTIONS[slot], HONEST[slot])
     if reply is None:
@@ -115,7 +115,7 @@ def check_group(source: Source) -> None:
             read_share(reply, LENGTH, torch.float32)
         except InvalidReplyError:
             return
-        raise AssertionError("a share was refused that can be read")
+        raise AssertionError("a readable share was refused")
     assert_is_the_replys(share, reply)
     group.receive({slot: HONEST_REPLIES[slot]})
     assert group._shares[slot] is share, "the first reply counts"
@@ -130,7 +130,7 @@ def check_group(source: Source) -> None:
 
 
 def check_digests(source: Source) -> None:
-    """The same of replies with digests, one or two of which are hostile, while others may rest."""
+    """The same for replies with digests, of which one or two are hostile, while other nodes may rest."""
     resting = set(range(source.whole(3, 7), 7))
     group = DigestGroupRound(
         group=0,
@@ -175,7 +175,7 @@ def assert_is_right(gradient: Tensor | None, report: GroupReport) -> None:
 
 
 def assert_is_the_replys(share: Tensor, reply: Message) -> None:
-    """A share that is accepted is what was asked for, and lies on the reply's own bytes."""
+    """An accepted share is what was asked for, and uses the reply's own bytes."""
     assert share.shape == (LENGTH,)
     assert share.dtype == torch.float32
     data = reply.content.array_records["share"]["share"].data
@@ -189,7 +189,7 @@ def assert_is_the_replys(share: Tensor, reply: Message) -> None:
 
 
 def check_strategy(source: Source) -> None:
-    """One to five hostile replies in a round of 14 nodes, any of them twice or to another message: it is survived."""
+    """One to five hostile replies in a round of 14 nodes, any of them sent twice or to another message, do no harm."""
     verification: Verification = "digest" if one_in(source, 2) else "algebra"
     config = SolonConfig(num_nodes=14, byzantine=2, compression=3, seed=1, group_size=7, verification=verification)
     strategy = SolonStrategy(config, SGD)
@@ -229,7 +229,7 @@ def check_signum(source: Source) -> None:
 
 
 def open_round(strategy: RoundStrategy[Any], num_nodes: int) -> tuple[list[Message], list[int]]:
-    """Return a round's messages, and which of the nodes are honest if all are."""
+    """Return a round's messages, and the numbers of the honest nodes: at first, these are all nodes."""
     grid = InProcessGrid(NO_APP, num_nodes)
     messages = list(strategy.configure_train(2, MODEL, ConfigRecord(), grid))
     for number, message in enumerate(messages):
@@ -244,7 +244,7 @@ def finish_round(
     contents: list[RecordDict],
     honest: list[int],
 ) -> None:
-    """Let some nodes be hostile, some of them twice, and aggregate."""
+    """Make some nodes hostile, some of them twice, and aggregate."""
     replies: list[Message] = []
     for _ in range(source.whole(1, 5)):
         number = pick(source, honest)
@@ -264,13 +264,13 @@ def finish_round(
         assert len(played._sent) == 0
 
 
-# ---- what else nodes are asked -------------------------------------------------------------------------------
+# ---- other questions to nodes --------------------------------------------------------------------------------
 
 
 def check_metrics(source: Source) -> None:
-    """Metrics of a few nodes: what is reported is finite, and between what honest nodes say, who are the majority.
+    """Metrics of a few nodes: the result is finite, and within the values of the honest nodes, which are the majority.
 
-    Names of parameters without a gradient, too, are read from the hostile replies.
+    The names of parameters without a gradient are also read from the hostile replies.
     """
     honest_values = [float(source.whole(0, 10)) for _ in range(3)]
     replies = [
@@ -292,7 +292,7 @@ def check_metrics(source: Source) -> None:
 
 
 def check_calibration(source: Source) -> None:
-    """Two of seven nodes send anything: rtol stays where the five honest ones have it, and only the two are named."""
+    """Two of seven nodes send anything: rtol stays in the range of the five honest ones, and only the two are named."""
 
     def answer(question: Message) -> Message | None:
         if question.metadata.dst_node_id > 2:
@@ -309,7 +309,7 @@ def check_calibration(source: Source) -> None:
 
 
 def check_silo(source: Source) -> None:
-    """An answer to "which silo are you in?": a text of 1 to 200 characters, or none."""
+    """The answer to "which silo are you in?" is a text of 1 to 200 characters, or none."""
     roster = Roster(SolonConfig(num_nodes=7, byzantine=2, compression=3, grouping="silo"))
     grid = ScriptedGrid(
         lambda question: hostile_or_none(source, question, RecordDict({"silo": ConfigRecord({"name": "hospital"})}))
@@ -321,7 +321,7 @@ def check_silo(source: Source) -> None:
 
 
 def check_exchange(source: Source) -> None:
-    """A reply that says that it answers something else, or makes the Grid raise: the other node's still comes."""
+    """One reply claims to answer something else, or makes the Grid raise. The other node's reply still arrives."""
 
     def answer(question: Message) -> Message:
         if question.metadata.dst_node_id == 2:
@@ -349,7 +349,7 @@ NO_APP = Regression().client_app()
 
 
 class ScriptedGrid(InProcessGrid):
-    """Nodes that send what they are told to."""
+    """Nodes that send what they are told to send."""
 
     def __init__(self, answer: Callable[[Message], Message | None], num_nodes: int = 1) -> None:
         super().__init__(NO_APP, num_nodes)
@@ -364,4 +364,4 @@ CHECKS = (
     *(check_group, check_digests, check_metrics, check_silo, check_exchange, check_calibration),
     *(check_draco, check_signum, check_strategy),
 )
-SLOW = (check_calibration, check_draco, check_signum, check_strategy)  # milliseconds each: a whole round
+SLOW = (check_calibration, check_draco, check_signum, check_strategy)  # milliseconds each, for a whole round

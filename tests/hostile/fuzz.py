@@ -1,9 +1,9 @@
-"""Feeds a coverage-guided fuzzer's bytes, as replies of a node, to everything that reads what nodes send.
+"""Feeds the bytes of a coverage-guided fuzzer, as a node's replies, to all code that reads replies.
 
-Run it with ``make fuzz``, or with libFuzzer's options: ``python -m tests.hostile.fuzz -runs=100000 -max_len=400``. What
-must hold is in checks.py; a failure is a traceback and a file ``crash-...`` that reproduces it:
-``python -m tests.hostile.fuzz crash-...``. SOLON_FUZZ_CHECK=check_group runs one check alone: left to itself, the
-fuzzer prefers the slow ones, which have more code.
+Run it with ``make fuzz``, or with libFuzzer's options: ``python -m tests.hostile.fuzz -runs=100000 -max_len=400``. The
+checks are in checks.py. A failure is a traceback and a file ``crash-...`` that reproduces it:
+``python -m tests.hostile.fuzz crash-...``. SOLON_FUZZ_CHECK=check_group runs a single check. By itself, the fuzzer
+prefers the slow ones, which have more code.
 """
 
 import os
@@ -18,11 +18,11 @@ INSTRUMENTED += ["solon_fl.baselines.vectors", "solon_fl.wire", "tests.hostile.r
 with atheris.instrument_imports(include=INSTRUMENTED):
     from tests.hostile import checks
 
-ADDRESS_SPACE = 6 << 30  # bytes that the process may have in all; torch maps most of them at once
+ADDRESS_SPACE = 6 << 30  # most bytes that the process may map; torch maps most of them at once
 
 
 class Bytes:
-    """Choices made by a fuzzer's bytes."""
+    """Choices determined by a fuzzer's bytes."""
 
     def __init__(self, data: bytes) -> None:
         self._provider = atheris.FuzzedDataProvider(data)
@@ -38,7 +38,7 @@ class Bytes:
 
 
 def main() -> None:
-    """Fuzz until libFuzzer's options say stop."""
+    """Fuzz until libFuzzer's options say to stop."""
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
     only = os.environ.get("SOLON_FUZZ_CHECK")
     weighted = []
@@ -46,7 +46,7 @@ def main() -> None:
         if only in (None, check.__name__):
             weighted += [check] * (1 if check in checks.SLOW else 60)
             with checks.only_one_liners():
-                check(Bytes(b""))  # whatever is made once is made before memory is measured
+                check(Bytes(b""))  # create objects that are only made once before memory is measured
 
     def one_input(data: bytes) -> None:
         source = Bytes(data)

@@ -1,4 +1,4 @@
-"""Replies as a hostile node could send them, drawn from any source of choices: hypothesis, atheris, or a generator."""
+"""Replies that a hostile node could send, drawn from any source of choices: hypothesis, atheris, or a generator."""
 
 import io
 import json
@@ -46,7 +46,7 @@ ODD_TEXTS = (
 
 
 class Source(Protocol):
-    """Where the choices come from."""
+    """A source of choices."""
 
     def whole(self, least: int, most: int) -> int: ...
     def binary(self, most: int) -> bytes: ...
@@ -61,7 +61,7 @@ def one_in(source: Source, number: int) -> bool:
     return source.whole(1, number) == 1
 
 
-# ---- what nodes may send -------------------------------------------------------------------------------------
+# ---- replies -------------------------------------------------------------------------------------------------
 
 
 def question_to(node_id: int) -> Message:
@@ -74,7 +74,7 @@ def question_to(node_id: int) -> Message:
 def hostile_reply(source: Source, question: Message, honest: RecordDict) -> Message:
     """Return anything from the honest reply itself to an error as long as a book.
 
-    What can't be made (Flower refuses to inflate it, say) raises whatever Flower raises.
+    If Flower can't make the reply, for example because it refuses to inflate it, this raises Flower's exception.
     """
     content: RecordDict | Error = hostile_error(source) if one_in(source, 8) else hostile_content(source, honest)
     reply = Message(content, reply_to=question)
@@ -136,7 +136,7 @@ def hostile_setting(source: Source) -> Any:
 
 
 def hostile_bytes(source: Source, honest: Any) -> Any:
-    """Return bytes that are too few, too many, or others; or, in place of what is no bytes, any setting."""
+    """Return too few bytes, too many, or other ones; if `honest` is not bytes, return any setting."""
     if not isinstance(honest, bytes) or one_in(source, 4):
         return hostile_setting(source)
     how = source.whole(0, 3)
@@ -156,7 +156,7 @@ def hostile_metric(source: Source) -> Any:
 
 
 def hostile_array(source: Source, honest: Array) -> Array:
-    """Return the array with some of its fields changed: as a rule not all of them, and not so that they fit."""
+    """Return the array with some of its fields changed, usually not all of them and not consistently."""
     fields: dict[str, Any] = {name: getattr(honest, name) for name in ("dtype", "shape", "stype", "data")}
     for _ in range(source.whole(0, 3)):
         field = pick(source, ("dtype", "shape", "stype", "data", "data", "data"))
@@ -178,12 +178,12 @@ def hostile_shape(source: Source, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def hostile_data(source: Source, data: bytes, honest: Array) -> bytes:
-    """Return an array's bytes: a forged header, special numbers, or just broken; never many more than are due."""
+    """Return an array's bytes: a forged header, special numbers, or broken bytes; never many more than expected."""
     length = min(len(honest.data), 1000)
     how = source.whole(0, 6)
-    if how == 0:  # a header that claims something else, in front of as many bytes as are due, or of others
+    if how == 0:  # a header that claims something else, with the expected total length or with all of the data
         return (forged_header(source) + data)[: pick(source, (length, None))]
-    if how == 1:  # the right header, in front of numbers of the node's choice
+    if how == 1:  # the right header, followed by numbers of the node's choice
         header = npy_header(honest.shape, np.dtype(honest.dtype))
         body = (source.binary(16) or b"\0") * (length + 1)
         return (header + body)[: pick(source, (length, length, max(length - 1, 0), length + 1))]
@@ -221,7 +221,7 @@ def mutated(source: Source, data: bytes) -> bytes:
 
 
 def forge_metadata(source: Source, reply: Message) -> None:
-    """Let a reply say of itself whatever protobuf can carry."""
+    """Let a reply claim anything about itself that protobuf can carry."""
     fields = reply.metadata.__dict__
     for _ in range(source.whole(1, 3)):
         name = pick(
@@ -237,7 +237,7 @@ def forge_metadata(source: Source, reply: Message) -> None:
 
 
 def through_objects(source: Source, reply: Message) -> Message:
-    """Return the message that Flower inflates from its objects after some were changed, as HttpGrid does."""
+    """Return the message that Flower inflates from its objects after some of them were changed, as HttpGrid does."""
     contents = {key: item.deflate() for key, item in get_all_nested_objects(reply).items()}
     root = list(contents)[-1]
     for _ in range(source.whole(0, 2)):
@@ -246,12 +246,12 @@ def through_objects(source: Source, reply: Message) -> Message:
         contents[key] = change(source, contents[key])
     message = inflate_object_from_contents(root, contents)
     if not isinstance(message, Message):
-        raise TypeError("not a message")  # as a Grid finds out at once
+        raise TypeError("not a message")  # a Grid would notice at once
     return message
 
 
 def with_other_facts(source: Source, content: bytes) -> bytes:
-    """Return an array's object with other facts about it: a shape, or chunks named again and again."""
+    """Return an array's object with other metadata: a shape, or chunks that are named again and again."""
     head, divider, body = content.partition(b"\x00")
     try:
         facts = json.loads(body)
@@ -271,7 +271,7 @@ def through_protobuf(source: Source, reply: Message) -> Message:
 
 
 def size_of(reply: Message) -> int:
-    """Return about how many bytes a reply holds."""
+    """Return the approximate size of a reply in bytes."""
     if reply.has_error():
         return 100 + len(reply.error.reason or "")
     total = 100

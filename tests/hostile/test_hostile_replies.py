@@ -1,4 +1,4 @@
-"""Whatever nodes send, nothing leaves the strategy; tests/hostile/fuzz.py runs the same checks a million times."""
+"""Whatever nodes send, the strategy does not raise; tests/hostile/fuzz.py runs the same checks a million times."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Everything that a liar may send where there is a referee: whole lies, tiny ones, and lies beside the share."""
+"""Everything that a liar may send to a run with a referee: whole lies, tiny ones, and lies beside the share."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -22,11 +22,11 @@ from tests.support import REMEMBERING, SGD, initial_model, record_of, small_conf
 
 Call = Callable[[], Message]
 RATE = ConfigRecord({"lr": 0.05})  # of local steps, in mode "update"
-Lie = Callable[[Message, SolonTask, Message, Call], Message]  # of reply, task, message, and what computes a reply
+Lie = Callable[[Message, SolonTask, Message, Call], Message]  # takes reply, task, message, and a function for replies
 
 
 def refereed(**changes: Any) -> SolonConfig:
-    """One group of s + k + e = 5 nodes, of which two may lie, and every share is a third of the gradient."""
+    """One group of s + k + e = 5 nodes, of which two may lie. Every share is a third of the gradient."""
     s, k, e = (changes.setdefault(*entry) for entry in (("byzantine", 2), ("compression", 3), ("stragglers", 0)))
     digest = changes.get("verification") == "digest"
     changes.setdefault("num_nodes", (max(s + 1, k) if digest else s + k) + e)
@@ -38,7 +38,7 @@ def shares_of(reply: Message) -> dict[str, Tensor]:
 
 
 def with_shares(reply: Message, change: Callable[[Tensor], Tensor]) -> Message:
-    """Change every share that a reply carries."""
+    """Change every share in a reply."""
     reply.content[SHARE] = ArrayRecord({name: to_array(change(share)) for name, share in shares_of(reply).items()})
     return reply
 
@@ -69,7 +69,7 @@ def vector_of_group(task: SolonTask, message: Message, call: Call) -> Tensor:
 
 
 def of_another_gradient(change: Callable[[Tensor, SolonTask], Tensor]) -> Lie:
-    """Send what an honest node would if the gradient were another: shares, and digests that match all of them."""
+    """Send the reply of an honest node for another gradient: its shares, and digests that match all of them."""
 
     def lie(reply: Message, task: SolonTask, message: Message, call: Call) -> Message:
         vector = change(vector_of_group(task, message, call), task)
@@ -136,7 +136,7 @@ LIES: dict[str, Lie] = {
 
 
 def liars_mod(kinds: Mapping[int, str], lies_in: Callable[[int, int], bool] = lambda server_round, node: True) -> Mod:
-    """Return a mod that lets nodes with these ids lie, each in its own way, in rounds where `lies_in` says so."""
+    """Return a mod by which the nodes with these ids lie, each in its own way, in the rounds that `lies_in` selects."""
 
     def mod(message: Message, context: Context, call_next: Any) -> Message:
         task = SolonTask.from_message(message) if TASK in message.content else None
@@ -192,7 +192,7 @@ def play(
     timeout: float = 0.05,
     **options: Any,
 ) -> tuple[Tensor, list[RoundReport], SolonStrategy]:
-    """Run it with these liars; return the final model, the reports of all rounds and the strategy."""
+    """Train with these liars; return the final model, the reports of all rounds and the strategy."""
     model, reports = model or initial_model(), list[RoundReport]()
     strategy = SolonStrategy(
         config,

@@ -1,4 +1,4 @@
-"""Audits find more than s liars who agree, and nobody else: float noise is no lie."""
+"""Audits find more than s liars that agree, and accuse no other node: float noise is not a lie."""
 
 import math
 from functools import cache
@@ -25,7 +25,7 @@ def config_of(name: str, **changes: Any) -> SolonConfig:
     return refereed(code=EVERY[name], verification="digest" if "digests" in name else "algebra", **changes)
 
 
-ODD = "Group 0: its nodes did not send what the referee has"
+ODD = "Group 0: its nodes do not agree with the referee"
 
 
 @cache
@@ -54,7 +54,7 @@ def test_a_whole_group_that_agrees_on_a_lie_is_convicted_by_an_audit_and_the_rou
 def test_where_the_referee_may_be_of_another_make_its_gradient_counts_and_nobody_is_convicted(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """No round was honest, so that nothing shows that it is the nodes who are wrong."""
+    """No round was honest, so nothing shows that the nodes are wrong rather than the referee."""
     config = config_of(name, audit=1.0)
     everybody = dict.fromkeys(range(1, config.num_nodes + 1), "half the gradient")
     model, reports, strategy = play(config, everybody)
@@ -65,7 +65,7 @@ def test_where_the_referee_may_be_of_another_make_its_gradient_counts_and_nobody
 
 @pytest.mark.parametrize("name", EVERY)
 def test_without_an_audit_nobody_can_tell(name: str) -> None:
-    """It is why there are audits: the test above shows something."""
+    """This is why there are audits, and it shows that the test above is not vacuous."""
     config = config_of(name)
     model, reports, _ = play(config, dict.fromkeys(range(1, config.num_nodes + 1), "another gradient"))
     assert not torch.allclose(model, honest_model(), rtol=1e-2)
@@ -74,7 +74,7 @@ def test_without_an_audit_nobody_can_tell(name: str) -> None:
 
 
 def test_one_more_than_s_can_make_another_gradient_of_the_honest_nodes_shares(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three of five agree with the other two on a gradient that none of them computed: only they are convicted."""
+    """Three of five nodes agree with the other two on a gradient that no node computed. Only they are convicted."""
 
     def fits(vector: Tensor, task: SolonTask) -> Tensor:
         generator = torch.from_numpy(task.make_code().generator)  # type: ignore[attr-defined]  # a real code has one
@@ -93,10 +93,10 @@ def test_one_more_than_s_can_make_another_gradient_of_the_honest_nodes_shares(mo
 
 @pytest.mark.slow
 def test_they_are_caught_as_often_as_the_probability_says() -> None:
-    """In n rounds with 1 - (1 - p)^n, here over 120 runs: within four standard deviations."""
+    """Within n rounds with probability 1 - (1 - p)^n: here over 120 runs, within four standard deviations."""
     runs, rounds, probability = 120, 4, 0.3
     config = refereed(byzantine=1, compression=1, audit=probability)
-    caught = [0] * rounds  # in this round or before
+    caught = [0] * rounds  # number of runs, in this round or before
     for seed in range(runs):
         _, reports, strategy = play(
             config, dict.fromkeys((1, 2), "the reverse gradient"), rounds=rounds, projection_seed=seed
@@ -159,7 +159,7 @@ def test_settings_are_refused_in_words() -> None:
 
 
 class Noisy(Remembering):
-    """Each node computes a little else, of the nodes with these ids, and so does the referee (0)."""
+    """The nodes with these ids, including the referee (0), each compute something slightly different."""
 
     def __init__(self, nodes: set[int], size: float = 1e-7) -> None:
         super().__init__()
@@ -192,11 +192,11 @@ def test_noise_between_nodes_and_referee_accuses_nobody_with_a_real_code(kind: s
 
 @pytest.mark.parametrize("name", ["exact", "exact, digests", "fourier, digests"])
 @pytest.mark.parametrize("liars", [{}, {1: "reverse"}, {1: "reverse", 2: "noise"}], ids=len)
-@pytest.mark.parametrize("size", [1e-7, 4e-7])  # with the smaller one some of these short shares are the same by chance
+@pytest.mark.parametrize("size", [1e-7, 4e-7])  # with the smaller one, some of these short shares are equal by chance
 def test_a_referee_of_other_bits_accuses_no_honest_node_and_the_log_says_what_is_wrong(
     name: str, size: float, liars: dict[int, str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of the liars it convicts those that are far from its own gradient, where shares are numbers."""
+    """It convicts those liars that are far from its own gradient, where shares are numbers."""
     config = config_of(name, byzantine=2, compression=4, audit=1.0)
     model, reports, strategy = play(
         config, liars, lambda server_round, node: server_round >= 2, referee=Noisy({0}, size)

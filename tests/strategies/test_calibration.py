@@ -1,4 +1,4 @@
-"""Nodes with noise of known size, and liars among them: what is measured, what is named, what it leads to."""
+"""Nodes with noise of a known size, and liars among them: what is measured, which nodes are named, what follows."""
 
 import logging
 import re
@@ -38,7 +38,7 @@ def wide() -> nn.Module:
 
 
 def changed(change: Callable[[Tensor, int], Tensor], nodes: set[int]) -> Mod:
-    """Return a mod that lets nodes change their shares, given their id."""
+    """Return a mod by which nodes change their shares, given their id."""
 
     def mod(message: Message, context: Context, call_next: Any) -> Message:
         reply: Message = call_next(message, context)
@@ -51,7 +51,7 @@ def changed(change: Callable[[Tensor, int], Tensor], nodes: set[int]) -> Mod:
 
 
 def noisy(size: float, nodes: set[int] = ALL) -> Mod:
-    """Return a mod that adds noise of that relative size to shares, another in every message."""
+    """Return a mod that adds noise of that relative size to shares, different in every message."""
     rng = torch.Generator().manual_seed(7)
 
     def add(share: Tensor, _: int) -> Tensor:
@@ -62,7 +62,7 @@ def noisy(size: float, nodes: set[int] = ALL) -> Mod:
 
 
 def only(mod: Mod, nodes: set[int]) -> Mod:
-    """Return a mod for these nodes alone; attack mods know nodes by their slot, and here all have the same."""
+    """Return a mod for these nodes only. Attack mods know nodes by their slot, which is the same for all nodes here."""
 
     def chosen(message: Message, context: Context, call_next: Any) -> Message:
         return (mod if context.node_id in nodes else pass_on)(message, context, call_next)
@@ -148,7 +148,7 @@ def test_a_few_nodes_of_another_kind_count_only_if_nobody_lies() -> None:
     assert found.rtol == 1e-6
     assert found.outliers == (3, 10)
     assert found.identical
-    assert "nodes 3, 10 may lie, or have another kind" in found.warnings[0]
+    assert "nodes 3, 10 may lie, or have other hardware" in found.warnings[0]
     trusting = calibrated(noisy(1e-5, {3, 10}), liars=0)
     assert 0.5e-5 < trusting.noise < 2e-5
     assert trusting.outliers == ()
@@ -251,7 +251,7 @@ def test_more_liars_than_the_code_bears_are_told() -> None:
     mods = only(attack_mod(Reverse()), {1, 2, 3}), only(malformed_mod(), {4})
     found = calibrated(*mods, liars=3, byzantine=1, group_size=14)
     assert found.outliers == (1, 2, 3)
-    told = "group 0 has 4 nodes that lie or fail, more than byzantine=1: it can't be decoded like that."
+    told = "group 0 has 4 nodes that lie or fail, more than byzantine=1: it can't be decoded."
     assert found.warnings == (told,)
 
 
@@ -272,14 +272,14 @@ def test_nodes_of_one_make_are_told_to_take_the_exact_code(code: CodeName) -> No
 
 @pytest.mark.parametrize("code", ["fourier", "exact"])
 def test_one_bit_is_seen_in_the_exact_round_alone(code: CodeName) -> None:
-    """Nodes that differ only with deterministic kernels, say: here, only in the last round."""
+    """The nodes differ in the last round only, as if they differed only with deterministic kernels."""
     found = calibrated(in_exact_tasks(flip_a_bit, {2, 9}), code=code)
     assert (found.exact, found.different) == (True, (2, 9)), "as many as may lie"
     assert found.of_node(2) == "0, other bits"
     found = calibrated(in_exact_tasks(flip_a_bit, {1, 2, 3}), code=code)
     assert not found.exact
     assert found.different == (1, 2, 3)
-    told = [warning for warning in found.warnings if "(others: nodes 1, 2, 3)" in warning]
+    told = [warning for warning in found.warnings if "(different: nodes 1, 2, 3)" in warning]
     assert len(told) == (code == "exact")
 
 
@@ -288,7 +288,7 @@ def test_groups_that_are_not_there_are_not_said_to_suit() -> None:
 
 
 def in_exact_tasks(change: Callable[[Message], Message | None], nodes: set[int]) -> Mod:
-    """Return a mod that lets nodes change their replies in rounds with the exact code."""
+    """Return a mod by which nodes change their replies in rounds with the exact code."""
 
     def mod(message: Message, context: Context, call_next: Any) -> Message:
         reply: Message = call_next(message, context)
@@ -305,7 +305,7 @@ def test_a_group_that_can_not_be_compared_is_told_and_the_others_are_measured() 
     found = calibrated(only(silent_mod(), {1, 2, 3}), noisy(1e-5))
     assert found.silent == (1, 2, 3)
     assert set(found.distances) == set(range(8, 15))
-    assert found.warnings[0].startswith("group 0 could not be compared: 4 of its nodes sent a share, and 5 are needed")
+    assert found.warnings[0].startswith("group 0 could not be compared: 4 of its nodes sent a share, but 5 are needed")
     assert 0.5e-5 < found.noise < 2e-5
     assert not found.identical
 
@@ -339,7 +339,7 @@ def test_missing_nodes_and_impossible_settings() -> None:
         calibrated(liars=4)
 
 
-# ---- what is told --------------------------------------------------------------------------------------------
+# ---- messages ------------------------------------------------------------------------------------------------
 
 
 def test_the_table_has_every_node_and_what_was_found_of_it() -> None:
@@ -383,9 +383,9 @@ def test_the_slots_asked_for_mix_the_chunks() -> None:
 def test_the_margin_suffices_for_all_slots_even_if_one_chunk_holds_the_whole_gradient(
     byzantine: int, compression: int, group_size: int
 ) -> None:
-    """Each share's noise is then the same part of its norm, but the decoder takes rtol of the k-th smallest norm."""
+    """Each share's noise is then the same fraction of its norm, but the decoder takes rtol of the k-th smallest."""
     generator = FourierCode(group_size=group_size, compression=compression).generator
-    norms = np.sort(np.abs(generator), axis=0)  # of the shares, by the chunk
+    norms = np.sort(np.abs(generator), axis=0)  # norms of the shares, by the chunk
     assert (np.sqrt((norms**2).mean(0)) <= MARGIN * norms[compression - 1]).all()
 
 
@@ -437,7 +437,7 @@ def test_a_run_that_goes_on_has_the_rtol_that_it_began_with(tmp_path: Path) -> N
 
     second, reports, _ = run(1e-6, count, noisy(1e-5), rounds=2, calibrate=True, checkpoints=Checkpoints(tmp_path))
     assert second.config == first.config
-    assert len(asked) == 14  # one round: nothing is measured again
+    assert len(asked) == 14  # one round: noise is not measured again
     assert reports[0].failed_groups == ()
 
 
@@ -445,7 +445,7 @@ def test_if_nothing_can_be_measured_rtol_stays_and_the_run_goes_on(caplog: pytes
     logging.getLogger("flwr").propagate = True
     with pytest.raises(GroupFailedError, match="no node sent anything usable in the first round") as caught:
         run(1e-6, silent_mod(), calibrate=True)
-    assert "rtol stays 1e-06, for it could not be calibrated: no group could be compared" in caplog.text
+    assert "rtol stays 1e-06, as it could not be calibrated: no group could be compared" in caplog.text
     assert torch.equal(vector_of(caught.value.result.arrays), vector_of(record_of(initial_model(wide))))
 
 
@@ -458,7 +458,7 @@ def test_a_group_that_fails_is_told_how_to_measure(caplog: pytest.LogCaptureFixt
 
 @pytest.mark.parametrize("mod", [silent_mod({1}), malformed_mod({1}, "shape")], ids=["silent", "malformed"])
 def test_one_bad_node_does_not_end_a_run_that_is_calibrated(mod: Mod) -> None:
-    """With digests a group of 2 s + 1 nodes decodes without it, though too few shares are left to compare."""
+    """With digests, a group of 2 s + 1 nodes decodes without it, although too few shares are left to compare."""
     config = small_config(num_nodes=3, byzantine=1, compression=2, verification="digest")
     _, reports = train(config, mods=[mod], rounds=2, timeout=0.3, calibrate=True)
     assert all(report.stepped for report in reports)
@@ -493,7 +493,7 @@ def test_the_referees_own_noise_is_measured_and_said() -> None:
     found = judged(referee=Other(wide), code="exact")
     assert found.noise == pytest.approx(1e-5, rel=0.5)
     assert (found.identical, found.exact) == (False, False)
-    assert "no node computes the referee's bits" in found.warnings[0]
+    assert "no node computes the same bits as the referee" in found.warnings[0]
     alike = judged(code="exact", byzantine=2)
     assert (alike.identical, alike.exact, alike.warnings) == (True, True, ())
 

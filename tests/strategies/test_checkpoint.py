@@ -1,4 +1,4 @@
-"""Whatever became of the files: the newest whole checkpoint, or a CheckpointError that says why there is none."""
+"""Whatever happened to the files: the newest complete checkpoint, or a CheckpointError that says why there is none."""
 
 import hashlib
 import json
@@ -115,7 +115,7 @@ def test_damaged_newer_checkpoints_do_not_push_out_the_whole_ones(tmp_path: Path
     for number in (2, 3):
         (tmp_path / f"round-00000{number}.pt").write_bytes(b"")
     assert loaded_round(tmp_path) == 1
-    Checkpoints(tmp_path, every=1, keep=2).save(checkpoint(1))  # and dies again
+    Checkpoints(tmp_path, every=1, keep=2).save(checkpoint(1))  # the server dies again after this
     assert loaded_round(tmp_path) == 1
     saved(tmp_path, 2)
     (tmp_path / "round-000002.pt").write_bytes(b"")
@@ -197,7 +197,7 @@ def test_cut_off_or_flipped_anywhere(whole: Path, kind: str, where: float, bit: 
     )
 )
 def test_a_manifest_with_the_right_digest_and_anything_in_it(whole: Path, content: Any) -> None:
-    """Whoever can write to the folder can make a digest that fits: that must not crash the server either."""
+    """Anybody who can write to the folder can make a matching digest. That must not crash the server, either."""
     path = whole / "round-000002.json"
     before = path.read_bytes()
     manifest = json.loads(before)
@@ -213,7 +213,7 @@ def test_a_manifest_with_the_right_digest_and_anything_in_it(whole: Path, conten
 
 
 class NotATensor:
-    """What weights_only refuses to load."""
+    """A class that weights_only refuses to load."""
 
 
 def test_tensors_that_only_a_pickle_could_hold_are_neither_saved_nor_loaded(
@@ -221,7 +221,7 @@ def test_tensors_that_only_a_pickle_could_hold_are_neither_saved_nor_loaded(
 ) -> None:
     checkpoints = saved(tmp_path, 1)
     odd = checkpoint(2, tensors={"vector": NotATensor()})
-    with pytest.raises(CheckpointError, match=r"NotATensor\); use numbers, texts and tensors there"):
+    with pytest.raises(CheckpointError, match=r"NotATensor\); use numbers, strings and tensors there"):
         checkpoints.save(odd)
     assert names(tmp_path) == ["round-000001.json", "round-000001.pt"]
     monkeypatch.setattr(checkpoint_module, "_check_readable", lambda file: None)
@@ -242,12 +242,12 @@ def test_numbers_and_arrays_of_numpy_come_back_as_plain_ones(tmp_path: Path) -> 
 
 
 def test_settings_that_json_can_not_hold_are_refused_at_the_first_save(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"can't hold .*NotATensor; let settings and metrics be numbers"):
+    with pytest.raises(CheckpointError, match=r"can't hold .*NotATensor; use numbers and strings as settings"):
         Checkpoints(tmp_path).save(checkpoint(1, notes={"x": NotATensor()}))
 
 
 class Noting(torch.optim.SGD):
-    """Keeps a number of numpy in its state."""
+    """Keeps a numpy number in its state."""
 
     def step(self, closure: Any = None) -> Any:
         loss = super().step(closure)
@@ -295,7 +295,7 @@ def test_a_folder_that_can_not_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match=r"round 3 can't be written.*another folder"):
         Checkpoints(tmp_path / "file" / "folder").save(checkpoint(3))
-    if os.geteuid():  # root may write everywhere
+    if os.geteuid():  # root can write everywhere
         tmp_path.chmod(0o500)
         with pytest.raises(CheckpointError, match="round 3 can't be written"):
             Checkpoints(tmp_path).save(checkpoint(3))
@@ -404,7 +404,7 @@ def test_a_second_server_is_refused_before_it_does_anything_and_a_killed_one_lea
             rf"another run \(process {process.pid} on .*\) uses .*{tmp_path.name}; stop that one, or .*another folder"
         )
         with pytest.raises(CheckpointError, match=message):
-            train(rounds=1, checkpoints=Checkpoints(tmp_path), app=ClientApp())  # which nobody can train with
+            train(rounds=1, checkpoints=Checkpoints(tmp_path), app=ClientApp())  # which can't train
         assert {path.name: path.read_bytes() for path in tmp_path.glob("round-*")} == before
         process.kill()
     with Checkpoints(tmp_path).locked():
@@ -444,7 +444,7 @@ def test_a_child_that_has_the_lock_file_too_does_not_keep_the_folder(tmp_path: P
 
 
 def open_files(path: Path) -> list[int]:
-    """The descriptors under which this process has a file open."""
+    """The descriptors of a file that are open in this process."""
     found = []
     for file in map(int, os.listdir("/dev/fd")):
         with suppress(OSError):
@@ -502,7 +502,7 @@ def test_a_link_in_the_place_of_a_temporary_file_is_not_followed(
     assert loaded_round(folder) == 1
     assert names(folder) == ["round-000001.json", "round-000001.pt"]
     assert victim.read_text() == "precious"
-    # Whoever guesses the name makes the save fail, and no more.
+    # Somebody who guesses the name only makes the save fail.
     monkeypatch.setattr(secrets, "token_hex", lambda size: "0" * 2 * size)
     monkeypatch.setattr(Checkpoints, "_remove_parts", lambda self: None)
     (folder / f"round-000002.{kind}.{'0' * 16}.part").symlink_to(victim)
@@ -515,7 +515,7 @@ def test_leftovers_neither_block_a_save_nor_stay(tmp_path: Path) -> None:
     saved(tmp_path, 1)
     for name in ("round-000001.pt.part", "round-000001.json.ab12.part", "round-000002.pt.part"):
         (tmp_path / name).write_bytes(b"half")
-    (tmp_path / "round-000002.json.part").mkdir()  # nobody's leftover, and it can't be unlinked
+    (tmp_path / "round-000002.json.part").mkdir()  # not a leftover, and it can't be unlinked
     saved(tmp_path, 2)
     assert loaded_round(tmp_path) == 2
     assert [path.name for path in tmp_path.glob("*.part")] == ["round-000002.json.part"]
@@ -532,11 +532,11 @@ def test_a_save_that_fails_leaves_no_temporary_file(tmp_path: Path, monkeypatch:
     assert names(tmp_path) == []
 
 
-# ---- notes and tensors that fit their digests, and nothing else ------------------------------------------------
+# ---- notes and tensors that match their digests but nothing else -------------------------------------------------
 
 
 def forge(folder: Path, change: Callable[[dict[str, Any]], Any], number: int = 2) -> None:
-    """Change the notes of a checkpoint, and make its digest fit."""
+    """Change the notes of a checkpoint, and make its digest match."""
     path = folder / f"round-00000{number}.json"
     manifest = json.loads(path.read_bytes())
     del manifest["digest"]
@@ -566,7 +566,7 @@ CLIENT.make_model = with_static_entries
 
 
 def went_on(folder: Path, rounds: int) -> list[int]:
-    """The rounds that are played by a run of seven nodes, of which the first lies and is replaced."""
+    """The rounds played by a run of seven nodes, the first of which lies and is replaced."""
     _, reports = train(
         small_config(num_nodes=7, quarantine_after=1),
         client=CLIENT,
@@ -599,7 +599,7 @@ WRONG: tuple[Any, ...] = (None, True, -1, 1.5, 10**30, "x", [[]], {})
 
 
 def places_in(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The paths of all that is in JSON content; of a list only the first and the last, of metrics one."""
+    """The paths of everything in JSON content, but only of the first and last item of a list, and of one metric."""
     if path:
         yield path
     if isinstance(content, dict):
@@ -663,13 +663,13 @@ def count_wrongly(notes: dict[str, Any]) -> None:
         (lambda notes: notes["roster"]["nodes"][0].update(place=[0, 7]), "an impossible place"),
         (lambda notes: notes["roster"]["substitutes"].append([0, 3, "key:nobody"]), "an unknown substitute"),
         (lambda notes: notes["roster"]["nodes"][0].update(node_id=2), "an id twice"),
-        (lambda notes: notes["roster"]["nodes"][0].update(state="king"), "state in the ledger is none"),
+        (lambda notes: notes["roster"]["nodes"][0].update(state="king"), "state in the ledger is not"),
         (set_all_places_to_the_first, "a place twice"),
-        (count_wrongly, "lying in the ledger is no number"),
-        (lambda notes: notes["roster"]["nodes"][0].update(lying=-1), "lying in the ledger is no number"),
+        (count_wrongly, "lying in the ledger is not a valid number"),
+        (lambda notes: notes["roster"]["nodes"][0].update(lying=-1), "lying in the ledger is not a valid number"),
         (
             lambda notes: notes["roster"].update(idle_strangers=[notes["roster"]["nodes"][0]["identity"]]),
-            "that is none",
+            "an impossible stranger",
         ),
     ],
 )
@@ -682,7 +682,7 @@ def test_the_checkpoint_before_is_used_if_the_notes_are_forged_and_the_log_says_
     assert went_on(folder, 2) == [2], "the second is played again"
     assert "round-000002.json is not used" in caplog.text
     assert reason in caplog.text
-    forge(folder, lambda notes: None)  # the run has written it anew
+    forge(folder, lambda notes: None)  # the run has rewritten it
     assert went_on(folder, 2) == []
 
 

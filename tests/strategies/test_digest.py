@@ -1,4 +1,4 @@
-"""Digests: lies become erasures, so that r = max(2 s + 1, s + k) nodes are enough; what if bits differ."""
+"""Digests: lies become erasures, so r = max(2 s + 1, s + k) nodes are enough. Also: nodes with different bits."""
 
 import logging
 from collections.abc import Callable
@@ -27,7 +27,7 @@ LIAR_IDS = (2, 5, 7, 9)
 
 
 def small(**changes: Any) -> SolonConfig:
-    """Two groups of five nodes: two of each may lie and a share is a third of the gradient, which algebra can't do."""
+    """Two groups of five nodes with s = 2 and k = 3, too small to be decoded by algebra."""
     return small_config(**{"num_nodes": 10, "verification": "digest", **changes})
 
 
@@ -37,7 +37,7 @@ def honest_model() -> Tensor:
 
 
 def with_votes(change: Callable[[bytes, int], object], liars: set[int]) -> Mod:
-    """Let nodes with these ids send other digests."""
+    """The nodes with these ids send other digests."""
 
     def spoiled(reply: Message) -> Message:
         record = reply.content[DIGESTS]
@@ -141,7 +141,7 @@ def test_reactive_groups_with_digests_are_as_small_as_can_be() -> None:
 
 
 def other_bits(nodes: set[int]) -> Mod:
-    """Let nodes with these ids compute on other hardware: their shares and digests differ in the last bit."""
+    """The nodes with these ids compute on other hardware: their shares and digests differ in the last bit."""
 
     def change(reply: Message) -> Message:
         share = trusted_tensor(share_array(reply.content)["share"])
@@ -160,11 +160,11 @@ def test_nodes_whose_bits_differ_are_named_but_are_no_liars(
     torch.testing.assert_close(vector_of(result.arrays), honest_model, rtol=1e-5, atol=1e-6)
     assert all(report.corrupt_nodes == () for report in reports)
     assert {node for report in reports for group in report.groups for node in group.different_bits} <= {1, 8}
-    assert caplog.text.count("compute other bits") <= 2
+    assert caplog.text.count("compute different bits") <= 2
 
 
 def test_where_all_bits_differ_a_large_group_is_decoded_by_algebra(caplog: pytest.LogCaptureFixture) -> None:
-    config = small_config(verification="digest", group_size=7)  # r = 7 is enough for that
+    config = small_config(verification="digest", group_size=7)  # r = 7 is enough for algebra
     honest = vector_of(train(small_config())[0].arrays)
     with caplog.at_level(logging.WARNING, logger="flwr"):
         result, reports = train(config, mods=[other_bits(set(range(1, 15))), attack_mod(Reverse(), {2, 9})])
@@ -183,7 +183,7 @@ def test_where_all_bits_differ_a_small_group_fails_and_says_what_to_do(caplog: p
 
 
 def test_s_plus_1_liars_are_beyond_the_guarantee() -> None:
-    """They elect what they like: the price of believing s + 1 votes."""
+    """They elect any digests they like. This is the price of believing s + 1 votes."""
     _, reports = train(small(), mods=[consistent_liar(-2.0, {1, 2, 3})], rounds=1)
     assert 0 in reports[0].failed_groups or reports[0].groups[0].status != "clean"
 
@@ -243,7 +243,7 @@ WRONG_BITS: dict[str, Mod] = {
 
 @pytest.mark.parametrize("what", WRONG_BITS)
 def test_who_escalates_with_other_bits_is_named_and_soon_rests(what: str) -> None:
-    """It is no offence, but nobody can make the others compute for ever by it: at most one escalation for each."""
+    """It is not an offence, but no node can make the others compute forever: it causes at most one escalation."""
     config = small(num_nodes=14, group_size=7, redundancy="reactive")
     _, reports = train(config, mods=[WRONG_BITS[what]], rounds=20)
     escalations = [group for report in reports for group in report.groups if group.escalated]
@@ -261,7 +261,7 @@ def test_who_escalates_with_other_bits_is_named_and_soon_rests(what: str) -> Non
 def test_liars_who_side_with_a_node_of_other_make_do_not_get_the_others_to_rest(
     odd: set[int], blamed: tuple[int, ...]
 ) -> None:
-    """With six nodes, s = 2: the three elect their list, and nothing shows who are the odd ones."""
+    """With six nodes and s = 2, the three elect their list, and nothing shows which nodes are the odd ones."""
     become_server()
     code, key = FourierCode(group_size=6, compression=3), b"k" * 16
     usual = torch.randn(30, generator=torch.Generator().manual_seed(0))
@@ -287,7 +287,7 @@ def test_liars_who_side_with_a_node_of_other_make_do_not_get_the_others_to_rest(
             group.receive({slot: Message(RecordDict({SHARE: share, DIGESTS: digests}), reply_to=message)})
         return group.decode(last=False)
 
-    assert receive({0, 1, 2}) is None  # they don't agree: the others are asked
+    assert receive({0, 1, 2}) is None  # they disagree, so the others are asked
     assert group.wake(late=False) == [3, 4, 5]
     gradient = receive({3, 4, 5})
     assert gradient is not None

@@ -1,4 +1,4 @@
-"""Whatever nodes keep, lose or say: each has the model that it computes with, and the server's link is spared."""
+"""Whatever nodes keep, lose or claim: each has the model that it computes with, and the server's link is spared."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -42,7 +42,7 @@ ROUNDS = 5
 
 
 class Wide(nn.Module):
-    """4,501 numbers that are trained, statistics, and (if `frozen`) 900 that are not."""
+    """4,501 trained numbers, statistics, and (if `frozen`) 900 numbers that are not trained."""
 
     def __init__(self, frozen: bool = False) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ WHOLE = sum(len(array.data) for array in record_of(Wide()).values())
 
 
 class Nodes:
-    """Nodes of which each keeps its own model, as on machines of their own."""
+    """Nodes that each keep their own model, as on separate machines."""
 
     def __init__(self) -> None:
         self.stores: dict[int, ModelStore] = {}
@@ -96,7 +96,7 @@ def run(
     flowers_loop: bool = False,
     **arguments: Any,
 ) -> tuple[str, list[RoundReport], SolonStrategy]:
-    """Train, and return the model's SHA-256, the reports and the strategy. Mods `outside` see what really travels."""
+    """Train; return the model's SHA-256, the reports and the strategy. Mods in `outside` see what really travels."""
     config, model, reports = config or config_of(), initial_model(make_model), list[RoundReport]()
     client = CLIENT if make_model is Wide else Regression(make_model)
     strategy = SolonStrategy(
@@ -135,7 +135,7 @@ def no_answer(message: Message, context: Context, call_next: Any) -> None:
 
 
 def says(**kept: Any) -> Any:
-    """Return an action: the node answers rightly, and says this of what it keeps."""
+    """Return an action: the node replies correctly, and claims this about what it keeps."""
 
     def action(message: Message, context: Context, call_next: Any) -> Message:
         reply: Message = call_next(message, context)
@@ -244,7 +244,7 @@ def forgets(nodes: Nodes) -> Any:
 
 @pytest.mark.parametrize("options", [{}, {"redundancy": "reactive"}, {"verification": "digest"}], ids=str)
 def test_a_node_that_lost_the_model_is_sent_all_of_it_in_the_same_round(options: Any, nodes: Nodes) -> None:
-    liars = [attack_mod(Reverse(), {1, 4, 8, 11})]  # s in each group: nobody else may be missing
+    liars = [attack_mod(Reverse(), {1, 4, 8, 11})]  # s in each group: no other node may be missing
     config = config_of(**options)
     sha256, reports, strategy = run(config, liars, outside=[at({3}, {3, 10}, forgets(nodes))])
     assert sha256 == honest(**options)
@@ -307,7 +307,7 @@ def test_a_spare_that_fills_in_is_sent_all_of_the_model(nodes: Nodes) -> None:
 
 
 def bytes_of_wholes(reports: list[RoundReport], clean: list[RoundReport]) -> float:
-    """Return how many whole models more than in a clean run were sent."""
+    """Return how many whole models were sent in addition to those of a clean run."""
     return sum(a.bytes_out - b.bytes_out for a, b in zip(reports, clean, strict=True)) / WHOLE
 
 
@@ -328,7 +328,7 @@ def test_whoever_always_wants_all_of_the_model_gets_it_less_and_less(name: str, 
     sha256, reports, strategy = run(outside=[at(set(range(1, rounds + 1)), liars, action)], rounds=rounds)
     assert sha256 == run(rounds=rounds)[0]
     assert all(report.stepped for report in reports)
-    # After the first round: in rounds 2, 3, 4 or 5, 7 or 8, 12 and so on, each less than 7 times in 24 rounds.
+    # After the first round: in rounds 2, 3, 4 or 5, 7 or 8, 12 and so on, less than 7 times per node in 24 rounds.
     assert bytes_of_wholes(reports, clean) < 7 * len(liars)
     assert all(record.lacking >= 4 for record in strategy.ledger.values() if record.node_id in liars)
     assert not {record.node_id for record in strategy.ledger.values() if record.lacking} - liars
@@ -405,7 +405,7 @@ def test_who_lost_the_model_is_not_why_nodes_at_rest_are_asked(verification: Any
 
 @pytest.mark.slow
 def test_a_node_that_may_not_be_sent_more_is_asked_if_the_round_depends_on_it(nodes: Nodes) -> None:
-    """Node 3 loses its model in every round. In round 7 its group can do without it, in the others it can't."""
+    """Node 3 loses its model in every round. Its group can do without it in round 7, but not in the others."""
     forgetful = at(set(range(1, 9)), {3}, forgets(nodes))
     silent = at({1, 2, 3, 4, 5, 6, 8}, {1, 2}, no_answer)
     config = config_of()
@@ -634,7 +634,7 @@ def late_reply(version: str, fixed: str) -> Message:
 
 
 def wholes_sent(says: Any, rounds: int) -> int:
-    """Return how often all of the model is sent to a node that is always late, and says one of the versions."""
+    """Return how often the whole model is sent to a node that always replies late and claims one of the versions."""
     model = ServerModel(record_of(initial_model(Wide)), buffer_names(Wide()), SGD)
     sender, wholes, patches = ModelSender(model, "delta"), 0, 0
     for server_round in range(1, rounds + 1):

@@ -16,7 +16,7 @@ Received = list[tuple[int, Message]]
 class ScriptedGrid(InProcessGrid):
     """Answers every message with an empty reply, as a script says.
 
-    Like the SuperLink, a script can note in `taken` what it has handed out, never to hand it out again.
+    Like the SuperLink, a script can record in `taken` what it has handed out, in order not to hand it out again.
     """
 
     taken: frozenset[str] | set[str] = frozenset()
@@ -73,7 +73,7 @@ def test_a_reply_that_cannot_be_inflated_costs_only_itself() -> None:
 
 
 def test_a_reply_too_large_for_the_memory_counts_as_missing() -> None:
-    """An array's object may name one chunk many times: Flower, inflating it, multiplies what a node has sent."""
+    """An array's object may name one chunk many times. When Flower inflates it, it multiplies the bytes of the node."""
     chunk = ArrayChunk(memoryview(b"x" * 1000))
     facts = json.dumps({"dtype": "u1", "shape": [1], "stype": "numpy.ndarray", "arraychunk_ids": [0] * 300}).encode()
     content = f"Array {chunk.object_id} {len(facts)}".encode() + b"\0" + facts
@@ -89,7 +89,7 @@ def test_a_reply_too_large_for_the_memory_counts_as_missing() -> None:
 
 
 def test_a_reply_can_not_pass_for_that_of_another_node() -> None:
-    """What it says that it answers is in the bytes that the node sent."""
+    """The id of the message that a reply answers is in the bytes that the node sent."""
 
     def script(grid: ScriptedGrid, ids: list[str]) -> list[Message]:
         first, second, _ = grid._waiting
@@ -105,7 +105,7 @@ def test_a_reply_can_not_pass_for_that_of_another_node() -> None:
 def test_silence_ends_with_the_timeout_and_stopping_needs_no_more_replies() -> None:
     assert ask(ScriptedGrid(lambda grid, ids: []), timeout=0.05) == []
     grid = ScriptedGrid(lambda grid, ids: [grid.reply(ids[0])])
-    assert len(ask(grid, enough=2)) == 3  # all were looked for once, and no more
+    assert len(ask(grid, enough=2)) == 3  # each was looked for once
     assert grid.pulls == 3
 
 
@@ -120,7 +120,7 @@ def test_messages_that_a_grid_refuses_are_not_waited_for() -> None:
 
 
 def ask_in_two_steps(grid: InProcessGrid, wanted: int, timeout: float = 60.0) -> tuple[Received, list[bool]]:
-    """Ask nodes 1 and 2, and node 3 if the replies are fewer than wanted when no more can come, or half-way."""
+    """Ask nodes 1 and 2, and then node 3 if there are fewer replies than wanted when no more can come, or half-way."""
     received: Received = []
     calls: list[bool] = []
 
@@ -150,7 +150,7 @@ def test_who_is_to_follow_up_is_told_when_it_is_late_and_again_for_further_messa
 
 
 def test_nobody_is_late_because_the_server_was_at_work() -> None:
-    """What came meanwhile is looked for before any further message is sent."""
+    """The server looks for replies that arrived meanwhile before it sends any further message."""
     handled = 0
 
     def one_at_a_time(grid: ScriptedGrid, ids: list[str]) -> list[Message]:

@@ -1,4 +1,4 @@
-"""Replies that are announced and never sent, or slowly, hold up nobody else's."""
+"""Replies that are announced and never sent, or sent slowly, delay no others."""
 
 import threading
 import time
@@ -23,7 +23,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class SlowGrid(InProcessGrid):
-    """A grid like the SuperLink's: `hold(node)` is called before a node's reply is handed over, and may block."""
+    """A grid like the SuperLink's. `hold(node)` is called before a node's reply is handed over, and may block."""
 
     replies_at_once = False
 
@@ -77,7 +77,7 @@ def test_one_announced_reply_that_does_not_come_holds_up_no_other() -> None:
 
 
 def test_many_stalls_in_front_of_the_queue_hold_up_nobody_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each costs its thread a moment, not the time after which it counts as stuck."""
+    """Each occupies its thread for a moment, not for the time after which it counts as stuck."""
     monkeypatch.setattr(fetching, "STUCK_SECONDS", 60.0)
     hold, release = blocking(*range(1, 33))
     grid = SlowGrid(hold, 36)
@@ -158,7 +158,7 @@ def test_what_was_announced_and_has_gone_is_told_apart_from_silence() -> None:
             (message_id,) = message_ids
             node = self.nodes[message_id]
             if node == 1:
-                time.sleep(2 * STUCK)  # Flower waits for the upload, in vain
+                time.sleep(2 * STUCK)  # Flower waits for the upload in vain
             if node <= 2:
                 return [Message(Error(code=3, reason="gone"), reply_to=self._waiting[message_id])]
             return super().pull_messages([message_id])
@@ -201,7 +201,7 @@ def test_a_stall_is_in_the_ledger_and_from_the_second_on_an_offence() -> None:
 
     def hold(node: int) -> None:
         stall(node)
-        time.sleep(0.1 * (node != 5))  # so that a round takes a while
+        time.sleep(0.1 * (node != 5))  # makes a round take a while
 
     strategy = SolonStrategy(small_config(num_nodes=7, stragglers=1, compression=2), SGD)
     result = strategy.start(SlowGrid(hold, 7), record_of(initial_model()), num_rounds=12, timeout=0.4)

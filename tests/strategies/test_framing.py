@@ -1,4 +1,4 @@
-"""Whole runs in which s liars of each group know all honest shares, and try to have honest nodes blamed."""
+"""Whole runs in which s liars of each group know all honest shares and try to have honest nodes blamed."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from solon_fl.strategies.ledger import NodeRecord
 from tests.support import SGD, Remembering, initial_model, record_of
 
 S, K = 3, 8
-RTOL = 2e-7  # so that float32 rounding, half of it at times, helps the liars
+RTOL = 2e-7  # so small that float32 rounding, up to half of it, helps the liars
 ROUNDS = 4
 MODES: dict[str, dict[str, Any]] = {
     "full": {},
@@ -53,7 +53,7 @@ def config_of(mode: str) -> SolonConfig:
 def run(
     config: SolonConfig, family: Family | None, seed: int, num_spares: int = 0
 ) -> tuple[list[NodeRecord], list[NodeRecord]]:
-    """Return the ledger's entries of the honest and of the lying nodes after a run."""
+    """Return the ledger's entries of the honest nodes and of the liars after a run."""
     decoder = config.make_decoder()
     assert isinstance(decoder, RealDecoder)
     lying = {slot + 1 for slot in draw_liars(decoder, S, np.random.default_rng(seed))}

@@ -1,4 +1,4 @@
-"""One group of seven nodes (s = 2, k = 3): certain once five shares agree."""
+"""One group of seven nodes (s = 2, k = 3): its outcome is certain once five shares agree."""
 
 import math
 from collections.abc import Callable
@@ -29,7 +29,7 @@ NODES = (70, 71, 72, 73, 74, 75, 76)
 
 
 class Keeping(GroupRound):
-    """A group that keeps the gradient that decode returns."""
+    """A group that keeps the gradient that `decode` returns."""
 
     gradient: Tensor | None = None
 
@@ -90,7 +90,7 @@ def test_who_made_others_be_asked_is_reported_and_not_who_was_woken() -> None:
     group.decode(last=False)
     assert group.wake(late=False) == []
     assert group.wake(late=True) == [5, 6]
-    group.receive_one(0, honest(0))  # silent until the others were woken
+    group.receive_one(0, honest(0))  # it was silent until the others were woken
     group.receive_one(5, honest(5))
     group.decode(last=False)
     assert group.report is not None
@@ -115,10 +115,10 @@ def test_a_lie_among_the_first_five_keeps_the_group_open_until_five_agree() -> N
 
 
 def test_forged_agreement_of_k_plus_s_minus_one_shares_is_not_enough() -> None:
-    """Two liars and two honest nodes could agree on another gradient if only four had to."""
+    """If agreement of four were enough, two liars and two honest nodes could agree on another gradient."""
     group = new_round()
     lie = GRADIENT + torch.randn(20, generator=torch.Generator().manual_seed(0))
-    # A gradient that agrees with the truth at slots 0 and 1 but is another one.
+    # Another gradient that agrees with the true one at slots 0 and 1.
     null = torch.linalg.svd(torch.from_numpy(CODE.generator[[0, 1]]))[2][2]
     lie = GRADIENT + torch.outer(torch.ones(7), null).reshape(-1)[:20].float()
     for slot in (0, 1):
@@ -145,7 +145,7 @@ def test_at_the_deadline_what_is_there_decides() -> None:
 
 
 def test_at_the_deadline_fewer_than_k_plus_s_shares_that_agree_are_not_trusted() -> None:
-    """Four honest shares would do without liars (k = 3), but two of the four may have lied in step."""
+    """Four honest shares would be enough without liars (k = 3), but two of the four may have lied in unison."""
     for there in ((0,), (0, 1, 2), (0, 1, 2, 3)):
         group = new_round()
         for slot in there:
@@ -202,7 +202,7 @@ def test_the_first_reply_of_a_slot_counts() -> None:
     group = new_round()
     for slot in range(7):
         group.receive_one(slot, honest(slot))
-        group.receive_one(slot, reply_with(torch.full((7,), 9.0)))  # from all slots: the shares of another gradient
+        group.receive_one(slot, reply_with(torch.full((7,), 9.0)))  # all slots send the shares of another gradient
     group.decode(last=False)
     assert group.report is not None
     assert group.report.status == "clean"
@@ -222,7 +222,7 @@ def test_more_liars_than_s_fail_loudly() -> None:
     assert group.gradient is None
 
 
-# ---- with nodes at rest --------------------------------------------------------------------------------------------
+# ---- with resting nodes --------------------------------------------------------------------------------------------
 
 KEY = b"round"
 DIGESTS = share_digests(CODE, GRADIENT, KEY)
@@ -358,7 +358,7 @@ def test_s_liars_with_equal_votes_and_shares_that_match_them_do_not_win() -> Non
 
 
 class Counting(RealDecoder):
-    """Notes how many shares each decode was given."""
+    """Records how many shares each decode was given."""
 
     def decode(self, shares: Any, **options: Any) -> Any:
         self.tried = [*getattr(self, "tried", []), len(shares)]
@@ -423,7 +423,7 @@ def test_nodes_at_rest_are_asked_if_the_others_agree_but_not_precisely() -> None
 
 @pytest.mark.parametrize(("s", "k"), [(1, 3), (2, 6), (5, 5), (5, 10)])
 def test_lies_that_disagree_among_the_first_do_not_vanish_when_all_are_asked(s: int, k: int) -> None:
-    """The tolerance does not grow with the number of shares: who made the others compute is a suspect at least."""
+    """The tolerance does not grow with the number of shares: nodes that made the others compute are suspects."""
     code = FourierCode(group_size=2 * s + k, compression=k)
     decoder, rng = RealDecoder(code, byzantine=s), np.random.default_rng(s)
     gradient = torch.from_numpy(rng.normal(size=40 * k).astype(np.float32))
@@ -447,7 +447,7 @@ def test_lies_that_disagree_among_the_first_do_not_vanish_when_all_are_asked(s: 
     assert disagreeing >= 12
 
 
-# A small tensor, in which lies look like noise of the others
+# A small tensor, in which lies look like the noise of the other tensors
 
 TENSORS = Sections.of([(300, "parameters"), (60, "parameters")], compression=3)
 SMALL = slice(100, 120)  # its columns

@@ -1,4 +1,4 @@
-"""What a referee's vector says of shares: every lie is seen, however many there are, and no honest node is accused."""
+"""Comparing shares with a referee's vector finds every lie, however many there are, and accuses no honest node."""
 
 import math
 from collections.abc import Callable
@@ -63,7 +63,7 @@ def courts(draw: st.DrawFn) -> tuple[Code, dict[int, str]]:
 
 @given(courts(), VECTORS)
 def test_of_nodes_that_compute_the_same_bits_those_are_wrong_who_sent_others(court: Any, seed: int) -> None:
-    """Any number of liars but all; none of the others, and each for what it sent."""
+    """Any number of liars except all of them: each is found by what it sent, and no other node is."""
     code, kinds = court
     vector = vector_of(code, seed)
     shares = shares_of(code, vector)
@@ -120,7 +120,7 @@ def test_a_share_of_zeros_is_the_same_for_every_referee() -> None:
 
 
 def test_one_node_that_sends_many_shares_is_one_node() -> None:
-    """Two nodes of six are left, of which one lies a little in all that it sends."""
+    """Two of six nodes are left. One of them lies a little in everything that it sends."""
     code = make_code("exact", 6, 5)
     vector = vector_of(code, 0)
     shares = shares_of(code, vector)
@@ -144,7 +144,7 @@ def test_who_agreed_on_a_far_gradient_lied_even_where_shares_are_no_numbers() ->
 
 @pytest.mark.parametrize("name", ["exact", "fourier"])
 def test_where_nobody_has_what_the_referee_has_only_what_is_farther_than_zeros_is_a_lie(name: str) -> None:
-    """Rounding can grow to several percent; once honest nodes are known to be like it there is no such excuse."""
+    """Rounding can grow to several percent. Once honest nodes are known to be like the referee, that is no excuse."""
     code = make_code(name, 4, 1)
     vector = vector_of(code, 0)
     for factor, is_lie in ((1.05, False), (0.5, False), (2.1, True), (-1.0, True)):
@@ -160,7 +160,7 @@ def test_where_nobody_has_what_the_referee_has_only_what_is_farther_than_zeros_i
 
 
 def test_buffers_are_measured_by_themselves() -> None:
-    """However large they are: a lie in the gradient is one."""
+    """However large the buffers are, a lie in the gradient is found."""
     code = FourierCode(group_size=4, compression=1)
     sections = Sections.of([(30, "parameters"), (10, "buffers")], compression=1)
     vector = vector_of(code, 0)
@@ -313,7 +313,7 @@ def says(slot: int, *names: str) -> Message:
 
 @pytest.mark.parametrize("liars", [3, 4])
 def test_who_makes_up_that_a_parameter_has_no_gradient_is_convicted(liars: int) -> None:
-    """And hides that the other one has none, which fewer than s + 1 say; names of no parameter are not read."""
+    """It also hides that the other one has none, which fewer than s + 1 nodes say. Unknown names are ignored."""
     group = court()
     replies = {slot: says(slot, "a") if slot < liars else says(slot, "b", "x") for slot in range(7)}
     assert asked(group, replies) == "unclear which parameters have gradients"

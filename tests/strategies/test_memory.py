@@ -24,4 +24,4 @@ def test_the_server_needs_the_shares_and_two_models() -> None:
     dim = 6_000_000
     peaks = measure(CONFIG, dim, rounds=5)
     model, shares = 4 * dim, 14 * 4 * dim / 3
-    assert max(peaks) <= shares + 2 * model + 18 * MB  # the decoder's blocks, and what malloc keeps; a model is 24 MB
+    assert max(peaks) <= shares + 2 * model + 18 * MB  # 18 MB for the decoder's blocks and malloc; a model is 24 MB

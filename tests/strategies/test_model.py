@@ -132,8 +132,8 @@ def test_what_is_taken_over_is_what_was_changed_and_the_rest_keeps_its_precision
     [
         (lambda _: None, "must make a torch.optim.Optimizer; got a NoneType"),
         (torch.optim.LBFGS, "got LBFGS"),
-        (lambda _: torch.optim.SGD(nn.Linear(2, 1).parameters(), lr=0.1), "got one of others"),
-        (lambda ps: torch.optim.SGD([p for p in ps if p.requires_grad], lr=0.1), "do not choose among them by"),
+        (lambda _: torch.optim.SGD(nn.Linear(2, 1).parameters(), lr=0.1), "got one of other tensors"),
+        (lambda ps: torch.optim.SGD([p for p in ps if p.requires_grad], lr=0.1), "do not select parameters by"),
     ],
 )
 def test_what_turns_out_to_be_no_fit_optimizer_is_refused(make: Any, message: str) -> None:

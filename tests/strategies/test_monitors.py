@@ -37,7 +37,7 @@ def test_monitors_are_told_of_every_round_when_it_is_evaluated_and_in_the_ledger
             number: 0.1 * number for number in range(status.report.round + 1)
         }
         assert status.settings["byzantine"] == 2
-        return True  # which means nothing here
+        return True  # ignored
 
     def strategy() -> SolonStrategy:
         return SolonStrategy(small_config(), SGD, monitors=note, checkpoints=Checkpoints(tmp_path))
@@ -45,7 +45,7 @@ def test_monitors_are_told_of_every_round_when_it_is_evaluated_and_in_the_ledger
     start(strategy(), 2)
     assert told == [(1, 2, False, [2, 5, 9], [1]), (2, 2, True, [2, 5, 9], [1, 2])]
     told.clear()
-    start(strategy(), 3)  # goes on, and what was before is there
+    start(strategy(), 3)  # it resumes, and the earlier rounds are there
     assert told == [(3, 3, True, [2, 5, 9], [1, 2, 3])]
 
 
@@ -116,5 +116,5 @@ def test_who_wants_to_know_is_told_why_a_run_broke_off() -> None:
 
 
 def test_what_is_no_callable_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="monitors must be callables, or one; got 7"):
+    with pytest.raises(ConfigurationError, match="monitors must be a callable or several; got 7"):
         SolonStrategy(small_config(), SGD, monitors=[7])  # type: ignore[list-item]

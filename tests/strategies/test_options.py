@@ -1,4 +1,4 @@
-"""The law of all options: a round's result is the attack-free one within the certificate, or the round has failed."""
+"""The law of all options: a round's result is the attack-free one within the certificate, or the round fails."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -36,12 +36,12 @@ TIMEOUT = 0.04
 
 
 def gradient_of(server_round: int, group: int, dtype: torch.dtype) -> Tensor:
-    """Return what the honest nodes of a group compute in a round."""
+    """Return the gradient that the honest nodes of a group compute in a round."""
     seed = 1000 * server_round + group
     return torch.randn(DIM, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-# ---- what a liar may send in place of its honest reply -------------------------------------------------------------
+# ---- replies that a liar may send in place of its honest one -------------------------------------------------------
 
 
 def with_share(reply: Message, share: Tensor) -> Message:
@@ -64,7 +64,7 @@ def lie(reply: Message, task: SolonTask, rng: np.random.Generator) -> Message:
 
 
 def lie_consistently(reply: Message, task: SolonTask, rng: np.random.Generator) -> Message:
-    """All liars of the group who do so send shares and digests of one other gradient."""
+    """All liars of a group that lie in this way send shares and digests of the same other gradient."""
     false = -3 * gradient_of(task.round, task.group, share_of(reply).dtype) + 1
     code = task.make_code()
     reply = with_share(reply, code.encode(false, task.slot))
@@ -118,13 +118,13 @@ HONEST, SILENT, REPLAY = len(LIES), len(LIES) + 1, len(LIES) + 2
 
 @dataclass
 class Adversary:
-    """Has its nodes, and lets up to e others of each group be silent in a round."""
+    """Controls its nodes, and makes up to e others of each group silent in a round."""
 
     liars: frozenset[int]
     stragglers: int
     seed: int
     dtype: torch.dtype
-    before: dict[int, RecordDict] = field(default_factory=dict)  # what each liar computed last
+    before: dict[int, RecordDict] = field(default_factory=dict)  # each liar's latest honest result
 
     def app(self) -> ClientApp:
         app = ClientApp()
@@ -177,7 +177,7 @@ def configurations(draw: st.DrawFn) -> SolonConfig:
 
 
 def draw_liars(config: SolonConfig, rng: np.random.Generator) -> frozenset[int]:
-    """Return node ids: up to s of a group, or of all nodes if places are drawn anew."""
+    """Return node ids: up to s of each group, or up to s of all nodes if places are drawn anew."""
     groups, size, s = config.num_groups, config.group_size, config.byzantine
     if config.regroup == "round":
         return frozenset(int(node) + 1 for node in rng.permutation(config.num_nodes)[: rng.integers(0, s + 1)])
@@ -186,7 +186,7 @@ def draw_liars(config: SolonConfig, rng: np.random.Generator) -> frozenset[int]:
 
 
 def run(config: SolonConfig, adversary: Adversary, rounds: int = ROUNDS) -> tuple[list[RoundReport], list[Tensor]]:
-    """Return the report of each round, and the model before the first and after each."""
+    """Return the report of each round, and the model before the first round and after each."""
     reports: list[RoundReport] = []
     models: list[Tensor] = []
 
@@ -217,7 +217,7 @@ def assert_right(report: RoundReport, step: Tensor, dtype: torch.dtype) -> None:
         assert not step.any()
         return
     true = torch.stack([gradient_of(report.round, group.group, dtype) for group in used]).double()
-    allowed = max(group.error_bound for group in used) + 1e-5  # float32 roundings of model and step
+    allowed = max(group.error_bound for group in used) + 1e-5  # for the float32 rounding of model and step
     assert float((step.double() + true.mean(0)).norm()) <= allowed, report
 
 
@@ -257,7 +257,7 @@ def test_under_all_options_every_round_is_right_and_names_no_honest_node(
 @settings(max_examples=20)
 @given(seed=st.integers(0, 2**32 - 1), redundancy=st.sampled_from(("full", "reactive")))
 def test_one_liar_too_many_without_collusion_is_right_or_reported(faults: int, seed: int, redundancy: Any) -> None:
-    """Three or four of seven where two are allowed for: what is decoded all the same is right."""
+    """Three or four of seven nodes lie where two are allowed. A group that is decoded nevertheless is right."""
     config = SolonConfig(num_nodes=7, byzantine=2, compression=3, redundancy=redundancy)
     nodes = np.random.default_rng(seed).permutation(7)[:faults] + 1
     adversary = Adversary(frozenset(int(node) for node in nodes), 0, seed, torch.float32)
@@ -274,7 +274,7 @@ def batch_norm() -> nn.Module:
 
 
 class InDouble(Regression):
-    """Reads the same inputs as float64."""
+    """Reads the same inputs in float64."""
 
     def batch_loss(self, model: nn.Module, batch: Batch, context: Context) -> Tensor:
         inputs = torch.randn(8, 7, generator=batch.generator()).double().to(next(model.parameters()).device)

@@ -1,4 +1,4 @@
-"""Reactive redundancy: s + k nodes of a group compute, the others only when those do not agree."""
+"""Reactive redundancy: s + k nodes of a group compute, and the others only if those disagree."""
 
 import random
 from collections import Counter
@@ -38,7 +38,7 @@ def honest_model() -> Tensor:
 
 
 def lying(mod: Mod, when: Callable[[int, int], bool]) -> Mod:
-    """Let an attack happen only where `when`(round, node id) says so."""
+    """An attack that only happens if `when`(round, node id) is true."""
 
     def chosen(message: Message, context: Context, call_next: Any) -> Message:
         config = message.content["config"]
@@ -73,7 +73,7 @@ def test_in_honest_rounds_s_plus_k_nodes_of_a_group_compute(honest_model: Tensor
 
 
 def test_who_computes_is_drawn_anew_in_every_round() -> None:
-    _, reports = train(reactive(), rounds=20, projection_seed=1)  # by chance a node may be drawn 20 times of 20
+    _, reports = train(reactive(), rounds=20, projection_seed=1)  # seeded: by chance a node may be drawn every time
     asked = Counter(node for report in reports for group in report.groups for node in group.nodes if node is not None)
     assert set(asked) == set(range(1, 15))
     assert max(asked.values()) < 20
@@ -133,7 +133,7 @@ def test_who_lies_rarely_costs_no_more_than_one_escalation(name: str, honest_mod
 
 
 def test_who_is_silent_only_to_escalate_soon_rests() -> None:
-    """Silence is no offence, but those that were silent are asked last: at most one escalation for each of them."""
+    """Silence is not an offence, but silent nodes are asked last from then on: each causes at most one escalation."""
     _, reports = train(reactive(), mods=[silent_mod(LIARS)], rounds=30, timeout=0.05)
     assert all(report.stepped for report in reports)
     assert 1 <= escalations(reports) <= len(LIARS)
@@ -170,13 +170,13 @@ def test_quarantine_of_liars_does_not_lower_s() -> None:
 def test_liars_beyond_s_fail_the_group_and_never_pass() -> None:
     result, reports = train(reactive(on_group_failure="skip"), mods=[attack_mod(RandomGaussian(), {0, 1, 2})], rounds=1)
     assert reports[0].failed_groups in ((0,), ())
-    if not reports[0].failed_groups:  # none or some of them were asked, and the others agreed
+    if not reports[0].failed_groups:  # not all liars were asked, and the other nodes agreed
         honest = vector_of(train(rounds=1)[0].arrays)
         torch.testing.assert_close(vector_of(result.arrays), honest, rtol=1e-4, atol=1e-5)
 
 
 def test_liars_that_rested_at_first_collude_with_those_that_did_not() -> None:
-    """More of them than s mislead a group, whether all nodes are asked at once or some only later."""
+    """More than s of them mislead a group, whether all nodes are asked at once or some only later."""
     mods = [attack_mod(OtherGradient(small_config().make_code()), {0, 1, 2})]
     (full, all_at_once), (late, in_two_waves) = (
         train(config, mods=mods, rounds=1, projection_seed=0) for config in (small_config(), reactive())
@@ -214,7 +214,7 @@ def test_settings_that_make_no_sense_are_refused() -> None:
 
 
 class Diverging(Regression):
-    """Its gradient is not finite, or can't be computed at all, in round 2 of group 0: on every honest node alike."""
+    """In round 2, the gradient of group 0 is not finite, or can't be computed at all, on any honest node."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -232,7 +232,7 @@ class Diverging(Regression):
 @pytest.mark.parametrize("how", ["nan", "inf", "raises"])
 @pytest.mark.parametrize("changes", [{}, {"verification": "digest", "num_nodes": 10}], ids=["algebra", "digest"])
 def test_a_round_that_fails_for_all_of_a_group_puts_nobody_in_quarantine(how: str, changes: dict[str, Any]) -> None:
-    """Or its honest nodes would be missing when there is a liar: here from round 3 on."""
+    """Otherwise its honest nodes would be missing once there is a liar: here from round 3 on."""
     mod = lying(negated(), lambda round_number, node: node in (4, 5) and round_number >= 3)
     _, reports = train(reactive(**changes), client=Diverging(how), mods=[mod], rounds=ROUNDS)
     assert [report.round for report in reports if report.failed_groups] == [2]

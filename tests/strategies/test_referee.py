@@ -1,4 +1,4 @@
-"""A referee settles what the nodes' shares don't: one honest node of a group is enough."""
+"""A referee settles what the nodes' shares don't: one honest node per group is enough."""
 
 from functools import cache
 from typing import Any
@@ -19,13 +19,13 @@ ROUNDS = 4
 
 @cache
 def honest_model(num_groups: int = 1, rounds: int = ROUNDS) -> Tensor:
-    """The model of a run without liars and without a referee: it is the same whatever the code."""
+    """The model of a run without liars or a referee. It does not depend on the code."""
     config = SolonConfig(num_nodes=num_groups, byzantine=0, compression=1, code="exact", batches_per_group=2)
     return play(config, rounds=rounds)[0]
 
 
 def check(model: Tensor, expected: Tensor, code: str) -> None:
-    """Bit for bit with the exact code, else to float rounding."""
+    """Compare bit for bit with the exact code, otherwise up to float rounding."""
     if code == "exact":
         assert torch.equal(model, expected)
     torch.testing.assert_close(model, expected, rtol=1e-5, atol=1e-6)
@@ -33,7 +33,7 @@ def check(model: Tensor, expected: Tensor, code: str) -> None:
 
 @st.composite
 def crowds(draw: st.DrawFn) -> tuple[SolonConfig, dict[int, str], dict[int, int], set[int]]:
-    """A config, how each liar lies, from which round on, and who is silent."""
+    """Return a config, how each liar lies, from which round on, and which nodes are silent."""
     verification = draw(st.sampled_from(["algebra", "digest"]))
     s, k, e = draw(st.integers(0, 4)), draw(st.integers(1, 4)), draw(st.sampled_from([0, 0, 0, 1]))
     groups = draw(st.integers(1, 2))
@@ -101,7 +101,7 @@ def test_a_lying_majority_is_convicted_and_changes_no_bit(majority: str, kind: s
 @pytest.mark.parametrize("code", ["exact", "fourier"])
 @pytest.mark.parametrize("majority", MAJORITIES)
 def test_who_lies_in_turn_makes_the_referee_work_once_each(majority: str, code: str, kind: str) -> None:
-    """The fewest nodes are left for the last liar: with digests and k = 5 two, who send the shares of five places."""
+    """The fewest nodes are left for the last liar: two with digests and k = 5, which send the shares of five places."""
     config = refereed(code=code, **MAJORITIES[majority])
     liars = set(range(1, config.byzantine + 1))
     rounds = config.byzantine + 1
@@ -120,7 +120,7 @@ def test_who_lies_in_turn_makes_the_referee_work_once_each(majority: str, code: 
 
 @pytest.mark.parametrize("kind", ["nan", "malformed"])
 def test_garbage_that_does_no_harm_makes_the_referee_work_no_more_than_once(kind: str) -> None:
-    """With digests the others are enough, and so they are where one may be missing: s falls all the same."""
+    """The others are enough with digests, and if one node may be missing. Nevertheless, s decreases."""
     for changes in ({"byzantine": 1, "compression": 1, "verification": "digest"}, {"compression": 2, "stragglers": 1}):
         config = refereed(code="fourier", **changes)
         _, reports, strategy = play(config, {1: kind})
@@ -140,7 +140,7 @@ def test_who_lies_once_is_convicted_for_good() -> None:
 
 @pytest.mark.parametrize("verification", ["algebra", "digest"])
 def test_who_fails_or_is_silent_keeps_its_place_and_costs_a_question_in_each_such_round(verification: Any) -> None:
-    """An honest node may fail: s is as before, and who is left is not enough to be sure."""
+    """An honest node may fail, so s stays the same, and the nodes that are left are not enough to be sure."""
 
     def failing(message: Message, context: Context, call_next: Any) -> Message:
         if context.node_id == 1 and SolonTask.from_message(message).round < ROUNDS:

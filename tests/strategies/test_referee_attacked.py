@@ -1,4 +1,4 @@
-"""What an attacker found: each of these once accused honest nodes, let liars through or ended a run."""
+"""Attacks that were found by an attacker: each once accused honest nodes, let liars through or ended a run."""
 
 import json
 import math
@@ -40,17 +40,17 @@ class OtherMake(Remembering):
         return gradient
 
 
-# ---- a share that comes while a question is open -------------------------------------------------------------
+# ---- a share that arrives while a question is open -----------------------------------------------------------
 
 
 class InTurn(Court):
-    """Node 5 answers round 1 once the judge was asked in it; and after that the judge answers, if it does."""
+    """Node 5 replies in round 1 once the judge was asked, and only then does the judge answer, if at all."""
 
     judge_answers = True
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         node_of = {i: self._waiting[i].metadata.dst_node_id for i in message_ids if i in self._waiting}
-        asked = (1, JUDGE) in self.asked[1:]  # first of all it is asked whether it is there
+        asked = (1, JUDGE) in self.asked[1:]  # the first question only checks that it is there
         first_round = all(server_round == 1 for server_round, _ in self.asked)
         held = {5} - ({5} if asked else set()) if first_round else set[int]()
         if asked and first_round and (5 in node_of.values() or not self.judge_answers):
@@ -68,7 +68,7 @@ def test_a_share_that_comes_while_the_referee_computes_is_no_offence(code: Any, 
     group = reports[0].groups[0]
     assert group.referee is not None
     assert (group.referee.reason, group.referee.answered) == ("audit", answered)
-    assert group.silent_nodes == ()  # it did come
+    assert group.silent_nodes == ()  # the share did arrive
     assert group.malformed_nodes == {}
     assert named(reports) == quarantined(strategy) == NOBODY
     assert torch.equal(model, play(config, rounds=1)[0]) or code == "fourier"
@@ -78,7 +78,7 @@ def test_a_share_that_comes_while_the_referee_computes_is_no_offence(code: Any, 
 
 
 class Dead(nn.Module):
-    """Of its three chunks the last, weight 7 and the bias, has a gradient of zeros."""
+    """The last of its three chunks, weight 7 and the bias, has a gradient of zeros."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,11 +101,11 @@ def test_who_honestly_sends_zeros_tells_that_the_referee_is_of_its_make(
     assert torch.equal(model, play(config, **{**options, "model": initial_model(Dead)})[0])
 
 
-# ---- a gradient that is no number ----------------------------------------------------------------------------
+# ---- a gradient that is not finite ---------------------------------------------------------------------------
 
 
 class Diverging(Remembering):
-    """Everybody's gradient is endless in round 2."""
+    """The gradient is not finite on any node in round 2."""
 
     def __init__(self, value: float) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ def test_a_gradient_that_diverges_in_an_audited_round_is_told_and_the_run_goes_o
     assert named(reports) == quarantined(strategy) == NOBODY
 
 
-# ---- a referee of another make -------------------------------------------------------------------------------
+# ---- a referee with other hardware or software ---------------------------------------------------------------
 
 
 def test_a_referee_that_is_off_in_one_chunk_convicts_nobody_in_an_audit() -> None:
@@ -145,7 +145,7 @@ def test_a_referee_that_is_off_in_one_chunk_convicts_no_honest_node_when_one_lie
 
 
 def test_liars_who_fail_first_do_not_make_the_two_nodes_that_the_referee_is_like_speak_for_it() -> None:
-    """Nodes 2 and 3 send what it has, of the chunk of node 1 it has something else. Then 4 and 5 lie about that."""
+    """Nodes 2 and 3 send the same as the referee. It has a different chunk of node 1, about which 4 and 5 then lie."""
 
     def lie(message: Message, context: Context, call_next: Any) -> Message:
         reply: Message = call_next(message, context)
@@ -166,7 +166,7 @@ def test_liars_who_fail_first_do_not_make_the_two_nodes_that_the_referee_is_like
 
 
 class Endless(nn.Module):
-    """Has a buffer that becomes infinite, as an attention mask is."""
+    """Has a buffer that becomes infinite, like an attention mask."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -192,7 +192,7 @@ def test_where_a_buffer_is_infinite_a_referee_that_is_off_by_an_ulp_convicts_nob
 
 
 class Noisy(Remembering):
-    """A referee whose gradient is off by so much of its norm, in all directions."""
+    """A referee whose gradient is off by this fraction of its norm, in all directions."""
 
     def __init__(self, size: float) -> None:
         super().__init__()
@@ -218,11 +218,11 @@ def test_more_than_s_nodes_that_are_near_such_a_referee_do_not_speak_for_it_in_l
     assert named(reports) == quarantined(strategy) == NOBODY
 
 
-# ---- somebody else with a trusted node's name ----------------------------------------------------------------
+# ---- another node with a trusted node's name -----------------------------------------------------------------
 
 
 class Takeover(Court):
-    """From round 3 on the judge is away, and a node that was not there before is registered under a name."""
+    """From round 3 on, the judge is away, and a node that was not there before is registered as `name`."""
 
     name = "judge"
     taken = False
@@ -248,8 +248,8 @@ def test_who_takes_over_the_name_of_a_trusted_node_is_not_trusted(
     assert all(DEPUTY not in group.nodes for report in reports for group in report.groups)
     assert torch.equal(model, honest_model(3))
     assert named(reports) == quarantined(strategy) == NOBODY
-    told = any("is not trusted: judge was that of key:" in record.getMessage() for record in caplog.records)
-    assert told != is_identity  # what is called like an identity is a node like any other
+    told = any("is not trusted: judge belonged to key:" in record.getMessage() for record in caplog.records)
+    assert told != is_identity  # a node whose name looks like an identity is a node like any other
 
 
 def test_two_nodes_of_which_one_is_registered_under_the_others_identity_are_told_apart() -> None:
@@ -272,10 +272,10 @@ def test_a_checkpoint_keeps_who_was_trusted(caplog: pytest.LogCaptureFixture) ->
     after.update(grid, 0.1, server_round=2)
     assert after.referees == []
     assert after.places == ((1, 2, 3, 4, 5),)
-    assert "is not trusted: judge was that of key:" in caplog.text
+    assert "is not trusted: judge belonged to key:" in caplog.text
 
 
-# ---- questions that are not answered, or put off -------------------------------------------------------------
+# ---- questions that are not answered, or delayed -------------------------------------------------------------
 
 
 class Part(nn.Module):
@@ -312,13 +312,13 @@ def test_where_it_stays_unclear_which_parameters_have_gradients_the_group_fails(
 
 
 class Putting(Court):
-    """In round 2 what nodes answer can be had only after so many seconds."""
+    """In round 2, nodes' replies only become available after this many seconds."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.delays: dict[int, float] = {}
         self.pushed: dict[str, tuple[float, int]] = {}
-        self.when: dict[int, float] = {}  # each was first asked in round 2
+        self.when: dict[int, float] = {}  # when each node was first asked in round 2
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         kept, now = list(messages), time.monotonic()
@@ -336,7 +336,7 @@ class Putting(Court):
 
 
 def put_off(delays: dict[int, float], timeout: float, monkeypatch: pytest.MonkeyPatch) -> float:
-    """Of the nodes 1 to 4 these say, each once and after so long, that they lack the model; all four are silent else.
+    """Of nodes 1 to 4, these say that they lack the model, each once and after this delay. All four are else silent.
 
     Return after how many seconds the judge was asked. It answers, and the model is right.
     """
@@ -372,7 +372,7 @@ def put_off(delays: dict[int, float], timeout: float, monkeypatch: pytest.Monkey
 def test_those_who_say_one_after_another_that_they_lack_the_model_do_not_put_the_question_off(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It is asked at half of the timeout, and not half of it after the last of them."""
+    """The judge is asked at half of the timeout, not half a timeout after the last of them."""
     seconds = put_off({1: 0.2, 2: 0.35}, 1.0, monkeypatch)
     assert seconds < 0.7
 

@@ -1,4 +1,4 @@
-"""Groups that are not all alike: silos with their own data, groups of several makes, a referee that is like none."""
+"""Groups that differ: silos with their own data, groups with different hardware, a referee unlike any of them."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -24,7 +24,7 @@ SILOS = {"a": 1.0, "b": 3.0}
 
 
 class Siloed(Regression):
-    """Learns another function in each silo."""
+    """Learns a different function in each silo."""
 
     def batch_loss(self, model: nn.Module, batch: Batch, context: Context) -> Tensor:
         inputs = torch.randn(8, 7, generator=batch.generator())
@@ -34,7 +34,7 @@ class Siloed(Regression):
 
 
 class Silos(InProcessGrid):
-    """Five nodes a silo, and a trusted one each."""
+    """Five nodes per silo, and a trusted one for each."""
 
     def __init__(self, kinds: dict[int, str]) -> None:
         super().__init__(Siloed().client_app([liars_mod(kinds, lambda server_round, node: True)]), 12)
@@ -72,7 +72,7 @@ def test_each_silo_is_judged_by_its_own_data(referee: str) -> None:
 
 
 class OfMake(Regression):
-    """Nodes above six, and referees if told so, compute with a rounding of their own, far above float noise."""
+    """Nodes above six, and referees if so configured, compute with their own rounding, far above float noise."""
 
     def __init__(self, other: bool = False) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class OfMake(Regression):
 
 @pytest.mark.parametrize("code", ["exact", "fourier"])
 def test_a_group_of_another_make_than_the_referee_is_not_convicted_whatever_is_known_of_others(code: Any) -> None:
-    """Group 0 is like the referee, and is known to be from the first audit on."""
+    """Group 0 is like the referee, and is known to be so from the first audit on."""
     config = refereed(num_nodes=12, group_size=6, byzantine=4, compression=2, code=code, audit=1.0)
     _, reports, strategy = play(config, client=OfMake(), referee=OfMake(), rounds=4)
     assert named(reports) == quarantined(strategy) == set()
@@ -114,13 +114,13 @@ def refusing(change: Callable[[Tensor], Tensor], first_round: int) -> Regression
 def test_a_referee_whose_gradient_is_not_finite_is_an_error_if_nodes_agree_on_one_that_is() -> None:
     with pytest.raises(RefereeError, match="the referee's gradient of the first batch holds NaN or infinity"):
         play(refereed(), referee=refusing(lambda gradient: gradient * torch.nan, 1))
-    with pytest.raises(RefereeError, match="holds NaN or infinity, and its nodes agree on one that does not") as raised:
+    with pytest.raises(RefereeError, match="holds NaN or infinity, but its nodes agree on one that does not") as raised:
         play(refereed(audit=1.0), referee=refusing(lambda gradient: gradient * torch.inf, 2))
     assert vector_of(raised.value.result.arrays).isfinite().all()
 
 
 def test_an_attack_leaves_the_tasks_of_referees_alone() -> None:
-    """Whose slot is 0, as that of a node that lies may be."""
+    """A referee's slot is 0, like that of a node that may lie."""
     task = task_of_referee(SolonTask.of_run(refereed(), 2, group=0, slot=3, dim=8, buffers=()))
     assert (task.slot, task.group_size) == (0, 1)
     lying = Regression().client_app([attack_mod(Reverse(), {0, 1})])

@@ -1,4 +1,4 @@
-"""A referee goes together with everything else that a run can be."""
+"""A referee works together with all other options of a run."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from solon_fl.strategies import Checkpoints, SolonStrategy
 from tests.strategies.lies import liars_mod, named, play, quarantined, questions, refereed
 from tests.support import REMEMBERING, SGD, Regression, Remembering, initial_model, record_of, vector_of
 
-LIARS = {1: "reverse", 2: "one bit", 7: "another gradient"}  # two of the first group of five, one of the second
+LIARS = {1: "reverse", 2: "one bit", 7: "another gradient"}  # two in the first group of five, one in the second
 
 
 def two_groups(**changes: Any) -> Any:
@@ -76,7 +76,7 @@ def test_frozen_weights_are_no_part_of_what_it_computes() -> None:
 
 
 def test_with_patches_it_computes_at_the_copy_that_the_nodes_hold() -> None:
-    """Not at the server's own model, which is another one: then no share would be right."""
+    """The server's own model differs from the copy: at that, no share would be right."""
     config = two_groups(downlink="delta", audit=1.0)
     model, reports, strategy = play(config, rounds=5)
     assert not torch.equal(model, play(two_groups(), rounds=5)[0]), "the copy is rounded"
@@ -112,7 +112,7 @@ def test_a_spare_fills_the_place_of_who_is_convicted_and_may_lie_in_its_turn() -
 
 
 def test_places_drawn_anew() -> None:
-    """Two liars in all, so that no group of any round has more than s."""
+    """There are two liars in all, so no group of any round has more than s."""
     config = two_groups(regroup="round")
     for seed in range(4):
         model, reports, strategy = play(
@@ -161,7 +161,7 @@ def test_flowers_own_start() -> None:
 
 
 def ordinary_app(*mods: Any) -> ClientApp:
-    """A train function of Flower's own kind, which `solon_mod` turns into a node."""
+    """An ordinary Flower train function, which `solon_mod` turns into a node."""
     client, app = Regression(), ClientApp()
 
     @app.train(mods=[*mods, solon_mod()])

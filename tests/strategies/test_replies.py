@@ -1,4 +1,4 @@
-"""Reading what nodes send: only what was asked for is accepted, on the message's own bytes."""
+"""Reading replies: only the content that was asked for is accepted, on the message's own bytes."""
 
 import tracemalloc
 

@@ -70,8 +70,8 @@ def test_nodes_that_connect_late_are_waited_for() -> None:
 
 def test_each_silo_is_a_group_and_spare_or_mute_nodes_stay_idle() -> None:
     names: dict[int, object] = {i: ("east" if i % 2 else "west") for i in range(1, 16)}
-    names[16] = None  # says nothing
-    names[17] = 5  # says nonsense
+    names[16] = None  # does not reply
+    names[17] = 5  # replies with nonsense
     groups = assign_groups(silo_grid(names), small_config(grouping="silo"), timeout=1)
     assert groups == ((1, 3, 5, 7, 9, 11, 13), (2, 4, 6, 8, 10, 12, 14))
 
@@ -101,7 +101,7 @@ def test_silos_that_are_too_small_are_an_error_with_their_sizes() -> None:
 
 
 def crowd(number: int, start: int = 1000) -> dict[int, tuple[str, bytes]]:
-    """So many strangers, each with a key of its own and no name."""
+    """This many strangers, each with its own key and no name."""
     return {i: ("", i.to_bytes(40, "big")) for i in range(start, start + number)}
 
 
@@ -123,7 +123,7 @@ class ChangingGrid(InProcessGrid):
 
 
 def keyed(*node_ids: int) -> dict[int, tuple[str, bytes]]:
-    """Nodes with these ids, named n01, n02, ..., each with a key of its own."""
+    """Nodes with these ids, named n01, n02, ..., each with its own key."""
     return {i: (f"n{i:02d}", bytes([i]) * 40) for i in node_ids}
 
 
@@ -253,7 +253,7 @@ def test_quarantine_leaves_a_group_the_nodes_that_it_needs(app: ClientApp, caplo
     nodes = follow(roster, grid)
     roster.record(report(nodes, corrupt_nodes=(1, 2, 3)))
     assert follow(roster, grid) == (None, None, 3, 4, 5, 6, 7)
-    assert "a group needs 5 nodes and has no more to spare" in caplog.text
+    assert "its group needs 5 nodes and has none to spare" in caplog.text
 
 
 def test_the_roster_is_the_same_after_a_restart(app: ClientApp) -> None:
@@ -322,9 +322,9 @@ def test_nodes_meet_in_a_group_as_often_as_a_uniform_grouping_makes_them(app: Cl
         nodes = follow(roster, grid, server_round)
         together += (nodes.index(1) < 7) == (nodes.index(2) < 7)
         too_many += sum(node < 5 for node in nodes[:7] if node is not None) in (0, 1, 3, 4)
-    # 6 of the 13 other places are in the same group: 461.5 on average, with a deviation of 15.8.
+    # 6 of the 13 other places are in the same group: 461.5 on average, with a standard deviation of 15.8.
     assert abs(together - 1000 * 6 / 13) < 4 * 15.8
-    # More than two of the nodes 1 to 4 in one of the groups: 559.4 rounds on average, with a deviation of 15.7.
+    # More than two of nodes 1 to 4 are in one group: 559.4 rounds on average, with a standard deviation of 15.7.
     assert abs(too_many - 1000 * overflow_probability(14, 7, 2, 4)) < 4 * 15.7
 
 
@@ -396,14 +396,14 @@ def test_a_liar_is_quarantined_wherever_it_was(app: ClientApp, caplog: pytest.Lo
     five = roster.ledger[next(i for i, r in roster.ledger.items() if r.node_id == 5)]
     assert (five.rounds, five.lying, five.state) == (3, 3, "quarantined")
     assert 5 not in follow(roster, grid, 4)
-    # k + s = 5 nodes are needed in each group: of 13 at most three more may go.
+    # k + s = 5 nodes are needed in each group, so at most three more of 13 may leave.
     for number in range(5, 8):
         nodes = follow(roster, grid, number)
         roster.record(report(nodes[:7], number, corrupt_nodes=tuple(node for node in nodes[:7] if node is not None)))
         roster.record(report(nodes[7:], number, corrupt_nodes=tuple(node for node in nodes[7:] if node is not None)))
     nodes = follow(roster, grid, 8)
     assert sorted((7 - nodes[:7].count(None), 7 - nodes[7:].count(None))) == [5, 5]
-    assert "a group needs 5 nodes and has no more to spare" in caplog.text
+    assert "its group needs 5 nodes and has none to spare" in caplog.text
 
 
 def test_surplus_silos_are_ignored_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
@@ -411,7 +411,7 @@ def test_surplus_silos_are_ignored_with_a_warning(caplog: pytest.LogCaptureFixtu
     names: dict[int, object] = {node: ("east", "west", "zenith")[(node - 1) // 7] for node in range(1, 22)}
     groups = assign_groups(silo_grid(names), small_config(grouping="silo"), timeout=1)
     assert groups == ((1, 2, 3, 4, 5, 6, 7), (8, 9, 10, 11, 12, 13, 14))
-    assert "1 are ignored, zenith among them" in caplog.text
+    assert "1 are ignored, among them zenith" in caplog.text
 
 
 def test_a_silo_may_begin_without_the_nodes_that_may_be_missing() -> None:
@@ -483,7 +483,7 @@ def test_a_stranger_that_had_a_place_is_kept_for_good_and_one_that_only_waited_i
     follow(roster, grid)
     assert states(roster)["n20"] == "quarantined"
     assert "n21" not in states(roster)
-    # It comes back under the same key and other ids, again and again.
+    # It comes back again and again, with the same key and other ids.
     for node_id in (25, 26):
         grid.here = {**keyed(1, 2, 4, 5, 6, 7), node_id: keyed(20)[20]}
         assert follow(roster, grid) == (1, 2, 3, 4, 5, 6, 7)
@@ -514,7 +514,7 @@ def test_strangers_are_asked_for_their_silo_only_so_often_and_are_waited_for_onl
     app: ClientApp, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Mute(ChangingGrid):
-        """Nobody answers."""
+        """No node replies."""
 
         def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
             self.asked = [message.metadata.dst_node_id for message in messages]
@@ -536,14 +536,14 @@ def test_strangers_are_asked_for_their_silo_only_so_often_and_are_waited_for_onl
         roster.update(grid, timeout=0.2, server_round=server_round)
         asked.append(len(grid.asked))
     assert asked == [MOST_STRANGERS, MOST_STRANGERS, 0, 0], "nobody answers, and patience ends"
-    assert caplog.text.count("none is asked any more") == 1
+    assert caplog.text.count("no longer asks new nodes") == 1
     grid.here = {**founders, 20: ("west/20", b"a late node")}
     roster.update(grid, timeout=0.2, server_round=6)
     assert [record.silo for record in roster.ledger.values() if record.node_id == 20] == ["west"]
 
 
 def test_nodes_are_found_by_their_ids_at_once(app: ClientApp) -> None:
-    """A scan of the ledger for each of them took seconds."""
+    """A scan of the ledger for each of them would take seconds."""
     grid = ChangingGrid(app, crowd(14_000, start=1), num_contexts=1)
     roster = Roster(small_config(num_nodes=14_000))
     nodes = follow(roster, grid)

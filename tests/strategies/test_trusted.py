@@ -1,4 +1,4 @@
-"""Referees that are wrong, or gone, and those on nodes of their own."""
+"""Referees that are wrong or absent, and referees on their own nodes."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
@@ -34,7 +34,7 @@ def honest_model(rounds: int = 4, **changes: Any) -> Tensor:
 
 
 class Failing(Remembering):
-    """Fails from a round on."""
+    """Fails from this round on."""
 
     def __init__(self, first_round: int) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ def test_one_that_computes_something_else_is_told_what_is_wrong(length: int) -> 
         return Message(content, reply_to=message)
 
     with pytest.raises(
-        RefereeError, match=rf"can't be used: shape of the array should be \(8,\); got \({length},\); it must run what"
+        RefereeError, match=rf"can't be used: shape of the array should be \(8,\); got \({length},\); the referee must"
     ):
         play(refereed(), referee=app)
 
@@ -101,7 +101,7 @@ def test_it_finds_its_own_settings_in_its_context() -> None:
 
 
 def test_what_is_no_referee_is_refused() -> None:
-    for wrong, text in ((7, "what the nodes run, or names of trusted nodes; got '7'"), (Regression, 'got "<class')):
+    for wrong, text in ((7, "program of the nodes or names of trusted nodes; got '7'"), (Regression, 'got "<class')):
         with pytest.raises(ConfigurationError, match=text):
             SolonStrategy(refereed(), SGD, referee=wrong)
     for names in ([], [""], [3]):
@@ -113,13 +113,13 @@ def test_what_is_no_referee_is_refused() -> None:
         SolonStrategy(refereed(referee=False, num_nodes=7), SGD, referee=["judge"])
 
 
-# ---- on nodes of their own -----------------------------------------------------------------------------------
+# ---- on their own nodes --------------------------------------------------------------------------------------
 
 JUDGE, DEPUTY = 6, 7
 
 
 class Court(InProcessGrid):
-    """Five nodes of a group, and two with names and keys, which do as `answers` says."""
+    """Five nodes of a group, and two trusted ones with names and keys, which behave as `answers` says."""
 
     def __init__(
         self,
@@ -199,7 +199,7 @@ def test_without_an_answer_the_group_fails_at_the_deadline_and_the_log_says_so(
     assert [report.failed_groups for report in reports] == [(), (0,), (0,)]
     assert [report.stepped for report in reports] == [True, False, False]
     errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
-    assert "Group 0: the referee was asked (shares disagree) and has not answered." in errors
+    assert "Group 0: the referee was asked (shares disagree) but has not answered." in errors
     assert not reports[1].referee_reports[0].answered
     assert quarantined(strategy) == named(reports) == set()
 
@@ -237,19 +237,19 @@ def test_one_that_is_not_there_is_an_error_before_the_first_round(silent_nodes: 
     name = "judge" if silent_nodes else "arbiter"
     grid = Court({}, silent_nodes=silent_nodes)
     what = "answered within the timeout" if silent_nodes else "is connected"
-    with pytest.raises(RefereeError, match=rf"none of \['{name}'\] {what}; start it, or correct"):
+    with pytest.raises(RefereeError, match=rf"none of \['{name}'\] {what}; start one, or correct"):
         play(refereed(), grid=grid, referee=name)
     assert len(grid.asked) == len(silent_nodes)
 
 
 def wide() -> nn.Module:
-    """Of so many numbers that patches are smaller than the model."""
+    """A model with so many numbers that patches are smaller than it."""
     return nn.Sequential(nn.Linear(7, 500), nn.Tanh(), nn.Linear(500, 1))
 
 
 @pytest.mark.slow
 def test_with_patches_a_trusted_node_is_sent_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asked in rounds 2, 3 and 5; by then it has lost all that it had."""
+    """It is asked in rounds 2, 3 and 5, and before round 5 it has lost everything that it had."""
     stores: dict[int, ModelStore] = {}
     monkeypatch.setattr(keeping, "store_of", lambda context: stores.setdefault(context.node_id, ModelStore()))
 
@@ -274,5 +274,5 @@ def test_with_patches_a_trusted_node_is_sent_what_it_lacks(monkeypatch: pytest.M
 
 def test_flowers_own_start_can_ask_no_trusted_node() -> None:
     strategy = SolonStrategy(refereed(), SGD, referee="judge")
-    with pytest.raises(ConfigurationError, match=r"which Flower's own start can't; use SolonStrategy\.start"):
+    with pytest.raises(ConfigurationError, match=r"which Flower's own start does not allow; use SolonStrategy\.start"):
         Strategy.start(strategy, Court({}), record_of(initial_model()), num_rounds=1)

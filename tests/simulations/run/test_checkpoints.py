@@ -49,7 +49,7 @@ def test_going_on_for_more_rounds_and_with_other_settings(tmp_path: Path) -> Non
     simulate(scenario, checkpoints=checkpoints)
     longer = simulate(dataclasses.replace(scenario, rounds=3), checkpoints=checkpoints)
     assert curve(longer) == curve(run(rounds=3))
-    with pytest.raises(CheckpointError, match="has come to round 3, beyond num_rounds=2"):
+    with pytest.raises(CheckpointError, match="has reached round 3, beyond num_rounds=2"):
         simulate(scenario, checkpoints=checkpoints)
     with pytest.raises(CheckpointError, match=r"scenario.learning_rate is .0\.05. there and .0\.1. here"):
         simulate(dataclasses.replace(scenario, learning_rate=0.1), checkpoints=checkpoints)
