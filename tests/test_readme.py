@@ -46,8 +46,7 @@ def test_every_link_leads_to_a_file() -> None:
 
 
 def test_the_apps_of_the_readme_train_and_catch_a_liar(capsys: Any) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    server_code, client_code, mod_code = blocks
+    server_code, client_code = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     names: dict[str, Any] = {"MyModel": MyModel, "my_data": my_data, "liar": attack_mod(Reverse(), {3})}
     exec(client_code.replace("client_app()", "client_app([liar])"), names)
     grid = InProcessGrid(names["app"], 20)
@@ -55,13 +54,6 @@ def test_the_apps_of_the_readme_train_and_catch_a_liar(capsys: Any) -> None:
     context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})
     names["app"](grid, context)
     assert capsys.readouterr().out == "1 lying: (4,)\n2 lying: (4,)\n"
-
-    names["my_mean_gradient"] = lambda arrays, batches: {
-        name: torch.ones(array.shape) for name, array in arrays.items() if array.dtype.startswith("float")
-    }
-    exec(mod_code, names)
-    names["app"](InProcessGrid(names["mod_app"], 20), context)
-    assert capsys.readouterr().out == "1 lying: ()\n2 lying: ()\n"
 
 
 def test_the_baselines_of_the_how_to_train() -> None:
@@ -102,13 +94,16 @@ def test_a_strangers_photos_and_model_are_compared_as_in_the_how_to(
     sys.modules.pop("mine")
 
 
-def test_all_strategies_that_the_readme_compares_are_possible(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_strategies_that_the_how_to_compares_are_possible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Comparison] = []
     monkeypatch.setattr(compare, "compare", lambda comparison, *_, **__: told.append(comparison))
-    commands = re.findall(r"^\.venv/bin/solon-fl (compare [^#\n]*)", README, re.M)
+    page = (ROOT / "docs/how-to/compare-strategies.md").read_text()
+    commands = re.findall(r"^solon-fl (compare (?!--list)[^#\n]*)", page, re.M)
+    monkeypatch.chdir(tmp_path)
+    Path("my-case.toml").write_text(re.findall(r"```toml\n(.*?)```", page, re.DOTALL)[0])
     for command in commands:
         solon_fl(*command.split())
-    assert len(told) == len(commands) - 1  # --list compares nothing
+    assert len(told) == len(commands) > 3
     for comparison in told:
         for strategy, attack in product(comparison.strategies, comparison.attacks):
             comparison.cell(strategy, attack)
