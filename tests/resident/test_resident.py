@@ -213,10 +213,10 @@ def spoil(how: str, sockets: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     if how == "link":
         sockets.with_name("elsewhere").mkdir(mode=0o700)
         sockets.symlink_to("elsewhere")
-        return "must be a folder of this user's"
+        return "must be a folder of this user"
     if how == "file":
         sockets.touch()
-        return "must be a folder of this user's"
+        return "must be a folder of this user"
     sockets.parent.rmdir()
     return "set TMPDIR to one that does"
 
@@ -276,7 +276,7 @@ def test_another_users_process_is_refused_at_both_ends(
         channel.check_peer(ours)
         monkeypatch.setattr(os, "geteuid", lambda: user + 1)
         with pytest.raises(
-            ResidentError, match=f"must be of user {user + 1}; got process {os.getpid()} of user {user}"
+            ResidentError, match=f"must belong to user {user + 1}; got process {os.getpid()} of user {user}"
         ):
             channel.check_peer(ours)
         worker._answer(ours)
