@@ -165,7 +165,7 @@ class Federation(Programs):
         """Return a sentence about each fault; raise if one did not happen."""
         happened, missing = report(self._faults, self.folder / "faults")
         if missing:
-            raise FederationError("\n    ".join(["these faults did not happen:", *missing]))
+            raise FederationError("\n    ".join(["these faults did not occur:", *missing]))
         return happened
 
     # The end

@@ -81,7 +81,7 @@ def test_an_interrupt_leaves_nothing(
         program.send_signal(number)
         time.sleep(0.05)
         program.send_signal(number)  # an impatient user
-        assert program.stderr.read() == "Interrupted; all processes are stopped.\n"
+        assert program.stderr.read() == "Interrupted; all processes have been stopped.\n"
     assert program.returncode == 128 + number
     assert ports
     assert_nothing_is_left(tmp_path, ports)
@@ -113,7 +113,7 @@ def test_a_mistake_is_told_in_plain_words(tmp_path: Path) -> None:
         (["--setting", "learning-rat=3"], "got 'learning-rat=3'; did you mean learning-rate?"),
         (["--setting", "resident=maybe"], "resident must be true or false; got 'maybe'."),
         (["own-model", "--resident"], "got 'resident=true'."),
-        (["--setting", "learning-rate=fast"], "learning-rate must be a number, as 0.005 is; got 'fast'."),
+        (["--setting", "learning-rate=fast"], "learning-rate must be a number, like 0.005; got 'fast'."),
     ):
         done = CliRunner().invoke(loopback.program, arguments)
         assert done.exit_code == 1

@@ -87,13 +87,13 @@ def test_a_liar_lies_from_its_round_on_and_only_when_it_trains(tmp_path: Path) -
     assert [answer(app, message(2)), answer(app, message(3)), answer(app, message(3, "evaluate"))] == [-1, -1, 1]
     happened, missing = report(faults, tmp_path)
     assert happened == ["me lied (sign-flip) from round 2 on"]
-    assert missing == ["other:die@1: it did not happen, for the node had no task of round 1 or a later one."]
+    assert missing == ["other:die@1: it did not occur, because the node had no task of round 1 or a later one."]
 
 
 @pytest.mark.parametrize(
     ("attack", "why"),
     [
-        ("label-flip", "its replies were as honest as ever"),  # the app would have to ask for its labels
+        ("label-flip", "its replies were honest"),  # the app would have to ask for its labels
         ("near-codeword", "this attack is made against Solon's code|attack='near-codeword' is made against"),
         ("alie", "an omniscient attack needs num-partitions"),
     ],
@@ -115,7 +115,7 @@ def test_a_liar_that_does_not_come_to_answer_is_told(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         FaultyApp(interrupted, [(0, fault)], Markers(tmp_path))(message(1), context())
     assert report([fault], tmp_path)[1] == [
-        f"{fault}: it did not happen, for the run ended before the node had answered."
+        f"{fault}: it did not occur, because the run ended before the node had answered."
     ]
 
 
@@ -208,7 +208,7 @@ def test_a_node_is_killed_by_the_clock_and_started_until_it_is_let_in(
     assert answer(app, message(1)) == -1
     happened, missing = report(faults, tmp_path)
     assert happened == [
-        "me was killed 0.1 s after the start, and was started again 0.1 s later",
+        "me was killed 0.1 s after the start, and was restarted 0.1 s later",
         "me lied (sign-flip) from round 1 on",
     ]
-    assert missing == ["me:stall@999s: it did not happen, for the run had ended before."]
+    assert missing == ["me:stall@999s: it did not occur, because the run had ended before."]

@@ -299,7 +299,7 @@ def test_the_thin_app_checks_who_listens(
     monkeypatch.setattr(channel, "check_peer", check_peer)
     assert node.ask()["process"] == os.getpid()
     monkeypatch.delitem(sys.modules, "toy_app")
-    assert "No worker stays for this node: not ours. The message is computed without one." in caplog.text
+    assert "This node has no resident worker: not ours. The message is computed without one." in caplog.text
 
 
 # When it ends
@@ -312,9 +312,9 @@ def test_a_worker_that_dies_with_a_message_is_replaced_once(node: FakeNode) -> N
     assert answer["calls"] == 1
     assert answer["process"] != first["process"]
     assert node.ask()["process"] == answer["process"]
-    with pytest.raises(NodeFailedError, match=r"got 2 processes that ended while they had this message \(signal 9\)"):
+    with pytest.raises(NodeFailedError, match=r"got 2 processes that ended while they computed this message \(signal 9\)"):
         node.ask("train.die", folder=str(node.folder), times=99)
-    with pytest.raises(NodeFailedError, match=r"this message \(exit code 3\); look for their last words"):
+    with pytest.raises(NodeFailedError, match=r"this message \(exit code 3\); see the SuperNode's log"):
         node.ask("train.leave")
     assert node.ask()["calls"] == 1
 
@@ -385,7 +385,7 @@ def test_an_idle_worker_ends_but_not_in_the_middle_of_a_long_message(node: FakeN
 def test_functions_belong_to_the_real_app() -> None:
     app = resident("my_package.client_app:app")
     for register in (app.train, app.evaluate, app.query, app.lifespan):
-        with pytest.raises(ConfigurationError, match="one for the app that stands in for 'my_package"):
+        with pytest.raises(ConfigurationError, match="one for the resident app of 'my_package"):
             register()
 
 
