@@ -136,7 +136,7 @@ def test_a_slurm_job_runs_any_app_whose_nodes_lie_stall_and_die(
     assert models == [0, (1 + 2 + 3) / 3, (-1 + 2) / 2], output
     assert "aggregate_train: Received 2 results" in output
     assert told[-3:] == [
-        "node-2 was stopped in round 1, and went on 2 s later",
+        "node-2 was stopped in round 1, and resumed 2 s later",
         "node-1 lied (sign-flip) from round 2 on",
         "node-3 was killed in round 2",
     ]

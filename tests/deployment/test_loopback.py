@@ -53,7 +53,7 @@ def test_the_program_runs_an_example_and_leaves_nothing(tmp_path: Path) -> None:
         "node-1 is going to stall",
         "Running fashion-mnist",
     ]
-    assert lines[-1] == "node-1 was stopped in round 1, and went on 0.5 s later"
+    assert lines[-1] == "node-1 was stopped in round 1, and resumed 0.5 s later"
     assert len(ports) == 2, ports  # the SuperLink's, and the node's
     assert "round 1: accuracy" in output
     assert "lying: nobody, referee asked: audit" in output

@@ -187,7 +187,7 @@ def test_a_node_is_stopped_in_the_midst_of_its_round_and_goes_on(tmp_path: Path)
         injector.end()
     assert nodes.calls == ["stop me", "go on me"]
     happened, missing = report(faults, tmp_path)
-    assert happened == ["me was stopped in round 3, and went on 0.2 s later"]
+    assert happened == ["me was stopped in round 3, and resumed 0.2 s later"]
     assert len(missing) == 1
 
 

@@ -120,7 +120,7 @@ def test_a_run_that_breaks_off_says_why_and_one_report_watches_several(tmp_path:
     page, _ = page_of(tmp_path / "run.html")
     assert '<span class="state">stopped: &lt;/script&gt;' in page
     assert "round 3 of 9" in page
-    assert "left, if it goes on so" not in page
+    assert "left at this pace" not in page
     assert 'data-reload="0"' in page
     watched.broke_off("again")  # is of a run that it knows nothing of
     assert page == page_of(tmp_path / "run.html")[0]
@@ -178,5 +178,5 @@ def test_a_page_of_ten_thousand_rounds_and_a_thousand_nodes_stays_small(
     watched(status(made, of=10_000, ended=True, ledger=ledger))
     page, _ = page_of(tmp_path / "run.html")
     assert len(page) < 10**6
-    assert "1000 nodes: 1000 member. The 100 with most trouble are shown." in page
+    assert "1000 nodes: 1000 member. The 100 with the most trouble are shown." in page
     assert "970 more nodes were named" in page
