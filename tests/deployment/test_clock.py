@@ -86,7 +86,7 @@ def test_overheads_are_never_negative() -> None:
 
 
 def test_too_little_is_told() -> None:
-    with pytest.raises(FederationError, match="2 rounds must be clocked, or more; got 1"):
+    with pytest.raises(FederationError, match="at least 2 rounds must be measured; got 1"):
         run([9])
     with pytest.raises(FederationError, match="the large model must send more; got 3000000 and 3000000 bytes"):
         measured_network(run([9, 2, 4]), run([9, 2, 4]))
@@ -188,11 +188,11 @@ def test_mistakes_are_told_in_plain_words(monkeypatch: pytest.MonkeyPatch) -> No
         (["--link", "5"], "bandwidth must be a number with one of kbit, mbit, gbit; got bandwidth='5'."),
         (
             ["--to-the-end", "20mbit:nosuch"],
-            "to_the_end must be LINK:STRATEGY, one of 20mbit, 100mbit and one of fedavg, ",
+            "to_the_end must be LINK:STRATEGY, with a LINK among 20mbit, 100mbit and a STRATEGY among fedavg, ",
         ),
         (
             ["--to-the-end", "5mbit:solon"],
-            "to_the_end must be LINK:STRATEGY, one of 20mbit, 100mbit and one of fedavg, ",
+            "to_the_end must be LINK:STRATEGY, with a LINK among 20mbit, 100mbit and a STRATEGY among fedavg, ",
         ),
     ):
         done = CliRunner().invoke(clock.program, arguments)
