@@ -22,6 +22,7 @@ from solon_fl.launch.faults import Fault, check_faults
 from solon_fl.launch.interrupts import run_interruptibly
 from solon_fl.launch.options import FaultOption
 from solon_fl.launch.processes import cpu_seconds_for_messages
+from solon_fl.launch.programs import check_node_name
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 ROUNDS = ("num-rounds", "num-server-rounds")  # names of the setting in apps
@@ -119,6 +120,8 @@ def main(
         needed = nodes_needed(settings, nodes)
         check_config(settings, needed)
         names = node_names(settings, needed, spares if nodes is None else nodes - needed)
+        for name in names:
+            check_node_name(name)
         faults = list(map(Fault.parse, fault or []))
         if attack or (attack is None and is_example and not fault):
             faults.insert(0, Fault(node=liar or names[:3][-1], kind="lie", attack=attack or "reverse", round=1))

@@ -113,6 +113,7 @@ def test_a_mistake_is_told_in_plain_words(tmp_path: Path) -> None:
         (["--setting", "learning-rat=3"], "got 'learning-rat=3'; did you mean learning-rate?"),
         (["--setting", "resident=maybe"], "resident must be true or false; got 'maybe'."),
         (["own-model", "--resident"], "got 'resident=true'."),
+        (["cross-silo", "--setting", "silos=superlink,b"], "a node must not be called 'superlink/1'"),
         (["--setting", "learning-rate=fast"], "learning-rate must be a number, like 0.005; got 'fast'."),
     ):
         done = CliRunner().invoke(loopback.program, arguments)

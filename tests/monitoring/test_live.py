@@ -98,7 +98,7 @@ def test_pages_are_not_written_more_often_than_needed(tmp_path: Path, monkeypatc
         watched(status(*made, of=99))
         clock[0] += 0.1
     assert len(written) == 3
-    assert "<b>0.1 s</b><small>a round</small>" in written[-1]
+    assert "<b>0.1 s</b><small>per round</small>" in written[-1]
 
 
 def test_after_a_checkpoint_what_was_before_is_on_the_page(tmp_path: Path) -> None:

@@ -312,7 +312,9 @@ def test_a_worker_that_dies_with_a_message_is_replaced_once(node: FakeNode) -> N
     assert answer["calls"] == 1
     assert answer["process"] != first["process"]
     assert node.ask()["process"] == answer["process"]
-    with pytest.raises(NodeFailedError, match=r"got 2 processes that ended while they computed this message \(signal 9\)"):
+    with pytest.raises(
+        NodeFailedError, match=r"got 2 processes that ended while they computed this message \(signal 9\)"
+    ):
         node.ask("train.die", folder=str(node.folder), times=99)
     with pytest.raises(NodeFailedError, match=r"this message \(exit code 3\); see the SuperNode's log"):
         node.ask("train.leave")

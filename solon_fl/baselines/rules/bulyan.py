@@ -16,7 +16,7 @@ def krum_scores(distances: Tensor, num_liars: int) -> Tensor:
     distances : Tensor, (n, n)
         Squared distances.
     num_liars : int
-        f. If n - f - 2 is less than 1, the score is the squared distance to the nearest vector.
+        f, the number of liars. If n - f - 2 is less than 1, the score is the squared distance to the nearest vector.
 
     References
     ----------
