@@ -1,4 +1,4 @@
-"""Folders with Flower apps: what is wrong with one is told before anything is started."""
+"""Errors in the folder of a Flower app are reported before anything is started."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Faults: how they are written, and what a node's app and who looks after the node make of them."""
+"""Faults: their notation, and their injection by a node's app and by the node's injector."""
 
 import threading
 import time
@@ -93,7 +93,7 @@ def test_a_liar_lies_from_its_round_on_and_only_when_it_trains(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("attack", "why"),
     [
-        ("label-flip", "its replies were honest"),  # the app would have to ask for its labels
+        ("label-flip", "its replies were honest"),  # it needs an app that supports it
         ("near-codeword", "this attack is made against Solon's code|attack='near-codeword' is made against"),
         ("alie", "an omniscient attack needs num-partitions"),
     ],
@@ -126,7 +126,7 @@ def test_a_node_that_crashes_on_purpose_did(tmp_path: Path) -> None:
     assert report([fault], tmp_path)[0] == ["me lied (crash) from round 1 on"]
 
 
-# Who looks after nodes
+# In the process that manages nodes
 
 
 def test_an_event_is_noted_once(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def wait_for(nodes: SomeNodes, *calls: str) -> None:
 def test_a_node_is_stopped_in_the_midst_of_its_round_and_goes_on(tmp_path: Path) -> None:
     faults, nodes = faults_of("me:stall@2+0.2s", "you:stall@1"), SomeNodes()
     injector = Injector(faults, tmp_path, nodes, ["me"])
-    assert injector.variables("you") == {}  # another process looks after it
+    assert injector.variables("you") == {}  # another process manages this node
     app = FaultyApp(ones, [(0, faults[0])], Markers(tmp_path))
     injector.begin()
     try:
@@ -182,7 +182,7 @@ def test_a_node_is_stopped_in_the_midst_of_its_round_and_goes_on(tmp_path: Path)
         wait_for(nodes, "stop me", "go on me")
         stopped.join(20)
         assert called_before[:1] == ["stop me"]
-        answer(app, message(4))  # once is enough
+        answer(app, message(4))  # the fault occurs only once
     finally:
         injector.end()
     assert nodes.calls == ["stop me", "go on me"]

@@ -1,4 +1,4 @@
-"""What a task of a Slurm job does, with a stand-in for Slurm: the environment of its tasks."""
+"""Tasks of a Slurm job, with the environment variables of its tasks as a stand-in for Slurm."""
 
 import os
 import signal
@@ -45,7 +45,7 @@ def test_a_job_that_goes_on_has_the_same_nodes_and_checkpoints(tmp_path: Path) -
     assert first.with_checkpoints({"checkpoints": "/x"}) == {"checkpoints": "/x"}
     assert first.with_checkpoints({"a": 1}) == {"a": 1}
     first.write("over", {"why": ""})
-    assert second.read("over") is None  # that is of the attempt before
+    assert second.read("over") is None  # the file belongs to the previous attempt
 
 
 def test_a_name_that_is_no_nodes_is_told_before_anything_is_started(tmp_path: Path) -> None:
