@@ -10,7 +10,7 @@ from solon_fl.errors import ConfigurationError
 
 __all__ = ["MixinApp"]
 
-DEFAULT = "default"  # what Flower calls a function without a name
+DEFAULT = "default"  # Flower's name for a function without a name
 Decorator = Callable[[ClientAppCallable], ClientAppCallable]
 
 
