@@ -143,7 +143,7 @@ def test_a_buffer_that_changes_its_shape_is_named() -> None:
         return squared(model, inputs)
 
     client, model = Client(Centred, grow), initial_model(Centred)
-    grown = "'mean' had \\(7,\\), and has \\(1, 7\\)"
+    grown = "batch_loss changed that of 'mean' from \\(7,\\) to \\(1, 7\\)"
     with pytest.raises(ConfigurationError, match=grown):
         client.gradient(record_of(model), task_for(model), CONTEXT, {})
 
@@ -426,7 +426,7 @@ def test_a_buffer_that_is_resized_in_place_is_named() -> None:
             self.least.resize_(9)
             return self.layer(inputs)  # type: ignore[no-any-return]
 
-    with pytest.raises(ConfigurationError, match=r"must keep its shape; 'least' had \(7,\), and has \(9,\)"):
+    with pytest.raises(ConfigurationError, match=r"batch_loss changed that of 'least' from \(7,\) to \(9,\)"):
         gradient_of(lambda: Resizing(1.0))
 
 
