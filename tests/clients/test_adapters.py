@@ -127,7 +127,8 @@ def check_dynamic_rope(names: dict[str, Any]) -> None:
 def compare(found: nn.Module, expected: nn.Module, before: dict[str, Tensor]) -> None:
     """Check that two models are equal up to rounding, and were trained."""
     moved = 0.0
-    for name, value in expected.state_dict().items():
+    for name, trained in expected.state_dict().items():
+        value = trained.cpu()  # the Trainer's model is on the GPU, if there is one
         torch.testing.assert_close(found.state_dict()[name], value, rtol=1e-3, atol=1e-4)
         moved = max(moved, float((value - before[name]).abs().max()))
     assert moved > 1e-2

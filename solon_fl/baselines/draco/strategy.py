@@ -83,7 +83,7 @@ class DracoStrategy(VectorStrategy):
         """Log the settings."""
         logger.info("\t├──> Draco, %s code: %d nodes", self._code_name, self.num_nodes)
         logger.info("\t│\t├── Liars tolerated: %d", self.code.byzantine)
-        logger.info("\t│\t└── Batches a node computes per round: %d", len(self.code.batches(0)))
+        logger.info("\t│\t└── Batches per node and round: %d", len(self.code.batches(0)))
 
     def task(self, server_round: int, number: int, model: ServerModel) -> dict[str, ConfigRecord]:
         """See `VectorStrategy.task`."""
