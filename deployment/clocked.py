@@ -1,4 +1,4 @@
-"""What a clock showed of rounds on a deployment, beside what the simulations' model of a network says of them."""
+"""Measured times of rounds on a deployment, and the predictions of the simulations' network model."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -13,16 +13,16 @@ from solon_fl.simulations.run import Outcome, RoundRecord, rebuilt, strategy_nam
 
 __all__ = ["Clocked", "measured_network", "read_record", "rounds_to", "table"]
 
-RECORD = "record "  # begins the line that tells of a round
+RECORD = "record "  # prefix of a line with the record of a round
 HEAD = (
     *("link", "strategy", "model goes down", "liars", "MB a round", "s a round", "links alone", "off"),
     *("with Flower", "off", "rounds", "s to the accuracy", "with Flower"),
 )
-LEFT = 4  # columns of texts
+LEFT = 4  # left-aligned columns
 
 
 def read_record(line: str) -> RoundRecord | None:
-    """Return what a line of the app's output tells of a round; None if it is another line."""
+    """Return the record in a line of the app's output, or None for any other line."""
     if not line.startswith(RECORD):
         return None
     record: RoundRecord = rebuilt(RoundRecord, json.loads(line.removeprefix(RECORD)))
@@ -30,24 +30,24 @@ def read_record(line: str) -> RoundRecord | None:
 
 
 def rounds_to(outcome: Outcome, accuracy: float) -> int | None:
-    """Return after how many rounds a simulation has the accuracy; None if it never has."""
+    """Return the number of rounds after which a simulation reaches the accuracy, or None if it never does."""
     return _cell(outcome).rounds_to(accuracy)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Clocked:
-    """Rounds of a scenario on a deployment, and the whole of it in a simulation.
+    """Some rounds of a scenario on a deployment, and all of its rounds in a simulation.
 
     Attributes
     ----------
     network : Network
         The deployment's links, without overheads.
     simulated : Outcome
-        Of the same scenario, until the accuracy is reached or beyond. If it never is, all rounds there are.
+        The simulation of the same scenario, at least until the accuracy is reached. If it never is, all rounds.
     records : sequence of RoundRecord
-        Of the deployment, at least three; `seconds` are those of the server's clock.
+        Records of the deployment, at least three; their `seconds` are measured by the server.
     batch_seconds : float
-        Of one batch on one node while all nodes compute.
+        Seconds of one batch on one node while all nodes compute.
     """
 
     network: Network
@@ -57,22 +57,22 @@ class Clocked:
 
     def __post_init__(self) -> None:
         if len(self.records) < 3:
-            raise FederationError(f"2 rounds must be clocked, or more; got {max(0, len(self.records) - 1)}.")
+            raise FederationError(f"at least 2 rounds must be measured; got {max(0, len(self.records) - 1)}.")
 
     @property
     def seconds(self) -> list[float]:
-        """Of each round, by the clock."""
+        """Measured seconds of each round."""
         ends = [record.seconds for record in self.records]
         return [end - start for start, end in pairwise(ends)]
 
     @property
     def round_seconds(self) -> float:
-        """By the clock, mean of all rounds but the first, in which every node is sent the whole model."""
+        """Measured mean seconds of all rounds except the first, in which every node gets the whole model."""
         return fmean(self.seconds[1:])
 
     @property
     def sent(self) -> float:
-        """Bytes of a round in both directions, mean of all rounds but the first."""
+        """Mean bytes of a round in both directions, without the first round."""
         reports = [record.report for record in self.records[2:] if record.report is not None]
         return fmean(report.bytes_out + report.bytes_in for report in reports)
 
@@ -81,7 +81,7 @@ class Clocked:
         return rounds_to(self.simulated, accuracy)
 
     def seconds_to(self, accuracy: float) -> float | None:
-        """Return the seconds to that accuracy by the clock; from the mean round where fewer were clocked."""
+        """Return the seconds to that accuracy; rounds that were not measured count as mean rounds."""
         rounds = self.rounds_to(accuracy)
         if not rounds:
             return rounds
@@ -89,25 +89,24 @@ class Clocked:
         return sum(seconds) + (rounds - len(seconds)) * self.round_seconds
 
     def ran_to(self, accuracy: float) -> bool:
-        """Return whether all rounds to that accuracy were clocked."""
+        """Return whether all rounds to that accuracy were measured."""
         rounds = self.rounds_to(accuracy)
         return rounds is not None and len(self.seconds) >= rounds
 
     def modelled_round(self, network: Network) -> float:
-        """Return what the model says of the rounds whose mean is `round_seconds`."""
+        """Return the model's prediction of `round_seconds`."""
         times = _cell(self.simulated).round_times(network, self.batch_seconds)
         return fmean(seconds.total for seconds in times[1 : len(self.seconds)])
 
     def modelled_to(self, accuracy: float, network: Network) -> float | None:
-        """Return what the model says of the seconds to that accuracy."""
+        """Return the model's prediction of the seconds to that accuracy."""
         return _cell(self.simulated).seconds_to(accuracy, network, self.batch_seconds)
 
 
 def measured_network(small: Clocked, large: Clocked) -> Network:
-    """Return the network with the overheads that two runs show, which differ in the bytes that they send.
+    """Return the network with overheads fitted to two runs that send different numbers of bytes.
 
-    The small model's rounds then take what the clock showed, and the large model's too. An overhead that would be
-    negative is 0.
+    With these overheads, the model predicts the measured times of both runs. A negative overhead is replaced by 0.
     """
     missing = [run.round_seconds - run.modelled_round(run.network) for run in (small, large)]
     if large.sent <= small.sent:
@@ -117,9 +116,9 @@ def measured_network(small: Clocked, large: Clocked) -> Network:
 
 
 def table(runs: Iterable[tuple[Clocked, Network]], accuracy: float) -> str:
-    """Return a Markdown table of runs, each with its network as it was measured.
+    """Return a Markdown table of runs, each with its measured network.
 
-    A time to the accuracy that was clocked to the end has a star.
+    A time to the accuracy has a star if all of its rounds were measured.
     """
     lines = [HEAD, ["---"] * LEFT + ["---:"] * (len(HEAD) - LEFT)]
     lines += [_row(run, network, accuracy) for run, network in runs]

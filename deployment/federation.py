@@ -1,7 +1,7 @@
-"""A real Flower deployment on one machine, that leaves nothing behind: for trying out and for tests.
+"""A real Flower deployment on one machine, for experiments and tests, which leaves nothing behind.
 
-A SuperLink with TLS admits only SuperNodes whose keys are registered. Each SuperNode is a process of its own, as on a
-machine of its own. This needs Linux: the processes that Flower starts are found in /proc.
+A SuperLink with TLS admits only SuperNodes with registered keys. Each SuperNode is a separate process, as if it ran on
+its own machine. This needs Linux, because the processes that Flower starts are found in /proc.
 """
 
 import shutil
@@ -25,32 +25,32 @@ __all__ = ["SUPERLINK", "Federation"]
 
 
 class Federation(Programs):
-    """A SuperLink and its SuperNodes on this machine, from entering the context to leaving it.
+    """A context manager for a SuperLink and its SuperNodes on this machine.
 
-    On leaving, all processes are killed and all files deleted. A ``with`` block does that after exceptions too, and a
-    program can turn the signals that it gets into exceptions. If it is killed, the federation ends a moment later.
+    On leaving, also after an exception, all processes are killed and all files deleted. A program can turn the signals
+    that it receives into exceptions. If the program is killed, the federation ends a moment later.
 
     Parameters
     ----------
     host : str
         Address at which the SuperLink listens.
     hurried : bool
-        Run Flower's programs as `deployment.hurry` does. A round then takes 1 to 2 s instead of 5 to 20.
+        Whether to run Flower's programs as `deployment.hurry` does. A round then takes 1 to 2 s instead of 5 to 20.
     forking : bool
-        Start SuperNodes whose processes for messages are forked: `solon_fl.resident.supernode`.
+        Whether to start SuperNodes that fork their processes for messages: `solon_fl.resident.supernode`.
     faults : sequence of Fault
-        What nodes are to do wrong; by the clock that starts with the first run.
+        Faults of nodes. Their clock starts with the first run.
     forker : Forker, optional
-        The process from which hurried programs are forked. Default: one of the federation's own.
+        The process from which hurried programs are forked. Default: the federation starts one.
 
     Attributes
     ----------
     tag : str
-        Unique; in the environment of every process.
+        A unique tag in the environment of every process.
     folder : Path
-        Holds everything: keys, certificates, logs, Flower's own files.
+        The folder for all files: keys, certificates, logs and Flower's own files.
     superlink : SuperLink
-        What admits nodes and runs apps.
+        The SuperLink, which admits nodes and runs apps.
 
     Examples
     --------
@@ -79,12 +79,12 @@ class Federation(Programs):
         self._own_forker: Forker | None = None
         self._faults = faults
         self._injector: Injector | None = None
-        self._has_begun = False  # a run
-        self._configs: dict[str, Mapping[str, str | int]] = {}  # of nodes, by name
+        self._has_begun = False  # whether a run was started
+        self._configs: dict[str, Mapping[str, str | int]] = {}  # node configs, by name
 
     def __enter__(self) -> Self:
         if not Path("/proc/self/environ").exists():
-            raise FederationError("this needs Linux: it finds the processes that Flower starts in /proc.")
+            raise FederationError("this needs Linux, because it finds the processes that Flower starts in /proc.")
         self.folder = Path(tempfile.mkdtemp(prefix="solon-federation-"))
         try:
             self.make_folders()
@@ -106,7 +106,7 @@ class Federation(Programs):
     # Nodes
 
     def start_nodes(self, nodes: Mapping[str, Mapping[str, str | int]]) -> None:
-        """Register a key under each name, start a SuperNode with it and its config, and wait until all are online."""
+        """Register a key for each name, start a SuperNode with that key and config, and wait until all are online."""
         for name in nodes:
             self.make_key(name)
             self.register(name)
@@ -115,57 +115,57 @@ class Federation(Programs):
         self.wait_until_online(nodes)
 
     def make_key(self, name: str) -> None:
-        """Make a node's pair of keys."""
+        """Make a node's key pair."""
         make_node_key(self.key_path(name))
 
     def register(self, name: str) -> None:
-        """Let the SuperLink know a node's public key under its name."""
+        """Register a node's public key with the SuperLink under the node's name."""
         self.superlink.register(name, self.key_path(name).with_suffix(".pub"))
 
     def start_node(self, name: str, config: Mapping[str, str | int] | None = None) -> None:
-        """Start the SuperNode that holds the key of that name; a node that died can be started again."""
+        """Start the SuperNode with this name's key; a node that died can be started again."""
         self._configs[name] = config or {}
         faulty = {} if self._injector is None else self._injector.variables(name)
-        forking = self._forking and not faulty  # it would not look for what takes the place of flwr-clientapp
+        forking = self._forking and not faulty  # it would ignore the faulty replacement of flwr-clientapp
         program = [sys.executable, "-m", "solon_fl.resident.supernode"] if forking else ["flower-supernode"]
         link = self.superlink
         command = supernode_command(program, link.address, link.certificate, self.key_path(name), self._configs[name])
         self.start(name, command, faulty)
 
     def restart(self, name: str) -> None:
-        """Start a node that was killed, with the config that it had."""
+        """Start a node that was killed, with its previous config."""
         self.start_node(name, self._configs[name])
 
     def wait_until_online(self, names: Iterable[str]) -> None:
-        """Wait until nodes of these names are connected to the SuperLink."""
+        """Wait until nodes with these names are connected to the SuperLink."""
         self.superlink.wait_until_online(names, self._check_node)
 
     def online(self) -> set[str]:
-        """Return the names of the nodes that the SuperLink takes to be connected."""
+        """Return the names of the nodes that the SuperLink considers connected."""
         return self.superlink.online()
 
     def key_path(self, name: str) -> Path:
-        """Return where a node's private key is; the public one is beside it, with the ending .pub."""
+        """Return the path of a node's private key; the public key is beside it, with the suffix .pub."""
         return self.folder / f"{file_name(name)}.key"
 
     # Runs
 
     def start_run(self, app: Path, config: Mapping[str, str | int | float]) -> Run:
-        """Start a Flower app, with some of its settings changed."""
+        """Start a Flower app with changed settings."""
         if self._injector is not None and not self._has_begun:
             self._injector.begin()
         self._has_begun = True
         return self.superlink.start_run(app, config)
 
     def flwr(self, *arguments: str) -> str:
-        """Run a command of Flower's and return what it prints."""
+        """Run a command of ``flwr`` and return its output."""
         return self.superlink.flwr(*arguments)
 
     def faults_that_happened(self) -> list[str]:
-        """Return a sentence about each fault; raise if one did not happen."""
+        """Return a sentence about each fault; raise if one did not occur."""
         happened, missing = report(self._faults, self.folder / "faults")
         if missing:
-            raise FederationError("\n    ".join(["these faults did not happen:", *missing]))
+            raise FederationError("\n    ".join(["these faults did not occur:", *missing]))
         return happened
 
     # The end
@@ -174,7 +174,7 @@ class Federation(Programs):
         """Kill everything and delete the folder."""
         if self._injector is not None:
             self._injector.end()
-        # SIGKILL at once: nothing here is worth saving, and a SuperNode that is asked to end may leave its ClientApp.
+        # SIGKILL at once: there is nothing to save, and a SuperNode that ends gracefully may leave its ClientApp.
         self.kill_everything()
         self.superlink.close()
         if self._own_forker is not None:
@@ -182,7 +182,7 @@ class Federation(Programs):
         if self.folder != Path():
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    # How
+    # Overrides of `Programs`
 
     def start(self, name: str, command: Sequence[str], extra: Mapping[str, str] | None = None) -> None:
         """See `Programs.start`."""
@@ -207,5 +207,5 @@ class Federation(Programs):
             raise FederationError(f"SuperNode {name} has ended.{self.last_words(name)}")
 
     def _namespace(self, name: str) -> str:
-        """Return the network namespace in which a node, or "superlink", runs; "": the machine's own."""
+        """Return the network namespace of a node, or of "superlink"; "" is that of the machine."""
         return ""

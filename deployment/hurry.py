@@ -1,12 +1,12 @@
-"""Flower's programs in a hurry: forked from one process that has imported everything, and with shorter waits.
+"""Runs Flower's programs faster: forked from one process that has imported everything, and with shorter waits.
 
-Flower starts two processes for each node, and one for every message, which imports torch: 2 to 8 s of CPU time each.
-It also asks for messages every 3 s, and takes up to a minute to notice that a node is gone. Nodes on machines of their
-own can afford that. Several on one machine wait for one another, and a test waits for all of them.
+Flower starts two processes for each node, and one for every message, which imports torch. Each takes 2 to 8 s of CPU
+time. A node also asks for messages only every 3 s, and Flower takes up to a minute to notice that a node is gone. Nodes
+on their own machines can afford that. Several nodes on one machine wait for one another, and a test waits for all.
 
-In a hurry, every program of Flower's is still a process of its own, with memory of its own, and computes the same. But
-it is forked from the process of this file, and so are the programs that it starts in turn. The names that are changed
-inside Flower are private: if another version of Flower lacks one, the program ends at once and says so.
+Here, each of Flower's programs is still a separate process with separate memory, and computes the same results. But it
+is forked from the process of this file, and so are the programs that it starts in turn. This replaces private names
+inside Flower. If another version of Flower lacks one, the program ends at once with an error.
 """
 
 import ctypes
@@ -32,20 +32,20 @@ __all__ = ["NAMESPACE", "Forked", "Forker"]
 ROOT = Path(__file__).parents[1]
 PROGRAMS = {script.name: script for script in distribution("flwr").entry_points.select(group="console_scripts")}
 APPS = (CLIENTAPP, "flwr-serverapp")
-MODULES = (  # that apps import
+MODULES = (  # modules that apps import
     *("torch", "solon_fl.clients", "solon_fl.strategies"),
     *("solon_fl.simulations.attacks.registry", "solon_fl.simulations.datasets.models"),
     "solon_fl.simulations.run",
-    "torch._inductor",  # imported by the first optimizer, and where kernels must be deterministic
+    "torch._inductor",  # imported by the first optimizer, and by deterministic kernels
 )
 NAMESPACE = "SOLON_NAMESPACE"  # environment variable: the network namespace that a process enters; "" for none
-NAMESPACES = Path("/var/run/netns")  # where `ip netns` keeps them
+NAMESPACES = Path("/var/run/netns")  # the folder of `ip netns`
 CLONE_NEWNET = 0x40000000
-TAG_LENGTH = 120  # of a tag in the environment that /proc shows; filled up
+TAG_LENGTH = 120  # length to which tags are padded in the environment that /proc shows
 
-TASK_POLL_INTERVAL = 0.3  # seconds between two looks for tasks, of a SuperExec; each costs several ms of CPU time
-LONGEST_PAUSE = 1.0  # seconds between two looks for messages, of a SuperNode; each costs more
-HEARTBEAT_INTERVAL = 10  # seconds; the least that a SuperLink accepts. It waits for twice as long
+TASK_POLL_INTERVAL = 0.3  # seconds between a SuperExec's polls for tasks; each takes several ms of CPU time
+LONGEST_PAUSE = 1.0  # seconds between a SuperNode's polls for messages; each takes more
+HEARTBEAT_INTERVAL = 10  # seconds, the least that a SuperLink accepts; it waits for twice as long
 
 
 class Forked:
@@ -56,11 +56,11 @@ class Forked:
         self._forker = forker
 
     def poll(self) -> int | None:
-        """Return the exit code; None while the program runs."""
+        """Return the exit code, or None while the program runs."""
         try:
             return int(self._exit_file.read_text())
         except (FileNotFoundError, ValueError):
-            return self._forker.poll()  # without it there is no program, and no exit code
+            return self._forker.poll()  # if the forker has ended, so has the program
 
 
 class Forker:
@@ -69,11 +69,11 @@ class Forker:
     Parameters
     ----------
     folder : Path
-        For the exit codes.
+        Folder for exit codes.
     variables : mapping
-        The environment of the process. `processes.TAG` is in it, and changed to theirs for the programs.
+        The environment of the process. It contains `processes.TAG`, which each program replaces with its own tag.
     log : Path
-        Gets what the process itself says.
+        The file for the output of the process itself.
     """
 
     def __init__(self, folder: Path, variables: Mapping[str, str], log: Path) -> None:
@@ -94,14 +94,14 @@ class Forker:
             )
 
     def start(self, command: Sequence[str], variables: Mapping[str, str], log: Path) -> Forked:
-        """Start one of Flower's programs with this environment; its output goes to the log."""
+        """Start one of Flower's programs with this environment, and write its output to the log."""
         self._started += 1
         exit_file = self._folder / f"exit-{self._started}"
         _request(self._requests, command, variables, str(log), str(exit_file))
         return Forked(exit_file, self.process)
 
     def close(self) -> None:
-        """Wait for the end of the process, which must have been killed."""
+        """Wait for the process to end; it must have been killed."""
         self.process.wait()
         self._requests.close()
 
@@ -112,13 +112,13 @@ def _request(
     requests.send(json.dumps([list(command), dict(variables), output, exit_file]).encode())
 
 
-# In the process itself
+# Code of the process itself
 
 
 def _main() -> NoReturn:
     incoming, outgoing = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
     _change_flower()
-    subprocess.Popen = _forking_popen(outgoing)  # type: ignore[assignment, misc]  # which is the point
+    subprocess.Popen = _forking_popen(outgoing)  # type: ignore[assignment, misc]  # on purpose
     sys.argv = _serve(incoming)
     sys.exit(PROGRAMS[sys.argv[0]].load()())
 
@@ -129,7 +129,7 @@ def _change_flower() -> None:
         ("flwr.supercore.heartbeat", "HEARTBEAT_DEFAULT_INTERVAL", HEARTBEAT_INTERVAL),
         ("flwr.supernode.fleet_http_connection", "HEARTBEAT_DEFAULT_INTERVAL", HEARTBEAT_INTERVAL),
         ("flwr.supernode.start_client_internal", "time", hurried_time),
-        # A SuperExec would hide its environment, by which the federation finds it, from everybody but root.
+        # A SuperExec would hide its environment, by which the federation finds it, from everybody except root.
         ("flwr.supercore.cli.flower_superexec", "disable_process_dumping", lambda strict: None),
     ):
         module = import_module(module_name)
@@ -139,7 +139,7 @@ def _change_flower() -> None:
 
 
 def _forking_popen(requests: socket.socket) -> type[subprocess.Popen[Any]]:
-    """Return a `Popen` that has Flower's programs forked, and starts all others as ever."""
+    """Return a `Popen` that forks Flower's programs and starts all others as usual."""
 
     class Popen(subprocess.Popen):  # type: ignore[type-arg]
         def __new__(cls, command: Sequence[str] | str, *args: Any, **options: Any) -> Any:
@@ -147,13 +147,13 @@ def _forking_popen(requests: socket.socket) -> type[subprocess.Popen[Any]]:
                 return super().__new__(cls)
             silent = options.get("stdout") == subprocess.DEVNULL
             _request(requests, command, os.environ, os.devnull if silent else os.readlink("/proc/self/fd/1"))
-            return None  # Flower does not ask after them
+            return None  # Flower does not use the result
 
     return Popen
 
 
 def _serve(requests: socket.socket) -> list[str]:
-    """Fork for each command that comes, and return it in the new process; end with the federation's process."""
+    """Fork for each incoming command and return it in the new process; end with the federation's process."""
     federation = os.getppid()
     exit_files: dict[int, str] = {}  # by process id
     modules = iter(MODULES)
@@ -163,7 +163,7 @@ def _serve(requests: socket.socket) -> list[str]:
         try:
             command, variables, output, exit_file = json.loads(requests.recv(1 << 18))
         except TimeoutError:
-            for module in modules:  # there is time to import one
+            for module in modules:  # use the idle time to import one
                 import_module(module)
                 break
             continue
@@ -171,7 +171,7 @@ def _serve(requests: socket.socket) -> list[str]:
         if command[0] in APPS:
             for module in modules:
                 import_module(module)
-        gc.freeze()  # so that no collection writes to the memory that the processes share
+        gc.freeze()  # keeps collections from writing to the memory that the processes share
         child = os.fork()
         if child == 0:
             _become(command[0], variables, output)
@@ -192,7 +192,7 @@ def _note_exits(exit_files: dict[int, str]) -> None:
 
 
 def _become(program: str, variables: Mapping[str, str], output: str) -> None:
-    """Make the new process what it would be if it had been started: its session, environment, output and name."""
+    """Set up the new process as if it had been started: its session, environment, output and name."""
     os.setsid()
     if namespace := variables.get(NAMESPACE):
         _enter(namespace)
@@ -202,7 +202,7 @@ def _become(program: str, variables: Mapping[str, str], output: str) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     Path("/proc/self/comm").write_text(program[:15])
-    # What /proc shows as its environment is still that of the process it was forked from. Change the tag there.
+    # /proc still shows the environment of the process that it was forked from. Change the tag there.
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     start, end = int(fields[47]), int(fields[48])
     with open("/proc/self/mem", "r+b", buffering=0) as memory:
@@ -213,7 +213,7 @@ def _become(program: str, variables: Mapping[str, str], output: str) -> None:
 
 
 def _enter(namespace: str) -> None:
-    """Enter a network namespace, with the one thread that a process has after it was forked."""
+    """Enter a network namespace with the only thread of the process, which was just forked."""
     libc = ctypes.CDLL(None, use_errno=True)
     with (NAMESPACES / namespace).open() as place:
         if libc.setns(place.fileno(), CLONE_NEWNET):

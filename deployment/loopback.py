@@ -1,6 +1,6 @@
-"""Run a Flower app on a real deployment on this machine, in which nodes lie, stall or die.
+"""Runs a Flower app on a real deployment on this machine, in which nodes lie, stall or die.
 
-python -m deployment.loopback --help says how.
+See python -m deployment.loopback --help.
 """
 
 import re
@@ -22,10 +22,11 @@ from solon_fl.launch.faults import Fault, check_faults
 from solon_fl.launch.interrupts import run_interruptibly
 from solon_fl.launch.options import FaultOption
 from solon_fl.launch.processes import cpu_seconds_for_messages
+from solon_fl.launch.programs import check_node_name
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-ROUNDS = ("num-rounds", "num-server-rounds")  # what apps call the setting
-SHAPE = ("num-nodes", "byzantine", "compression")  # settings by which an app of Solon's is known
+ROUNDS = ("num-rounds", "num-server-rounds")  # names of the setting in apps
+SHAPE = ("num-nodes", "byzantine", "compression")  # settings by which a Solon app is recognized
 
 program = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
@@ -39,67 +40,71 @@ def main(
     ] = "fashion-mnist",
     attack: Annotated[
         str | None,
-        typer.Option(help='What the liar does; "" for an honest run. Default in examples, if no --fault: reverse.'),
+        typer.Option(
+            help='Attack of the liar; "" for an honest run. Default: reverse in examples without --fault, else none.'
+        ),
     ] = None,
-    liar: Annotated[str, typer.Option(help="Its registered name. Default: the third node.")] = "",
+    liar: Annotated[str, typer.Option(help="Registered name of the liar. Default: the third node.")] = "",
     fault: FaultOption = None,
     nodes: Annotated[
         int | None,
-        typer.Option(help="How many SuperNodes. Default: what the app's settings say, and spares.", min=1),
+        typer.Option(help="Number of SuperNodes. Default: those of the app's settings, and the spares.", min=1),
     ] = None,
-    spares: Annotated[int, typer.Option(help="Nodes beyond those that the app needs.", min=0)] = 2,
+    spares: Annotated[int, typer.Option(help="Nodes in addition to those that the app needs.", min=0)] = 2,
     node_config: Annotated[
         list[str] | None,
         typer.Option(
-            help="[NODE:]KEY=VALUE: what the app is told of a node, or of all, beside partition-id and num-partitions. "
-            "Repeatable."
+            help="[NODE:]KEY=VALUE: an entry of the node config of one node or of all, in addition to partition-id and "
+            "num-partitions. Repeatable."
         ),
     ] = None,
     rounds: Annotated[
-        int | None, typer.Option(help="Rounds of training. Default: 4 in examples, else what the app says.", min=1)
+        int | None, typer.Option(help="Rounds of training. Default: 4 in examples, else the app's setting.", min=1)
     ] = None,
     setting: Annotated[
         list[str] | None,
-        typer.Option(help="KEY=VALUE: another setting of the app's pyproject.toml. Repeatable."),
+        typer.Option(help="KEY=VALUE: change a setting of the app's pyproject.toml. Repeatable."),
     ] = None,
     link: Annotated[
         str,
         typer.Option(
             metavar="RATE[,LATENCY]",
-            help="Give each node an address and a link of its own, such as 20mbit or 20mbit,10ms (needs root; "
-            "latency, one way, needs netem).",
+            help="Give each node its own address and link, such as 20mbit or 20mbit,10ms (needs root; "
+            "a one-way latency needs netem).",
         ),
     ] = "",
     resident: Annotated[
         bool,
         typer.Option(
-            "--resident", help='One process computes all messages of a node (apps with a setting "resident").'
+            "--resident", help='Compute all messages of a node in one process (apps with a setting "resident").'
         ),
     ] = False,
     hurry: Annotated[
         bool, typer.Option("--hurry", help="Fork Flower's processes and shorten its waits: rounds of 1 to 2 s.")
     ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show all that the server logs.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show the server's whole log.")] = False,
 ) -> None:
     """Run a Flower app on a deployment on this machine, with nodes that fail.
 
-    APP is a folder whose pyproject.toml has a Flower app, or one of examples/.
+    APP is a folder whose pyproject.toml has a Flower app, or the name of one in
+    examples/.
 
-    Starts a SuperLink with TLS that admits only registered keys, and a SuperNode
-    for every node, each registered under a name, such as node-3; then `flwr run`.
-    Shows each round's accuracy and who was caught lying, and at the end what the
-    server knows of each node; of an app of your own, all that its server logs.
-    Then stops everything that it started and deletes its files; after Ctrl-C and
-    errors too.
+    This starts a SuperLink with TLS that admits only registered keys, starts and
+    registers a SuperNode for every node under a name such as node-3, and calls
+    `flwr run`. It prints each round's accuracy and the nodes that were caught
+    lying, and at the end the server's ledger of the nodes. For an app of your own,
+    it prints the server's whole log. In the end, also after Ctrl-C and errors, it
+    stops all processes that it started and deletes their files.
 
-    In an example the third node lies, unless there are faults. --fault makes nodes of any app lie, stall
-    (they are stopped, and may go on later) or die (they are killed, and may be
-    started again), from a round or a second on; at the end it says what came of it.
+    In an example, the third node lies, unless there are faults. --fault makes nodes
+    of any app lie, stall (they are suspended, and may resume later) or die (they are
+    killed, and may be restarted), from a round or a second on. The faults that
+    occurred are listed at the end.
 
-    A node takes some 300 MB of memory, and 5 s of CPU time for each message: most
-    of it to import Flower and torch in a new process. --resident spares that as on
-    machines of your own, for 300 MB a node more. --hurry is for one machine only:
-    it changes Flower, and shortens its waits.
+    A node takes some 300 MB of memory, and 5 s of CPU time for each message, most
+    of it to import Flower and torch in a new process. --resident saves that time,
+    also on machines of your own, for 300 MB more per node. --hurry works on a
+    single machine only: it changes Flower and shortens its waits.
 
     For instance:  python -m deployment.loopback own-model --attack alie --hurry
 
@@ -115,6 +120,8 @@ def main(
         needed = nodes_needed(settings, nodes)
         check_config(settings, needed)
         names = node_names(settings, needed, spares if nodes is None else nodes - needed)
+        for name in names:
+            check_node_name(name)
         faults = list(map(Fault.parse, fault or []))
         if attack or (attack is None and is_example and not fault):
             faults.insert(0, Fault(node=liar or names[:3][-1], kind="lie", attack=attack or "reverse", round=1))
@@ -132,11 +139,11 @@ def main(
         raise typer.Exit(1) from None
 
 
-# What is asked for
+# The command's arguments
 
 
 def find_app(app: str) -> FlowerApp:
-    """Return the app in a folder, or in the example of that name."""
+    """Return the app in a folder, or the example with this name."""
     examples = sorted(path.parent.name for path in EXAMPLES.glob("*/pyproject.toml"))
     if app in examples:
         return read_app(EXAMPLES / app)
@@ -150,20 +157,20 @@ def find_app(app: str) -> FlowerApp:
 
 
 def read_settings(app: FlowerApp, rounds: int | None, changes: list[str]) -> dict[str, Setting]:
-    """Return all settings of an app, the changed ones included; `rounds` None leaves their number."""
+    """Return all settings of an app with changes applied; the number of rounds stays if `rounds` is None."""
     if rounds is not None:
         known = [key for key in ROUNDS if key in app.config]
         if not known:
             raise FederationError(
                 f"the app must have a setting {' or '.join(ROUNDS)} for rounds={rounds}; got "
-                f"{', '.join(app.config) or 'none'}; change its own with --setting."
+                f"{', '.join(app.config) or 'none'}; use --setting instead of --rounds."
             )
         app = replace(app, config={**app.config, known[0]: rounds})
     return app.settings(changes)
 
 
 def check_config(settings: dict[str, Setting], num_nodes: int) -> None:
-    """Raise now what an app of Solon's would raise when all nodes have been started."""
+    """Raise the errors that a Solon app would raise only after all nodes have been started."""
     if "silos" not in settings and not all(isinstance(settings.get(key), int) for key in SHAPE):
         return
     SolonConfig(
@@ -177,14 +184,14 @@ def check_config(settings: dict[str, Setting], num_nodes: int) -> None:
 
 
 def nodes_needed(settings: dict[str, Setting], nodes: int | None) -> int:
-    """Return how many nodes the settings ask for; if they don't say, as many as there are to be."""
+    """Return the number of nodes that the settings ask for, or `nodes` if they don't specify it."""
     wanted, machines = settings.get("num-nodes"), settings.get("machines")
     if "silos" in settings and isinstance(machines, int):
         wanted = machines * len(silos_of(settings))
     if not isinstance(wanted, int):
         if nodes is None:
             raise FederationError(
-                "nodes must be given, for the app's settings have no num-nodes; got none; add, for instance, --nodes 4."
+                "nodes must be given, as the app's settings have no num-nodes; got none; add, for instance, --nodes 4."
             )
         return nodes
     if nodes is not None and nodes < wanted:
@@ -193,12 +200,12 @@ def nodes_needed(settings: dict[str, Setting], nodes: int | None) -> int:
 
 
 def silos_of(settings: dict[str, Setting]) -> list[str]:
-    """Return the names of the silos; none if the app has none."""
+    """Return the names of the silos, if the app has any."""
     return str(settings["silos"]).split(",") if "silos" in settings else []
 
 
 def node_names(settings: dict[str, Setting], needed: int, spares: int) -> list[str]:
-    """Return the names of the nodes, and of spares."""
+    """Return the names of the nodes and spares."""
     if not (silos := silos_of(settings)):
         return [f"node-{number}" for number in range(1, needed + spares + 1)]
     return [
@@ -209,7 +216,7 @@ def node_names(settings: dict[str, Setting], needed: int, spares: int) -> list[s
 
 
 def node_configs(names: list[str], pairs: list[str]) -> dict[str, NodeConfig]:
-    """Return what each node's `--node-config` says: its place among all, its silo if it has one, and the pairs."""
+    """Return the node config of each node: its partition, its silo if it has one, and the pairs."""
     nodes: dict[str, NodeConfig] = {}
     for number, name in enumerate(names):
         silo, slash, _ = name.partition("/")
@@ -219,7 +226,7 @@ def node_configs(names: list[str], pairs: list[str]) -> dict[str, NodeConfig]:
         one = bool(colon) and "=" not in node
         if one and node not in nodes:
             raise FederationError(
-                f"node-config must be [NODE:]KEY=VALUE, NODE one of {', '.join(names)}; got {pair!r}"
+                f"node-config must be [NODE:]KEY=VALUE, with a NODE among {', '.join(names)}; got {pair!r}"
                 f"{did_you_mean(node, names)}"
             )
         for name in [node] if one else names:
@@ -235,11 +242,11 @@ def make_federation(link: str, hurry: bool, resident: bool, faults: list[Fault] 
     return NamespacedFederation(bandwidth=bandwidth, latency=latency or "0ms", hurried=hurry, faults=faults or ())
 
 
-# What is done
+# The run
 
 
 def start_nodes(federation: Federation, nodes: dict[str, NodeConfig], faults: list[Fault]) -> None:
-    """Start the nodes, and say who is going to fail."""
+    """Start the nodes, and print which of them are going to fail."""
     print(f"Starting {len(nodes)} SuperNodes: {', '.join(nodes)}", flush=True)
     federation.start_nodes(nodes)
     for each in faults:
@@ -249,9 +256,9 @@ def start_nodes(federation: Federation, nodes: dict[str, NodeConfig], faults: li
 def run_app(
     federation: Federation, app: FlowerApp, settings: dict[str, Setting], *, num_nodes: int, verbose: bool = False
 ) -> None:
-    """Run the app on the federation's nodes and print what its server says; raise if the run fails."""
+    """Run the app on the federation's nodes and print its server's output; raise if the run fails."""
     print(f"Running {app.folder.name}", flush=True)
-    ends: list[float] = []  # of rounds, in seconds
+    ends: list[float] = []  # times at which rounds ended, in seconds
     megabytes = re.compile(r"round \d+: ([\d.]+) MB sent, ([\d.]+) received")
     sent = received = 0.0
     for line in federation.start_run(app.folder, settings).checked_lines():
@@ -261,18 +268,18 @@ def run_app(
             sent, received = (1e6 * float(number) for number in traffic.groups())
         if verbose or not ("INFO" in line[:10] or line.startswith(("Using ", "Successfully "))):
             print(line, flush=True)
-    print(f"{app.folder.name} has run to its end")
+    print(f"{app.folder.name} has completed")
     if len(ends) > 1:
-        print(f"{(ends[-1] - ends[0]) / (len(ends) - 1):.1f} s a round")
+        print(f"{(ends[-1] - ends[0]) / (len(ends) - 1):.1f} s per round")
     if len(ends) > 2:
-        print(f"{(ends[-1] - ends[1]) / (len(ends) - 2):.1f} s a round without the first")
+        print(f"{(ends[-1] - ends[1]) / (len(ends) - 2):.1f} s per round without the first")
     if ends and (used := cpu_seconds_for_messages(federation.tag)):
-        print(f"{used / (num_nodes * max(1, len(ends) - 1)):.1f} s of CPU time a message, on the nodes")
+        print(f"{used / (num_nodes * max(1, len(ends) - 1)):.1f} s of CPU time per message, on the nodes")
     if isinstance(federation, NamespacedFederation):
         transfer = federation.network.transfer_seconds(
             num_nodes=num_nodes, bytes_out=round(sent), bytes_in=round(received)
         )
-        print(f"{transfer:.1f} s of that is transfer, says the simulations' model of a network")
+        print(f"{transfer:.1f} s of that is transfer, according to the simulations' network model")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A deployment whose nodes are behind links of their own, with a limited rate and a latency. Linux, root."""
+"""A deployment in which each node has its own link, with a limited rate and a latency. It needs Linux and root."""
 
 import os
 import re
@@ -14,21 +14,21 @@ from solon_fl.simulations.network import Network
 
 __all__ = ["NamespacedFederation"]
 
-SUBNET = "10.203.77"  # for the nodes; private, and hopefully nobody else's on this machine
+SUBNET = "10.203.77"  # of the nodes; private, and most likely not in use on this machine
 UNLIMITED = 1e11  # bit/s
 
 
 class NamespacedFederation(Federation):
-    """A federation in which each SuperNode has a network namespace: an address and a link of its own.
+    """A federation in which each SuperNode has a network namespace with its own address and link.
 
-    A bridge connects them with the SuperLink, whose own link has no limit.
+    A bridge connects them with the SuperLink, whose own link is unlimited.
 
     Parameters
     ----------
     bandwidth : str
-        Of each node's link in each direction, as `tc` takes it: "20mbit".
+        Rate of each node's link in each direction, in the notation of ``tc``: "20mbit".
     latency : str
-        One way, as `tc` takes it: "10ms". Any but "0ms" needs a kernel with netem.
+        One-way latency, in the notation of ``tc``: "10ms". Any value except "0ms" needs a kernel with netem.
     hurried, faults
         See `Federation`.
 
@@ -56,7 +56,7 @@ class NamespacedFederation(Federation):
 
     def __enter__(self) -> Self:
         if os.geteuid() or not shutil.which("ip") or not shutil.which("tc"):
-            raise FederationError("links of their own need root, and the commands ip and tc (Debian: iproute2).")
+            raise FederationError("nodes with their own links need root and the commands ip and tc (Debian: iproute2).")
         try:
             _run("ip", "link", "add", self._bridge, "type", "bridge")
             _run("ip", "address", "add", f"{self.host}/24", "dev", self._bridge)
@@ -91,25 +91,25 @@ class NamespacedFederation(Federation):
         _run(*within, "ip", "address", "add", f"{SUBNET}.{number + 1}/24", "dev", inside)
         _run(*within, "ip", "link", "set", inside, "up")
         _run(*within, "ip", "link", "set", "lo", "up")
-        # Each end limits what it sends: outside what the node downloads, inside what it uploads.
+        # Each end limits the data that it sends: the outside the node's downloads, the inside its uploads.
         _run("tc", "qdisc", "add", "dev", outside, "root", *self._limit())
         _run(*within, "tc", "qdisc", "add", "dev", inside, "root", *self._limit())
 
     def _limit(self) -> list[str]:
         if self.network.latency:
             return ["netem", "delay", self._latency, "rate", self._bandwidth, "limit", "100000"]
-        # The kernel looks 100 to 1000 times a second how much may go.
+        # The kernel refills the token bucket 100 to 1000 times a second.
         burst = max(32_000, round(self.network.node_upload / 8 / 100))
         return ["tbf", "rate", self._bandwidth, "burst", f"{burst}b", "latency", "400ms"]
 
     def _remove_network(self) -> None:
         for namespace in self._namespaces.values():
-            subprocess.run(["ip", "netns", "delete", namespace], capture_output=True)  # and its links with it
+            subprocess.run(["ip", "netns", "delete", namespace], capture_output=True)  # deletes its links, too
         subprocess.run(["ip", "link", "delete", self._bridge], capture_output=True)
 
 
 def _number(text: str, name: str, units: dict[str, float]) -> float:
-    """Return a number with one of these units in the base unit."""
+    """Parse a number with one of these units, and return it in the base unit."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([a-z]+)", text)
     if match is None or match[2] not in units:
         raise FederationError(f"{name} must be a number with one of {', '.join(units)}; got {name}={text!r}.")

@@ -1,4 +1,4 @@
-"""What Solon is compared with: Draco, Signum, and aggregators of whole gradients."""
+"""Baselines to compare Solon with: Draco, Signum, and aggregators of whole gradients."""
 
 from .aggregators import AggregatorStrategy, GradientStrategy
 from .draco import CyclicCode, DracoCode, DracoDecoded, DracoStrategy, RepetitionCode, draco_client_app

@@ -1,4 +1,4 @@
-"""Aggregators of whole gradients as strategies: Flower's own, and any function of the nodes' gradients."""
+"""Strategies for aggregators of whole gradients: Flower's own, and any function of the nodes' gradients."""
 
 import logging
 import math
@@ -29,15 +29,16 @@ logger = logging.getLogger("flwr")
 
 
 class AggregatorStrategy(VectorStrategy):
-    """Lets a function aggregate gradients, and steps a torch optimizer with the result.
+    """Aggregates gradients with a function, and steps a torch optimizer with the result.
 
     Parameters
     ----------
     num_nodes : int
-        P, nodes in the run.
+        P, the number of nodes in the run.
     aggregate : callable
-        Takes the gradients, an (n, d) float32 or float64 tensor, one row a node that sent a valid one, and returns
-        a (d,) tensor: a function of yours, `ready_for` a rule, or an object of a library, such as ``byzfl.Median()``.
+        Takes the gradients, an (n, d) float32 or float64 tensor with one row for each node that sent a valid one, and
+        returns a (d,) tensor. It may be a function of yours, the result of `ready_for`, or an object of a library,
+        such as ``byzfl.Median()``.
     optimizer, buffers, on_round
         See `SolonStrategy`.
     downlink
@@ -45,12 +46,14 @@ class AggregatorStrategy(VectorStrategy):
 
     Notes
     -----
-    Nodes send gradients as for `GradientStrategy`, so the same ClientApp serves both. What is malformed or not
-    finite never reaches the function: it is dropped and reported, and n is that much smaller. Several published
-    aggregators return NaN if a single node sends one; here none of them is asked to deal with it.
-    Guarantee: that of the function. If it raises, or what it returns is not finite or has another length, the
-    round is skipped.
-    Memory: the (n, d) matrix beside the replies.
+    Nodes send gradients as for `GradientStrategy`, so the same ClientApp serves both. Replies that are malformed or not
+    finite never reach the function. They are dropped and reported, and n is smaller by their number. Several published
+    aggregators return NaN if a single node sends one; here, none has to deal with NaN.
+
+    Guarantee: that of the function. If it raises, or if its result is not finite or has the wrong length, the round is
+    skipped.
+
+    Memory: the (n, d) matrix, in addition to the replies.
     """
 
     def __init__(
@@ -67,7 +70,7 @@ class AggregatorStrategy(VectorStrategy):
         super().__init__(num_nodes, optimizer, buffers=buffers, on_round=on_round, downlink=downlink)
 
     def summary(self) -> None:
-        """Log what aggregates."""
+        """Log the name of the aggregator and the number of nodes."""
         name = getattr(self.aggregate, "__name__", type(self.aggregate).__name__)
         logger.info("\t├──> %s on the gradients of %d nodes", name, self.num_nodes)
 
@@ -82,31 +85,33 @@ class AggregatorStrategy(VectorStrategy):
             torch.cat([tensor.reshape(-1).to(row.dtype) for tensor in sent[number].values()], out=row)
         try:
             direction = torch.as_tensor(self.aggregate(vectors)).to(model.vector)
-        except Exception as error:  # too few vectors left, for one
+        except Exception as error:  # for example, because too few vectors are left
             logger.error("The aggregator failed, and the round is skipped: %s: %s", type(error).__name__, error)
             return None, ()
         if direction.shape != (model.dim,) or not direction.isfinite().all():
-            logger.error("What the aggregator returned is no finite vector of %d numbers; skipped.", model.dim)
+            logger.error(
+                "The aggregator did not return a finite vector of %d numbers, and the round is skipped.", model.dim
+            )
             return None, ()
         return direction, ()
 
 
 class GradientStrategy(RoundStrategy["InnerRun"]):
-    """Lets another strategy aggregate gradients, and steps a torch optimizer with the result.
+    """Aggregates gradients with another strategy, and steps a torch optimizer with the result.
 
-    Flower's strategies replace the model by what they aggregate. Here nodes send gradients (as an ArrayRecord with the
-    model's floating-point entries; where a buffer stands, its change), `inner` aggregates them, and the
-    optimizer steps, just as `SolonStrategy` does: so that all differences in a comparison come from the
-    aggregation. Krum's distances, too, are meant for gradients.
+    Flower's strategies replace the model with the aggregate. Here, nodes send gradients, `inner` aggregates them, and
+    the optimizer steps as in `SolonStrategy`. All differences in a comparison thus come from the aggregation. Krum's
+    distances are meant for gradients, too. A gradient is an ArrayRecord with the model's floating-point entries, and a
+    buffer's change at the buffer's place.
 
     Parameters
     ----------
     inner : Strategy
-        For example ``flwr.serverapp.strategy.MultiKrum(...)``; does everything but the step.
+        For example ``flwr.serverapp.strategy.MultiKrum(...)``. It does everything except the step.
     for_present : callable, optional
-        Takes the number n of vectors that are there and returns the strategy that aggregates them, in place of `inner`,
-        so that it can be told `liars_among` them. What is malformed or not finite is then dropped and reported, and
-        each vector has the same weight, whatever examples its node claims.
+        Takes the number n of vectors that arrived and returns the strategy that aggregates them instead of `inner`. It
+        can thus use `liars_among` to find the number of liars among them. Replies that are malformed or not finite are
+        then dropped and reported, and each vector has the same weight, however many examples its node claims.
     optimizer, buffers, on_round
         See `SolonStrategy`.
     downlink
@@ -114,8 +119,8 @@ class GradientStrategy(RoundStrategy["InnerRun"]):
 
     Notes
     -----
-    Guarantee: that of `inner`, for replies that Flower's own checks let through. Without `for_present`, one odd reply
-    aborts the run, and one NaN can pass into the model, as they do in Flower.
+    Guarantee: that of `inner`, for replies that pass Flower's own checks. Without `for_present`, a single malformed
+    reply aborts the run, and a single NaN can enter the model, as in Flower itself.
     """
 
     def __init__(
@@ -139,11 +144,11 @@ class GradientStrategy(RoundStrategy["InnerRun"]):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Leave it to the inner strategy."""
+        """Delegate to the inner strategy."""
         return self.inner.configure_evaluate(server_round, arrays, config, grid)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Leave it to the inner strategy."""
+        """Delegate to the inner strategy."""
         return self.inner.aggregate_evaluate(server_round, replies)
 
     def begin(self, model: ServerModel, timeout: float | None, *, follows_up: bool) -> "InnerRun":
@@ -152,7 +157,7 @@ class GradientStrategy(RoundStrategy["InnerRun"]):
 
 
 class InnerRun(Run):
-    """A run whose nodes the inner strategy chooses, in every round."""
+    """A run in which the inner strategy chooses the nodes of every round."""
 
     def __init__(
         self,
@@ -180,12 +185,12 @@ class InnerRound(Round[int]):
         self._round = server_round
         self._config = config
         self._grid = grid
-        self._sent: dict[int, tuple[Metadata, Records]] = {}  # but for the model
+        self._sent: dict[int, tuple[Metadata, Records]] = {}  # without the model
         self._replies: dict[int, Message] = {}
-        self._unusable: dict[int, str] = {}  # why, of those in place of which nothing is aggregated
+        self._unusable: dict[int, str] = {}  # the reasons why replies are not aggregated
 
     def messages(self, arrays: ArrayRecord) -> dict[int, Message]:
-        """See `Round.messages`; they are the inner strategy's."""
+        """See `Round.messages`; the messages are the inner strategy's."""
         messages = self._run.inner.configure_train(self._round, arrays, self._config, self._grid)
         for key, message in enumerate(messages):
             others = {name: record for name, record in message.content.items() if name != ARRAYS}
@@ -209,7 +214,7 @@ class InnerRound(Round[int]):
 
     @property
     def _nodes(self) -> dict[int, int]:
-        """Ids, by message."""
+        """Node ids, by message number."""
         return {key: metadata.dst_node_id for key, (metadata, _) in self._sent.items()}
 
     def receive(self, batch: list[tuple[int, Message]]) -> bool:
@@ -221,7 +226,7 @@ class InnerRound(Round[int]):
         return len(self._replies) == len(self._nodes)
 
     def _check(self, key: int, reply: Message) -> None:
-        """Give a valid gradient the weight of one example, and note why another reply is of no use."""
+        """Give a valid gradient the weight of one example; record why any other reply is unusable."""
         found = read(reply, self._reader)
         if isinstance(found, Unusable):
             self._unusable[key] = found.reason
@@ -248,7 +253,7 @@ class InnerRound(Round[int]):
         return Aggregated(direction=direction, groups=(report,), bytes_in=bytes_in)
 
     def _report(self, replies: dict[int, Message]) -> GroupReport:
-        """Report who answered; whether what they sent is true, nobody knows here."""
+        """Report which nodes answered; whether they told the truth is unknown here."""
         silent = {key for key, reply in replies.items() if reply.has_error() and is_silence(reply)}
         failed = {
             self._nodes[key]: one_line(str(reply.error.reason))
@@ -269,7 +274,7 @@ class InnerRound(Round[int]):
 
 
 def _size(reply: Message) -> int:
-    """Return the bytes of a reply's arrays."""
+    """Return the size of a reply's arrays in bytes."""
     if reply.has_error():
         return 0
     return sum(len(array.data) for record in reply.content.array_records.values() for array in record.values())

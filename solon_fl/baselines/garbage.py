@@ -1,4 +1,4 @@
-"""Garbage collections that cost a strategy no more than its own objects do."""
+"""Garbage collections that visit only objects that a strategy has made itself."""
 
 import gc
 from collections.abc import Iterator
@@ -9,10 +9,11 @@ __all__ = ["quick_collections"]
 
 @contextmanager
 def quick_collections() -> Iterator[None]:
-    """Let garbage collections pass over all objects that exist already; nothing changes if some are frozen before.
+    """Make garbage collections inside skip all objects that already exist.
 
-    Flower's Bulyan has Python collect garbage once for every node. Each time that visits all objects of the process,
-    those of torch and Flower too, which takes longer than aggregating small models.
+    Flower's Bulyan collects garbage once for every node. Each collection visits all objects of the process, including
+    those of torch and Flower, and takes longer than aggregating small models. This does nothing if some objects are
+    frozen already.
     """
     if gc.get_freeze_count():
         yield

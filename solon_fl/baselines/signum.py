@@ -1,4 +1,4 @@
-"""Signum with majority vote: one bit a coordinate."""
+"""Signum with majority vote, which sends one bit for each coordinate."""
 
 import logging
 import math
@@ -22,38 +22,41 @@ __all__ = ["SignumStrategy", "majority_of_signs", "signum_mod"]
 
 SIGNS = "signs"  # node -> server: an ArrayRecord with "signs" and, if the model has any, "buffers"
 STATE = "solon_fl.signum"  # in Context.state: the momentum
-BLOCK = 1 << 16  # bytes of every node counted at once
+BLOCK = 1 << 16  # bytes of each node that are counted at once
 logger = logging.getLogger("flwr")
 
 
 class SignumStrategy(VectorStrategy):
-    """signSGD with momentum and majority vote: nodes send signs, the server steps by the sign that most sent.
+    """signSGD with momentum and majority vote: nodes send signs, and the server steps by the sign of the majority.
 
-    Put `signum_mod` on the nodes' train function. A baseline: it is what Solon is compared with.
+    Put `signum_mod` on the nodes' train function. This is a baseline to compare Solon with.
 
     Parameters
     ----------
     num_nodes : int
-        P, nodes in the run.
+        P, the number of nodes in the run.
     optimizer : callable
-        As for `SolonStrategy`; it is given the vote, +1, -1 or 0 for a tie, as the gradient. The paper's is SGD
-        without momentum (that is the nodes') and a small learning rate.
+        As for `SolonStrategy`. Its gradient is the vote: +1, -1, or 0 for a tie. The paper uses SGD with a small
+        learning rate, and without momentum because the nodes have it.
     buffers, on_round
-        See `SolonStrategy`. The buffers' changes have no sign to vote on: nodes send them as they are, and the
-        server takes the median of each entry.
+        See `SolonStrategy`. There is no vote on the buffers' changes. Nodes send them as they are, and the server takes
+        the median of each entry.
 
     Notes
     -----
-    Guarantee: a coordinate's vote is right if the honest nodes whose sign is right outnumber the others and the
-    liars; attacks that shift where honest signs are nearly balanced (ALIE) turn the vote.
+    Guarantee: a coordinate's vote is right if the honest nodes with the right sign outnumber the honest nodes with the
+    wrong sign and the liars together. Attacks that shift coordinates whose honest signs are nearly balanced (ALIE)
+    change the vote.
+
     Memory: n d / 8 bytes of replies and a few MB.
-    Differs from the paper: the bit of an exact zero is drawn at random, so that zeros cancel; in the paper sign(0) = 0
-    is a third value, which one bit can't carry.
+
+    Differs from the paper: the bit of an exact zero is drawn at random, so that zeros cancel. In the paper, sign(0) = 0
+    is a third value, which one bit can't express.
 
     References
     ----------
     Bernstein, Zhao, Azizzadenesheli, Anandkumar, "signSGD with majority vote is communication efficient and fault
-    tolerant", ICLR 2019, algorithm 1. DETOX's code votes sign(sum of gradients) instead, which is another method.
+    tolerant", ICLR 2019, algorithm 1. The code of DETOX votes on sign(sum of gradients), which is another method.
     """
 
     def summary(self) -> None:
@@ -81,12 +84,12 @@ class SignumStrategy(VectorStrategy):
 
 
 def majority_of_signs(packed: list[Tensor], dim: int) -> Tensor:
-    """Return the sign that most of n nodes sent for each coordinate: -1, 0 (a tie) or 1, (dim,) int8.
+    """Return the majority's sign of each coordinate: -1, 0 (a tie) or 1, (dim,) int8.
 
     Parameters
     ----------
     packed : list of Tensor, (ceil(dim / 8),) uint8
-        A bit a coordinate, most significant first: 1 for plus.
+        Each node's signs, one bit for each coordinate, most significant bit first; 1 is plus.
     """
     votes = np.empty(8 * len(packed[0]), dtype=np.int8)
     for start in range(0, len(packed[0]), BLOCK):
@@ -97,23 +100,23 @@ def majority_of_signs(packed: list[Tensor], dim: int) -> Tensor:
 
 
 def signum_mod(momentum: float = 0.9, buffers: tuple[str, ...] = ()) -> Mod:
-    """Return a mod that sends the signs of the momentum of what a train function returns, for `SignumStrategy`.
+    """Return a mod that sends the signs of a train function's gradients, with momentum, for `SignumStrategy`.
 
-    Put it on the train function of a ClientApp: ``@app.train(mods=[signum_mod()])``. That returns the gradient of
-    a batch of the node's own in its one ArrayRecord, one array per floating-point entry of the model, same names
-    and order; where a buffer stands, its change.
+    Put it on the train function of a ClientApp: ``@app.train(mods=[signum_mod()])``. The function must return the
+    gradient of one of the node's own batches in its only ArrayRecord: one array per floating-point entry of the model,
+    with the same names and order, and a buffer's change at the buffer's place.
 
     Parameters
     ----------
     momentum : float
-        beta of m = beta m + (1 - beta) g, in [0, 1); 0 is signSGD. m is kept in the node's Context.
+        beta of ``m = beta m + (1 - beta) g``, in [0, 1); 0 is signSGD. The node's Context keeps m.
     buffers : tuple of str
-        Those of the strategy, ``buffer_names(model)``: their changes are sent as they are.
+        The strategy's buffers, ``buffer_names(model)``, whose changes are sent as they are.
 
     Raises
     ------
     ConfigurationError
-        When called with a momentum out of its range.
+        If the momentum is out of its range.
 
     References
     ----------
@@ -154,7 +157,7 @@ def _averaged(gradient: Tensor, momentum: float, context: Context) -> Tensor:
 
 
 def _random_bits(message: Message, context: Context, like: Tensor) -> Tensor:
-    """Return bits that differ from node to node and from round to round, and nothing else."""
+    """Return random bits that depend on the node and the round only."""
     server_round = message.content.config_records[CONFIG]["server-round"]
     words = np.random.SeedSequence([int(str(server_round)), context.node_id]).generate_state(1, np.uint64)
     rng = torch.Generator().manual_seed(int(words[0] >> np.uint64(1)))

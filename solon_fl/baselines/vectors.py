@@ -1,4 +1,4 @@
-"""What the baselines share: numbered nodes without coded groups, each of which sends the same arrays."""
+"""The base of the baselines' strategies: numbered nodes without coded groups, which all send arrays of one layout."""
 
 import logging
 import math
@@ -23,21 +23,21 @@ from solon_fl.task import CONFIG, time_to_live
 
 __all__ = ["Layout", "VectorStrategy", "Verdict"]
 
-Verdict = tuple[Tensor | None, tuple[int, ...]]  # the direction, (d,), and the numbers of the nodes held to lie
+Verdict = tuple[Tensor | None, tuple[int, ...]]  # the direction, (d,), and the numbers of the nodes found to lie
 Sent = Mapping[int, dict[str, Tensor]]  # the arrays of each node, by its number
 logger = logging.getLogger("flwr")
 
 
 class VectorStrategy(RoundStrategy["VectorRun"]):
-    """Nodes numbered 0 to P - 1 send arrays of a known layout; subclasses combine them.
+    """A strategy whose nodes, numbered 0 to P - 1, send arrays of a known layout; subclasses combine them.
 
-    Their order is that of registered names, then of Flower's ids. Whatever else a node sends, it counts as having sent
-    nothing, and is logged and reported.
+    Nodes are ordered by registered name, then by Flower's id. Any other reply counts as missing, and is logged and
+    reported.
 
     Parameters
     ----------
     num_nodes : int
-        P, nodes in the run.
+        P, the number of nodes in the run.
     optimizer, buffers, on_round
         See `SolonStrategy`.
     downlink
@@ -46,7 +46,7 @@ class VectorStrategy(RoundStrategy["VectorRun"]):
     Attributes
     ----------
     num_batches : int
-        See `Run`; 0, which leaves a BatchNorm with momentum=None without its count, unless a subclass knows better.
+        See `Run`. It is 0 unless a subclass sets it; a BatchNorm with ``momentum=None`` then has no count of batches.
     """
 
     num_batches: int = 0
@@ -66,14 +66,14 @@ class VectorStrategy(RoundStrategy["VectorRun"]):
 
     @abstractmethod
     def layout(self, model: ServerModel) -> tuple[str, Layout]:
-        """Return the name of the record in a reply, and its arrays."""
+        """Return the name of the record in a reply, and the layout of its arrays."""
 
     @abstractmethod
     def combine(self, sent: Sent, model: ServerModel) -> Verdict:
-        """Return what the arrays of the nodes that sent some amount to. They must not be written to."""
+        """Combine the arrays of the nodes that sent valid ones. The arrays must not be written to."""
 
     def task(self, server_round: int, number: int, model: ServerModel) -> dict[str, ConfigRecord]:
-        """Return what node `number` is told beside model and config."""
+        """Return the records that node `number` gets in addition to the model and the config."""
         return {}
 
     def begin(self, model: ServerModel, timeout: float | None, *, follows_up: bool) -> "VectorRun":
@@ -82,7 +82,7 @@ class VectorStrategy(RoundStrategy["VectorRun"]):
 
 
 class VectorRun(Run):
-    """A run whose nodes are those that were there when it began."""
+    """A run whose nodes are those that were present when it started."""
 
     def __init__(
         self, strategy: VectorStrategy, model: ServerModel, timeout: float | None, downlink: DownlinkName
@@ -90,7 +90,7 @@ class VectorRun(Run):
         super().__init__(model, timeout, downlink)
         self.num_batches = strategy.num_batches
         self.strategy = strategy
-        self._nodes: list[int] = []  # ids, by number
+        self._nodes: list[int] = []  # Flower's ids, by number
 
     def open_round(self, server_round: int, config: ConfigRecord, grid: Grid) -> "VectorRound":
         """See `Run.open_round`; the first call waits for the nodes."""
@@ -101,7 +101,7 @@ class VectorRun(Run):
 
 
 class VectorRound(Round[int]):
-    """One round; messages have the node's number for a key."""
+    """One round; messages are numbered by node."""
 
     def __init__(self, run: VectorRun, server_round: int, config: ConfigRecord, nodes: list[int]) -> None:
         self._run = run
@@ -136,7 +136,7 @@ class VectorRound(Round[int]):
         return messages
 
     def receive(self, batch: list[tuple[int, Message]]) -> bool:
-        """See `Round.receive`; the first reply of a node counts."""
+        """See `Round.receive`; only the first reply of a node counts."""
         for number, reply in batch:
             if number in self._sent or number in self._malformed or number in self._gone:
                 continue

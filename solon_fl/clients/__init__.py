@@ -1,4 +1,4 @@
-"""The client side: what runs on the nodes."""
+"""The client side, which runs on the nodes."""
 
 from solon_fl.clients.keeping import downlink_mod
 from solon_fl.clients.mixin import SolonClientMixin

@@ -1,4 +1,4 @@
-"""A ClientApp that has its train and evaluate functions, and says so to whoever adds a second one."""
+"""A ClientApp whose train and evaluate functions are already set; registering another one is an error."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from solon_fl.errors import ConfigurationError
 
 __all__ = ["MixinApp"]
 
-DEFAULT = "default"  # what Flower calls a function without a name
+DEFAULT = "default"  # Flower's name for a function without a name
 Decorator = Callable[[ClientAppCallable], ClientAppCallable]
 
 
@@ -18,7 +18,7 @@ class MixinApp(ClientApp):
     """The ClientApp of a `SolonClientMixin`."""
 
     def serve(self, train: ClientAppCallable, evaluate: ClientAppCallable, mods: list[Mod] | None) -> None:
-        """Take the functions of the mixin; mods are put around training."""
+        """Register the mixin's functions; `mods` wrap training."""
         super().train(mods=[downlink_mod, *(mods or [])])(train)
         super().evaluate(mods=[downlink_mod])(evaluate)
 
@@ -36,6 +36,6 @@ class MixinApp(ClientApp):
 def _check_free(category: str, action: str, method: str) -> None:
     if action == DEFAULT:
         raise ConfigurationError(
-            f"client_app() has a function for {category} already; got a second @app.{category}(); override {method}, "
+            f"client_app() already has a function for {category}; got a second @app.{category}(); override {method}, "
             f'or give yours a name: @app.{category}("mine").'
         )

@@ -1,7 +1,7 @@
-"""What makes all nodes of a group compute the same, as far as torch can.
+"""Settings that make all nodes of a group compute the same result, as far as torch allows.
 
-Most of torch's settings are those of the whole process, its random state among them: one thread at a time computes.
-What other threads of the program draw from that state meanwhile, by building a model, say, still disturbs dropout.
+Most of these settings, the random state among them, apply to the whole process, so only one thread computes at a time.
+Another thread that draws random numbers meanwhile (by building a model, for example) still disturbs dropout.
 """
 
 import os
@@ -19,11 +19,11 @@ _one_thread = threading.RLock()
 
 @contextmanager
 def deterministic(seed: int, device: torch.device) -> Iterator[None]:
-    """Make what is computed inside the same on all nodes of a group, as far as kernels allow.
+    """Make computations inside give the same result on all nodes of a group, as far as kernels allow.
 
-    Seeds torch (dropout, augmentation) and restores its state afterwards; takes cuDNN's deterministic kernels, no
-    benchmarking, and full float32: no TF32 or bfloat16 in convolutions, recurrences and matrix products. What differs
-    still, between other hardware or thread counts, is float noise: see rtol.
+    Seeds torch (for dropout and augmentation) and restores its random state afterwards. Selects cuDNN's deterministic
+    kernels without benchmarking, and full float32: no TF32 or bfloat16 in convolutions, recurrences and matrix
+    products. Different hardware or thread counts still cause rounding differences; `SolonConfig.rtol` allows for them.
     """
     with seeded(seed, device), _same_kernels(), _full_precision():
         yield
@@ -31,14 +31,14 @@ def deterministic(seed: int, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch, on the CPU and on this device, and restore its random state afterwards.
+    """Seed torch on the CPU and on this device, and restore its random state afterwards.
 
-    Inside, the device is the current one, where ``tensor.cuda()`` puts tensors.
+    Inside, this device is the current one, to which ``tensor.cuda()`` moves tensors.
     """
     devices = [device] if device.type == "cuda" else []
     current = torch.cuda.device(device) if devices else nullcontext()
     with _one_thread, torch.random.fork_rng(devices=devices), current:
-        # torch.manual_seed does both; but without CUDA it queues the call, with a formatted stack, for ever.
+        # Not torch.manual_seed, which does both: without CUDA, it queues a call and its formatted stack forever.
         torch.default_generator.manual_seed(seed)
         if devices:
             torch.cuda.manual_seed(seed)
@@ -47,11 +47,11 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def strictly_deterministic(wanted: bool) -> Iterator[None]:
-    """Let torch take deterministic kernels everywhere, and warn where it has none, if wanted."""
+    """If `wanted`, make torch use deterministic kernels everywhere, and warn where it has none."""
     if not wanted:
         yield
         return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS is not deterministic
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not deterministic without it
     with _one_thread:
         before = torch.are_deterministic_algorithms_enabled()
         warned_only = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -64,8 +64,8 @@ def strictly_deterministic(wanted: bool) -> Iterator[None]:
 
 @contextmanager
 def _same_kernels() -> Iterator[None]:
-    """Let cuDNN, where it is enabled, take deterministic kernels without trying which is fastest."""
-    cudnn = torch.backends.cudnn  # its flags() raise where precisions were set through torch's newer settings
+    """Make cuDNN, where it is enabled, use deterministic kernels and skip benchmarking."""
+    cudnn = torch.backends.cudnn  # not its flags(): they raise after precisions were set through torch's newer settings
     before = cudnn.benchmark, cudnn.deterministic
     cudnn.benchmark, cudnn.deterministic = False, True
     try:
@@ -76,10 +76,10 @@ def _same_kernels() -> Iterator[None]:
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    """Compute with float32 as such.
+    """Compute float32 operations in full float32.
 
-    torch has two kinds of settings for that, and reading the older raises once the newer were used. The older are taken
-    where they can be read, so that code inside can read them too.
+    torch has an older and a newer set of settings for this. Reading the older ones raises once the newer ones were
+    used. Use the older ones while they can be read, so that code inside can read them, too.
     """
     operations = _operations()
     before = [operation.fp32_precision for operation in operations]
@@ -98,7 +98,7 @@ def _full_precision() -> Iterator[None]:
         if older is not None:
             _set_older(*older)
         for operation, precision in zip(operations, before, strict=True):
-            operation.fp32_precision = "none"  # what stands higher up, which is likely where it came from
+            operation.fp32_precision = "none"  # inherit from the parent setting, as it most likely did before
             if operation.fp32_precision != precision:
                 operation.fp32_precision = precision
 
@@ -109,7 +109,7 @@ def _set_older(convolutions: bool, products: str) -> None:
 
 
 def _operations() -> list[Any]:
-    """Return those that have a precision of their own by torch's newer settings: none before torch 2.9."""
+    """Return the operations with a precision of their own in torch's newer settings; none before torch 2.9."""
     backends: Any = torch.backends
     if not hasattr(backends, "fp32_precision"):
         return []

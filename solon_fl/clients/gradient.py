@@ -1,4 +1,4 @@
-"""Between a torch model and the flat vector that is encoded."""
+"""Conversion between a torch model and the flat vector that is encoded."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
@@ -17,20 +17,20 @@ __all__ = ["GradientVector", "change_of", "flatten", "load_model"]
 
 
 def load_model(model: nn.Module, arrays: ArrayRecord, buffers: Sequence[str], device: torch.device) -> None:
-    """Put the server's parameters and buffers into a model, on a device.
+    """Load the server's parameters and buffers into a model, and move it to a device.
 
     Raises
     ------
     ConfigurationError
-        If the model's entries are not those that the server sent, in that order, or `buffers`, what the
-        server takes for entries that no gradient moves, are not those of the model.
+        If the model's entries differ from the server's in name or order, or if its entries without a gradient are not
+        those in `buffers`.
     """
     state = model.state_dict(keep_vars=True)
     if list(state) != list(arrays):
         odd = sorted(set(state) ^ set(arrays)) or "their order"
         raise ConfigurationError(
-            f"the node's model is not the server's: they differ in {odd}; build the same on both, or if the server's "
-            "has no trained or no frozen entries, put solon_fl.clients.downlink_mod on your function."
+            f"the node's model is not the server's: they differ in {odd}; build the same model on both, or, if the "
+            "server's has no trained or no frozen entries, put solon_fl.clients.downlink_mod on your function."
         )
     own = [name for name, value in state.items() if is_continuous(value) and not value.requires_grad]
     if own != list(buffers):
@@ -44,42 +44,43 @@ def load_model(model: nn.Module, arrays: ArrayRecord, buffers: Sequence[str], de
 
 
 class GradientVector:
-    """A flat vector into which autograd writes the gradients of batches, which a model's replicas take in turn.
+    """A flat vector in which autograd accumulates the gradients of batches; a model's replicas take turns on them.
 
-    Entries stand as in the state_dict. Each call of `backward` is for the next batch, and adds the gradient of its
-    loss; only meanwhile has a parameter a .grad, so that zero_grad() elsewhere does no harm. The first replica's
-    gradients are added by autograd itself, the others' when it is the first's turn again, in the order of the batches:
-    the bits are those of one replica. On leaving the `with` block the buffers' change since entry is written to their
-    places, also of those that were bound anew.
+    Entries have the order of the state_dict. Each call of `backward` is for the next batch and adds the gradient of its
+    loss. Parameters have a ``.grad`` during that call only, so ``zero_grad()`` elsewhere does no harm. Autograd itself
+    adds the gradients of the first replica. Those of the others are added when it is the first's turn again, in the
+    order of the batches, so that the bits are those of a single replica. On leaving the ``with`` block, the change of
+    each buffer since entry is written to its place, even if the buffer was rebound.
 
     Parameters
     ----------
     replicas : sequence of Module
         Equal models, each on a device of its own; see `replicas_of`.
     multiple : int
-        Each tensor is padded with zeros to a multiple of that many entries: of k, if the vector is encoded.
+        Each tensor is padded with zeros to a multiple of this many entries (k, if the vector is encoded).
     sent : ArrayRecord, optional
-        The server's model, which parameters are compared with on leaving.
+        The server's model. Parameters are compared with it on leaving.
     frozen : collection of str
-        Entries that have no place in the vector, as nothing moves them.
+        Frozen entries, which have no place in the vector.
 
     Raises
     ------
     ConfigurationError
-        On leaving, if a parameter was bound anew or changed in place (a gradient can't say that), if an entry that the
-        server takes for a buffer is to be trained, if a buffer has another shape, or if its change does not say what it
-        is now.
+        On leaving: if a parameter was rebound or changed in place (a gradient can't express that), if an entry that the
+        server treats as a buffer requires a gradient, if a buffer's shape changed, or if a buffer's new value can't be
+        recovered from its change.
 
     Attributes
     ----------
     unreached : tuple of str
-        After the `with` block: parameters of which no loss had a gradient. Theirs is 0, as no share can say None.
+        After the ``with`` block: parameters that no loss depends on. Their gradient is 0, because a share can't express
+        None.
     vector : Tensor, (d,) or longer if padded, on the first replica's device
         float64 if the model has a float64 or complex128 entry, else float32. A complex number is two entries.
 
     Notes
     -----
-    Memory: the vector, and on every device but the first the gradient of one batch.
+    Memory: the vector, and the gradient of one batch on each device except the first.
     """
 
     def __init__(
@@ -89,8 +90,8 @@ class GradientVector:
         sent: ArrayRecord | None = None,
         frozen: Collection[str] = frozenset(),
     ) -> None:
-        # Tied parameters have several names; each place gets the whole gradient, so that the copies on the
-        # server move together.
+        # A tied parameter has several names. Each of its places gets the whole gradient, so that the server's copies
+        # move together.
         self._replicas = replicas
         self._multiple = multiple
         state = replicas[0].state_dict(keep_vars=True)
@@ -106,8 +107,8 @@ class GradientVector:
         self._num_batches = 0
         self._trained = [_trained_entries(replica) for replica in replicas]
         self._before: dict[str, Tensor] = {}
-        self._sums: dict[str, Tensor] = {}  # of the gradients of each parameter
-        self._parts: list[tuple[str, Tensor]] = []  # gradients that wait to be added, in this order
+        self._sums: dict[str, Tensor] = {}  # each parameter's gradients, added up
+        self._parts: list[tuple[str, Tensor]] = []  # gradients that are still to be added, in this order
         self._reached: set[str] = set()
         self._sent = sent
 
@@ -115,7 +116,7 @@ class GradientVector:
         for name, value, place in self._places():
             if not value.requires_grad:
                 self._before[name] = value.detach().clone()
-            elif name in self._trained[0]:  # autograd insists on the parameter's own dtype
+            elif name in self._trained[0]:  # autograd requires the parameter's own dtype
                 self._sums[name] = place if value.dtype == self.vector.dtype else torch.zeros_like(value)
         self._forget_gradients()
         return self
@@ -127,10 +128,10 @@ class GradientVector:
         self._forget_gradients()
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of the next batch's loss, and what .grad holds of it already: gradients of its parts."""
+        """Add the gradient of the next batch's loss, including parts of it that ``.grad`` already holds."""
         turn = self._num_batches % len(self._replicas)
         self._num_batches += 1
-        if len(self._replicas) > 1:  # already, as the next batch need not wait for this one's gradient
+        if len(self._replicas) > 1:  # before backward, so that the next batch need not wait for this gradient
             hand_over(self._replicas[turn], self._replicas[(turn + 1) % len(self._replicas)])
         trained, take = self._trained[turn], self._note if turn == 0 else self._put_aside
         for name, value in trained.items():
@@ -162,7 +163,7 @@ class GradientVector:
         value.grad = None
 
     def _add_parts(self) -> None:
-        """Add what was put aside, one by one, as autograd adds what comes in parts (of reentrant checkpoints, say)."""
+        """Add the parts one by one, as autograd itself adds a gradient in parts (as reentrant checkpoints give it)."""
         for name, part in self._parts:
             self._sums[name].add_(part.to(self.vector.device))
             self._reached.add(name)
@@ -174,7 +175,7 @@ class GradientVector:
                 value.grad = None
 
     def _collect(self) -> None:
-        """Write what autograd did not write itself."""
+        """Write the entries of the vector that autograd did not write itself."""
         last = (self._num_batches - 1) % len(self._replicas)
         if 0 < last < len(self._replicas) - 1:
             hand_over(self._replicas[last], self._replicas[0])
@@ -191,7 +192,7 @@ class GradientVector:
                 place.copy_(real_view(self._sums[trained[name]]))
 
     def _check_parameters(self) -> None:
-        """Refuse parameters that were bound anew or changed in place."""
+        """Raise ConfigurationError if a parameter was rebound or changed in place."""
         for replica, trained in zip(self._replicas, self._trained, strict=True):
             now = replica.state_dict(keep_vars=True)
             sent: Mapping[str, Array] = self._sent or {}
@@ -202,18 +203,18 @@ class GradientVector:
             for name, value in trained.items():
                 if name in changed:
                     raise ConfigurationError(
-                        "batch_loss must not change parameters in place, as no gradient says that; it changed "
+                        "batch_loss must not change parameters in place, as no gradient can express that; it changed "
                         f"{name!r}; let the server do so after each step (optimizer.register_step_post_hook), or "
                         "compute in mode='update'."
                     )
                 if now[name] is not value:
                     raise ConfigurationError(
-                        f"batch_loss must not replace parameters, as no gradient says that; it replaced {name!r}; make "
-                        "it a buffer (register_buffer), or compute in mode='update'."
+                        f"batch_loss must not replace parameters, as no gradient can express that; it replaced "
+                        f"{name!r}; make it a buffer (register_buffer), or compute in mode='update'."
                     )
 
     def scale_gradients(self, factor: float) -> None:
-        """Multiply the parameters' gradients, not the buffers' changes."""
+        """Multiply the parameters' gradients, but not the buffers' changes, by a factor."""
         for name, _, place in self._places():
             if name not in self._before:
                 place.mul_(factor)
@@ -227,7 +228,7 @@ class GradientVector:
 
 
 def _trained_entries(model: nn.Module) -> dict[str, Tensor]:
-    """Return what gradients move, each tensor once, by the first of its names."""
+    """Return the entries that gradients move: each tensor once, under the first of its names."""
     found: dict[Tensor, str] = {}
     for name, value in model.state_dict(keep_vars=True).items():
         if is_continuous(value) and value.requires_grad:
@@ -236,24 +237,24 @@ def _trained_entries(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _differ(value: Tensor, other: Tensor) -> Tensor:
-    """Return whether two tensors of one shape have different bits, where the first is."""
+    """Return whether two tensors of the same shape differ in any bit, computed on the first one's device."""
     one, two = (real_view(tensor.detach().to(value.device, value.dtype)).contiguous() for tensor in (value, other))
     bits = WHOLE_NUMBERS[one.element_size()]
     return (one.view(bits) != two.view(bits)).any()
 
 
 def _check_buffer(name: str, now: Tensor, before: Tensor) -> None:
-    """Check that a buffer's change says what it is now."""
+    """Check that a buffer's new value can be recovered from its change."""
     check_untrained(name, now)
     _check_shape(name, now, before)
     after, start = real_view(now.detach()), real_view(before)
     if after.numel() == 0 or not bool(after.isfinite().all()):
-        return  # nothing can be lost; or the run diverges, and is told so
+        return  # nothing can be lost, or the run diverges, which is reported elsewhere
     lost = (start + change_of(after, start) - after).abs().amax()
     if not bool(lost <= max(1e-3, 4 * torch.finfo(after.dtype).eps) * after.abs().amax()):  # NaN, too
         raise ConfigurationError(
-            f"a buffer's change must say what it is now; {name!r} starts at {float(start.abs().amax()):.3g}, which is "
-            "too far from what batch_loss makes of it; start it near its usual values, or register it with "
+            f"a buffer's change must determine its new value; {name!r} starts at {float(start.abs().amax()):.3g}, too "
+            "far from its value after batch_loss; start it near its usual values, or register it with "
             "persistent=False."
         )
 
@@ -261,15 +262,15 @@ def _check_buffer(name: str, now: Tensor, before: Tensor) -> None:
 def _check_shape(name: str, now: Tensor, before: Tensor) -> None:
     if now.shape != before.shape:
         raise ConfigurationError(
-            f"a buffer must keep its shape; {name!r} had {tuple(before.shape)}, and has {tuple(now.shape)} after "
-            "batch_loss; give it its final shape in build_model, or register it with persistent=False."
+            f"a buffer must keep its shape; batch_loss changed that of {name!r} from {tuple(before.shape)} to "
+            f"{tuple(now.shape)}; give it its final shape in build_model, or register it with persistent=False."
         )
 
 
 def flatten(tensors: Mapping[str, Tensor], frozen: Collection[str] = frozenset()) -> Tensor:
-    """Return the floating-point and complex tensors of a mapping but the frozen ones, in its order, as one vector.
+    """Return the floating-point and complex tensors of a mapping, except frozen ones, in its order as one vector.
 
-    float32, or float64 if one of them is.
+    The vector is float64 if one of them is float64 or complex128, else float32.
     """
     chosen = [value for name, value in tensors.items() if is_continuous(value) and name not in frozen]
     parts = [real_view(value.detach()).reshape(-1) for value in chosen]
@@ -280,7 +281,7 @@ def flatten(tensors: Mapping[str, Tensor], frozen: Collection[str] = frozenset()
 
 
 def change_of(after: Tensor, before: Tensor) -> Tensor:
-    """Return after - before, but 0 where nothing changed, be it infinite (a causal mask's -inf) or NaN."""
+    """Return after - before, but 0 where nothing changed, even at infinite (a causal mask's -inf) or NaN entries."""
     change = after - before
     if not bool(change.isfinite().all()):
         change[(after == before) | (after.isnan() & before.isnan())] = 0

@@ -1,4 +1,4 @@
-"""A Hugging Face Trainer as a Solon node: your Trainer in, a Flower ClientApp out."""
+"""An adapter that runs a Hugging Face Trainer on Solon nodes."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,35 +21,40 @@ CPU = torch.device("cpu")
 
 
 class TrainerClient(SolonClientMixin):
-    """Computes what a `transformers.Trainer` would: its model, its data and its loss, with PEFT's adapters or without.
+    """Computes gradients with a `transformers.Trainer`'s model, data and loss, with or without PEFT adapters.
 
     Parameters
     ----------
     make_trainer : callable
-        Given a Flower Context, returns a Trainer: a server's or a node's, whose run_config and node_config say what you
-        want to know. It is called again only if these or the run's seed change: the frozen weights are loaded once a
-        process. torch is seeded with the run's seed, so that random weights are the same everywhere.
+        Takes a Flower Context, the server's or a node's, and returns a Trainer. The Context's ``run_config`` and
+        ``node_config`` hold the settings of the run and the node. It is called again only if these or the run's seed
+        change, so frozen weights are loaded once per process. torch is seeded with the run's seed, so that random
+        weights are the same everywhere.
 
     Raises
     ------
     ConfigurationError
-        In a round, if the Trainer asks for what nodes can't do: float16 with its loss scaling, NEFTune, dynamic RoPE,
-        a dataset without a length, a sampler or batches of its own.
+        In a round, if the Trainer uses a feature that nodes don't support: float16 with its loss scaling, NEFTune,
+        dynamic RoPE, a dataset without a length, or a sampler or batches of its own.
 
     Notes
     -----
-    Taken from the Trainer: model, training dataset, collator, per_device_train_batch_size, compute_loss with label
-    smoothing or a loss function of yours, bfloat16, gradient checkpointing; and by the server, see `for_server`,
-    optimizer, schedule and clipping.
-    Not taken: its loop, with callbacks, logging and saving; the number of epochs; gradient_accumulation_steps
-    (`SolonConfig.batches_per_group`). Examples come once an epoch, in an order that follows from the run's seed.
-    Only what is trained travels, see `TrainedOnly`.
-    Each round starts from the model as it was made: a node that missed one computes what the others do. Non-persistent
-    buffers, attributes of its modules (flags of checkpointing or of PEFT's adapters, caches) and requires_grad are put
-    back. What such attributes refer to is not: lists, the config, registered hooks. Nor are your Trainer's own
-    attributes, its dataset and its collator. Let nothing in them follow from what was computed before.
-    A batch's loss is the mean over its own tokens, and batches count alike. The Trainer weights batches that it
-    accumulates by their tokens: the same where all batches have as many.
+    Nodes use the Trainer's model, training dataset, collator, ``per_device_train_batch_size``, ``compute_loss``
+    (with label smoothing or a loss function of yours), bfloat16 and gradient checkpointing. The server uses its
+    optimizer, schedule and clipping; see `for_server`.
+
+    Nothing uses the Trainer's loop with its callbacks, logging and saving, its number of epochs, or
+    ``gradient_accumulation_steps`` (set `SolonConfig.batches_per_group` instead). Each example comes once an epoch, in
+    an order that follows from the run's seed. Only trained weights are sent; see `TrainedOnly`.
+
+    Each round starts from the model as it was made, so that a node that missed a round computes the same as the others.
+    Non-persistent buffers, attributes of the model's modules (such as checkpointing flags, flags of PEFT's adapters and
+    caches) and ``requires_grad`` are restored. Objects that those attributes refer to are not: lists, the config,
+    registered hooks. Neither are attributes of the Trainer, its dataset and its collator. None of these may depend on
+    earlier computations.
+
+    A batch's loss is the mean over its own tokens, and all batches have equal weight. The Trainer weights the batches
+    that it accumulates by their numbers of tokens. Both are the same if all batches have equally many.
 
     Examples
     --------
@@ -91,20 +96,20 @@ class TrainerClient(SolonClientMixin):
         return loss
 
     def for_server(self, context: Context, *, num_rounds: int, seed: int = 0) -> ServerSide:
-        """Return the model that a run starts from, and the Trainer's optimizer and schedule.
+        """Return the initial model, and the Trainer's optimizer and schedule.
 
         Parameters
         ----------
         context : Context
-            The ServerApp's.
+            The ServerApp's context.
         num_rounds : int
-            For the schedule: a round is a step.
+            Number of steps of the schedule; a round is one step.
         seed : int
-            The run's, `SolonConfig.seed`.
+            The run's seed, `SolonConfig.seed`.
 
         Notes
         -----
-        Gradients are clipped to the Trainer's max_grad_norm (1 by default) on the server, where the exact mean is.
+        The server, which has the exact mean gradient, clips it to the Trainer's ``max_grad_norm`` (1 by default).
         """
 
         def make() -> Made:
@@ -119,14 +124,14 @@ class TrainerClient(SolonClientMixin):
 
 
 class _AsMade:
-    """What a model keeps outside of its state_dict, as it is when this is made."""
+    """A snapshot of the state that a model keeps outside its state_dict."""
 
     def __init__(self, model: nn.Module) -> None:
         self._kept = [(module, dict(vars(module)), _non_persistent(module)) for module in model.modules()]
         self._requires_grad = [(value, value.requires_grad) for value in model.parameters()]
 
     def restore(self) -> None:
-        """Put it back."""
+        """Restore the snapshot."""
         for module, attributes, buffers in self._kept:
             for name in vars(module).keys() - attributes.keys():
                 del vars(module)[name]
@@ -143,10 +148,10 @@ def _non_persistent(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _model_of(trainer: Any) -> TrainedOnly:
-    """Return the model with what else Trainer.train would switch on: checkpointing and mixed precision."""
+    """Return the model with checkpointing and mixed precision switched on as Trainer.train would."""
     args, name = trainer.args, "activation_checkpointing"
     if not hasattr(args, name):
-        name = "gradient_checkpointing"  # as transformers called it until 5.2x
+        name = "gradient_checkpointing"  # its name in transformers until 5.2x
     if getattr(args, name):
         getattr(trainer.model, f"{name}_enable")(getattr(args, f"{name}_kwargs"))
     return TrainedOnly(trainer.accelerator.prepare_model(trainer.model, evaluation_mode=True))
@@ -159,8 +164,8 @@ def _checked(trainer: Any) -> Any:
             "Trainer(model=..., args=..., train_dataset=...)."
         )
     for name, remedy in (
-        ("fp16", "as the factor of its loss scaling follows from what a node has seen; set bf16=True"),
-        ("neftune_noise_alpha", "which Trainer.train alone switches on; add the noise in your model"),
+        ("fp16", "as its loss scaling factor depends on the batches that a node has seen; set bf16=True"),
+        ("neftune_noise_alpha", "which only Trainer.train switches on; add the noise in your model"),
     ):
         value = getattr(trainer.args, name, None)
         if value:
@@ -169,7 +174,7 @@ def _checked(trainer: Any) -> Any:
         types = getattr(module, "rope_type", "")
         if any("dynamic" in str(one) for one in (types.values() if isinstance(types, Mapping) else [types])):
             raise ConfigurationError(
-                f"nodes can't compute with rope_type={types!r}, as its frequencies follow from the batches before; set "
-                "another in the model's config, such as 'linear' or 'yarn', and 'dynamic' after training."
+                f"nodes can't compute with rope_type={types!r}, as its frequencies depend on earlier batches; set "
+                "another type in the model's config, such as 'linear' or 'yarn', and 'dynamic' after training."
             )
     return trainer

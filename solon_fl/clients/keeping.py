@@ -1,4 +1,4 @@
-"""What a node keeps of the model from message to message, and how it makes a model of that and of what it is sent."""
+"""Storage for the parts of the model that a node keeps between messages, and assembly of the model from them."""
 
 import logging
 import os
@@ -25,24 +25,24 @@ from solon_fl.wire import model_sha256, real_view, to_array, trusted_tensor
 
 __all__ = ["ModelStore", "downlink_mod", "keep_in_memory"]
 
-FOLDER = "SOLON_FL_STATE"  # the environment variable
-MOST = {"fixed": 2, "trained": 3}  # models that are kept
-ONE_DAY = 86_400.0  # seconds after which another run's models are removed
+FOLDER = "SOLON_FL_STATE"  # an environment variable
+MOST = {"fixed": 2, "trained": 3}  # models to keep of each kind
+ONE_DAY = 86_400.0  # seconds until another run's models are removed
 Kind = Literal["fixed", "trained"]
 Arrays = Mapping[str, Array]
 logger = logging.getLogger("flwr")
 
 
 class ModelStore:
-    """Parts of models by their SHA-256: the latest in memory, and in a folder if there is one.
+    """A store for the latest parts of models, in memory and optionally in a folder, under their SHA-256.
 
-    Many nodes may share a store, and a folder: what two of them keep of one model is there once. Nothing is taken out
-    of a folder that does not have the SHA-256 that it should have.
+    Many nodes may share a store or a folder; the parts that they have in common are stored once. A part read from a
+    folder is used only if its SHA-256 is correct.
 
     Parameters
     ----------
     folder : Path, optional
-        Made when it is needed, for this user alone. Nobody else may be able to write to it.
+        Created on first use, with access for this user only. Other users must not be able to write to it.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -51,7 +51,7 @@ class ModelStore:
         self._lock = threading.Lock()
 
     def get(self, kind: Kind, sha256: str) -> Arrays | None:
-        """Return the arrays of this SHA-256, by name; None if they are not here."""
+        """Return the arrays with this SHA-256, by name, or None if they are not stored."""
         with self._lock:
             if sha256 in self._memory[kind]:
                 self._memory[kind].move_to_end(sha256)
@@ -62,15 +62,15 @@ class ModelStore:
         return arrays
 
     def put(self, kind: Kind, sha256: str, arrays: Arrays) -> None:
-        """Keep arrays of this SHA-256, and drop older ones."""
+        """Store arrays under their SHA-256, and drop older ones."""
         self._remember(kind, sha256, arrays)
         if self._folder is not None:
             try:
                 self._write(self._folder, kind, sha256, arrays)
-            except (OSError, RuntimeError) as error:  # torch's own if a disk is full; a node can do without
+            except (OSError, RuntimeError) as error:  # torch raises RuntimeError if a disk is full
                 logger.warning(
-                    "The model can't be kept in %s (%s), so that the server must send all of it again; let %s name a "
-                    "folder that can be written to.",
+                    "The model can't be kept in %s (%s), so the server must send all of it again; set %s to a writable "
+                    "folder.",
                     *(self._folder, error, FOLDER),
                 )
 
@@ -93,19 +93,19 @@ class ModelStore:
         except FileNotFoundError:
             return None
         except OSError as error:
-            logger.warning("The model kept in %s can't be read, and is not used: %s", path, error)
+            logger.warning("The model kept in %s can't be read and is not used: %s", path, error)
             return None
-        except Exception:  # a file that is damaged may make torch raise anything
+        except Exception:  # torch may raise anything for a damaged file
             arrays = {}
         is_whole = model_sha256(ArrayRecord(dict(arrays))) == sha256
         with suppress(OSError):
             if is_whole:
                 os.utime(path)
             else:
-                path.unlink()  # or nothing would be kept in its place
+                path.unlink()  # otherwise it would never be replaced
         if is_whole:
             return arrays
-        logger.warning("The model kept in %s is damaged, and is not used.", path)
+        logger.warning("The model kept in %s is damaged and is not used.", path)
         return None
 
     def _write(self, folder: Path, kind: Kind, sha256: str, arrays: Arrays) -> None:
@@ -113,10 +113,10 @@ class ModelStore:
         _check_private(folder.parent)
         folder.mkdir(mode=0o700, exist_ok=True)
         path = folder / f"{kind}-{sha256}.pt"
-        if path.exists():  # another node of this machine was first
+        if path.exists():  # another node on this machine wrote it
             os.utime(path)
         else:
-            handle, part = tempfile.mkstemp(suffix=".part", dir=folder)  # machines that share it have equal process ids
+            handle, part = tempfile.mkstemp(suffix=".part", dir=folder)  # process ids aren't unique across machines
             os.close(handle)
             try:
                 torch.save({name: trusted_tensor(array) for name, array in arrays.items()}, part)
@@ -127,17 +127,17 @@ class ModelStore:
 
 
 def _check_private(folder: Path) -> None:
-    """Raise OSError unless the folder is this user's, and nobody else can write to it."""
+    """Raise OSError unless the folder belongs to this user and nobody else can write to it."""
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode):
-        raise NotADirectoryError(f"{folder} is no folder")
+        raise NotADirectoryError(f"{folder} is not a folder")
     if hasattr(os, "getuid") and (found.st_uid != os.getuid() or found.st_mode & 0o022):
         raise PermissionError(f"{folder} belongs to another user, or others may write to it")
 
 
 def _remove_old(folder: Path, kind: Kind) -> None:
-    """Remove what is too much in a run's folder, and the folders of runs that are long over."""
-    with suppress(OSError):  # other nodes of this machine remove things too
+    """Remove surplus models from a run's folder, and the folders of runs that ended long ago."""
+    with suppress(OSError):  # other nodes on this machine remove files, too
         by_age = sorted(folder.glob(f"{kind}-*.pt"), key=lambda path: path.stat().st_mtime, reverse=True)
         for path in by_age[MOST[kind] :]:
             path.unlink(missing_ok=True)
@@ -155,16 +155,16 @@ _process_stays = False
 
 
 def keep_in_memory() -> None:
-    """Declare that this process lives as long as its nodes: what they keep is kept in memory alone."""
+    """Declare that this process lives as long as its nodes, so that they keep their models in memory only."""
     global _process_stays  # a property of the process
     _process_stays = True
 
 
 def store_of(context: Context) -> ModelStore:
-    """Return where a node keeps its model: in memory if the process stays, else in a folder of the run's, too.
+    """Return a node's store: in memory if the process stays, otherwise in a folder of the run as well.
 
-    A SuperNode starts a process for every message. The folder is in that of the environment variable SOLON_FL_STATE,
-    or in one for temporary files; if the variable is empty, there is none.
+    A SuperNode starts a process for every message, hence the folder. Its parent is the environment variable
+    SOLON_FL_STATE or, if that is not set, a folder for temporary files. If the variable is empty, no folder is used.
     """
     if _process_stays or os.environ.get(FOLDER) == "":
         return _in_memory
@@ -176,16 +176,16 @@ def store_of(context: Context) -> ModelStore:
 
 
 def downlink_mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Turn what the server sends of a model into the whole of it: a Flower mod.
+    """Assemble the whole model from the parts of it that the server sends (a Flower mod).
 
-    `SolonClientMixin.client_app`, `solon_mod`, `draco_client_app` and `signum_mod` have it already. Put it on functions
-    of your own that are sent a model by a strategy with ``downlink="delta"``, or of which weights are frozen, before
-    all other mods: ``@app.train(mods=[downlink_mod])``, ``@app.evaluate(mods=[downlink_mod])``.
+    `SolonClientMixin.client_app`, `solon_mod`, `draco_client_app` and `signum_mod` include it. Put it on functions of
+    your own, before all other mods, if a strategy with ``downlink="delta"`` or with frozen weights sends them a model:
+    ``@app.train(mods=[downlink_mod])``, ``@app.evaluate(mods=[downlink_mod])``.
 
     Notes
     -----
-    Cost: decoding a patch, copying the trained entries and computing their SHA-256, once a round and process; 0 if the
-    message holds the whole model. Memory: up to 3 models.
+    Cost: each process decodes a patch, copies the trained entries and computes their SHA-256 once a round. A message
+    that holds the whole model costs nothing. Memory: up to 3 models.
     """
     parts = Parts.from_message(message)
     if parts is None:
@@ -206,7 +206,7 @@ def downlink_mod(message: Message, context: Context, call_next: ClientAppCallabl
 
 
 def _whole(message: Message, parts: Parts, store: ModelStore) -> ArrayRecord | None:
-    """Return the model that a message stands for; None if the node lacks some of it."""
+    """Return the model that a message describes, or None if the node lacks some of it."""
     records = message.content.array_records
     fixed, trained = _fixed(records.get(FIXED), parts, store), _trained(records, parts, store)
     if fixed is None or trained is None:
@@ -242,7 +242,7 @@ def _trained(records: Mapping[str, ArrayRecord], parts: Parts, store: ModelStore
 
 
 def _patched(patches: ArrayRecord, before: list[str], store: ModelStore) -> Arrays | None:
-    """Return the latest version that is kept and that a patch begins with, and all patches from there applied."""
+    """Apply the patches to the latest stored version that one of them starts from; None if there is none."""
     for number in range(len(before) - 1, -1, -1):
         kept = store.get("trained", before[number])
         if kept is None:
@@ -252,7 +252,7 @@ def _patched(patches: ArrayRecord, before: list[str], store: ModelStore) -> Arra
             for patch in list(patches.values())[number:]:
                 apply_patch(patch.numpy().tobytes(), [real_view(tensor) for tensor in tensors.values()])
         except PatchError as error:
-            logger.warning("A patch of the model does not fit what is kept here: %s", error)
+            logger.warning("A patch of the model does not fit the version that is kept here: %s", error)
             return None
         return {name: to_array(tensor) for name, tensor in tensors.items()}
     return None

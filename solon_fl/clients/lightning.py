@@ -1,4 +1,4 @@
-"""A LightningModule as a Solon node: your module and your DataLoader in, a Flower ClientApp out."""
+"""An adapter that runs a LightningModule and a DataLoader on Solon nodes."""
 
 from collections.abc import Callable, Mapping
 from inspect import signature
@@ -24,33 +24,38 @@ CPU = torch.device("cpu")
 
 
 class LightningClient(SolonClientMixin):
-    """Computes a LightningModule's `training_step` on batches of a DataLoader; works with either Lightning package.
+    """Computes gradients with a LightningModule's ``training_step`` on batches of a DataLoader.
+
+    Works with both Lightning packages, ``lightning`` and ``pytorch_lightning``.
 
     Parameters
     ----------
     make_module : callable
-        Given a Flower Context, returns the LightningModule: a server's or a node's, whose run_config and node_config
-        say what you want to know. Called in every round, so that nothing is left of the last one; torch is seeded with
-        the run's seed.
+        Takes a Flower Context, the server's or a node's, and returns the LightningModule. The Context's ``run_config``
+        and ``node_config`` hold the settings of the run and the node. It is called in every round, so that no state
+        remains from the previous one, with torch seeded with the run's seed.
     make_loader : callable
-        Given a Context, returns the DataLoader of the training data: ``make_datamodule().train_dataloader()``, say,
-        after its `setup`. Called again only if the Context's configs change.
+        Takes a Context and returns the DataLoader of the training data, for example
+        ``make_datamodule().train_dataloader()`` after ``setup``. It is called again only if the Context's configs
+        change.
 
     Raises
     ------
     ConfigurationError
-        In a round, if the module optimizes by itself, or the loader can't be followed: without a length or a
-        batch_size, or with a sampler or batches of its own.
+        In a round, if the module uses manual optimization, or if the loader has no length, no batch_size, or a sampler
+        or batches of its own.
 
     Notes
     -----
-    Taken from the module: `training_step`, which returns the loss or a dict with "loss"; the hooks
-    on_before_batch_transfer, transfer_batch_to_device and on_after_batch_transfer; and by the server, see
-    `for_server`, `configure_optimizers`. From the loader: dataset, batch_size and collate_fn.
-    Not taken: what a Lightning Trainer does: its other hooks, its callbacks, loggers, precision and clipping. What
-    `self.log` is told goes nowhere; the mean loss is in `RoundReport.training_loss`. ``self.trainer`` is not there.
-    Examples come once an epoch, in an order that follows from the run's seed. batch_idx counts the batches of the run.
-    Only what is trained travels, see `TrainedOnly`.
+    Nodes call the module's ``training_step``, which returns the loss or a dict with "loss", and the hooks
+    ``on_before_batch_transfer``, ``transfer_batch_to_device`` and ``on_after_batch_transfer``. The server calls
+    ``configure_optimizers``; see `for_server`. Of the loader, ``dataset``, ``batch_size`` and ``collate_fn`` are used.
+
+    There is no Lightning Trainer, so its other hooks, callbacks, loggers, precision and clipping have no effect, and
+    ``self.trainer`` is not set. ``self.log`` does nothing; `RoundReport.training_loss` is the mean loss.
+
+    Each example comes once an epoch, in an order that follows from the run's seed. ``batch_idx`` counts the batches of
+    the run. Only trained weights are sent; see `TrainedOnly`.
 
     Examples
     --------
@@ -72,10 +77,10 @@ class LightningClient(SolonClientMixin):
         return TrainedOnly(_checked(self._make_module(context)))
 
     def batch_loss(self, model: nn.Module, batch: Batch, context: Context) -> Tensor:
-        """Return the loss of the module's training_step; see `SolonClientMixin.batch_loss`."""
+        """Return the loss of the module's ``training_step``; see `SolonClientMixin.batch_loss`."""
         module: Any = model.model
         device, loader = self.device(), self._loader_of(context)
-        module.to(device)  # moves nothing, but lets module.device say so
+        module.to(device)  # moves nothing, but sets module.device
         examples = module.on_before_batch_transfer(examples_of(loader, batch, loader.batch_size), 0)
         examples = module.on_after_batch_transfer(module.transfer_batch_to_device(examples, device, 0), 0)
         wants_number = len(signature(module.training_step).parameters) > 1
@@ -84,19 +89,20 @@ class LightningClient(SolonClientMixin):
         return loss
 
     def for_server(self, context: Context, *, seed: int = 0) -> ServerSide:
-        """Return the module that a run starts from, and what its configure_optimizers says.
+        """Return the initial module, with the optimizer and scheduler from its ``configure_optimizers``.
 
         Parameters
         ----------
         context : Context
-            The ServerApp's.
+            The ServerApp's context.
         seed : int
-            The run's, `SolonConfig.seed`.
+            The run's seed, `SolonConfig.seed`.
 
         Raises
         ------
         ConfigurationError
-            If that is not one optimizer, or a scheduler is to be stepped by the epoch.
+            If ``configure_optimizers`` does not return exactly one optimizer, or if it returns several schedulers or
+            one that does not step after every optimizer step.
         """
 
         def make() -> Made:
@@ -116,7 +122,7 @@ class LightningClient(SolonClientMixin):
 
 
 def _unlogged(*_: object, **__: object) -> None:
-    """Take the place of a module's `log` and `log_dict`, which have no Trainer to tell."""
+    """Replace a module's `log` and `log_dict`, which need a Trainer."""
 
 
 def _checked(module: Any) -> Any:
@@ -126,15 +132,16 @@ def _checked(module: Any) -> Any:
         )
     if not module.automatic_optimization:
         raise ConfigurationError(
-            "the server makes the steps, so the module must leave them to Lightning; got automatic_optimization=False; "
-            "return the loss from training_step, and let configure_optimizers return one optimizer."
+            "the server makes the steps, so the module must use automatic optimization; got "
+            "automatic_optimization=False; return the loss from training_step, and let configure_optimizers return one "
+            "optimizer."
         )
     module.log = module.log_dict = _unlogged
     return module
 
 
 def _configured(module: Any) -> tuple[Optimizer, LRScheduler | None]:
-    """Return the one optimizer of configure_optimizers, and its scheduler if it has one."""
+    """Return the one optimizer from configure_optimizers, and its scheduler if there is one."""
     made = module.configure_optimizers()
     if isinstance(made, Mapping):
         optimizers, schedulers = [made.get("optimizer")], [made["lr_scheduler"]] if "lr_scheduler" in made else []
@@ -144,9 +151,9 @@ def _configured(module: Any) -> tuple[Optimizer, LRScheduler | None]:
         optimizers, schedulers = list(made) if isinstance(made, tuple | list) else [made], []
     if len(optimizers) != 1 or not isinstance(optimizers[0], Optimizer) or len(schedulers) > 1:
         raise ConfigurationError(
-            "configure_optimizers must return one optimizer, and at most one scheduler, for a server makes one step a "
-            f"round; got {[type(one).__name__ for one in optimizers]} and {len(schedulers)} schedulers; put the "
-            "parameters into groups of one optimizer."
+            "configure_optimizers must return one optimizer and at most one scheduler, as the server makes one step a "
+            f"round; got {[type(one).__name__ for one in optimizers]} and {len(schedulers)} schedulers; put all "
+            "parameters into groups of a single optimizer."
         )
     return optimizers[0], _scheduler_of(schedulers[0]) if schedulers else None
 
@@ -157,7 +164,7 @@ def _scheduler_of(configured: Any) -> LRScheduler:
     interval, frequency = settings.get("interval", "epoch"), settings.get("frequency", 1)
     if (interval, frequency) != ("step", 1):
         raise ConfigurationError(
-            "a scheduler must be stepped after every step, for a round has no epochs; got "
+            "a scheduler must be stepped after every optimizer step, as the server knows no epochs; got "
             f"interval={interval!r}, frequency={frequency}; return {{'scheduler': ..., 'interval': 'step'}}, and count "
             "in steps."
         )

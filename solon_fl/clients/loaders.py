@@ -1,4 +1,4 @@
-"""The batches of a DataLoader, drawn as a node of a group must: by the batch's number, not by the loader's order."""
+"""Draws the batches of a DataLoader by their numbers rather than in the loader's order, as nodes of a group must."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ __all__ = ["check_loader", "examples_of"]
 
 
 def check_loader(loader: Any) -> None:
-    """Raise ConfigurationError if the examples of a batch can't be drawn from what a DataLoader reads."""
+    """Raise ConfigurationError if batches can't be drawn by their numbers from a DataLoader's dataset."""
     if not isinstance(loader, DataLoader):
         raise ConfigurationError(
             f"the training data must be one torch DataLoader; got a {type(loader).__name__}; return "
@@ -20,24 +20,24 @@ def check_loader(loader: Any) -> None:
     if isinstance(loader.dataset, IterableDataset):
         raise ConfigurationError(
             "the training dataset must have a length and numbered examples, so that all nodes of a group draw the "
-            f"same; got an IterableDataset, {type(loader.dataset).__name__}; use a map-style one."
+            f"same ones; got an IterableDataset, {type(loader.dataset).__name__}; use a map-style dataset."
         )
     batches = loader.batch_sampler
     if type(batches) is not BatchSampler:
         got = "batch_size=None" if batches is None else f"the batch_sampler {type(batches).__name__}"
         raise ConfigurationError(
-            "nodes put the batches together by themselves, from examples in an order of the run's; got a loader with "
-            f"{got}; return DataLoader(dataset, batch_size=32), or override batch_loss."
+            "nodes form batches themselves, from examples in an order that the run's seed determines; got a loader "
+            f"with {got}; return DataLoader(dataset, batch_size=32), or override batch_loss."
         )
     if not isinstance(batches.sampler, RandomSampler | SequentialSampler):
         raise ConfigurationError(
-            "nodes take each example once an epoch, in an order of the run's; got a loader with a "
-            f"{type(batches.sampler).__name__}, which says otherwise; leave it out (shuffle=True), or override "
+            "nodes take each example once an epoch, in an order that the run's seed determines; got a loader with a "
+            f"{type(batches.sampler).__name__}, which may choose differently; leave it out (shuffle=True), or override "
             "batch_loss."
         )
 
 
 def examples_of(loader: "DataLoader[Any]", batch: Batch, batch_size: int) -> Any:
-    """Return what the loader's collate_fn makes of this batch's examples: each comes once an epoch."""
+    """Return this batch's examples, collated by the loader's collate_fn; each example comes once an epoch."""
     chosen = batch.sample_epoch(len(loader.dataset), batch_size).tolist()  # type: ignore[arg-type]  # map-style
     return loader.collate_fn(Subset(loader.dataset, chosen).__getitems__(list(range(batch_size))))

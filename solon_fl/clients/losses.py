@@ -1,4 +1,4 @@
-"""What a node reports of its losses beside its share: their mean, and which parameters none depends on."""
+"""Collects the losses of a node's batches, to report their mean and the parameters that no loss depends on."""
 
 import math
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ __all__ = ["Losses", "collected_losses", "note_loss", "note_unreached"]
 
 
 class Losses:
-    """Adds up losses where they were computed: nothing waits for a GPU before the mean is asked for.
+    """Adds up losses on the device where they were computed; only `mean` waits for a GPU.
 
     Attributes
     ----------
@@ -29,13 +29,13 @@ class Losses:
         self._include(loss.detach().float().reshape(()), 1)
 
     def include(self, others: "Losses") -> None:
-        """Add all that others have added up."""
+        """Add the losses that `others` has collected, and take over its `unreached`."""
         self.unreached = others.unreached
         if others._total is not None:
             self._include(others._total, others._count)
 
     def mean(self) -> float | None:
-        """Return the mean loss of a batch; None if there is none, or it is not finite."""
+        """Return the mean loss of a batch, or None if there is none or it is not finite."""
         mean = math.nan if self._total is None else self._total.item() / self._count
         return mean if math.isfinite(mean) else None
 
@@ -49,7 +49,7 @@ _collecting: ContextVar[Losses | None] = ContextVar("collecting", default=None) 
 
 @contextmanager
 def collected_losses() -> Iterator[Losses]:
-    """Collect the losses that `note_loss` is given inside, in this thread."""
+    """Collect the losses that this thread passes to `note_loss` inside."""
     losses = Losses()
     token = _collecting.set(losses)
     try:
@@ -59,7 +59,7 @@ def collected_losses() -> Iterator[Losses]:
 
 
 def note_loss(loss: Tensor | Losses) -> None:
-    """Add a batch's loss, or several, to those that are being collected, if any are."""
+    """Add the loss of a batch, or of several, to the innermost `collected_losses`; do nothing outside of one."""
     losses = _collecting.get()
     if losses is None:
         return
@@ -70,7 +70,7 @@ def note_loss(loss: Tensor | Losses) -> None:
 
 
 def note_unreached(names: tuple[str, ...]) -> None:
-    """Say which parameters no loss depends on, if that is being collected."""
+    """Record which parameters no loss depends on in the innermost `collected_losses`; do nothing outside of one."""
     losses = _collecting.get()
     if losses is not None:
         losses.unreached = names

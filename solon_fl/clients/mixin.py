@@ -1,4 +1,4 @@
-"""The mixin: your model and the loss of one batch in, a Flower ClientApp out."""
+"""A mixin that makes a Flower ClientApp from a model and the loss of one batch."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -29,41 +29,45 @@ from solon_fl.wire import BufferNames, trusted_tensor
 
 __all__ = ["SolonClientMixin"]
 
-METRICS = "metrics"  # Flower's habit
+METRICS = "metrics"  # the record's usual name in Flower
 logger = logging.getLogger("flwr")
-_computing: ContextVar[torch.device | None] = ContextVar("computing", default=None)  # where, in this thread
-_warned_of: set[tuple[str, ...]] = set()  # so that a process says it once
+_computing: ContextVar[torch.device | None] = ContextVar("computing", default=None)  # this thread's device
+_warned_of: set[tuple[str, ...]] = set()  # a process warns once of the same parameters
 
 
 class SolonClientMixin:
-    """Gives a class with a model and a loss everything a Solon node does.
+    """Turns a class with a model and a loss into a Solon node.
 
-    Supply `build_model` and `batch_loss`; override any of the others for more, `evaluate` to evaluate on the nodes
-    (``SolonStrategy(..., client_evaluation=True)``). Batches must follow from what
-    `Batch` holds alone, so that all nodes of a group compute the same: never from a running data loader or a
-    global random state. No state is kept between rounds.
+    Define `build_model` and `batch_loss`. All other methods may be overridden; define `evaluate` to evaluate on the
+    nodes (``SolonStrategy(..., client_evaluation=True)``). A batch must depend only on its `Batch`, so that all nodes
+    of a group compute the same gradient; never take it from a running data loader or a global random state. No state is
+    kept between rounds.
 
     Attributes
     ----------
     keeps_state : bool
-        Whether training is given the node's own ``context.state``, which lasts from round to round. By default it is
-        empty in every round, the same on all nodes: one that depends on earlier rounds makes an honest node lie for
-        ever once it missed a round, or was restarted.
+        Whether training gets the node's own ``context.state``, which persists between rounds. By default, the state is
+        empty in every round, and thus the same on all nodes. An honest node whose result depends on earlier rounds
+        counts as Byzantine from the first round that it misses, or from its first restart.
 
     Notes
     -----
-    BatchNorm and other state without a gradient: batches are computed in training mode one after the
-    other, and the change of the statistics is encoded together with the gradient, so that it is protected like
-    it. The server must be told which entries that are: ``SolonStrategy(..., buffers=buffer_names(model))``.
-    Several devices: each has a copy of the model (copy.deepcopy). Buffers and frozen weights are copied from device to
-    device before each batch, so that they follow all batches; what else a model keeps in attributes is not.
-    A parameter that no batch's loss depends on has no gradient on the server, as in plain torch (s + 1 nodes of each
-    group must say so), so that nothing moves it; the node's log names such parameters once.
-    Frozen, integer and boolean entries are not sent: a loss that changes one is an error which names it.
-    num_batches_tracked is counted by the server, so that a BatchNorm with momentum=None, used once a batch, averages
-    as in plain torch.
+    BatchNorm and other state without a gradient: batches are computed in training mode, one after another. The change
+    of the statistics is encoded together with the gradient and protected like it. Tell the server which entries these
+    are: ``SolonStrategy(..., buffers=buffer_names(model))``.
+
+    Several devices: each has a copy of the model (``copy.deepcopy``). Buffers and frozen weights are copied to the next
+    device before each batch, so that they reflect all batches so far. Other attributes of the model are not copied.
+
+    Unused parameters: a parameter that no batch's loss depends on has no gradient on the server, as in plain torch, so
+    no step moves it. At least s + 1 nodes of each group must report it. Each node logs such parameters once.
+
+    Frozen, integer and boolean entries are not sent. A loss that changes one raises an error that names it. The server
+    counts ``num_batches_tracked``, so that a BatchNorm with ``momentum=None`` that is used once a batch averages as in
+    plain torch.
+
     The mean loss of the task's batches is sent beside the share, for `RoundReport.training_loss`; nothing protects it.
-    A `gradient` or `update` of your own sends one only where it calls `mean_gradient`, or the `update` of this class.
+    If you override `gradient` or `update`, it is sent only if you call `mean_gradient` or this class's `update`.
 
     Examples
     --------
@@ -79,39 +83,40 @@ class SolonClientMixin:
     keeps_state: bool = False
 
     def build_model(self, context: Context) -> nn.Module:
-        """Return the model; its weights don't matter, the server's are loaded into it.
+        """Return the model. Its weights don't matter, because the server's are loaded into it.
 
-        torch is seeded with the run's seed, for random constants that are not in the state_dict: for the same ones
-        on the server, call ``torch.manual_seed(config.seed)`` before building the model.
+        torch is seeded with the run's seed, so that random constants outside the state_dict are the same on all nodes.
+        To get the same ones on the server, call ``torch.manual_seed(config.seed)`` before building the model.
         """
         raise NotImplementedError(f"{type(self).__name__} must define build_model(context)")
 
     def batch_loss(self, model: nn.Module, batch: Batch, context: Context) -> Tensor:
         """Return the mean loss of one batch, a scalar with a gradient.
 
-        `model` is in training mode on `device()`, where the batch must be put; torch is seeded for this batch. The loss
-        must not change trained weights: no gradient says that.
+        `model` is in training mode on `device()`; move the batch to that device. torch is seeded for this batch. The
+        loss must not change trained weights, because no gradient can express that.
         """
         raise NotImplementedError(f"{type(self).__name__} must define batch_loss(model, batch, context)")
 
     def device(self) -> torch.device:
-        """Return where the batch at hand is computed; outside of `batch_loss` the first of `devices()`."""
+        """Return the device of the current batch, or the first of `devices()` outside of `batch_loss`."""
         return _computing.get() or self._devices()[0]
 
     def devices(self) -> Sequence[torch.device]:
-        """Return where to compute: all CUDA devices that the process may use, else the CPU.
+        """Return the devices to compute on: all CUDA devices that the process may use, otherwise the CPU.
 
-        The group's batches are spread over them, and the sum is formed on the first, in the order of the batches: a
-        node sends the same bits, however many devices of one make it has. Local steps (mode "update") and
-        evaluation take the first.
+        The group's batches are spread over the devices. Their gradients are added on the first one, in the order of the
+        batches, so a node's reply has the same bits for any number of devices of the same kind. Local steps (mode
+        "update") and evaluation use the first device.
         """
         return [torch.device("cuda", index) for index in range(torch.cuda.device_count())] or [torch.device("cpu")]
 
     def gradient(self, arrays: ArrayRecord, task: SolonTask, context: Context, config: dict[str, object]) -> Tensor:
         """Return the group's gradient of this round, (d,), on any device: the mean over the task's batches.
 
-        Override it to compute the gradient some other way; entries stand as in the model's state_dict. What this
-        returns is longer: each tensor is padded as the code wants it, so that it can be encoded where it is.
+        Override this method to compute the gradient in another way, with entries in the order of the model's
+        state_dict. The vector returned here is longer, because each tensor is already padded for the code; this saves a
+        copy when it is encoded.
         """
         return self.mean_gradient(arrays, task.batches, task.buffers, context, multiple=task.make_code().multiple)
 
@@ -124,10 +129,10 @@ class SolonClientMixin:
         *,
         multiple: int = 1,
     ) -> Tensor:
-        """Return the mean gradient of these batches, (d,), and the buffers' change where those stand.
+        """Return the mean gradient of these batches, (d,), with the buffers' changes at their places.
 
-        Frozen entries have no place in it, if `buffers` says which they are. Each tensor is padded with zeros to a
-        `multiple` of entries.
+        Frozen entries are left out if `buffers` says which they are. Each tensor is padded with zeros to a multiple of
+        `multiple` entries.
         """
         frozen = BufferNames.of(buffers).frozen
         devices = self._devices()[: len(batches)]
@@ -147,7 +152,7 @@ class SolonClientMixin:
         return gradient.vector
 
     def local_optimizer(self, model: nn.Module, config: dict[str, object]) -> torch.optim.Optimizer:
-        """Return the optimizer of the local steps (mode "update"). Default: SGD with the train config's "lr"."""
+        """Return the optimizer of the local steps (mode "update"); by default, SGD with the train config's "lr"."""
         rate = config.get("lr")
         if not isinstance(rate, (int, float)):
             raise ConfigurationError(
@@ -173,22 +178,22 @@ class SolonClientMixin:
         return change_of(flatten(model.state_dict(), frozen), before)
 
     def evaluate(self, model: nn.Module, context: Context) -> dict[str, float]:
-        """Return metrics of the model on this node's data: numbers, by name.
+        """Return metrics of the model on this node's data, as numbers by name.
 
-        Called if the strategy has ``client_evaluation=True``. The model holds the server's weights, in evaluation mode,
-        on `device()`. The server takes the median of each number over the nodes.
+        Called if the strategy has ``client_evaluation=True``. The model has the server's weights and is in evaluation
+        mode on `device()`. The server takes the median of each metric over the nodes.
         """
         raise NotImplementedError(f"{type(self).__name__} must define evaluate(model, context)")
 
     def train(self, message: Message, context: Context) -> Message:
-        """Answer a training message with this node's share, and the mean loss of its batches."""
+        """Answer a training message with this node's share and the mean loss of its batches."""
         task = SolonTask.from_message(message)
         arrays = message.content.array_records[ARRAYS]
         config: dict[str, object] = dict(message.content.config_records.get(CONFIG, {}))
         compute = self.gradient if task.mode == "gradient" else self.update
         context = context if self.keeps_state else without_state(context)
         with (
-            torch.inference_mode(False),  # whichever modes the program is in
+            torch.inference_mode(False),  # the program may be in any mode
             torch.enable_grad(),
             strictly_deterministic(task.needs_equal_bits),
             explained(),
@@ -203,14 +208,14 @@ class SolonClientMixin:
             return share_reply(message, task, vector, beside)
 
     def client_app(self, mods: list[Mod] | None = None) -> ClientApp:
-        """Return the Flower ClientApp that serves this object: training, evaluation, and the query for its silo.
+        """Return a Flower ClientApp for this object, with training, evaluation and the query for its silo.
 
-        To evaluate, override `evaluate`. Functions of your own need names: ``@app.evaluate("mine")``.
+        To evaluate, override `evaluate`. Functions that you add need names: ``@app.evaluate("mine")``.
 
         Parameters
         ----------
         mods : list of Flower mods, optional
-            Put around training.
+            Mods that wrap training.
         """
         app = MixinApp()
         answer_silo_queries(app)
@@ -261,12 +266,12 @@ def _checked(loss: object) -> Tensor:
         got = f"a tensor of shape={tuple(loss.shape)}, requires_grad={loss.requires_grad}"
     raise ConfigurationError(
         f"batch_loss must return the batch's mean loss, one number with a gradient; got {got}; return it as a tensor, "
-        "such as cross_entropy(model(inputs), labels), and detach nothing."
+        "such as cross_entropy(model(inputs), labels), without detaching it."
     )
 
 
 def _plain_number(value: Any) -> Any:
-    """Return a number of numpy or torch as Python's own, which Flower insists on; all else as it is."""
+    """Convert a NumPy or torch number to a Python number, which Flower requires; return anything else as it is."""
     return value.item() if isinstance(value, (np.number, Tensor)) else value
 
 
@@ -274,7 +279,7 @@ def _warn_of_unreached(names: tuple[str, ...]) -> None:
     if names and names not in _warned_of:
         _warned_of.add(names)
         logger.warning(
-            "No batch's loss depends on %d parameters in this round (%s): no step moves them.",
+            "No batch's loss depends on %d parameters in this round (%s), so no step moves them.",
             len(names),
             ", ".join(names[:10]) + (", ..." if len(names) > 10 else ""),
         )

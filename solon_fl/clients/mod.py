@@ -1,4 +1,4 @@
-"""The mod: turns an ordinary Flower train function into a Solon node."""
+"""A Flower mod that turns an ordinary train function into a Solon node."""
 
 from collections.abc import Collection
 from typing import Literal
@@ -20,41 +20,40 @@ from solon_fl.wire import trusted_tensor
 
 __all__ = ["solon_mod"]
 
-NEARLY = 0.1  # of the model's norm: no gradient is so near to the model itself
+NEARLY = 0.1  # a vector this close to the model, as a fraction of its norm, is taken for a model, not a gradient
 
 
 def solon_mod(returns: Literal["vector", "model"] = "vector", *, keeps_state: bool = False) -> Mod:
-    """Return a mod that replaces what a train function returns by this node's coded share of it.
+    """Return a mod that replaces the arrays that a train function returns with this node's coded share of them.
 
-    Put it on the train function of a ClientApp: ``@app.train(mods=[solon_mod()])``. All nodes of a group must
-    compute the same: take batches from ``SolonTask.from_message(message).batches``. While the function runs, torch is
-    seeded for the group's round, on the CPU and the current GPU, and computes in full float32: dropout and DataLoader's
-    shuffling draw the same on all nodes; numpy and `random` are not seeded. With `SolonConfig.verification` "digest"
-    nodes must compute the same bits: torch is told to take deterministic kernels.
+    Put it on the train function of a ClientApp: ``@app.train(mods=[solon_mod()])``. All nodes of a group must compute
+    the same result, so take batches from ``SolonTask.from_message(message).batches``. While the function runs, torch is
+    seeded for the group's round, on the CPU and the current GPU, and computes in full float32. Dropout and a
+    DataLoader's shuffling thus draw the same numbers on all nodes; ``numpy`` and ``random`` are not seeded. With
+    `SolonConfig.verification` "digest", nodes must compute the same bits, so torch uses deterministic kernels.
 
-    MetricRecords and ConfigRecords that the function returns beside the arrays are sent as they are, unprotected: no
-    training depends on them. Of a metric "loss" the server reports the median (`RoundReport.training_loss`).
+    MetricRecords and ConfigRecords that the function returns beside the arrays are sent unchanged and unprotected; no
+    training depends on them. The server reports the median of a metric named "loss" (`RoundReport.training_loss`).
 
-    Frozen, integer and boolean entries of the model can't change: where the function returns one that did, an error
-    names it.
-    num_batches_tracked is counted by the server; a BatchNorm with momentum=None must be used once a batch.
+    Frozen, integer and boolean entries of the model must not change. If the function returns one that did, an error
+    names it. The server counts ``num_batches_tracked``; a BatchNorm with ``momentum=None`` must be used once a batch.
 
     Parameters
     ----------
     returns : "vector" or "model"
-        What the train function returns in its one ArrayRecord. "vector": the gradient (the mean over the
-        task's batches) or, in mode "update", the model's change, one array per floating-point or complex entry of the
-        model (frozen ones may be left out), same names and order; where a buffer stands, its change. "model": the
-        trained model, as in any Flower app (mode "update" only); the mod takes the difference.
+        Meaning of the one ArrayRecord that the train function returns. "vector" is the gradient (the mean over the
+        task's batches) or, in mode "update", the model's change: one array per floating-point or complex entry of the
+        model, with the same names and order, and a buffer's change at the buffer's place. Frozen entries may be left
+        out. "model" is the trained model, as in any Flower app (mode "update" only); the mod computes its change.
     keeps_state : bool
-        Whether the train function is given the node's own ``context.state``, which lasts from round to round. By
-        default its state is empty in every round, the same on all nodes: one that depends on earlier rounds makes an
-        honest node lie for ever once it missed a round, or was restarted.
+        Whether the train function gets the node's own ``context.state``, which persists between rounds. By default,
+        the state is empty in every round, and thus the same on all nodes. An honest node whose result depends on
+        earlier rounds counts as Byzantine from the first round that it misses, or from its first restart.
 
     Raises
     ------
     ConfigurationError
-        When called with an unknown `returns`; in a round, if what is returned does not fit the model.
+        If `returns` is unknown. In a round, if the returned arrays don't fit the model.
     """
     if returns not in ("vector", "model"):
         raise ConfigurationError(f"returns must be 'vector' or 'model'; got returns={returns!r}.")
@@ -87,8 +86,8 @@ def solon_mod(returns: Literal["vector", "model"] = "vector", *, keeps_state: bo
             vector = change_of(vector, model)
         elif bool((vector - model).norm() < NEARLY * model.norm()):
             raise ConfigurationError(
-                "solon_mod(returns='vector') needs the gradient or the model's change; what the train function "
-                "returned is nearly the model itself; use solon_mod(returns='model') with mode='update', or return "
+                "solon_mod(returns='vector') needs the gradient or the model's change; the train function returned "
+                "arrays that are nearly the model itself; use solon_mod(returns='model') with mode='update', or return "
                 "gradients."
             )
         return share_reply(message, task, vector, _beside(reply))
@@ -104,18 +103,18 @@ def _only_record(reply: Message) -> ArrayRecord:
 
 
 def _beside(reply: Message) -> dict[str, MetricRecord | ConfigRecord]:
-    """Return what a reply holds but for its arrays."""
+    """Return a reply's records other than its arrays."""
     records = reply.content.items()
     return {name: record for name, record in records if isinstance(record, (MetricRecord, ConfigRecord))}
 
 
 def _moving(record: ArrayRecord, frozen: Collection[str]) -> Tensor:
-    """Return the entries of a record that are coded as one vector."""
+    """Return the entries of a record that are encoded, as one vector."""
     return flatten({name: trusted_tensor(array) for name, array in record.items() if name not in frozen})
 
 
 def _check_names(returned: ArrayRecord, arrays: ArrayRecord, frozen: Collection[str]) -> None:
-    """Check that `returned` holds the model's entries that are coded (others may be there), in order."""
+    """Check that `returned` holds the model's encoded entries in order; others are allowed."""
 
     def continuous(record: ArrayRecord) -> dict[str, tuple[int, ...]]:
         floating = {name: array for name, array in record.items() if array.dtype.startswith(("float", "complex"))}

@@ -1,4 +1,4 @@
-"""One model on several devices, which take the batches in turn and compute what one alone would."""
+"""Replicas of one model on several devices, which take turns on the batches and give the result of a single device."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
@@ -12,9 +12,10 @@ __all__ = ["hand_over", "replicas_of"]
 def replicas_of(
     model: nn.Module, devices: Sequence[torch.device], build: Callable[[], nn.Module] | None = None
 ) -> list[nn.Module]:
-    """Return the model, moved to the first device, and a copy of it on each of the others.
+    """Return the model, moved to the first device, and a copy of it on each other device.
 
-    `build` returns another one of the same state: for models that can't be copied, as those that torch prunes.
+    `build` makes another model with the same state. It is used for models that can't be copied, such as those pruned
+    with torch.
     """
     return [model.to(devices[0]), *(_copy_of(model, build).to(device) for device in devices[1:])]
 
@@ -31,10 +32,9 @@ def _copy_of(model: nn.Module, build: Callable[[], nn.Module] | None) -> nn.Modu
 
 @torch.no_grad()
 def hand_over(source: nn.Module, target: nn.Module) -> None:
-    """Let the target's buffers and frozen weights be what the source's are now, also those that were bound anew.
+    """Copy the source's buffers and frozen weights to the target, including those that were rebound.
 
-    Nothing waits for the copies but what needs them. A buffer of another shape, or one that the target lacks, is bound
-    anew there.
+    Copies are asynchronous. A buffer that the target lacks, or has in another shape, is rebound there.
     """
     own = dict(_state_without_gradient(target))
     for name, value in _state_without_gradient(source):

@@ -1,4 +1,4 @@
-"""What the server takes from training code: the model, and the optimizer and scheduler that were written for it."""
+"""Hands the model, optimizer and scheduler of existing training code to the server."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -17,18 +17,18 @@ __all__ = ["Made", "ServerSide"]
 
 @dataclass(frozen=True)
 class Made:
-    """What training code makes.
+    """The objects that training code makes.
 
     Attributes
     ----------
     model : TrainedOnly
-        With the initial weights.
+        The model, with the initial weights.
     optimizer : Optimizer
-        Of the model's parameters.
+        An optimizer of the model's parameters.
     scheduler : LRScheduler, optional
-        Of that optimizer.
+        A scheduler of that optimizer.
     max_grad_norm : float
-        To which gradients are clipped before each step, over all parameters; 0 for as they are.
+        The norm over all parameters to which gradients are clipped before each step; 0 means no clipping.
     """
 
     model: TrainedOnly
@@ -38,15 +38,15 @@ class Made:
 
 
 class ServerSide:
-    """What a `SolonStrategy` is given.
+    """The arguments that a `SolonStrategy` needs.
 
     Attributes
     ----------
     model : TrainedOnly
-        With the initial weights: ``ArrayRecord(model.state_dict())`` and ``buffer_names(model)`` are what a run starts
-        from.
+        The model with the initial weights. Start a run from ``ArrayRecord(model.state_dict())``, with
+        ``buffer_names(model)`` as the strategy's buffers.
     scheduler : callable or None
-        Makes the scheduler of an optimizer that `optimizer` has made.
+        Takes an optimizer that `optimizer` has made, and returns its scheduler.
     """
 
     def __init__(self, make: Callable[[], Made]) -> None:
@@ -57,20 +57,20 @@ class ServerSide:
         self.scheduler = self._scheduler if self._unused.scheduler else None
 
     def optimizer(self, tensors: list[Tensor]) -> Optimizer:
-        """Return the optimizer, in the same groups of parameters, of the server's tensors.
+        """Return the optimizer for the server's tensors, with the same parameter groups.
 
         Parameters
         ----------
         tensors : list of Tensor
-            One for each trained entry of the model's state_dict, in its order; a tied one has several.
+            One for each trained entry of the model's state_dict, in its order. A tied parameter has several.
         """
-        made = self._unused or self._make()  # its parameters are replaced, so that it serves once
+        made = self._unused or self._make()  # usable once, because the optimizer's parameters are replaced
         self._unused = None
         self._scheduler_of_latest = made.scheduler
         tensors_of = _tensors_of(made.model, tensors)
         _take_over(made.optimizer, tensors_of)
         if made.max_grad_norm:
-            counted = [copies[0] for copies in tensors_of.values()]  # a tied one once
+            counted = [copies[0] for copies in tensors_of.values()]  # tied copies once
             _clip_before_steps(made.optimizer, made.max_grad_norm, tensors, counted)
         return made.optimizer
 
@@ -79,14 +79,14 @@ class ServerSide:
         assert made is not None
         if made.optimizer is not optimizer:
             raise ConfigurationError(
-                "the scheduler belongs to the optimizer that was made beside it; got another "
-                f"{type(optimizer).__name__}; give SolonStrategy both, the optimizer and the scheduler."
+                "the scheduler belongs to the optimizer that was made with it; got another "
+                f"{type(optimizer).__name__}; give SolonStrategy both the optimizer and the scheduler."
             )
         return made
 
 
 def _tensors_of(model: TrainedOnly, tensors: list[Tensor]) -> dict[Tensor, list[Tensor]]:
-    """Return the server's tensors of each parameter: a tied one has several, as it has several names."""
+    """Return the server's tensors of each parameter; a tied one has several, one for each of its names."""
     trained = [value for value in model.state_dict(keep_vars=True).values() if value.requires_grad]
     found = defaultdict[Tensor, list[Tensor]](list)
     for parameter, tensor in zip(trained, tensors, strict=True):
@@ -95,10 +95,10 @@ def _tensors_of(model: TrainedOnly, tensors: list[Tensor]) -> dict[Tensor, list[
 
 
 def _take_over(optimizer: Optimizer, tensors_of: Mapping[Tensor, list[Tensor]]) -> None:
-    """Put tensors in the place of an optimizer's parameters, before its first step; frozen ones have none."""
+    """Replace an optimizer's parameters with tensors before its first step, dropping frozen parameters."""
     for group in optimizer.param_groups:
         group["params"] = [tensor for parameter in group["params"] for tensor in tensors_of.get(parameter, ())]
-    state = {  # some optimizers have one from the start
+    state = {  # some optimizers have state from the start
         tensor: {key: _copied(value) for key, value in values.items()}
         for parameter, values in optimizer.state.items()
         for tensor in tensors_of.get(parameter, ())
@@ -112,7 +112,7 @@ def _copied(value: object) -> object:
 
 
 def _clip_before_steps(optimizer: Optimizer, max_norm: float, tensors: list[Tensor], counted: list[Tensor]) -> None:
-    """Clip the gradients of all tensors to a norm, which is that of the counted ones."""
+    """Clip the gradients of all tensors before each step; their norm is taken over the counted ones only."""
 
     def clip(*_: object) -> None:
         norm = torch.nn.utils.get_total_norm([tensor.grad for tensor in counted if tensor.grad is not None])

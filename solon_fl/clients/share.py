@@ -1,4 +1,4 @@
-"""The core of every Solon client: a validated task and the group's vector in, a coded share out."""
+"""The core of every Solon client: encodes the group's vector into the reply to a task."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -21,26 +21,26 @@ NOTHING: Mapping[str, MetricRecord | ConfigRecord] = MappingProxyType({})
 def share_reply(
     message: Message, task: SolonTask, vector: Tensor, beside: Mapping[str, MetricRecord | ConfigRecord] = NOTHING
 ) -> Message:
-    """Return the reply that carries this node's share of the group's vector, and digests of all if the task says so.
+    """Return the reply with this node's share of the group's vector and, if the task asks for them, digests of all.
 
     Parameters
     ----------
     message : Message
-        What the server sent.
+        The server's message.
     task : SolonTask
-        From that message.
+        The task in that message.
     vector : Tensor, (task.dim,), any float dtype, any device
-        The group's gradient or model change. It is encoded where it is; only shares are copied to the host. If it is
-        not padded yet (`GradientVector` pads each tensor as the code wants it), it is copied for that.
+        The group's gradient or model change. It is encoded on its device; only shares are copied to the host. It may
+        be padded already, as a `GradientVector` is; otherwise it is copied to pad it.
     beside : mapping, optional
-        Further records of the reply, by name. Nothing protects them, and no training depends on them; of a "loss" in a
-        MetricRecord the server reports the median.
+        Further records of the reply, by name. They are unprotected, and no training depends on them. The server reports
+        the median of a "loss" in a MetricRecord.
 
     Raises
     ------
     ConfigurationError
-        If the vector has another length than the server's model, or a further record has the share's or the digests'
-        name.
+        If the vector's length does not fit the server's model, or if a further record has the name of the share or the
+        digests.
     """
     if taken := sorted({SHARE, DIGESTS} & set(beside)):
         raise ConfigurationError(
@@ -62,7 +62,7 @@ def share_reply(
 
 
 def without_state(context: Context) -> Context:
-    """Return a node's context with an empty state: nodes' states differ once one of them missed a round."""
+    """Return a node's context with an empty state, because the nodes' states differ once one of them missed a round."""
     return Context(
         run_id=context.run_id,
         node_id=context.node_id,
@@ -73,12 +73,12 @@ def without_state(context: Context) -> Context:
 
 
 def answer_silo_queries(app: ClientApp, node_config_key: str = "silo") -> None:
-    """Let a ClientApp tell the server which silo its node is in (for grouping="silo").
+    """Let a ClientApp tell the server its node's silo (for ``grouping="silo"``).
 
     Parameters
     ----------
     app : ClientApp
-        Gets a query function; `SolonClientMixin.client_app` has it already.
+        The app, which gets a query function. Apps from `SolonClientMixin.client_app` already have it.
     node_config_key : str
         Entry of the node's config that names the silo: ``flower-supernode --node-config 'silo="hospital-a"'``.
     """

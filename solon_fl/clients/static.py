@@ -1,7 +1,7 @@
-"""Entries of a model that no share carries, so that a node checks whether the server knows what they are.
+"""Checks that training does not change the model's entries that no share carries.
 
-Those are frozen weights, integers and booleans. The server leaves them as they are, but for `num_batches_tracked`, to
-which it adds the number of the round's batches.
+These are frozen weights, integers and booleans. The server leaves them as they are, except that it adds the number of
+the round's batches to ``num_batches_tracked``.
 """
 
 from collections.abc import Collection
@@ -20,11 +20,10 @@ __all__ = ["StaticEntries", "check_returned_static", "check_untrained", "sum_of_
 
 PIECE = 1 << 20  # entries that are summed at a time, so that their weights take little memory
 
-REMEDY = (  # short, as the server's log shows 300 characters
+REMEDY = (  # short, because the server's log shows 300 characters
     "keep it in a float buffer, compute it from batch.round, set it on the server's model before the run, or register "
     "it with persistent=False."
 )
-
 
 REMEDY_FROZEN = (
     "make it a buffer (register_buffer), or freeze nothing: SolonStrategy(..., buffers=tuple(buffer_names(model)))."
@@ -32,25 +31,25 @@ REMEDY_FROZEN = (
 
 
 class StaticEntries:
-    """Within the `with` block a node computes; on leaving, such entries must be what the server takes them to be.
+    """A context manager that checks, on leaving, that entries which no share carries are what the server expects.
 
-    The num_batches_tracked of a BatchNorm that has a momentum, and of an InstanceNorm, is not looked at: torch doesn't
-    read it.
+    The ``num_batches_tracked`` of a BatchNorm with a momentum, or of an InstanceNorm, is not checked, because torch
+    doesn't read it.
 
     Parameters
     ----------
     model : Module
-        With the server's state.
+        The model, with the server's state.
     num_batches : int
-        That will be computed.
+        Number of batches that are computed inside.
     frozen : collection of str
-        Floating-point and complex entries that the server takes for frozen. Of these only a sum over all bits is kept,
-        weighted by their places.
+        Floating-point and complex entries that the server treats as frozen. Only a sum over the bits of each is kept,
+        weighted by place.
 
     Raises
     ------
     ConfigurationError
-        On leaving, if one is not; it is named.
+        On leaving, naming the first entry that differs.
     """
 
     def __init__(self, model: nn.Module, num_batches: int, frozen: Collection[str] = frozenset()) -> None:
@@ -89,7 +88,7 @@ class StaticEntries:
         changed = {name for name, flag in zip(names, flags, strict=True) if flag} | (self._sums.keys() - now.keys())
         if changed:
             raise ConfigurationError(
-                f"batch_loss must not change frozen weights, as no share carries that; it changed {min(changed)!r}; "
+                f"batch_loss must not change frozen weights, as no share carries them; it changed {min(changed)!r}; "
                 f"{REMEDY_FROZEN}"
             )
 
@@ -108,11 +107,11 @@ class StaticEntries:
                 continue
             if is_counter(name, self._expected[name].dtype):
                 raise ConfigurationError(
-                    "a normalisation with momentum=None must be used once a batch, for the server counts batches; "
+                    "a normalisation with momentum=None must be used once a batch, as the server counts batches; "
                     f"{name!r} did not grow by num_batches={self._num_batches}; give the layer a momentum."
                 )
             raise ConfigurationError(
-                "batch_loss must not change integer or boolean entries of the model, as no share carries that; it "
+                "batch_loss must not change integer or boolean entries of the model, as no share carries them; it "
                 f"changed {name!r}; {REMEDY}"
             )
 
@@ -120,21 +119,21 @@ class StaticEntries:
 def check_returned_static(
     returned: ArrayRecord, arrays: ArrayRecord, frozen: Collection[str] = frozenset(), *, is_change: bool
 ) -> None:
-    """Check that such entries among what a train function returns are as the server sent them.
+    """Check that a train function returned entries that no share carries as the server sent them.
 
     Parameters
     ----------
     returned, arrays : ArrayRecord
-        What it returned, and the server's model. A num_batches_tracked is not looked at.
+        The returned arrays, and the server's model. A ``num_batches_tracked`` is not checked.
     frozen : collection of str
-        Floating-point and complex entries that the server takes for frozen.
+        Floating-point and complex entries that the server treats as frozen.
     is_change : bool
-        Whether changes were returned: then an entry may be 0, too.
+        Whether the function returned changes; such an entry may then be 0, too.
 
     Raises
     ------
     ConfigurationError
-        If one is not; it is named.
+        If an entry differs; the message names it.
     """
     for name, array in returned.items():
         values = array.numpy()
@@ -144,29 +143,29 @@ def check_returned_static(
         unchanged = np.array_equal(values, arrays[name].numpy(), equal_nan=True) or (is_change and not values.any())
         if not unchanged and name in frozen:
             raise ConfigurationError(
-                "the train function must not change frozen weights, as no share carries that; it changed "
+                "the train function must not change frozen weights, as no share carries them; it changed "
                 f"{name!r}; {REMEDY_FROZEN}"
             )
         if not unchanged:
             raise ConfigurationError(
-                "the train function must not change integer or boolean entries of the model, as no share carries that; "
+                "the train function must not change integer or boolean entries of the model, as no share carries them; "
                 f"it changed {name!r}; {REMEDY}"
             )
 
 
 def check_untrained(name: str, value: Tensor) -> None:
-    """Raise ConfigurationError if an entry that the server takes for a buffer is to be trained."""
+    """Raise ConfigurationError if an entry that the server treats as untrained requires a gradient."""
     if value.requires_grad:
         raise ConfigurationError(
-            f"the server takes {name!r} for an entry that no gradient moves, and batch_loss lets it require one; train "
+            f"the server treats {name!r} as an entry that no gradient moves, but batch_loss made it require one; train "
             "it from the start, or start a new run with the model as it is to be trained now."
         )
 
 
 def sum_of_bits(value: Tensor) -> Tensor:
-    """Return a sum over a tensor's entries, each read as a whole number and weighted by its place, where the tensor is.
+    """Return a sum over a tensor's entries, read as integers and weighted by place, on the tensor's device.
 
-    Weights are odd, so that no change of one entry is missed, and differ, so that entries which change places are not.
+    The weights are odd, so the sum detects every change of a single entry. They differ, so that it detects swaps, too.
     """
     bits = real_view(value.detach()).contiguous().view(-1)
     total = torch.zeros((), dtype=torch.int64, device=bits.device)
@@ -178,7 +177,7 @@ def sum_of_bits(value: Tensor) -> Tensor:
 
 
 def _unread_counters(model: nn.Module) -> set[str]:
-    """Return the names of those counters of batches that torch itself never reads."""
+    """Return the names of the batch counters that torch never reads."""
     modules = model.named_modules(remove_duplicate=False)
     return {
         f"{prefix}.{COUNTER}".removeprefix(".")

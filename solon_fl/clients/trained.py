@@ -1,4 +1,4 @@
-"""A model whose frozen weights stay at home: its state_dict holds what is trained, and sums over the rest."""
+"""A wrapper whose state_dict holds a model's trained entries, and only checksums of its frozen weights."""
 
 from typing import Any
 
@@ -14,38 +14,40 @@ SUMS = "sums_of_frozen_weights"
 
 
 class TrainedOnly(nn.Module):
-    """A model of which only what is trained travels, such as LoRA's adapters: its frozen weights are left out.
+    """A wrapper that sends only a model's trained entries, such as LoRA adapters, and leaves out its frozen weights.
 
-    Put it around the model on the server and on the nodes. Each machine loads the frozen weights itself. Beside the
-    trained entries and the buffers, its state_dict has one int64 number for each frozen tensor, a sum over all of its
-    bits. A machine that is given the state of another one compares these sums with its own, so that a node with other
-    weights says so, in place of sending a wrong gradient in good faith.
+    Wrap the model in it on the server and on the nodes. Each machine loads the frozen weights itself. Besides the
+    trained entries and the buffers, the state_dict has one int64 number for each frozen tensor, a sum over all of its
+    bits. A machine that loads another machine's state compares these sums with its own. A node with other weights
+    therefore reports an error instead of sending a wrong gradient in good faith.
 
     Parameters
     ----------
     model : Module
-        In which ``requires_grad`` says what is trained.
+        The model, whose ``requires_grad`` flags say which entries are trained.
 
     Attributes
     ----------
     model : Module
-        The same one.
+        The wrapped model.
 
     Raises
     ------
     ConfigurationError
-        In `load_state_dict`, if frozen weights differ from those of the machine that the state is from. The first of
-        them is named.
+        In ``load_state_dict``, if frozen weights differ from those of the machine that made the state. The message
+        names the first of them.
 
     Notes
     -----
-    The sums find mistakes: another revision, dtype or seed. They are no protection, and need none, as liars can send
-    what they want anyway.
-    Cost: one pass over the frozen weights, where they are, whenever a state is loaded, and so once a round on a node;
-    and one in `state_dict` if they were made, written or moved since the last pass. For 10**8 entries on one core that
-    is 0.8 s in float32 and 0.4 s in bfloat16.
-    Writes to ``weight.data``, as by PEFT's merge_adapter and unmerge_adapter, are noticed when a state is loaded, for
-    torch does not count them. Both leave other bits, so merge a copy.
+    The sums find mistakes, such as another revision, dtype or seed. They don't protect against Byzantine nodes, which
+    can send anything anyway.
+
+    Cost: one pass over the frozen weights, on their device, whenever a state is loaded, and so once a round on a node.
+    ``state_dict`` makes a pass, too, if they were made, written or moved since the last one. For ``10**8`` entries on
+    one core, a pass takes 0.8 s in float32 and 0.4 s in bfloat16.
+
+    Writes to ``weight.data``, such as those of PEFT's ``merge_adapter`` and ``unmerge_adapter``, are detected only when
+    a state is loaded, because torch does not count them. Both change bits of the weights, so merge a copy.
 
     Examples
     --------
@@ -68,22 +70,22 @@ class TrainedOnly(nn.Module):
         hooked.register_load_state_dict_post_hook(_miss_no_frozen)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what the model returns."""
+        """Call the wrapped model."""
         return self.model(*args, **kwargs)
 
     def frozen(self) -> dict[str, Tensor]:
-        """Return the frozen weights, by their names in the model; a tied one has several."""
+        """Return the frozen weights by their names in the model; a tied weight has several names."""
         named = self.model.named_parameters(remove_duplicate=False)
         return {name: value for name, value in named if not value.requires_grad}
 
     def sums(self) -> Tensor:
-        """Return a sum over the bits of each frozen weight, (number of them,), int64, CPU."""
+        """Return a sum over the bits of each frozen weight, (number of frozen weights,), int64, CPU."""
         sums = [sum_of_bits(value) for value in self.frozen().values()]
         self._summed = self._versions(), torch.stack(sums).cpu() if sums else torch.zeros(0, dtype=torch.int64)
         return self._summed[1]
 
     def _versions(self) -> list[tuple[int, int]]:
-        """Return where the frozen weights are, and how often torch saw each written to."""
+        """Return the address of each frozen weight and its version, which counts the writes that torch sees."""
         return [(value.data_ptr(), value._version) for value in self.frozen().values()]
 
 
@@ -104,14 +106,15 @@ def _check_sums(module: nn.Module, state: dict[str, Any], prefix: str, *_: objec
         got = "none" if others is None else f"{others.numel()} of them"
         raise ConfigurationError(
             f"a state must be from a model with the same frozen weights, of which this one has {len(names)}; got "
-            f"{SUMS} of {got}; put TrainedOnly around the model on the server and on the nodes, and freeze the same."
+            f"{SUMS} of {got}; wrap the model in TrainedOnly on the server and on the nodes, and freeze the same "
+            "weights."
         )
     differ = (own != others.cpu()).nonzero().flatten().tolist()
     if differ:
         raise ConfigurationError(
             f"frozen weights must be the same everywhere, bit by bit; {len(differ)} of {len(names)} are not the "
             f"server's, the first is {names[differ[0]]!r}; load the same revision in the same dtype, make random ones "
-            "from the same seed, and write to none (merge adapters in a copy)."
+            "from the same seed, and don't change any (merge adapters in a copy)."
         )
 
 

@@ -1,4 +1,4 @@
-"""Launching: a SuperLink, its SuperNodes and a run, on one machine or under Slurm; and faults to try them with.
+"""Starts a SuperLink, its SuperNodes and a run, on one machine or under Slurm, and injects faults for tests.
 
-``python -m solon_fl.launch APP`` is what each task of a Slurm job runs. Nothing here imports torch before a node lies.
+Each task of a Slurm job runs ``python -m solon_fl.launch APP``. Nothing here imports torch before a node lies.
 """

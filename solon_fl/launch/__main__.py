@@ -1,4 +1,4 @@
-"""What each task of a Slurm job runs; ``python -m solon_fl.launch --help`` says how."""
+"""The program that each task of a Slurm job runs; see ``python -m solon_fl.launch --help``."""
 
 from solon_fl.launch.command import program
 

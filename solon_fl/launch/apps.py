@@ -1,4 +1,4 @@
-"""Folders with Flower apps: what is read of them, and whether they can be run."""
+"""Reads and checks folders with Flower apps."""
 
 import json
 import re
@@ -35,16 +35,16 @@ for pair in sys.argv[2:]:
 
 @dataclass(frozen=True, kw_only=True)
 class FlowerApp:
-    """What the pyproject.toml of an app's folder says.
+    """An app, as described by the pyproject.toml in its folder.
 
     Attributes
     ----------
     folder : Path
-        Where it is.
+        The app's folder.
     components : dict
         "serverapp" and "clientapp", each as "module:attribute".
     config : dict
-        The settings of its runs.
+        The settings of the app's runs.
     """
 
     folder: Path
@@ -52,37 +52,37 @@ class FlowerApp:
     config: Mapping[str, Any]
 
     def settings(self, changes: Iterable[str]) -> dict[str, Setting]:
-        """Return all settings, some of them changed.
+        """Return all settings, with changes applied.
 
         Parameters
         ----------
         changes : iterable of str
-            Each KEY=VALUE. The value is read as what the setting is now: a number, true or false, or a text.
+            Each is KEY=VALUE. The value is parsed as the type of the current value: a number, true or false, or text.
 
         Raises
         ------
         FederationError
-            If there is no such setting, or the value is of another kind.
+            If there is no such setting, or the value has another type.
         """
         settings: dict[str, Setting] = dict(self.config)
         for change in changes:
             key, equals, value = change.partition("=")
             if not equals or key not in settings:
+                known = f"with a KEY among {', '.join(settings)}" if settings else "but the app has no settings"
                 raise FederationError(
-                    f"setting must be KEY=VALUE, KEY one of {', '.join(settings) or 'none, for the app has none'}; "
-                    f"got {change!r}{did_you_mean(key, settings)}"
+                    f"setting must be KEY=VALUE, {known}; got {change!r}{did_you_mean(key, settings)}"
                 )
             settings[key] = _as(type(settings[key]), key, value, settings[key])
         return settings
 
 
 def read_app(folder: Path) -> FlowerApp:
-    """Return what a folder says of the app in it.
+    """Read the app in a folder.
 
     Raises
     ------
     FederationError
-        If there is no pyproject.toml, it is no TOML, or it names no app.
+        If there is no pyproject.toml, if it is not TOML, or if it names no app.
     """
     path = folder / "pyproject.toml"
     try:
@@ -105,29 +105,29 @@ def read_app(folder: Path) -> FlowerApp:
 
 
 def check_app(app: FlowerApp) -> None:
-    """Import an app, in a process of its own.
+    """Import an app in a separate process.
 
     Raises
     ------
     FederationError
-        If it can't be imported, or is no Flower app.
+        If the app can't be imported, or is not a Flower app.
     """
     pairs = [f"{app.components[name]}={wanted}" for name, wanted in COMPONENTS.items()]
     command = [sys.executable, "-c", IMPORT, str(app.folder.resolve()), *pairs]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", cwd=app.folder)
     if done.returncode:
-        *words, verdict = done.stderr.rstrip().splitlines() or ["it ended without a word"]
+        *words, verdict = done.stderr.rstrip().splitlines() or ["it ended without any output"]
         shown = "".join(f"\n    {line}" for line in words[-8:])
-        raise FederationError(f"{verdict.removeprefix('solon: ')}; look at {app.folder}.{shown}")
+        raise FederationError(f"{verdict.removeprefix('solon: ')}; see {app.folder}.{shown}")
 
 
 def read_node_config(pairs: list[str]) -> dict[str, str | int]:
-    """Return what KEY=VALUE pairs say; whole numbers of at most 18 digits as such, all else as texts: 007, too.
+    """Parse KEY=VALUE pairs: integers of at most 18 digits become numbers, anything else, such as 007, stays text.
 
     Raises
     ------
     FederationError
-        If one is no such pair.
+        If one is not such a pair.
 
     Examples
     --------
@@ -145,16 +145,17 @@ def read_node_config(pairs: list[str]) -> dict[str, str | int]:
 
 
 def check_key(key: str) -> None:
-    """Raise unless Flower's commands take a setting with this key as it is.
+    """Check that Flower's commands accept a setting's key unquoted.
 
     Raises
     ------
     FederationError
-        If it has other characters than letters of English, digits, _ and -, with dots between.
+        If the key has characters other than English letters, digits, _ and -, with dots between.
     """
     if re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", key) is None:
         raise FederationError(
-            f"the key of a setting must be English letters, digits, _ and -, with dots between; got {key!r}; rename it."
+            "the key of a setting must consist of English letters, digits, _ and -, with dots between; "
+            f"got {key!r}; rename it."
         )
 
 
@@ -164,11 +165,11 @@ def _as(kind: type, key: str, value: str, now: Setting) -> Setting:
     except KeyError:
         raise FederationError(f"{key} must be true or false; got {value!r}.") from None
     except ValueError:
-        raise FederationError(f"{key} must be a number, as {now} is; got {value!r}.") from None
+        raise FederationError(f"{key} must be a number, like {now}; got {value!r}.") from None
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested tables with dotted keys, as Flower's run configuration has them."""
+    """Flatten nested tables to dotted keys, as in Flower's run configuration."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}

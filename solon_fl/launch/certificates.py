@@ -1,4 +1,4 @@
-"""A certificate for a SuperLink, and keys for SuperNodes, as openssl and ssh-keygen would make them."""
+"""Makes a certificate for a SuperLink and keys for SuperNodes, as openssl and ssh-keygen would."""
 
 import ipaddress
 import os
@@ -18,7 +18,7 @@ VALID_DAYS = 60  # longer than any run
 
 
 def make_node_key(path: Path) -> None:
-    """Write a private key there, and the public one beside it with the ending .pub."""
+    """Write a private key to `path`, and the public key beside it with the suffix .pub."""
     key = ec.generate_private_key(ec.SECP384R1())
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
@@ -29,7 +29,7 @@ def make_node_key(path: Path) -> None:
 
 
 def make_certificates(folder: Path, hosts: Sequence[str]) -> None:
-    """Write ca.crt, and server.pem with server.key: a certificate for these addresses and names, signed by the CA."""
+    """Write ca.crt, a CA's certificate, and server.pem with server.key, which the CA signed for these hosts."""
     authority_key, server_key = ec.generate_private_key(ec.SECP384R1()), ec.generate_private_key(ec.SECP384R1())
     authority, server = (
         x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]) for name in ("solon CA", hosts[0][:64])
@@ -72,7 +72,7 @@ def make_certificates(folder: Path, hosts: Sequence[str]) -> None:
 
 
 def _write_secret(path: Path, text: bytes) -> None:
-    """Write a file that only its owner can read, whole or not at all."""
+    """Atomically write a file that only its owner can read."""
     written = path.with_name(f"{path.name}.new")
     written.unlink(missing_ok=True)
     with open(written, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:

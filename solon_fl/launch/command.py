@@ -1,4 +1,4 @@
-"""The command: run a Flower app in a Slurm job."""
+"""The command that runs a Flower app in a Slurm job."""
 
 import os
 import sys
@@ -22,43 +22,48 @@ program = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exce
 
 @program.command()
 def launch_command(
-    app: Annotated[Path | None, typer.Argument(help="The folder of the app, with its pyproject.toml.")] = None,
+    app: Annotated[Path | None, typer.Argument(help="The app's folder, with its pyproject.toml.")] = None,
     setting: Annotated[
-        list[str] | None, typer.Option(help="KEY=VALUE: a setting of the app's pyproject.toml. Repeatable.")
+        list[str] | None, typer.Option(help="KEY=VALUE: change a setting of the app's pyproject.toml. Repeatable.")
     ] = None,
-    name: Annotated[str, typer.Option(help="Of this task's node. Default: node-1 in the first task, and so on.")] = "",
+    name: Annotated[
+        str, typer.Option(help="Name of this task's node. Default: node-1 in the first task, and so on.")
+    ] = "",
     node_config: Annotated[
         list[str] | None,
         typer.Option(
-            help="KEY=VALUE: what the app is told of this task's node, beside partition-id and num-partitions. "
-            "Repeatable."
+            help="KEY=VALUE: an entry of the node config of this task's node, in addition to partition-id and "
+            "num-partitions. Repeatable."
         ),
     ] = None,
     fault: FaultOption = None,
     folder: Annotated[
         Path | None,
-        typer.Option(help="For keys, checkpoints and logs; all tasks must see it. Default: solon-JOB, where you are."),
+        typer.Option(
+            help="Folder for keys, checkpoints and logs, which all tasks must see. "
+            "Default: solon-JOB in the current folder."
+        ),
     ] = None,
     host: Annotated[
         str,
         typer.Option(
-            help="A name or IPv4 address under which tasks reach the first one's machine. Default: its name in Slurm."
+            help="Name or IPv4 address under which tasks reach the first one's machine. Default: its name in Slurm."
         ),
     ] = "",
-    script: Annotated[bool, typer.Option("--script", help="Print a script for sbatch to start from.")] = False,
+    script: Annotated[bool, typer.Option("--script", help="Print a template of an sbatch script.")] = False,
 ) -> None:
     """Run a Flower app in a Slurm job, with a SuperNode in each task.
 
-    solon-fl launch --script > solon.sbatch     # look at it, and change what your cluster needs
+    solon-fl launch --script > solon.sbatch     # adapt it to your cluster
 
     sbatch solon.sbatch PATH/TO/APP --setting num-rounds=100
 
-    The script has srun start this command in every task. The first task starts
-    the SuperLink as well, with a certificate of its own, registers the key that
-    each task makes for its node, waits until all are online, and runs the app.
-    What the server says goes to the job's output, what nodes say to
-    solon-JOB/JOB.RESTART.STEP/logs. A job that Slurm starts again goes on after
-    the last checkpoint, if the app has a setting "checkpoints", as the examples do.
+    In the script, srun starts this command in every task. The first task also
+    starts the SuperLink, with a certificate of its own. It registers the key
+    that each task makes for its node, waits until all nodes are online, and
+    runs the app. The server's output goes to the job's output, that of nodes to
+    solon-JOB/JOB.RESTART.STEP/logs. A job that Slurm restarts continues from the
+    last checkpoint, if the app has a setting "checkpoints", as the examples do.
     """
     if script:
         print(SCRIPT.read_text(), end="")
@@ -78,7 +83,7 @@ def _launch(
     try:
         task = Task.from_environment(os.environ)
         if app is None:
-            raise FederationError("launch needs the folder of an app: launch PATH/TO/APP.")
+            raise FederationError("launch needs an app's folder: launch PATH/TO/APP.")
         found = read_app(app)
         if task.rank == 0:
             check_app(found)

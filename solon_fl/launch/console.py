@@ -1,4 +1,4 @@
-"""Flower's command line, kept running: a start of `flwr` costs 2 s of CPU time, a further command in it 0.02 s."""
+"""Flower's command line in a running process: starting `flwr` takes 2 s of CPU time, another command in it 0.02 s."""
 
 import json
 import os
@@ -21,22 +21,22 @@ __all__ = ["Console"]
 
 
 class Console:
-    """A process that executes commands of `flwr`, one after the other.
+    """A process that executes commands of ``flwr``, one after another.
 
-    Should this process die without having closed it, the console kills the whole federation on this machine.
+    If the current process dies without closing the console, the console kills the whole federation on this machine.
 
     Parameters
     ----------
     folder : Path
-        Of the federation.
+        The federation's folder.
     variables : mapping
-        The environment of the process.
+        The environment of the console.
     log : Path
-        Gets what the process itself says.
+        The file for the console's own errors.
     timeout : float
         Seconds within which a command must end.
     erase : bool
-        Whether it then deletes the folder, too.
+        Whether the console also deletes the folder when it kills the federation.
     """
 
     def __init__(self, folder: Path, variables: Mapping[str, str], log: Path, timeout: float, *, erase: bool) -> None:
@@ -54,7 +54,7 @@ class Console:
             )
 
     def run(self, *arguments: str) -> str:
-        """Execute ``flwr ARGUMENTS`` and return what it prints.
+        """Execute ``flwr ARGUMENTS`` and return its output.
 
         Raises
         ------
@@ -80,7 +80,7 @@ class Console:
         return str(printed)
 
     def close(self) -> None:
-        """Wait for the end of the process, which must have been killed."""
+        """Wait for the console to end; it must have been killed."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.wait()
@@ -103,10 +103,10 @@ def _execute(arguments: list[str]) -> int:
 
 
 def _serve(answers: TextIO) -> None:
-    """Execute the commands that come in, each a line with a JSON list; answer each with a line."""
+    """Execute commands from the standard input, one JSON list a line, and answer each with one line."""
     for line in sys.stdin:
         with TemporaryFile("w+") as printed, TemporaryFile("w+") as errors:
-            os.dup2(printed.fileno(), 1)  # Flower replaces sys.stdout, so catch what is printed below it
+            os.dup2(printed.fileno(), 1)  # redirect descriptors, because Flower replaces sys.stdout
             os.dup2(errors.fileno(), 2)
             code = _execute(json.loads(line))
             sys.stdout.flush()
@@ -120,7 +120,7 @@ if __name__ == "__main__":
     federation, folder = os.environ[TAG].partition("/")[0], sys.argv[1]
     with suppress(BrokenPipeError):
         _serve(os.fdopen(os.dup(1), "w"))
-    # Nobody is left who could send a command.
+    # The process that could send commands has ended.
     kill_all(federation)
     if folder:
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Faults that nodes are to have while a run goes on, as data."""
+"""Descriptions of the faults that are injected into nodes during a run."""
 
 import json
 import re
@@ -22,22 +22,22 @@ _PATTERN = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """What a node is to do wrong, and when.
+    """A fault of a node, and when it occurs.
 
     Attributes
     ----------
     node : str
-        Its registered name.
+        The node's registered name.
     kind : {"lie", "stall", "die"}
-        Send wrong results; be stopped, so that nothing of it moves and nothing of it ends; be killed.
+        The node sends wrong results ("lie"), all its processes are suspended ("stall"), or it is killed ("die").
     attack : str
-        How it lies, a name of `solon_fl.simulations.ATTACKS`; "" if it does not.
+        The attack of a "lie", a name in `solon_fl.simulations.ATTACKS`; "" for other kinds.
     round : int or None
-        With the first task of this round, or of a later one, it begins.
+        The fault begins with the node's first task of this round or a later one.
     after : float or None
-        So many seconds after the run's start it begins. Either this or the round is None.
+        The fault begins this many seconds after the run's start. Either this or `round` is None.
     lasts : float or None
-        Seconds until the node is well again. None: it never is.
+        Seconds until the node recovers, or None if it never does.
     """
 
     node: str
@@ -54,7 +54,7 @@ class Fault:
         Raises
         ------
         FederationError
-            If the text is of another form. Whether node and attack exist is for `check_faults` to say.
+            If the text has another form. `check_faults` checks whether the node and the attack exist.
 
         Examples
         --------
@@ -91,19 +91,19 @@ class Fault:
 
 
 def check_faults(faults: Sequence[Fault], nodes: Sequence[str]) -> None:
-    """Raise unless the nodes and attacks of all faults exist.
+    """Check that the nodes and attacks of all faults exist.
 
     Raises
     ------
     FederationError
-        It names what does not exist, and what is spelt like it.
+        If one does not exist. The message suggests a similar name.
     """
     for fault in faults:
         if fault.node not in nodes:
             hint = did_you_mean(fault.node, nodes)
             raise FederationError(f"the node of a fault must be one of {_some(nodes)}; got {str(fault)!r}{hint}")
         if fault.kind == "lie":
-            from solon_fl.simulations.attacks.registry import ATTACKS  # takes seconds
+            from solon_fl.simulations.attacks.registry import ATTACKS  # the import takes seconds
 
             if fault.attack not in ATTACKS:
                 raise FederationError(
@@ -113,12 +113,12 @@ def check_faults(faults: Sequence[Fault], nodes: Sequence[str]) -> None:
 
 
 def faults_to_json(faults: Iterable[Fault]) -> str:
-    """Return faults as text for a process that is to have them."""
+    """Return faults as JSON, for a node's process."""
     return json.dumps([asdict(fault) for fault in faults])
 
 
 def faults_from_json(text: str) -> list[Fault]:
-    """Return what `faults_to_json` has written."""
+    """Return the faults that `faults_to_json` has written."""
     return [Fault(**fault) for fault in json.loads(text)]
 
 
@@ -130,5 +130,5 @@ def _seconds(text: str | None, fault: str) -> float | None:
 
 
 def _some(names: Sequence[str]) -> str:
-    """Return names for a sentence, the first and the last if there are many."""
+    """Return names as part of a sentence; of many names, only the first ones and the last."""
     return ", ".join(names) if len(names) <= 12 else f"{', '.join(names[:3])}, ..., {names[-1]}"

@@ -1,7 +1,7 @@
-"""In a node's process for messages: the app that Flower loads, with faults of the node's.
+"""Injects a node's faults into the app that Flower loads in the node's process for messages.
 
-``python -m solon_fl.launch.faulty`` is ``flwr-clientapp`` with that. The one name that is replaced inside Flower is
-private: if another version of Flower lacks it, the program ends at once and says so.
+``python -m solon_fl.launch.faulty`` runs ``flwr-clientapp`` with these faults. It replaces one private name inside
+Flower. If another version of Flower lacks that name, the program ends at once with an error.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from solon_fl.launch.markers import ASKED, BEGUN, DONE, DUE, OVER, TRIED, Marker
 
 __all__ = ["CLIENTAPP", "FAULTS", "FaultyApp", "describe", "install"]
 
-FAULTS = "SOLON_FAULTS"  # environment variable of a node's processes: where the markers are, and the node's faults
+FAULTS = "SOLON_FAULTS"  # environment variable of a node's processes: the folder of the markers, and the node's faults
 CLIENTAPP = "flwr-clientapp"
 TRAIN = "train"
 PATIENCE = 30.0  # seconds for which a process waits to be stopped or killed
@@ -31,13 +31,13 @@ App = Callable[[Message, Context], Message]
 
 
 def describe(folder: Path, faults: Sequence[tuple[int, Fault]]) -> str:
-    """Return the environment variable `FAULTS` of a node with these faults, each with its number in all."""
+    """Return the value of the environment variable `FAULTS` for a node's faults, each with its number in the run."""
     numbers, own = [number for number, _ in faults], [fault for _, fault in faults]
     return json.dumps([str(folder), numbers, faults_to_json(own)])
 
 
 def install() -> None:
-    """Give the app that this process will load the faults that the environment describes."""
+    """Inject the faults that the environment describes into the app that this process will load."""
     folder, numbers, faults = json.loads(os.environ[FAULTS])
     own = list(zip(numbers, faults_from_json(faults), strict=True))
     module, name = import_module("flwr.supernode.runtime.run_clientapp"), "get_load_client_app_fn"
@@ -53,16 +53,16 @@ def install() -> None:
 
 
 class FaultyApp:
-    """An app that lies in messages to train, and lets itself be stopped or killed in the midst of one.
+    """An app that lies in replies to training messages, or waits during one to be stopped or killed.
 
     Parameters
     ----------
     app : callable
-        The real one.
+        The real app.
     faults : sequence of (int, Fault)
-        Of this node, each with its number.
+        The faults of this node, each with its number.
     markers : Markers
-        Where it is noted what happens.
+        The store for the events of faults.
     """
 
     def __init__(self, app: App, faults: Sequence[tuple[int, Fault]], markers: Markers) -> None:
@@ -71,7 +71,7 @@ class FaultyApp:
         self._markers = markers
 
     def __call__(self, message: Message, context: Context) -> Message:
-        """Return what the app replies, or a lie."""
+        """Return the app's reply, or a lie."""
         server_round = _round_of(message)
         if server_round is None:
             return self._app(message, context)
@@ -92,7 +92,7 @@ class FaultyApp:
         return self._markers.get(number, DUE) is not None
 
     def _await_the_end(self, number: int, server_round: int) -> None:
-        """Say that the time has come, once; whoever looks after the node stops or kills this process then."""
+        """Announce once that the fault is due, and wait for the node's injector to stop or kill this process."""
         if self._markers.set(number, BEGUN, round=server_round):
             deadline = time.monotonic() + PATIENCE
             while self._markers.get(number, DONE) is None and time.monotonic() < deadline:
@@ -121,19 +121,19 @@ class FaultyApp:
                 self._markers.set(number, TRIED, why=str(error))
                 return app(message, context)
             except Exception:
-                self._markers.set(number, BEGUN, round=server_round)  # a node that crashes on purpose
+                self._markers.set(number, BEGUN, round=server_round)  # the attack crashes the node on purpose
                 raise
             if _digest(reply) not in honest:
                 self._markers.set(number, BEGUN, round=server_round)
             else:
-                self._markers.set(number, TRIED, why="its replies were as honest as ever")
+                self._markers.set(number, TRIED, why="its replies were honest")
             return reply
 
         return lie
 
 
 def _round_of(message: Message) -> int | None:
-    """Return the round of a message to train; None of another message."""
+    """Return the round of a training message, or None for any other message."""
     if message.metadata.message_type.partition(".")[0] == TRAIN and message.has_content():
         for record in message.content.config_records.values():
             if isinstance(found := record.get("server-round"), int):
@@ -148,7 +148,7 @@ def _number_of(message: Message, context: Context) -> int:
 
 
 def _digest(reply: Message | None) -> str:
-    """Return a digest of what the server gets to see of a reply."""
+    """Return a digest of the parts of a reply that the server reads."""
     digest = hashlib.sha256()
     if reply is not None and reply.has_content():
         for name, arrays in reply.content.array_records.items():
@@ -160,7 +160,7 @@ def _digest(reply: Message | None) -> str:
 
 
 def main() -> NoReturn:
-    """Be flwr-clientapp."""
+    """Run flwr-clientapp with the faults of this node."""
     install()
     sys.argv[0] = CLIENTAPP
     (entry,) = distribution("flwr").entry_points.select(group="console_scripts", name=CLIENTAPP)

@@ -1,8 +1,8 @@
-"""`flower-superlink`, whose runs and registrations are for its own user alone: ``python -m solon_fl.launch.guarded``.
+"""A ``flower-superlink`` that only its own user can operate: ``python -m solon_fl.launch.guarded``.
 
-Flower serves nodes and operators at the same port. Nodes prove who they are by their keys. Whoever else reaches the
-port may register further keys and start runs, which execute code on all nodes: on a cluster, every other user. Here,
-what is not for nodes is served only to this user's processes on this machine. The kernel says whose a connection is.
+Flower serves nodes and operators at the same port. Nodes authenticate with their keys. Anybody else who reaches the
+port, such as every user of a cluster, could register keys and start runs, which execute code on all nodes. Here, only
+this user's processes on this machine are served, except for requests of nodes. The kernel reports a connection's user.
 """
 
 import os
@@ -23,19 +23,19 @@ ESTABLISHED = "01"
 
 
 class Guard:
-    """ASGI middleware that refuses what is not for nodes, unless this user asks on this machine.
+    """ASGI middleware that refuses requests, except those of nodes and of this user's processes on this machine.
 
     Parameters
     ----------
     app : callable
-        The ASGI app behind it.
+        The ASGI app that it protects.
     """
 
     def __init__(self, app: Callable[..., Any]) -> None:
         self._app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Pass a request on, or answer with 403."""
+        """Pass a request on, or answer it with 403."""
         if (
             scope["type"] == "lifespan"
             or scope.get("path", "").startswith(FOR_NODES)
@@ -44,7 +44,7 @@ class Guard:
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
             await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
-            await send({"type": "http.response.body", "body": b"only for the user who has started this SuperLink"})
+            await send({"type": "http.response.body", "body": b"only for the user who started this SuperLink"})
 
 
 def is_own_connection(client: tuple[str, int] | None, server: tuple[str, int] | None) -> bool:
@@ -71,7 +71,7 @@ def is_own_connection(client: tuple[str, int] | None, server: tuple[str, int] | 
 def _is_of_user(line: str, local: str, remote: str, user: int) -> bool:
     """Return whether a line of the kernel's table is a socket with these ends that a process of the user holds open.
 
-    A closed socket belongs to no process: the line then gives root as its user, and 0 as its inode, whosever it was.
+    A closed socket belongs to no process. Its line has root as the user and inode 0, whoever owned it before.
     """
     _, line_local, line_remote, state, _, _, _, line_user, _, inode, *_ = line.split()
     return (
@@ -83,7 +83,7 @@ def _is_of_user(line: str, local: str, remote: str, user: int) -> bool:
 
 
 def _is_direct(scope: Any) -> bool:
-    """Return whether no proxy, or who poses as one, says where a request comes from: the server would believe it."""
+    """Return whether a request has no proxy's headers about its origin, which the server would trust."""
     return not any(name.lower().startswith(b"x-forwarded") for name, _ in scope["headers"])
 
 
@@ -96,7 +96,7 @@ def _as_the_kernel_writes(host: str, port: int) -> str:
 
 
 def main() -> NoReturn:
-    """Be flower-superlink, with the same options."""
+    """Run flower-superlink with the same options."""
     from starlette.middleware import Middleware
 
     module, name = import_module("flwr.superlink.main"), "_get_middleware"

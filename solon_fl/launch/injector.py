@@ -1,4 +1,4 @@
-"""Who makes nodes fail while a run goes on, and says afterwards what came of it."""
+"""Injects faults into nodes during a run, and reports afterwards which ones occurred."""
 
 import os
 import shlex
@@ -15,42 +15,42 @@ from solon_fl.launch.markers import ASKED, BEGUN, DONE, DUE, OVER, TRIED, Marker
 
 __all__ = ["Injector", "Nodes", "report"]
 
-PAUSE = 0.1  # seconds between two looks
+PAUSE = 0.1  # seconds between two checks
 AGAIN_SECONDS = 2.0  # between two attempts to start a node
 
 
 class Nodes(Protocol):
-    """The nodes that are to fail."""
+    """The nodes into which faults are injected."""
 
     def stop(self, name: str) -> None:
-        """Stop all processes of a node; they stay as they are."""
+        """Suspend all processes of a node."""
 
     def go_on(self, name: str) -> None:
-        """Let the processes of a stopped node go on."""
+        """Resume the processes of a suspended node."""
 
     def kill(self, name: str) -> None:
-        """Kill a node and all it has started."""
+        """Kill a node and all processes that it has started."""
 
     def restart(self, name: str) -> None:
         """Start a node that was killed."""
 
     def exit_code(self, name: str) -> int | None:
-        """Return a node's exit code; None while it runs."""
+        """Return a node's exit code, or None while it runs."""
 
 
 class Injector:
-    """Brings faults about.
+    """Injects faults into nodes.
 
     Parameters
     ----------
     faults : sequence of Fault
         All faults of the run.
     folder : Path
-        For what it writes. With nodes on several machines, all must see it.
+        A folder for its files. If nodes run on several machines, all machines must see it.
     nodes : Nodes
-        Those that this process looks after; it leaves faults of others alone.
+        The nodes that this process manages; faults of other nodes are ignored.
     names : collection of str, optional
-        Their names. Default: those of all faults.
+        Names of these nodes. Default: those of all faults.
     """
 
     def __init__(self, faults: Sequence[Fault], folder: Path, nodes: Nodes, names: Sequence[str] | None = None) -> None:
@@ -58,14 +58,14 @@ class Injector:
         self._markers = Markers(folder)
         self._nodes = nodes
         self._faults = [(number, fault) for number, fault in enumerate(faults) if names is None or fault.node in names]
-        self._start: float | None = None  # of the run
-        self._happened: dict[int, float] = {}  # when, by the fault's number
-        self._started = 0.0  # when a node was started again
+        self._start: float | None = None  # time of the run's start
+        self._happened: dict[int, float] = {}  # times at which faults occurred, by number
+        self._started = 0.0  # time at which a node was last restarted
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._look_after, name="faults", daemon=True)
 
     def variables(self, name: str) -> dict[str, str]:
-        """Return the environment variables of a node's SuperNode, beside the usual ones; none if it has no faults."""
+        """Return the additional environment variables of a node's SuperNode; none if the node has no faults."""
         own = [(number, fault) for number, fault in self._faults if fault.node == name]
         if not own:
             return {}
@@ -80,12 +80,12 @@ class Injector:
         return {FAULTS: describe(self._folder, own), "PATH": os.pathsep.join(places)}
 
     def begin(self) -> None:
-        """Note that the run starts, and bring faults about from now on."""
+        """Record the run's start, and inject faults from now on."""
         self._start = time.monotonic()
         self._thread.start()
 
     def end(self) -> None:
-        """Bring nothing about any more."""
+        """Stop injecting faults."""
         self._ends.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -117,7 +117,7 @@ class Injector:
         is_first = self._markers.set(number, OVER)
         if fault.kind == "stall" and is_first:
             self._nodes.go_on(fault.node)
-        # A SuperLink refuses a node that it takes to be there still: until half a minute or a minute after its death.
+        # A SuperLink refuses a node that it still considers online, for half a minute to a minute after its death.
         is_away = is_first or self._nodes.exit_code(fault.node) is not None
         if fault.kind == "die" and is_away and now - self._started >= AGAIN_SECONDS:
             self._started = now
@@ -125,28 +125,28 @@ class Injector:
 
 
 def report(faults: Sequence[Fault], folder: Path) -> tuple[list[str], list[str]]:
-    """Return a sentence about each fault that happened, and one about each that did not.
+    """Return a sentence about each fault that occurred, and one about each that did not.
 
     Parameters
     ----------
     faults : sequence of Fault
         All faults of the run.
     folder : Path
-        Of the `Injector`, or of all of them.
+        The folder of the run's `Injector` or injectors.
     """
     markers = Markers(folder)
     happened, missing = [], []
     for number, fault in enumerate(faults):
         begun = markers.get(number, BEGUN if fault.kind == "lie" else DONE)
         if begun is None:
-            missing.append(f"{fault}: it did not happen, for {_why_not(number, fault, markers)}.")
+            missing.append(f"{fault}: it did not occur, because {_why_not(number, fault, markers)}.")
             continue
         facts = markers.get(number, BEGUN) or {}
         verb = {"lie": f"lied ({fault.attack})", "stall": "was stopped", "die": "was killed"}[fault.kind]
         when = f"in round {facts['round']}" if "round" in facts else f"{fault.after:g} s after the start"
         if fault.kind == "lie" and "round" in facts:
             when = f"from round {facts['round']} on"
-        back = {"lie": "was honest again", "stall": "went on", "die": "was started again"}[fault.kind]
+        back = {"lie": "was honest again", "stall": "resumed", "die": "was restarted"}[fault.kind]
         end = f", and {back} {fault.lasts:g} s later" if markers.get(number, OVER) is not None else ""
         happened.append(f"{fault.node} {verb} {when}{end}")
     return happened, missing

@@ -1,4 +1,4 @@
-"""Signals that end a program, as exceptions, so that it cleans up."""
+"""Turns signals that end a program into exceptions, so that it cleans up."""
 
 import signal
 import sys
@@ -11,22 +11,22 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(BaseException):
-    """A signal came that ends the program; nothing but the cleaning up may catch it."""
+    """A signal ends the program; only clean-up code may catch this."""
 
 
 def run_interruptibly(program: Callable[[], object]) -> None:
-    """Run a program that cleans up after itself, also when a signal ends it."""
+    """Run a program so that it can clean up when a signal ends it."""
     for each in SIGNALS:
         signal.signal(each, _interrupt)
     try:
         program()
     except Interrupted as interruption:
-        print("Interrupted; all processes are stopped.", file=sys.stderr)
+        print("Interrupted; all processes have been stopped.", file=sys.stderr)
         sys.exit(128 + interruption.args[0])
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Turn a signal into an exception, and let no further signal disturb the cleaning up."""
+    """Turn a signal into an exception, and ignore further signals during the clean-up."""
     for each in SIGNALS:
         signal.signal(each, signal.SIG_IGN)
     raise Interrupted(number)

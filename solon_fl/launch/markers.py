@@ -1,4 +1,4 @@
-"""What has become of each fault, in files: nodes' processes, those who stop them and the server tell each other so."""
+"""Events of faults as files, through which the nodes' processes, the injectors and the server communicate."""
 
 import json
 import os
@@ -8,21 +8,21 @@ from uuid import uuid4
 
 __all__ = ["ASKED", "BEGUN", "DONE", "DUE", "OVER", "TRIED", "Markers"]
 
-DUE = "due"  # its time has come (of a lie that begins by the clock)
-ASKED = "asked"  # the node has a task in which it is to lie
-BEGUN = "begun"  # it happens: a node has lied, or has the task with which it is to be stopped or killed
+DUE = "due"  # the time of a lie that begins by the clock has come
+ASKED = "asked"  # the node has a task in which it should lie
+BEGUN = "begun"  # the node has lied, or has the task during which it should be stopped or killed
 DONE = "done"  # the node has been stopped or killed
-OVER = "over"  # it is well again
-TRIED = "tried"  # it lied, and that changed nothing, or the attack is not possible here
+OVER = "over"  # the node has recovered
+TRIED = "tried"  # the lie had no effect, or the attack is not possible here
 
 
 class Markers:
-    """Events of faults, each of which happens once.
+    """A store for events of faults, each of which happens once.
 
     Parameters
     ----------
     folder : Path
-        Where they are kept; made if it is not there. All who look at them must see this folder.
+        The folder of the store, made if it is missing. All processes that use the store must see it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -30,12 +30,12 @@ class Markers:
         folder.mkdir(parents=True, exist_ok=True)
 
     def set(self, fault: int, event: str, **facts: Any) -> bool:
-        """Note an event of the fault with this number; return False if it has been noted before."""
+        """Record an event of the fault with this number; return False if it was already recorded."""
         place = self._folder / f"{fault}.{event}"
         written = place.with_name(f"{place.name}-{uuid4().hex}")
         written.write_text(json.dumps(facts))
         try:
-            os.link(written, place)  # whole or not at all, and once
+            os.link(written, place)  # atomic, and fails if the event was recorded before
         except FileExistsError:
             return False
         finally:
@@ -43,7 +43,7 @@ class Markers:
         return True
 
     def get(self, fault: int, event: str) -> dict[str, Any] | None:
-        """Return the facts of an event; None if it has not been noted."""
+        """Return the facts of an event, or None if it was not recorded."""
         try:
             facts: dict[str, Any] = json.loads((self._folder / f"{fault}.{event}").read_text())
         except FileNotFoundError:

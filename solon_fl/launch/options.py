@@ -1,4 +1,4 @@
-"""Options that commands share."""
+"""Options that several commands share."""
 
 from typing import Annotated
 
@@ -10,5 +10,5 @@ __all__ = ["FaultOption"]
 
 FaultOption = Annotated[
     list[str] | None,
-    typer.Option("--fault", metavar="FAULT", help=f"Make a node fail while the run goes on: {FORM}. Repeatable."),
+    typer.Option("--fault", metavar="FAULT", help=f"Inject a fault into a node during the run: {FORM}. Repeatable."),
 ]

@@ -1,4 +1,4 @@
-"""Finding and ending processes, and the ports that they listen at."""
+"""Finds and ends processes, and finds free ports."""
 
 import os
 import random
@@ -10,18 +10,18 @@ from pathlib import Path
 
 __all__ = ["TAG", "cpu_seconds_for_messages", "free_ports", "kill_all", "listens", "processes_with", "send_all"]
 
-TAG = "SOLON_FEDERATION"  # environment variable of every process of a federation, and of all that those start
+TAG = "SOLON_FEDERATION"  # environment variable of every process of a federation, including those that they start
 
 
 def processes_with(tag: str, program: str = "") -> list[int]:
-    """Return the ids of the living processes whose `TAG` begins like this, and which run this program.
+    """Return the ids of the living processes whose `TAG` starts with `tag` and which run this program.
 
     Parameters
     ----------
     tag : str
-        ``"<the federation's tag>/<the node's name>/"``, or the beginning of that.
+        ``"<the federation's tag>/<the node's name>/"``, or a prefix of it.
     program : str
-        Part of the command line, or of the name that the process gave itself. Default: any program.
+        Part of the command line, or of the name that the process has given itself. Default: any program.
     """
     wanted = f"{TAG}={tag}".encode()
     found = []
@@ -29,7 +29,7 @@ def processes_with(tag: str, program: str = "") -> list[int]:
         try:
             variables = (entry / "environ").read_bytes()
             names = (entry / "cmdline").read_text(errors="replace") + (entry / "comm").read_text(errors="replace")
-        except OSError:  # it has ended, or is another user's
+        except OSError:  # the process has ended, or belongs to another user
             continue
         if program in names and any(variable.startswith(wanted) for variable in variables.split(b"\0")):
             found.append(int(entry.name))
@@ -39,9 +39,9 @@ def processes_with(tag: str, program: str = "") -> list[int]:
 def cpu_seconds_for_messages(tag: str) -> float:
     """Return the CPU time of all processes that nodes have started to compute messages, in seconds.
 
-    They are the children of the SuperExecs, living or not, and with `solon_fl.resident` the processes that fork, what
-    they have forked, and the workers. 0 where this user may not see them: a SuperExec hides itself from everybody but
-    root.
+    These are the children of the SuperExecs, living or not. With `solon_fl.resident`, they also are the processes that
+    fork, the processes that those have forked, and the workers. The result is 0 if this user may not see them: a
+    SuperExec hides its environment from everybody except root.
     """
     executors = set(processes_with(tag, "flower-superexe"))
     residents = set(processes_with(tag, "solon_fl.resident"))
@@ -49,7 +49,7 @@ def cpu_seconds_for_messages(tag: str) -> float:
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             fields = (entry / "stat").read_text().rpartition(")")[2].split()
-        except OSError:  # it has ended
+        except OSError:  # the process has ended
             continue
         own, of_children = sum(map(int, fields[11:13])), sum(map(int, fields[13:15]))
         if int(entry.name) in residents or int(fields[1]) in executors:
@@ -60,7 +60,7 @@ def cpu_seconds_for_messages(tag: str) -> float:
 
 
 def kill_all(tag: str) -> None:
-    """Kill all processes with the tag but this one, including those that one of them starts meanwhile."""
+    """Kill all processes with the tag except this one, including those that are started meanwhile."""
     while found := set(processes_with(tag)) - {os.getpid()}:
         for process_id in found:
             with suppress(ProcessLookupError):
@@ -69,17 +69,17 @@ def kill_all(tag: str) -> None:
 
 
 def send_all(tag: str, number: signal.Signals) -> None:
-    """Send a signal to all processes with the tag but this one."""
+    """Send a signal to all processes with the tag except this one."""
     for process_id in set(processes_with(tag)) - {os.getpid()}:
         with suppress(ProcessLookupError):
             os.kill(process_id, number)
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports of this machine that nothing listens at.
+    """Return free ports of this machine.
 
-    They lie below those that the kernel gives to outgoing connections, one of which could otherwise take the port
-    before it is used.
+    They are below the range from which the kernel takes ports for outgoing connections, so that no such connection can
+    take a port before it is used.
     """
     found: list[int] = []
     candidates = iter(random.SystemRandom().sample(range(12_000, 32_000), 500))
@@ -95,7 +95,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def listens(host: str, port: int) -> bool:
-    """Return whether something accepts connections there."""
+    """Return whether a process accepts connections at this address."""
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex((host, port)) == 0

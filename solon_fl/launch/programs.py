@@ -1,4 +1,4 @@
-"""Flower's programs on this machine: how they are started, found again, stopped and ended."""
+"""Starts, finds, suspends and ends Flower's programs on this machine."""
 
 import os
 import signal
@@ -21,26 +21,26 @@ QUIET = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "PYTHONUNBUFFERED": "1",
 }
-NO_NODES = ("superlink", "flwr", "flwr-run")  # names of other programs
-LONGEST_NAME = 200  # characters, as a file's
+NO_NODES = ("superlink", "flwr", "flwr-run")  # names of programs that are not nodes
+LONGEST_NAME = 200  # characters of the file name
 
 
 class Program(Protocol):
     """A program that has been started."""
 
     def poll(self) -> int | None:
-        """Return the exit code; None while the program runs."""
+        """Return the exit code, or None while the program runs."""
 
 
 class Programs:
-    """The programs of a federation that run on this machine, each under a name. Linux: they are found in /proc.
+    """The programs of a federation that run on this machine, each under a name. It needs Linux's /proc to find them.
 
     Attributes
     ----------
     tag : str
-        Unique; in the environment of every process.
+        A unique tag in the environment of every process.
     folder : Path
-        Holds what they write: logs, Flower's own files, temporary ones.
+        The folder for their files: logs, Flower's own files and temporary files.
     """
 
     def __init__(self, tag: str, folder: Path = Path()) -> None:
@@ -54,11 +54,11 @@ class Programs:
         Parameters
         ----------
         name : str
-            Of the node, or "superlink".
+            The node's name, or "superlink".
         command : sequence of str
             The program's command line.
         extra : mapping, optional
-            Environment variables beside the usual ones.
+            Additional environment variables.
         """
         with self.log_path(name).open("ab") as log:
             self._processes[name] = subprocess.Popen(
@@ -67,15 +67,15 @@ class Programs:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # a Ctrl-C in the terminal must reach the program that cleans up, and only it
+                start_new_session=True,  # a Ctrl-C in the terminal must reach only the program that cleans up
             )
 
     def variables(self, name: str) -> dict[str, str]:
-        """Return the environment of what runs under a name."""
+        """Return the environment of the programs under a name."""
         return {
             **os.environ,
             **QUIET,
-            # The commands beside this Python, whether or not its virtual environment is active.
+            # Commands beside this Python come first, whether or not its virtual environment is active.
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
             "TMPDIR": str(self.folder / "tmp"),
             "FLWR_HOME": str(self.folder / "homes" / file_name(name)),
@@ -83,7 +83,7 @@ class Programs:
         }
 
     def log_path(self, name: str) -> Path:
-        """Return where the output of a node, or of "superlink", goes."""
+        """Return the path of the log of a node, or of "superlink"."""
         return self.folder / "logs" / f"{file_name(name)}.log"
 
     def make_folders(self) -> None:
@@ -92,36 +92,36 @@ class Programs:
             (self.folder / name).mkdir(parents=True, exist_ok=True)
 
     def processes(self, name: str, program: str = "") -> list[int]:
-        """Return the ids of the processes of a node, or of "superlink", that run this program; by default all."""
+        """Return the ids of the processes of a node, or of "superlink", that run this program (default: any)."""
         return processes_with(f"{self.tag}/{name}/", program)
 
     def kill(self, name: str) -> None:
-        """Kill a node, or "superlink", and all it has started, as a power cut would."""
+        """Kill a node, or "superlink", and all processes that it has started, as a power cut would."""
         self._send(name, signal.SIGKILL)
         kill_all(f"{self.tag}/{name}/")
         while self.exit_code(name) is None:
             time.sleep(0.02)
 
     def stop(self, name: str) -> None:
-        """Stop all processes of a node: they stay as they are until they are told to go on."""
+        """Suspend all processes of a node."""
         self._send(name, signal.SIGSTOP)
 
     def go_on(self, name: str) -> None:
-        """Let the processes of a stopped node go on."""
+        """Resume the processes of a suspended node."""
         self._send(name, signal.SIGCONT)
 
     def exit_code(self, name: str) -> int | None:
-        """Return a node's exit code; None while it runs."""
+        """Return a node's exit code, or None while it runs."""
         return self._processes[name].poll()
 
     def last_words(self, name: str, lines: int = 8) -> str:
         """Return the end of a log, for an error message."""
         path = self.log_path(name)
         words = path.read_text(errors="replace").splitlines() if path.exists() else []
-        return "".join(f"\n    {line}" for line in ["Its last words:", *words[-lines:]]) if words else ""
+        return "".join(f"\n    {line}" for line in ["The end of its log:", *words[-lines:]]) if words else ""
 
     def kill_everything(self) -> None:
-        """Kill all processes of the federation that are on this machine."""
+        """Kill all processes of the federation on this machine."""
         for name in self._processes:
             self._send(name, signal.SIGKILL)
         kill_all(self.tag)
@@ -133,29 +133,29 @@ class Programs:
         process = self._processes.get(name)
         if isinstance(process, subprocess.Popen) and process.poll() is None:
             with suppress(ProcessLookupError):
-                os.killpg(process.pid, number)  # a SuperExec hides its environment from everybody but root
+                os.killpg(process.pid, number)  # a SuperExec hides its environment from everybody except root
         send_all(f"{self.tag}/{name}/", number)
 
 
 def check_node_name(name: str) -> None:
-    """Raise unless this can be the name of a node.
+    """Check that this can be the name of a node.
 
     Raises
     ------
     FederationError
-        If it does not begin with a letter or a digit, is not printable or too long, or is another program's.
+        If the name does not begin with a letter or a digit, is not printable, is too long, or is another program's.
     """
     if not (name[:1].isalnum() and name.isprintable() and len(file_name(name)) <= LONGEST_NAME):
         raise FederationError(
-            f"a node's name must begin with a letter or a digit, have no control characters and at most {LONGEST_NAME} "
-            f"characters, of which one that is not ASCII takes up to twelve; got {name[:50]!r}."
+            "a node's name must begin with a letter or a digit, and have no control characters and at most "
+            f"{LONGEST_NAME} characters (each non-ASCII character counts as up to twelve); got {name[:50]!r}."
         )
     if name.partition("/")[0] in NO_NODES:
         raise FederationError(
-            f"a node must not be called {name!r}: that is another program here; name it node-1, for instance."
+            f"a node must not be called {name!r}, which names another program here; call it node-1, for instance."
         )
 
 
 def file_name(name: str) -> str:
-    """Return a name as a part of a path; different names remain different: silo-0/3 becomes silo-0%2F3."""
+    """Return a unique file name for a name: silo-0/3 becomes silo-0%2F3."""
     return quote(name, safe="")

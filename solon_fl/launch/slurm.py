@@ -1,10 +1,10 @@
-"""A task of a Slurm job: a SuperNode; in the first task, the SuperLink and the run as well.
+"""The tasks of a Slurm job: each runs a SuperNode, and the first one also the SuperLink and the run.
 
-Tasks find each other through a folder that all of them see:
+Tasks communicate through a folder that all of them see::
 
-    keys/NODE.key, NODE.pub    of each node, kept, so that a job that goes on has the same nodes
-    checkpoints/               of the app, if it takes such a setting
-    JOB.RESTART.STEP/          of one attempt: nodes/, address, ca.crt, begun, beat, over, logs/, faults/
+    keys/NODE.key, NODE.pub    keys of each node, kept so that a restarted job has the same nodes
+    checkpoints/               the app's checkpoints, if it has a setting for them
+    JOB.RESTART.STEP/          files of one attempt: nodes/, address, ca.crt, begun, beat, over, logs/, faults/
 """
 
 import json
@@ -33,27 +33,27 @@ from solon_fl.launch.superlink import SuperLink, supernode_command
 __all__ = ["JobFolder", "Launch", "Task", "launch"]
 
 FORKING = (sys.executable, "-P", "-m", "solon_fl.resident.supernode")
-CHECKPOINTS = "checkpoints"  # the setting of an app that names a folder for them
-GATHERING_SECONDS = 600.0  # within which all tasks must have begun
-BEAT_SECONDS = 10.0  # between two signs of life of the first task
-SILENCE_SECONDS = 180.0  # after which the other tasks take the first one to be dead
-PAUSE = 0.3  # seconds between two looks
+CHECKPOINTS = "checkpoints"  # an app's setting that names a folder for checkpoints
+GATHERING_SECONDS = 600.0  # within which all tasks must have started
+BEAT_SECONDS = 10.0  # between two heartbeats of the first task
+SILENCE_SECONDS = 180.0  # without a heartbeat, after which the other tasks consider the first one dead
+PAUSE = 0.3  # seconds between two checks
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """Where a task stands in its job.
+    """A task's place in its job.
 
     Attributes
     ----------
     job : str
         The job's number.
     attempt : str
-        Unique among all that use the job's folder: another one after each restart of the job.
+        A name for this attempt, unique among all that use the job's folder; each restart of the job has a new one.
     rank, count : int
-        Its number, from 0, and how many there are.
+        The task's number, from 0, and the number of tasks.
     host : str
-        The name of its machine.
+        The name of the task's machine.
     """
 
     job: str
@@ -69,7 +69,7 @@ class Task:
         Raises
         ------
         FederationError
-            If there are none: this is no task of a job.
+            If there are no such variables, because this is not a task of a job.
         """
         try:
             job, rank = variables["SLURM_JOB_ID"], int(variables["SLURM_PROCID"])
@@ -77,7 +77,7 @@ class Task:
         except KeyError as error:
             raise FederationError(
                 f"this must run as a task of a Slurm job, such as: srun python -m solon_fl.launch APP; got no "
-                f"{error.args[0]}. A script to start from: python -m solon_fl.launch --script."
+                f"{error.args[0]}. For a template of a script, run: python -m solon_fl.launch --script."
             ) from None
         restart, step = variables.get("SLURM_RESTART_COUNT", "0"), variables.get("SLURM_STEP_ID", "0")
         host = variables.get("SLURMD_NODENAME") or socket.gethostname()
@@ -86,7 +86,7 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """What is to be run.
+    """The run that a job's tasks start.
 
     Attributes
     ----------
@@ -95,17 +95,17 @@ class Launch:
     settings : dict
         All settings of the run.
     folder : Path
-        All tasks must see it.
+        The job's folder, which all tasks must see.
     name : str
-        Of this task's node.
+        Name of this task's node.
     node_config : dict
-        What the app is told of this task's node.
+        Node config of this task's node.
     faults : tuple of Fault
-        Of all nodes.
+        Faults of all nodes.
     host : str
-        Under which other tasks reach the first task's machine; "" for the name that Slurm gives it.
+        Name or address under which other tasks reach the first task's machine; "" for its name in Slurm.
     superlink, supernode : tuple of str
-        What is started as such.
+        Commands that start a SuperLink and a SuperNode.
     """
 
     app: FlowerApp
@@ -125,23 +125,23 @@ def launch(
     tell: Callable[[str], None],
     make_programs: Callable[[str, Path], Programs] = Programs,
 ) -> None:
-    """Do what a task of a job has to do, until the run is over; leave no process behind.
+    """Perform a task of a job until the run is over, and leave no process behind.
 
     Parameters
     ----------
     task : Task
-        This one.
+        This task.
     what : Launch
-        The same in all tasks but for name and node_config.
+        The run, which is the same in all tasks except for name and node_config.
     tell : callable
         Called with each line for the user.
     make_programs : callable
-        Called with a tag and a folder.
+        Called with a tag and a folder to make the `Programs`.
 
     Raises
     ------
     FederationError
-        If a name can't be used, the run failed, a task or node is missing at the start, or the first task has ended.
+        If a name can't be used, the run fails, a task or node is missing at the start, or the first task ends early.
     """
     check_node_name(what.name)
     job = JobFolder(what.folder, task)
@@ -167,7 +167,7 @@ def launch(
 def _lead(
     task: Task, what: Launch, job: "JobFolder", programs: Programs, node: "_Node", tell: Callable[[str], None]
 ) -> None:
-    """Start the SuperLink, wait for all nodes, run the app and tell what came of it."""
+    """Start the SuperLink, wait for all nodes, run the app, and report its lines and the faults."""
     superlink = SuperLink(programs, what.host or task.host, "0.0.0.0", what.superlink)
     try:
         superlink.start(erase=True)
@@ -197,7 +197,7 @@ def _tell_of_faults(faults: Sequence[Fault], job: "JobFolder", tell: Callable[[s
     for sentence in happened:
         tell(sentence)
     if missing:
-        raise FederationError("\n    ".join(["these faults did not happen:", *missing]))
+        raise FederationError("\n    ".join(["these faults did not occur:", *missing]))
 
 
 class _Node:
@@ -221,11 +221,11 @@ class _Node:
         self._programs.start(self._what.name, command, faulty)
 
     def begin(self) -> None:
-        """Bring its faults about from now on."""
+        """Inject its faults from now on."""
         self._injector.begin()
 
     def stay(self, tell: Callable[[str], None]) -> None:
-        """Wait until the run is over; say so if the SuperNode ends before, which the run may bear."""
+        """Wait until the run is over; report a SuperNode that ends earlier, which the run may tolerate."""
         last, heard = "", time.monotonic()
         has_begun = False
         while (over := self._job.read("over")) is None:
@@ -236,11 +236,11 @@ class _Node:
             if json.dumps(beat) != last:
                 last, heard = json.dumps(beat), time.monotonic()
             if time.monotonic() - heard > SILENCE_SECONDS:
-                raise FederationError(f"the first task has given no sign of life for {SILENCE_SECONDS:.0f} s.")
+                raise FederationError(f"the first task has sent no heartbeat for {SILENCE_SECONDS:.0f} s.")
             self._look(tell)
             time.sleep(PAUSE)
         if over["why"]:
-            raise FederationError("the run has failed; the first task says why.")
+            raise FederationError("the run has failed; the first task reports the reason.")
 
     def end(self) -> None:
         self._injector.end()
@@ -253,7 +253,7 @@ class _Node:
             self._is_told = True
             tell(f"SuperNode {name} has ended.{self._programs.last_words(name)}")
 
-    # What the injector does to it
+    # Methods for the injector
 
     def stop(self, name: str) -> None:
         """See `Programs.stop`."""
@@ -268,7 +268,7 @@ class _Node:
         self._programs.kill(name)
 
     def restart(self, name: str) -> None:
-        """Start it once more."""
+        """Start the SuperNode again."""
         self.start(self._address)
 
     def exit_code(self, name: str) -> int | None:
@@ -282,21 +282,21 @@ class JobFolder:
     Parameters
     ----------
     folder : Path
-        Made, for this user only, if it is not there.
+        The folder, made if it is missing, with access for this user only.
     task : Task
-        Which names the part for this attempt.
+        The task, whose attempt names the subfolder to use.
 
     Raises
     ------
     FederationError
-        If others may look into it.
+        If other users can read the folder.
     """
 
     def __init__(self, folder: Path, task: Task) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if folder.stat().st_mode & 0o077:
             raise FederationError(
-                f"{folder} must be closed to other users, for it holds keys; got mode "
+                f"{folder} must be closed to other users, as it holds keys; got mode "
                 f"{folder.stat().st_mode & 0o777:o}; run: chmod 700 {folder}."
             )
         self._folder = folder
@@ -306,11 +306,11 @@ class JobFolder:
 
     @property
     def certificate(self) -> Path:
-        """Of who signed the SuperLink's certificate."""
+        """The certificate of the CA that signed the SuperLink's certificate."""
         return self.attempt / "ca.crt"
 
     def own_key(self, name: str) -> Path:
-        """Return where a node's private key is; make it if it is not there."""
+        """Return the path of a node's private key, and make the key if it is missing."""
         key = self._folder / "keys" / f"{file_name(name)}.key"
         key.parent.mkdir(exist_ok=True)
         if not key.with_suffix(".pub").exists():
@@ -318,19 +318,19 @@ class JobFolder:
         return key
 
     def with_checkpoints(self, settings: Mapping[str, Setting]) -> dict[str, Setting]:
-        """Return the settings, with a folder for checkpoints if the app takes one and none is named."""
+        """Return the settings, with a folder for checkpoints if the app has an empty setting for one."""
         own = {CHECKPOINTS: str(self._folder / CHECKPOINTS)} if settings.get(CHECKPOINTS) == "" else {}
         return {**settings, **own}
 
     def write(self, name: str, facts: Mapping[str, Any]) -> None:
-        """Write a file, whole or not at all."""
+        """Write a file atomically."""
         place = self.attempt / f"{name}.json"
         written = place.with_name(f"{place.name}-{uuid4().hex}")
         written.write_text(json.dumps(facts))
         written.replace(place)
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """Return what a file says; None if it is not there."""
+        """Return a file's content, or None if there is no such file."""
         try:
             facts: dict[str, Any] = json.loads((self.attempt / f"{name}.json").read_text())
         except FileNotFoundError:
@@ -338,14 +338,14 @@ class JobFolder:
         return facts
 
     def wait_for(self, name: str, seconds: float) -> dict[str, Any]:
-        """Return what a file says, as soon as it is there; raise if the run is over before."""
+        """Wait for a file and return its content; raise if the run ends first."""
         deadline = time.monotonic() + seconds
         while (facts := self.read(name)) is None:
             if self.read("over") is not None:
-                raise FederationError("the run has failed; the first task says why.")
+                raise FederationError("the run has failed; the first task reports the reason.")
             if time.monotonic() > deadline:
                 raise FederationError(
-                    f"within {seconds:.0f} s there must be {self.attempt / name}.json; do all tasks see this folder?"
+                    f"{self.attempt / name}.json must exist within {seconds:.0f} s; do all tasks see this folder?"
                 )
             time.sleep(PAUSE)
         return facts
@@ -355,12 +355,12 @@ class JobFolder:
         found = [self.wait_for(f"nodes/{rank}", GATHERING_SECONDS) for rank in range(count)]
         nodes = {node["name"]: Path(node["public_key"]) for node in found}
         if len(nodes) < count:
-            raise FederationError(f"each task must have a name of its own; got {', '.join(n['name'] for n in found)}.")
+            raise FederationError(f"each task must have a different name; got {', '.join(n['name'] for n in found)}.")
         return nodes
 
     @contextmanager
     def beating(self) -> Iterator[None]:
-        """Give signs of life in this context."""
+        """Send heartbeats inside."""
         ends = threading.Event()
 
         def beat() -> None:
@@ -380,7 +380,7 @@ class JobFolder:
 
 @contextmanager
 def _programs(make: Callable[[str, Path], Programs], logs: Path) -> Iterator[Programs]:
-    """Yield what starts programs, in a folder of this machine that is deleted, with all processes, in the end."""
+    """Yield programs in a folder on this machine; on leaving, end all processes and delete the folder."""
     folder = Path(tempfile.mkdtemp(prefix="solon-launch-"))
     programs = make(uuid4().hex, folder)
     try:

@@ -1,4 +1,4 @@
-"""A SuperLink with TLS that admits registered keys only, and runs on it."""
+"""A SuperLink with TLS that admits only nodes with registered keys, and runs on it."""
 
 import json
 import re
@@ -29,13 +29,13 @@ class SuperLink:
     Parameters
     ----------
     programs : Programs
-        Start it; certificates and Flower's configuration go to their folder.
+        Used to start the SuperLink. Certificates and Flower's configuration go to their folder.
     host : str
-        Address or name under which nodes reach it.
+        Address or name under which nodes reach the SuperLink.
     listen : str
-        Address at which it listens. Default: the host.
+        Address at which the SuperLink listens. Default: the host.
     program : sequence of str
-        What is started in place of ``flower-superlink``, with the same options.
+        The program to start, with the options of ``flower-superlink``.
 
     Raises
     ------
@@ -56,7 +56,7 @@ class SuperLink:
         self._program = program
         self._console: Console | None = None
         self._runs: list[Run] = []
-        self._names: dict[str, str] = {}  # by Flower's id, the only thing of a node that Flower lists
+        self._names: dict[str, str] = {}  # by Flower's id, because Flower lists ids only
         self.port = 0
 
     @property
@@ -66,16 +66,16 @@ class SuperLink:
 
     @property
     def certificate(self) -> Path:
-        """Of who signed its certificate."""
+        """The certificate of the CA that signed the SuperLink's certificate."""
         return self._programs.folder / "ca.crt"
 
     def start(self, *, erase: bool) -> None:
-        """Start it, and wait until it listens.
+        """Start the SuperLink and wait until it listens.
 
         Parameters
         ----------
         erase : bool
-            Whether the programs' folder is to be deleted, should this process be killed.
+            Whether to delete the programs' folder if this process is killed.
         """
         folder = self._programs.folder
         make_certificates(folder, [self._host, *(["127.0.0.1"] if self._listen != self._host else [])])
@@ -108,28 +108,28 @@ class SuperLink:
             time.sleep(0.1)
 
     def register(self, name: str, public_key: Path) -> None:
-        """Let it know a node's public key under its name."""
+        """Register a node's public key under the node's name."""
         printed = self.flwr("supernode", "register", str(public_key), CONNECTION, "--name", name, "--format", "json")
         self._names[str(json.loads(printed)["node-id"])] = name
 
     def online(self) -> set[str]:
-        """Return the names of the nodes that it takes to be connected."""
+        """Return the names of the nodes that the SuperLink considers connected."""
         listed = json.loads(self.flwr("supernode", "list", CONNECTION, "--format", "json"))
         return {self._names[node["node-id"]] for node in listed["nodes"] if node["status"] == "online"}
 
     def wait_until_online(
         self, names: Iterable[str], check: Callable[[str], None], seconds: float = STARTUP_SECONDS
     ) -> None:
-        """Wait until nodes of these names are connected.
+        """Wait until nodes with these names are connected.
 
         Parameters
         ----------
         names : iterable of str
-            Under which they are registered.
+            The registered names.
         check : callable
-            Called now and then with the name of each that is missing; it may raise.
+            Called repeatedly with the name of each missing node; it may raise.
         seconds : float
-            After which it raises.
+            The longest time to wait before raising.
         """
         deadline = time.monotonic() + seconds
         while missing := set(names) - self.online():
@@ -142,7 +142,7 @@ class SuperLink:
             time.sleep(0.2)
 
     def start_run(self, app: Path, config: Mapping[str, str | int | float]) -> "Run":
-        """Start a Flower app, with some of its settings changed."""
+        """Start a Flower app with changed settings."""
         command = ["flwr", "run", str(app), CONNECTION, "--stream"]
         if config:
             command += ["--run-config", key_values(config)]
@@ -162,28 +162,28 @@ class SuperLink:
         return run
 
     def flwr(self, *arguments: str) -> str:
-        """Run a command of Flower's and return what it prints."""
+        """Run a command of ``flwr`` and return its output."""
         assert self._console is not None, "the SuperLink has not been started"
         return self._console.run(*arguments)
 
     def check(self) -> None:
-        """Raise if it has ended."""
+        """Raise FederationError if the SuperLink has ended."""
         if self._programs.exit_code(SUPERLINK) is not None:
             raise FederationError(f"the SuperLink has ended.{self._programs.last_words(SUPERLINK)}")
 
     def last_words_of_start(self) -> str:
-        """Return what was said of a run that did not start, for an error message."""
+        """Return the end of the log of a run that did not start, for an error message."""
         return self._programs.last_words("flwr-run")
 
     def close(self) -> None:
-        """Wait for the end of what talks to it, which must have been killed."""
+        """Wait for the processes that use the SuperLink to end; they must have been killed."""
         for running in (*self._runs, self._console):
             if running is not None:
                 running.close()
 
     @property
     def _control_host(self) -> str:
-        """Where operators on this machine reach it."""
+        """The host under which operators on this machine reach the SuperLink."""
         return self._host if self._listen == self._host else "127.0.0.1"
 
 
@@ -196,7 +196,7 @@ class Run:
         self._id = ""
 
     def lines(self) -> Iterator[str]:
-        """Yield what the ServerApp prints and logs, line by line, until the run ends."""
+        """Yield the ServerApp's output and log, line by line, until the run ends."""
         assert self._process.stdout is not None
         for line in self._process.stdout:
             if "Successfully started run" in line:
@@ -205,17 +205,17 @@ class Run:
         self._process.wait()
 
     def checked_lines(self) -> Iterator[str]:
-        """Yield what `lines` does, and raise at the end if the run has failed."""
+        """Yield the same lines as `lines`, and raise at the end if the run has failed."""
         tail: list[str] = []
         for line in self.lines():
             tail = [*tail[-15:], line]
             yield line
         status = self.facts()["status"]
         if status != "finished:completed":
-            raise FederationError("\n    ".join([f"the run has failed ({status}). Its last words:", *tail]))
+            raise FederationError("\n    ".join([f"the run has failed ({status}). The end of its output:", *tail]))
 
     def facts(self) -> dict[str, Any]:
-        """Return what Flower knows of the run: its "status" ("finished:completed"), "network-traffic" and more."""
+        """Return Flower's record of the run: its "status" ("finished:completed"), "network-traffic" and more."""
         self._superlink.check()
         if not self._id:
             raise FederationError(f"the run did not start.{self._superlink.last_words_of_start()}")
@@ -224,7 +224,7 @@ class Run:
         return facts
 
     def close(self) -> None:
-        """Wait for the end of a run that was killed."""
+        """Wait for a run that was killed to end."""
         if self._process.stdout is not None:
             self._process.stdout.close()
         self._process.wait()
@@ -238,15 +238,15 @@ def supernode_command(
     Parameters
     ----------
     program : sequence of str
-        ``["flower-supernode"]``, or what is used in its place.
+        ``["flower-supernode"]``, or a replacement.
     address : str
         The SuperLink's host and port.
     certificate : Path
-        Of who signed the SuperLink's certificate.
+        File with the certificate of the CA that signed the SuperLink's certificate.
     key : Path
-        Of the file with the node's private key.
+        File with the node's private key.
     config : mapping
-        What the app is told of the node.
+        The node config.
     """
     (port,) = free_ports(1)
     command = [*program, "--superlink", address, "--port", str(port)]
@@ -255,12 +255,12 @@ def supernode_command(
 
 
 def key_values(settings: Mapping[str, str | int | float]) -> str:
-    """Return settings as Flower's commands take them: each as TOML, with no quotes in the text between the quotes.
+    """Return settings in the form that Flower's commands accept: TOML, with quotes inside strings escaped.
 
     Raises
     ------
     FederationError
-        If a key can't be given to them.
+        If Flower's commands don't accept a key.
     """
     for key in settings:
         check_key(key)
@@ -269,5 +269,5 @@ def key_values(settings: Mapping[str, str | int | float]) -> str:
 
 def _as_toml(value: str | int | float) -> str:
     if isinstance(value, float):
-        return repr(value)  # json has other words for nan and inf
+        return repr(value)  # JSON spells nan and inf differently
     return json.dumps(value, ensure_ascii=False).replace('\\"', "\\u0022").replace("\x7f", "\\u007f")

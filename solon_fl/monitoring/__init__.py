@@ -1,4 +1,4 @@
-"""Watching a run while it trains: a live page, and writers for tracking tools, for a strategy's ``monitors``."""
+"""Monitors of a run for a strategy's ``monitors``: a live page, and writers for experiment trackers."""
 
 from solon_fl.monitoring.live import LiveReport
 from solon_fl.monitoring.writers import FigureWriter, MLflowWriter, TensorBoardWriter, WandbWriter

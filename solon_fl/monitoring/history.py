@@ -1,4 +1,4 @@
-"""What a run's page remembers of its rounds: of long runs less per round, so that it stays small."""
+"""The history of a run's rounds for its page, which is thinned out in long runs so that the page stays small."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ from solon_fl.pages import KINDS, NodeRow, Span
 
 __all__ = ["History", "kinds_of"]
 
-MOST_BINS = 240  # of the rounds; more can't be told apart on a page
+MOST_BINS = 240  # more can't be told apart on a page
 GRAVITY = {kind: number for number, kind in enumerate(KINDS)}
 KIND_OF = {  # entries of RoundReport.to_metrics that name nodes
     "corrupt-nodes": "lying",
@@ -20,16 +20,16 @@ KIND_OF = {  # entries of RoundReport.to_metrics that name nodes
 
 
 class History:
-    """The figures of all rounds, and what each node was: of at most 240 stretches of rounds of the same length.
+    """The figures of all rounds and the kind of each node, in at most 240 bins of equally many rounds.
 
-    A figure of a stretch is its mean, and a node's kind the gravest.
+    A bin holds the mean of each figure and the gravest kind of each node.
 
     Attributes
     ----------
     width : int
-        Rounds of a stretch: 1, and twice as many whenever there would be more than 240.
+        Number of rounds in a bin. It starts at 1 and doubles whenever there would be more than 240 bins.
     last : int
-        The last round entered; -1 if none is.
+        The last round entered, or -1 if there is none.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class History:
         self._latest: dict[str, float] = {}
 
     def enter(self, number: int, figures: Mapping[str, float], kinds: Mapping[int, str]) -> None:
-        """Enter what is known of a round, which come in order, from 0 on: figures by name, kinds of nodes by id."""
+        """Enter a round's figures by name and kinds of nodes by id; rounds must come in order, from 0."""
         while number // self.width >= MOST_BINS:
             self._widen()
         place = number // self.width
@@ -54,7 +54,7 @@ class History:
         self.last = max(self.last, number)
 
     def names(self, prefix: str) -> list[str]:
-        """Return the names of the figures that begin with this."""
+        """Return the names of the figures with this prefix."""
         return [name for name in self._sums if name.startswith(prefix)]
 
     def latest(self, name: str) -> float | None:
@@ -62,13 +62,13 @@ class History:
         return self._latest.get(name)
 
     def curve(self, name: str) -> tuple[list[float], list[float]]:
-        """Return rounds and values of a figure; of a stretch its last round, and the mean."""
+        """Return the rounds and values of a figure: the last round of each bin, and the bin's mean."""
         bins = sorted(self._sums.get(name, {}).items())
         rounds = [float(min((place + 1) * self.width - 1, self.last)) for place, _ in bins]
         return rounds, [total / count for _, (total, count) in bins]
 
     def gravest_nodes(self, most: int) -> list[int]:
-        """Return the ids of the nodes with the gravest and most frequent kinds, at most so many."""
+        """Return the ids of at most `most` nodes, those with the gravest and most frequent kinds first."""
 
         def trouble(node_id: int) -> tuple[int, int]:
             kinds = self._kinds[node_id].values()
@@ -79,11 +79,11 @@ class History:
 
     @property
     def num_named(self) -> int:
-        """How many nodes were ever named."""
+        """The number of nodes that were ever named."""
         return len(self._kinds)
 
     def row(self, node_id: int, label: str) -> NodeRow:
-        """Return a node's row of a map."""
+        """Return a node's row in a map of nodes."""
         spans = [
             Span(max(place * self.width, 1), min((place + 1) * self.width - 1, self.last), kind)
             for place, kind in sorted(self._kinds[node_id].items())
@@ -106,7 +106,7 @@ class History:
 
 
 def kinds_of(metrics: MetricRecord) -> dict[int, str]:
-    """Return what each node named in a round's metrics was, by its id; the gravest, if several."""
+    """Return the gravest kind of each node that a round's metrics name, by the node's id."""
     found: dict[int, str] = {}
     for name, kind in KIND_OF.items():
         nodes = metrics.get(name, [])

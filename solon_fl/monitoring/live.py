@@ -1,4 +1,4 @@
-"""A page about a run that is kept current while it trains."""
+"""A page about a run that is updated while the run trains."""
 
 import time
 from dataclasses import replace
@@ -15,41 +15,42 @@ __all__ = ["LiveReport"]
 FIGURES = ("bytes-out", "bytes-in", "seconds-waiting", "seconds-aggregating", "seconds-stepping", "nodes-asked")
 LOSS = "unprotected-training-loss"
 LEAST_SECONDS = 1.0  # between two writes
-MOST_OF_TIME = 0.02  # of the server's that writing may take
+MOST_OF_TIME = 0.02  # largest fraction of the server's time that writing may take
 
 
 class LiveReport:
-    """Keeps a page about a run: ``monitors=LiveReport("run.html")``. Open it in a browser; it reloads itself.
+    """Keeps a page about a run current: ``monitors=LiveReport("run.html")``.
 
-    It shows what `evaluate_fn` and the nodes' evaluations say of the model, bytes and seconds, who lies, is silent,
-    rests or is quarantined, and the ledger. The file loads nothing from anywhere, and can be copied and mailed.
+    Open the page in a browser; it reloads itself. It shows the metrics of `evaluate_fn` and of the nodes' evaluations,
+    bytes and seconds, the nodes that lie, are silent, rest or are quarantined, and the ledger. The file loads no other
+    resources, so it can be copied and mailed.
 
     Parameters
     ----------
     path : path
-        Of the page. Its folder is made if it is not there.
+        Path of the page. Its folder is made if it is missing.
     title : str
         The page's heading.
     reload_seconds : float
-        After how many seconds a browser looks for a newer page, until the run has ended or broken off.
+        Seconds after which a browser loads the page again, until the run has ended.
 
     Raises
     ------
     ConfigurationError
-        If jinja2 is not installed, or reload_seconds is not positive.
+        If jinja2 is not installed, or if reload_seconds is not positive.
 
     Notes
     -----
-    Cost: the page is written after a round, but not more than once a second, nor so often that it takes more than a
-    fiftieth of the time; after the last round always, and when an exception ends the run, with the reason. It stays
-    below a megabyte, however many rounds and nodes there are: long runs are thinned out, and of many nodes those with
-    most trouble are shown. A reader sees the old page or the new one, never a part. If it can't be written, the run
-    goes on (see `Monitors`).
+    Cost: the page is written after a round, but at most once a second, and only so often that writing takes at most a
+    fiftieth of the time. It is always written after the last round and, with the reason, when an exception ends the
+    run. It stays below a megabyte for any number of rounds and nodes: long runs are thinned out, and only the nodes
+    with the most trouble are shown. Writes are atomic, so a reader never sees a partial page. If the page can't be
+    written, the run continues (see `Monitors`).
 
-    Nobody tells it of the end under Flower's own `start`, or when the process is killed. The page then lacks the rounds
-    since it was last written, and goes on reloading.
+    The report does not learn of the run's end under Flower's own ``start``, or if the process is killed. The page then
+    lacks the rounds since it was last written, and keeps reloading.
 
-    One can watch several runs, one after the other; the page is about the latest that has done a round.
+    One report can watch several runs in turn. The page is about the latest run that has completed a round.
     """
 
     def __init__(self, path: str | Path, *, title: str = "Training run", reload_seconds: float = 5.0) -> None:
@@ -65,16 +66,16 @@ class LiveReport:
         self._begin()
 
     def _begin(self) -> None:
-        """Know nothing of a run."""
+        """Reset for a new run."""
         self._history = History()
-        self._finished_at: list[tuple[int, float]] = []  # the latest rounds, and when they were done
+        self._finished_at: list[tuple[int, float]] = []  # the latest rounds, and the times when they finished
         self._bytes = 0.0
         self._next_write = 0.0
         self._latest: RunStatus | None = None
 
     def __call__(self, status: RunStatus) -> None:
-        """Take in a round, and write the page if it is time."""
-        if status.report.round <= self._history.last:  # another run, or the same again
+        """Record a round, and write the page if it is due."""
+        if status.report.round <= self._history.last:  # another run, or the same run again
             self._begin()
         now = time.monotonic()
         self._take_in(status)
@@ -86,12 +87,12 @@ class LiveReport:
             self._write(status)
 
     def broke_off(self, why: str) -> None:
-        """Write on the page why the run has ended, if it has done a round."""
+        """Write the page with the reason why the run ended, if the run has completed a round."""
         if self._latest is not None:
             self._end(replace(self._latest, ended=True), why)
 
     def _end(self, status: RunStatus, why: str = "") -> None:
-        """Write the last page of a run, and be ready for another."""
+        """Write the last page of a run, and reset for another one."""
         try:
             self._write(status, why)
         finally:
@@ -111,7 +112,7 @@ class LiveReport:
         write_page(self._path, html)
 
     def _take_in(self, status: RunStatus) -> None:
-        """Enter all rounds that are new: after a checkpoint those before it, too."""
+        """Enter all new rounds into the history; after a checkpoint, these include the rounds before it."""
         history, latest = self._history, status.report.round
         quarantined = {record.node_id for record in status.ledger.values() if record.state == "quarantined"}
         for number in range(history.last + 1, latest + 1):
@@ -134,6 +135,6 @@ class LiveReport:
                 history.enter(number, figures, kinds)
 
     def _seconds_a_round(self) -> float | None:
-        """Return the seconds of a round, the mean over the latest; None before the second."""
+        """Return the mean seconds of the latest rounds, or None before the second round."""
         (first, start), (last, end) = self._finished_at[0], self._finished_at[-1]
         return (end - start) / (last - first) if last > first else None

@@ -1,4 +1,4 @@
-"""What the page about a run shows, as data: how it looks is the template's business."""
+"""The content of the page about a run, as data for the template."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from solon_fl.strategies.monitors import RunStatus
 
 __all__ = ["LiveView", "live_view"]
 
-MOST_ROWS = 30  # of the map of nodes
+MOST_ROWS = 30  # in the map of nodes
 MOST_RECORDS = 100  # of the ledger
 MOST_NAMES = 20  # in a sentence
-MOST_METRICS = 6  # that have a chart
-LONGEST_TEXT = 160  # characters of what a node or a file says
+MOST_METRICS = 6  # with a chart
+LONGEST_TEXT = 160  # characters of a text from a node or a file
 STATES: tuple[NodeState, ...] = ("quarantined", "away", "substitute", "refused", "member", "spare")
 COUNTERS = ("rounds", "lying", "malformed", "different_bits", "suspected", "silent", "late", "stalled", "convicted")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
@@ -23,7 +23,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 
 @dataclass(frozen=True, kw_only=True)
 class LedgerRow:
-    """A node of the ledger: its label, place and state, its counters in the order of `COUNTERS`, its last offence."""
+    """A node in the ledger: its label, place, state, counters in the order of `COUNTERS`, and last offence."""
 
     label: str
     place: str
@@ -34,30 +34,30 @@ class LedgerRow:
 
 @dataclass(frozen=True, kw_only=True)
 class LiveView:
-    """A page about a run.
+    """The content of a page about a run.
 
     Attributes
     ----------
     title : str
         The heading.
     state : str
-        Whether it trains, or why it does not, in words.
+        Whether the run trains, or why it does not, in words.
     progress : (int, int or None)
-        The round, and how many there are to be.
+        The current round, and the number of rounds.
     tiles : sequence of (str, str)
-        A figure, and what it is.
+        Figures, each with its description.
     now : sequence of (str, str)
-        What nodes were in the latest round, and which.
+        Kinds of nodes in the latest round, each with the nodes' names.
     charts : sequence of LineChart
-        Over the rounds.
+        Charts over the rounds.
     nodes : NodeMap or None
-        Who was named when; None if nobody ever was.
+        The rounds in which nodes were named; None if none ever was.
     ledger : sequence of LedgerRow
-        Those with most trouble first.
+        The nodes of the ledger, those with the most trouble first.
     ledger_note : str
-        How many nodes are in which state, and how many are not shown.
+        The number of nodes in each state, and whether some are not shown.
     settings : mapping
-        The strategy's.
+        The strategy's settings.
     """
 
     title: str
@@ -77,7 +77,7 @@ class LiveView:
 def live_view(
     status: RunStatus, history: History, title: str, all_bytes: float, seconds_a_round: float | None, why: str = ""
 ) -> LiveView:
-    """Return what the page says after a round, or, with a reason, after the run broke off."""
+    """Return the page's content after a round or, if there is a reason `why`, after an exception ended the run."""
     report, of = status.report, status.num_rounds
     state = "training" if not status.ended else "finished" if report.round == of else "stopped by on_round"
     if why:
@@ -104,18 +104,18 @@ def _tiles(
     tiles = [
         (
             _shown(name, history.latest(name)),
-            name.partition("/")[2] + (", say nodes" if name.startswith("node-") else ""),
+            name.partition("/")[2] + (", reported by nodes" if name.startswith("node-") else ""),
         )
         for name in _metrics(history)
     ]
     if (loss := report.training_loss) is not None:
-        tiles.append((f"{loss:.3g}", "training loss, say nodes"))
+        tiles.append((f"{loss:.3g}", "training loss, reported by nodes"))
     if seconds_a_round is not None:
-        tiles.append((_duration(seconds_a_round), "a round"))
+        tiles.append((_duration(seconds_a_round), "per round"))
         if status.num_rounds is not None and not status.ended:
-            tiles.append((_duration(seconds_a_round * (status.num_rounds - report.round)), "left, if it goes on so"))
-    tiles.append((_bytes(report.bytes_out), "down to all nodes, this round"))
-    tiles.append((_bytes(report.bytes_in), "up from all nodes, this round"))
+            tiles.append((_duration(seconds_a_round * (status.num_rounds - report.round)), "left at this pace"))
+    tiles.append((_bytes(report.bytes_out), "sent to all nodes, this round"))
+    tiles.append((_bytes(report.bytes_in), "received from all nodes, this round"))
     tiles.append((_bytes(all_bytes), "in all rounds"))
     failed = len(report.failed_groups)
     tiles.append((f"{len(report.groups) - failed} of {len(report.groups)}", "groups decoded"))
@@ -123,7 +123,7 @@ def _tiles(
 
 
 def _now(status: RunStatus, labels: Mapping[int, str]) -> list[tuple[str, str]]:
-    """Return what nodes were in the latest round, and which, in words."""
+    """Return the kinds of nodes in the latest round, each with the nodes' names, in words."""
     report = status.report
     asked = {node_id for group in report.groups for node_id in group.nodes}
     records = status.ledger.values()
@@ -184,7 +184,7 @@ def _map(history: History, labels: Mapping[int, str], last: int) -> NodeMap | No
         rows=[history.row(node_id, labels.get(node_id, str(node_id))) for node_id in shown],
         first=1,
         last=last,
-        note=f"{more} more nodes were named, but for less or less often." if more else "All others: never named.",
+        note=f"{more} more nodes were named, for lesser faults or less often." if more else "No other node was named.",
     )
 
 
@@ -212,12 +212,12 @@ def _ledger_note(records: Iterable[NodeRecord]) -> str:
         counts[record.state] += 1
     total = sum(counts.values())
     states = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-    hidden = f" The {MOST_RECORDS} with most trouble are shown." if total > MOST_RECORDS else ""
+    hidden = f" The {MOST_RECORDS} with the most trouble are shown." if total > MOST_RECORDS else ""
     return f"{total} nodes: {states}.{hidden}" if total else ""
 
 
 def _labels(records: Iterable[NodeRecord]) -> dict[int, str]:
-    """Return what to call each node, by its id."""
+    """Return a label for each node, by its id."""
     records = list(records)
     alike = namesakes(records)
     return {
@@ -227,13 +227,13 @@ def _labels(records: Iterable[NodeRecord]) -> dict[int, str]:
 
 
 def _metrics(history: History) -> list[str]:
-    """Return the names of the evaluations' figures that are shown: accuracies first."""
+    """Return the names of the evaluations' figures to show, accuracies first."""
     names = [*history.names("evaluation/"), *history.names("node-evaluation/")]
     return sorted(names, key=lambda name: "accuracy" not in name)[:MOST_METRICS]
 
 
 def _is_part(history: History, name: str) -> bool:
-    """Whether a metric is a part of one, to be shown in per cent."""
+    """Whether a metric is a fraction, to be shown in per cent."""
     _, values = history.curve(name)
     return "accuracy" in name and all(0 <= value <= 1 for value in values)
 
@@ -250,7 +250,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _cut(text: str) -> str:
-    """Return a text of nodes, or of files, as one line that is not too long."""
+    """Return a text from a node or a file as one line of limited length."""
     text = "".join(character if character.isprintable() else " " for character in text)
     return text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "…"
 

@@ -1,4 +1,4 @@
-"""Writers of every round's figures for tools that track experiments."""
+"""Writers that log every round's figures to experiment trackers."""
 
 import importlib
 import importlib.util
@@ -15,9 +15,10 @@ __all__ = ["FigureWriter", "MLflowWriter", "TensorBoardWriter", "WandbWriter", "
 def figures_of(status: RunStatus) -> dict[str, float]:
     """Return a round's figures by name.
 
-    ``solon/...`` are those of `RoundReport.to_metrics`: numbers as they are (bytes-in, seconds-waiting, ...), lists of
-    nodes and groups as their lengths (corrupt-nodes, failed-groups, ...). ``evaluation/...`` is what evaluate_fn
-    returned, and ``node-evaluation/...`` the medians of what nodes reported.
+    ``solon/...`` are the metrics of `RoundReport.to_metrics`: numbers as they are (``bytes-in``, ``seconds-waiting``,
+    ...), and lists of nodes or groups as their lengths (``corrupt-nodes``, ``failed-groups``, ...).
+    ``evaluation/...`` are the metrics that ``evaluate_fn`` returned. ``node-evaluation/...`` are the medians of the
+    metrics that nodes reported.
     """
     number = status.report.round
     found: dict[str, float] = {}
@@ -32,7 +33,7 @@ def figures_of(status: RunStatus) -> dict[str, float]:
 
 
 class FigureWriter(ABC):
-    """Writes every round's figures somewhere: a monitor of which only `write` is missing."""
+    """The base class of monitors that write every round's figures; subclasses define `write`."""
 
     def __call__(self, status: RunStatus) -> None:
         """Write the figures of the status's round."""
@@ -40,16 +41,16 @@ class FigureWriter(ABC):
 
     @abstractmethod
     def write(self, figures: dict[str, float], step: int) -> None:
-        """Write a round's figures, given by name; `step` is the round's number."""
+        """Write a round's figures by name; `step` is the number of the round."""
 
 
 class TensorBoardWriter(FigureWriter):
-    """Writes where TensorBoard reads: ``monitors=TensorBoardWriter("logs")``.
+    """Writes event files for TensorBoard: ``monitors=TensorBoardWriter("logs")``.
 
     Parameters
     ----------
     folder : path
-        For ``tensorboard --logdir``; made if it is not there.
+        The folder for ``tensorboard --logdir``, made if it is missing.
 
     Raises
     ------
@@ -76,13 +77,18 @@ class WandbWriter(FigureWriter):
     Parameters
     ----------
     run : wandb.Run
-        What ``wandb.init`` returned; with ``mode="offline"`` it needs no network.
+        The run that ``wandb.init`` returned. With ``mode="offline"``, it needs no network.
+
+    Raises
+    ------
+    ConfigurationError
+        If `run` is not such a run.
     """
 
     def __init__(self, run: Any) -> None:
         if not callable(getattr(run, "log", None)):
             raise ConfigurationError(
-                f"run must be what wandb.init returns; got {run!r}; give WandbWriter(wandb.init())."
+                f"run must be the result of wandb.init; got {run!r}; use WandbWriter(wandb.init())."
             )
         self._run = run
 
@@ -92,12 +98,12 @@ class WandbWriter(FigureWriter):
 
 
 class MLflowWriter(FigureWriter):
-    """Logs to a run of MLflow: ``monitors=MLflowWriter()`` in ``with mlflow.start_run():``.
+    """Logs to a run of MLflow: ``monitors=MLflowWriter()`` inside ``with mlflow.start_run():``.
 
     Parameters
     ----------
     run_id : str, optional
-        Of the run. Default: the one that is active in the thread that trains; MLflow starts one if there is none.
+        The run's id. Default: the active run of the thread that trains. MLflow starts one if there is none.
 
     Raises
     ------

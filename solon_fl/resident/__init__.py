@@ -1,4 +1,4 @@
-"""Nodes that stay up: in a deployment, one process computes all messages of a node, where Flower starts one for each.
+"""Resident nodes: in a deployment, one process computes all messages of a node, instead of a new one for each message.
 
 Nothing here imports torch.
 """

@@ -1,4 +1,4 @@
-"""The app that Flower loads in place of the real one: it hands each message to a worker."""
+"""The app that Flower loads instead of the real one; it hands each message to a worker."""
 
 import logging
 import os
@@ -31,46 +31,46 @@ else:
 
 __all__ = ["ResidentApp", "resident"]
 
-SETTING = "resident"  # in a run's config; False: as if the real app stood in place of this one
+SETTING = "resident"  # in a run's config; if it is False, the real app runs in Flower's own process
 BACKLOG = 64
 ATTEMPTS = 2
-ENDING_SECONDS = 5.0  # between a process's closing its socket and its end
+ENDING_SECONDS = 5.0  # for a worker to end after its socket was closed
 
 logger = logging.getLogger("flwr")
 
 
 def resident(reference: str, *, idle_seconds: float = 600.0) -> ClientApp:
-    """Return a ClientApp that has a node's messages computed by one process that stays, the worker.
+    """Return a ClientApp that computes all messages of a node in one resident process, the worker.
 
-    In a deployment Flower starts a process for each message, which imports torch and the app, and reads its data: some
-    5 s of CPU time. The worker does that once. It serves one node in one run, one message after the other. It is
-    started by the first message, and ends with its SuperNode, or when no message has come for `idle_seconds`. If it
-    dies in the middle of a message, another one computes that message.
+    In a deployment, Flower starts a process for each message. It imports torch and the app and reads the app's data,
+    which takes some 5 s of CPU time. The worker does so once. It serves one node in one run, one message after another.
+    The first message starts it. It ends with its SuperNode, or when no message has come for `idle_seconds`. If it dies
+    while it computes a message, a new worker computes that message.
 
     Parameters
     ----------
     reference : str
-        ``"module:attribute"`` of the real ClientApp; imported by the worker, not here.
+        ``"module:attribute"`` of the real ClientApp. The worker imports it; this process does not.
     idle_seconds : float
-        How long a worker waits for a message before it ends; the next message starts another one.
+        How long a worker waits for a message before it ends. The next message then starts a new one.
 
     Raises
     ------
     ConfigurationError
-        If the reference is of another form, or idle_seconds not above 0.
+        If the reference has another form, or if idle_seconds is not above 0.
 
     Notes
     -----
-    Messages are computed without a worker, as if the real app stood here, in simulations, if the run's config has
-    ``resident = false``, where Flower installs the app's dependencies for each message, and on Windows. Where no
-    private socket can be had, that is done too, with a warning.
+    There is no worker in simulations, on Windows, if the run's config has ``resident = false``, or where Flower
+    installs the app's dependencies for each message. The real app then computes messages in Flower's own process. The
+    same happens, with a warning, if no private socket can be made.
 
-    What the real app keeps in global variables now lasts from message to message. A `SolonClientMixin` and a
-    `solon_mod` keep nothing there that a result depends on.
+    Global variables of the real app persist between messages. `SolonClientMixin` and `solon_mod` keep nothing there
+    that affects a result.
 
     Examples
     --------
-    In a file of its own, which ``clientapp`` in pyproject.toml names:
+    Put this in a file of its own, and name it as ``clientapp`` in pyproject.toml:
 
     >>> app = resident("my_package.client_app:app")
     """
@@ -83,7 +83,7 @@ def resident(reference: str, *, idle_seconds: float = 600.0) -> ClientApp:
 
 
 class ResidentApp(ClientApp):
-    """What `resident` returns."""
+    """The app that `resident` returns."""
 
     def __init__(self, reference: str, idle_seconds: float) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class ResidentApp(ClientApp):
         self._idle_seconds = idle_seconds
 
     def __call__(self, message: Message, context: Context) -> Message:
-        """Return what the real app replies; raise what it raises."""
+        """Return the real app's reply, or raise its exception."""
         superexec = flower.superexec()
         wanted = context.run_config.get(SETTING, True) and not flower.installs_dependencies()
         if superexec is None or not wanted or not POSSIBLE:
@@ -99,12 +99,12 @@ class ResidentApp(ClientApp):
         try:
             outcome = self._have_computed(message, context, superexec)
         except ResidentError as error:
-            logger.warning("No worker stays for this node: %s The message is computed without one.", error)
+            logger.warning("This node has no resident worker: %s The message is computed without one.", error)
             return self._compute_here(message, context)
         vars(context).update(vars(outcome.context))
         if outcome.failure is not None:
             raise outcome.failure.rebuilt()
-        return outcome.reply  # type: ignore[return-value]  # None, if that is what the app returned
+        return outcome.reply  # type: ignore[return-value]  # None if the app returned None
 
     def _compute_here(self, message: Message, context: Context) -> Message:
         reply: Message = resolve_name(self._reference)(message, context)
@@ -123,16 +123,16 @@ class ResidentApp(ClientApp):
             except (EOFError, OSError):
                 if not is_alive(errand.superexec, errand.started):
                     raise NodeFailedError("the SuperNode ended while this message was computed.") from None
-                logger.warning("The worker ended while it had a message%s.", _how(process))
+                logger.warning("The worker ended while it computed a message%s.", _how(process))
         raise NodeFailedError(
-            f"the app must answer in the process that it is given; got {ATTEMPTS} processes that ended while they had "
-            f"this message{_how(process)}; look for their last words in the SuperNode's log, and for a lack of memory."
+            f"the app must answer each message; got {ATTEMPTS} processes that ended while they computed this "
+            f"message{_how(process)}; see the SuperNode's log for their output, and check for a lack of memory."
         )
 
 
 def _refuse(app: ResidentApp, *arguments: object, **options: object) -> NoReturn:
     raise ConfigurationError(
-        f"functions must be registered with the real app; got one for the app that stands in for {app._reference!r}."
+        f"functions must be registered with the real app; got one for the resident app of {app._reference!r}."
     )
 
 
@@ -141,14 +141,14 @@ for category in ("train", "evaluate", "query", "lifespan"):
 
 
 def _reach(errand: Errand) -> tuple[socket.socket, bytes, subprocess.Popen[bytes] | None]:
-    """Return a connection to the worker of a node and the worker's key; and its process, if it is new."""
+    """Return a connection to the worker of a node, the worker's key and, if it was just started, its process."""
     with folder.opened() as place:
         connection, process = socket.socket(socket.AF_UNIX), None
         try:
             try:
                 key = place.read_key(errand.name)
                 connection.connect(place.address(errand.name))
-            except (FileNotFoundError, ConnectionRefusedError):  # there was none, or it died
+            except (FileNotFoundError, ConnectionRefusedError):  # there was no worker, or it died
                 key, process = _start(errand, place)
                 connection.connect(place.address(errand.name))
             channel.check_peer(connection)
@@ -159,7 +159,7 @@ def _reach(errand: Errand) -> tuple[socket.socket, bytes, subprocess.Popen[bytes
 
 
 def _start(errand: Errand, place: "folder.Folder") -> tuple[bytes, subprocess.Popen[bytes]]:
-    """Start a worker, which may be talked to at once: its socket is there before it."""
+    """Start a worker. It can be connected to at once, because its socket is made before it."""
     place.tidy()
     place.remove(errand.name)
     key = secrets.token_bytes(32)
@@ -172,14 +172,14 @@ def _start(errand: Errand, place: "folder.Folder") -> tuple[bytes, subprocess.Po
             env={**os.environ, "PYTHONPATH": os.pathsep.join(errand.sys_path)},
             stdin=subprocess.DEVNULL,
             pass_fds=[listener.fileno()],
-            start_new_session=True,  # a Ctrl-C in the SuperNode's terminal ends that, and the worker after it
+            start_new_session=True,  # a Ctrl-C in the SuperNode's terminal ends the SuperNode, and then the worker
         )
-    threading.Thread(target=process.wait, daemon=True).start()  # so that it is no zombie, if this process lives longer
+    threading.Thread(target=process.wait, daemon=True).start()  # no zombie is left if this process lives longer
     return key, process
 
 
 def _how(process: subprocess.Popen[bytes] | None) -> str:
-    """Return how a process ended, for a sentence, if that is known."""
+    """Return how a process ended, as part of a sentence, or "" if that is unknown."""
     if process is not None:
         with suppress(subprocess.TimeoutExpired):
             code = process.wait(ENDING_SECONDS)

@@ -1,4 +1,4 @@
-"""How a message, the context and the reply pass between Flower's process and the worker."""
+"""Transfer of messages, contexts and replies between Flower's process and the worker."""
 
 import os
 import pickle
@@ -22,33 +22,33 @@ SIZE = struct.Struct(">Q")
 
 
 def check_peer(connection: socket.socket) -> None:
-    """Raise ResidentError if the other end is another user's, where the system tells (Linux)."""
+    """Raise ResidentError if the other end belongs to another user, where the system reports this (Linux)."""
     if not hasattr(socket, "SO_PEERCRED"):
         return
     found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
     process, user, _ = CREDENTIALS.unpack(found)
     if user != os.geteuid():
         raise ResidentError(
-            f"the worker's socket must be of user {os.geteuid()}; got process {process} of user {user}."
+            f"the worker's socket must belong to user {os.geteuid()}; got process {process} of user {user}."
         )
 
 
 def greet(connection: socket.socket, key: bytes) -> None:
-    """Prove to the worker that this end knows the key, and let it prove the same.
+    """Prove to the worker that this end knows the key, and have the worker prove the same.
 
     Raises
     ------
     ResidentError
-        If it can't.
+        If the worker doesn't know the key.
     EOFError, OSError
-        If it closes the connection instead.
+        If the worker closes the connection instead.
     """
     try:
         with _as_multiprocessing(connection) as end:
             answer_challenge(end, key)
             deliver_challenge(end, key)
     except (AuthenticationError, AssertionError, ValueError):
-        raise ResidentError("whoever listens at the worker's socket does not know its key.") from None
+        raise ResidentError("the process that listens at the worker's socket does not know its key.") from None
 
 
 def welcome(connection: socket.socket, key: bytes) -> None:
@@ -65,7 +65,7 @@ def _as_multiprocessing(connection: socket.socket) -> Iterator[Connection]:
 
 
 class _Pickler(pickle.Pickler):
-    """Leaves the bytes of arrays where they are, and out what Flower may have cached beside them."""
+    """A pickler that does not copy the bytes of arrays, and omits values that Flower caches beside them."""
 
     def reducer_override(self, thing: object) -> Any:
         if type(thing) is Array:
@@ -74,7 +74,7 @@ class _Pickler(pickle.Pickler):
 
 
 def send(connection: socket.socket, thing: object) -> None:
-    """Send an object; the bytes of its arrays are not copied before."""
+    """Send an object without copying the bytes of its arrays first."""
     buffers: list[pickle.PickleBuffer] = []
     head = BytesIO()
     _Pickler(head, protocol=5, buffer_callback=buffers.append).dump(thing)
@@ -85,12 +85,12 @@ def send(connection: socket.socket, thing: object) -> None:
 
 
 def receive(stream: BinaryIO) -> Any:
-    """Return the object that the other end sent; read straight into the bytes of its arrays.
+    """Return the object that the other end sent; the bytes of its arrays are read without a copy.
 
     Raises
     ------
     EOFError
-        If the other end closes before all is there.
+        If the other end closes the connection before everything has arrived.
     """
     (count,) = SIZE.unpack(_read(stream, SIZE.size))
     sizes = [size for (size,) in SIZE.iter_unpack(_read(stream, count * SIZE.size))]

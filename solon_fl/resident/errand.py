@@ -1,4 +1,4 @@
-"""What a worker is for."""
+"""The description of a worker's job."""
 
 import hashlib
 import json
@@ -24,13 +24,13 @@ class Errand:
     reference : str
         "module:attribute" of the app.
     idle_seconds : float
-        How long it waits for a message.
+        How long the worker waits for a message.
     superexec, started : int, str
-        The process with which it ends, and when that was started.
+        The process with which the worker ends, and that process's start time.
     run_id, node_id : int
-        Flower's.
+        Flower's ids.
     sys_path : list of str
-        Where it finds modules. The app's own folder is in it, whose name has a digest of all its files.
+        The module search path. It includes the app's own folder, whose name has a digest of all its files.
     """
 
     reference: str
@@ -43,7 +43,7 @@ class Errand:
 
     @classmethod
     def of(cls, reference: str, idle_seconds: float, superexec: int, context: Context) -> Self:
-        """Return the errand of the process that Flower has started here for a message."""
+        """Return the errand for the current process, which Flower has started for a message."""
         started = start_time(superexec)
         if not started:
             raise ResidentError(f"flower-superexec, process {superexec}, has ended.")
@@ -52,15 +52,15 @@ class Errand:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Return what `to_json` has written."""
+        """Return the errand that `to_json` has written."""
         return cls(**json.loads(text))
 
     def to_json(self) -> str:
-        """Return all as text."""
+        """Return the errand as JSON."""
         return json.dumps(asdict(self))
 
     @property
     def name(self) -> str:
-        """The name of the worker's socket: another one for whatever differs."""
+        """The name of the worker's socket, unique to the errand and the Python executable."""
         digest = hashlib.sha256(f"{sys.executable}\n{self.to_json()}".encode()).hexdigest()
         return f"{self.superexec}-{self.started}-{digest[:32]}"

@@ -1,7 +1,7 @@
-"""Why a message can't be handed to a worker."""
+"""The error for messages that can't be handed to a worker."""
 
 __all__ = ["ResidentError"]
 
 
 class ResidentError(Exception):
-    """There can be no worker here; the message is computed in Flower's own process."""
+    """A worker can't be used, so the message is computed in Flower's own process."""

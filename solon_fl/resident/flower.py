@@ -1,4 +1,4 @@
-"""What is private or undocumented of the process that Flower starts for a message."""
+"""Access to private or undocumented parts of the process that Flower starts for a message."""
 
 import sys
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ INSTALLS = "--allow-runtime-dependency-installation"
 
 
 def superexec(arguments: list[str] | None = None) -> int | None:
-    """Return the id of the process that starts a process for each message; None if this isn't such a process.
+    """Return the process id of the SuperExec that started this process for a message; None in any other process.
 
-    It is `flower-superexec`, and lives as long as the SuperNode: it ends 0.2 s after that.
+    The SuperExec, ``flower-superexec``, starts a process for each message. It ends 0.2 s after the SuperNode.
 
     Parameters
     ----------
     arguments : list of str, optional
-        Default: this process's command line.
+        A command line. Default: that of this process.
     """
     program, *options = sys.argv if arguments is None else arguments
     if Path(program).name != PROGRAM:
@@ -36,13 +36,13 @@ def superexec(arguments: list[str] | None = None) -> int | None:
 
 
 def installs_dependencies() -> bool:
-    """Return whether Flower has installed the app's dependencies for this process alone, and deletes them after it."""
+    """Return whether Flower has installed the app's dependencies for this process only, to delete them afterwards."""
     return INSTALLS in sys.argv
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Whose task a process computes: Flower wants to know when a new message is made."""
+    """The task that a process computes, which Flower reads whenever a message is made."""
 
     run_id: int
     node_id: int
@@ -50,9 +50,9 @@ class Identity:
 
     @classmethod
     def of_this_process(cls) -> Self:
-        """Return what Flower has set."""
+        """Return the identity that Flower has set in this process."""
         return cls(TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id)
 
     def assume(self) -> None:
-        """Set it in this process."""
+        """Set this identity in the current process."""
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = self.run_id, self.node_id, self.task_id

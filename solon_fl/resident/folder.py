@@ -1,4 +1,4 @@
-"""The folder of the workers' sockets: private to this user, and without what dead workers left."""
+"""The folder of the workers' sockets, which is private to this user and cleared of files of dead workers."""
 
 import fcntl
 import os
@@ -21,7 +21,7 @@ KEY = ".key"
 class Folder:
     """The folder, opened and locked; see `opened`.
 
-    The files of a worker are its socket, ``<SuperExec's process id>-<start time>-<digest>``, and its key.
+    A worker has two files: its socket, ``<SuperExec's process id>-<start time>-<digest>``, and its key.
     """
 
     def __init__(self, path: Path, descriptor: int) -> None:
@@ -29,19 +29,19 @@ class Folder:
         self._descriptor = descriptor
 
     def address(self, name: str) -> str:
-        """Return the address of a socket in the folder; on Linux a short one, however long the folder's path."""
+        """Return the address of a socket in the folder; on Linux, it is short even if the folder's path is long."""
         folder = DESCRIPTORS / str(self._descriptor) if DESCRIPTORS.exists() else self._path
         return str(folder / name)
 
     def inode(self, name: str) -> int:
-        """Return the inode of a file in the folder; 0 if it isn't there."""
+        """Return the inode of a file in the folder, or 0 if there is no such file."""
         try:
             return os.stat(name, dir_fd=self._descriptor, follow_symlinks=False).st_ino
         except FileNotFoundError:
             return 0
 
     def write_key(self, name: str, key: bytes) -> None:
-        """Write the key of a worker, for those who have messages for it."""
+        """Write the key of a worker, for processes that have messages for it."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         with open(os.open(name + KEY, flags, 0o600, dir_fd=self._descriptor), "wb") as file:
             file.write(key)
@@ -72,12 +72,12 @@ class Folder:
 
 @contextmanager
 def opened() -> Iterator[Folder]:
-    """Make the folder if need be, and hold it: until then, nobody else opens or removes it.
+    """Open the folder, making it if it is missing, and lock it; no other process opens or removes it meanwhile.
 
     Raises
     ------
     ResidentError
-        If it can't be made, or is another user's, open to others or no folder.
+        If the folder can't be made, belongs to another user, is open to others, or is not a folder.
     """
     path = Path(tempfile.gettempdir()) / f"solon-resident-{os.geteuid()}"
     deadline = time.monotonic() + LOCK_SECONDS
@@ -88,11 +88,11 @@ def opened() -> Iterator[Folder]:
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except FileNotFoundError:
             if path.parent.is_dir():
-                continue  # it was removed in between
+                continue  # the folder was removed in between
             raise ResidentError(f"the folder {path.parent} must exist; set TMPDIR to one that does.") from None
         except OSError as error:
             raise ResidentError(
-                f"{path} must be a folder of this user's; got {error.strerror or error}; remove it, or set TMPDIR."
+                f"{path} must be a folder of this user; got {error.strerror or error}; remove it, or set TMPDIR."
             ) from None
         try:
             _check(path, os.fstat(descriptor))
@@ -105,7 +105,7 @@ def opened() -> Iterator[Folder]:
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
-    """Return whether the folder is still there: who had it before may have removed it."""
+    """Return whether the opened folder is still at this path; the process that held it before may have removed it."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False))
     except FileNotFoundError:
@@ -115,7 +115,7 @@ def _is_at(path: Path, descriptor: int) -> bool:
 def _check(path: Path, found: os.stat_result) -> None:
     if found.st_uid != os.geteuid():
         raise ResidentError(
-            f"{path} must belong to this user, {os.geteuid()}; got user {found.st_uid}; let its owner remove it, "
+            f"{path} must belong to this user, {os.geteuid()}; got user {found.st_uid}; ask its owner to remove it, "
             "or set TMPDIR."
         )
     if found.st_mode & 0o077:
@@ -132,6 +132,7 @@ def _lock(path: Path, descriptor: int, deadline: float) -> None:
         except BlockingIOError:
             if time.monotonic() > deadline:
                 raise ResidentError(
-                    f"{path} must be free within {LOCK_SECONDS:.0f} s; got a process that keeps it locked; end it."
+                    f"{path} must become free within {LOCK_SECONDS:.0f} s; another process keeps it locked; end that "
+                    "process."
                 ) from None
             time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""What came of a message: a reply or an exception, in the worker and again where Flower waits for it."""
+"""The outcome of a message, a reply or an exception, in a form that travels from the worker to Flower's process."""
 
 import sys
 import traceback
@@ -17,9 +17,9 @@ class Failure:
     Attributes
     ----------
     lineage : list of (str, str)
-        Module and name of its class, and of those that this one is derived from.
+        Module and name of the exception's class and of its base classes.
     text, trace : str
-        Its text; its traceback as Python prints it.
+        The exception's text, and its traceback as Python prints it.
     """
 
     lineage: list[tuple[str, str]]
@@ -28,14 +28,14 @@ class Failure:
 
     @classmethod
     def of(cls, error: Exception) -> Self:
-        """Return what is to travel of an exception."""
+        """Describe an exception."""
         lineage = [(ancestor.__module__, ancestor.__qualname__) for ancestor in type(error).__mro__]
         return cls(lineage, str(error), "".join(traceback.format_exception(error)))
 
     def rebuilt(self) -> Exception:
-        """Return an exception with the same class name and text, and the traceback as its cause.
+        """Return an exception with the same class name and text, and with the traceback as its cause.
 
-        It is an instance of the nearest of the classes that this process has imported.
+        It is an instance of the nearest class of the lineage that this process has imported.
         """
         known = next(found for name in self.lineage if (found := _known(*name)) is not None)
         (module, name), text = self.lineage[0], self.text
@@ -47,7 +47,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A reply, or what was raised; and the context, as the app left it."""
+    """A reply or an exception, and the context as the app left it."""
 
     reply: Message | None
     failure: Failure | None
@@ -66,9 +66,9 @@ def _known(module: str, name: str) -> type[Exception] | None:
     for part in name.split("."):
         found = getattr(found, part, None)
     if not isinstance(found, type) or not issubclass(found, Exception) or issubclass(found, ExceptionGroup):
-        return None  # a group can't be made without what is in it
+        return None  # a group can't be made without its members
     return found
 
 
 def _nothing(error: Exception) -> None:
-    """Do not ask for the arguments that the class may want."""
+    """Replace the class's `__init__`, which may require arguments."""

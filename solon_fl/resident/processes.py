@@ -1,4 +1,4 @@
-"""Whether a process is still the one that it was."""
+"""Checks whether a process id still belongs to the same process."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ PROC = Path("/proc")
 
 
 def start_time(process: int) -> str:
-    """Return when a process was started, in the kernel's ticks; "" if it has ended, "0" where there is no /proc."""
+    """Return a process's start time in the kernel's ticks; "" if it has ended, "0" on systems without /proc."""
     if not (PROC / "self").exists():
         try:
             os.kill(process, 0)
@@ -26,5 +26,5 @@ def start_time(process: int) -> str:
 
 
 def is_alive(process: int, started: str) -> bool:
-    """Return whether this is still the process that was started then."""
+    """Return whether the process with this id and start time is still alive."""
     return start_time(process) == started

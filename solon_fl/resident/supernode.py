@@ -1,9 +1,9 @@
-"""`flower-supernode`, whose processes for messages are forked: ``python -m solon_fl.resident.supernode ...``.
+"""A ``flower-supernode`` that forks its processes for messages: ``python -m solon_fl.resident.supernode ...``.
 
-A SuperNode starts the program flwr-clientapp for each message, which takes 2 to 3 s of CPU time to import Flower. Here
+A SuperNode starts the program flwr-clientapp for each message, which takes 2 to 3 s of CPU time to import Flower. Here,
 it finds another program of that name first: a few lines that ask a process which has imported Flower, and nothing else,
-to fork. The new process does what flwr-clientapp would. This process itself becomes the SuperNode; the one that forks
-is its child, and ends with it.
+to fork. The new process does what flwr-clientapp would do. The current process becomes the SuperNode. The process that
+forks is its child and ends with it.
 """
 
 import gc
@@ -31,9 +31,9 @@ __all__ = ["main"]
 
 SUPERNODE, CLIENTAPP = "flower-supernode", "flwr-clientapp"
 SOCKET = "socket"
-LOOK_SECONDS = 0.5  # between two looks whether the SuperNode is there
+LOOK_SECONDS = 0.5  # between two checks whether the SuperNode is alive
 LARGEST = 1 << 20  # bytes of a command line and an environment
-# Run without site packages: 15 ms. Where nobody forks, Flower's own program is run.
+# Without site packages, this takes 15 ms. If no process forks, it runs Flower's own program.
 ASK = """
 import json, os, socket, sys
 folder, program, *arguments = sys.argv[1:]
@@ -54,7 +54,7 @@ if not taken:
 
 @dataclass(frozen=True)
 class Request:
-    """What a process for a message is to be: command line, environment, folder; output and errors as descriptors."""
+    """A request for a process: command line, environment, working folder, and descriptors for output and errors."""
 
     arguments: list[str]
     variables: dict[str, str]
@@ -63,11 +63,11 @@ class Request:
 
 
 def main() -> NoReturn:
-    """Be a SuperNode, with the options of `flower-supernode`."""
+    """Run a SuperNode with the options of ``flower-supernode``."""
     programs = {name: shutil.which(name, path=_path()) for name in (SUPERNODE, CLIENTAPP)}
     for name, found in programs.items():
         if found is None:
-            raise SystemExit(f"{name} must be on the PATH, or beside {sys.executable}; install flwr there.")
+            raise SystemExit(f"{name} must be on the PATH or beside {sys.executable}; install flwr there.")
     supernode, clientapp = (str(found) for found in programs.values())
     if not Path("/proc/self/fd").exists():  # not Linux
         os.execv(supernode, [supernode, *sys.argv[1:]])
@@ -94,7 +94,7 @@ def _path() -> str:
 
 
 def _tidy(prefix: str) -> None:
-    """Delete the folders of SuperNodes whose forking process was killed before it could do so."""
+    """Delete the folders of SuperNodes whose forking process was killed before it could delete them."""
     for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
         process, _, rest = folder.name.removeprefix(prefix).partition("-")
         if process.isdigit() and not is_alive(int(process), rest.partition("-")[0]):
@@ -102,12 +102,12 @@ def _tidy(prefix: str) -> None:
 
 
 def _fork_for_messages(listener: socket.socket, supernode: int, folder: Path) -> NoReturn:
-    """Fork for each message until the SuperNode has ended; in a new process, be flwr-clientapp."""
-    os.setsid()  # a Ctrl-C in the terminal ends the SuperNode, and this process after it
+    """Fork for each message until the SuperNode has ended; the new process runs flwr-clientapp."""
+    os.setsid()  # a Ctrl-C in the terminal ends the SuperNode, and then this process
     (entry,) = distribution("flwr").entry_points.select(group="console_scripts", name=CLIENTAPP)
     program = entry.load()
     import_module("solon_fl.resident.app")
-    gc.freeze()  # so that no collection writes to the memory that the processes share
+    gc.freeze()  # keeps collections from writing to the memory that the processes share
     listener.settimeout(LOOK_SECONDS)
     while os.getppid() == supernode:
         _reap()
@@ -129,14 +129,14 @@ def _fork_for_messages(listener: socket.socket, supernode: int, folder: Path) ->
 
 
 def _reap() -> None:
-    """Take note of the processes that have ended; nobody asks how."""
-    with suppress(ChildProcessError):  # there is none
+    """Reap processes that have ended; their exit codes are not needed."""
+    with suppress(ChildProcessError):  # there is no child process
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
 
 
 def _take(connection: socket.socket) -> Request | None:
-    """Return what is asked for through a connection; None if it is no good."""
+    """Return the request that comes through a connection, or None if it is invalid."""
     output: list[int] = []
     try:
         check_peer(connection)
@@ -159,14 +159,14 @@ def _close(descriptors: list[int]) -> None:
 
 
 def _become(request: Request) -> None:
-    """Make this process what it would be if it had been started."""
+    """Set up this process as if it had been started for the request."""
     for descriptor, standard in zip(request.output, (1, 2), strict=True):
         os.dup2(descriptor, standard)
     _close(request.output)
     os.environ.clear()
     os.environ.update(request.variables)
     os.chdir(request.folder)
-    np.random.seed()  # noqa: NPY002  # it would be the same in all of them
+    np.random.seed()  # noqa: NPY002  # otherwise it would be the same in all forked processes
     sys.argv = [CLIENTAPP, *request.arguments]
 
 

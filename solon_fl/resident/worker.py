@@ -1,6 +1,6 @@
-"""The process that stays: it computes the messages of one node in one run, one after the other.
+"""The resident process, which computes the messages of one node in one run, one after another.
 
-Started by `solon_fl.resident.app` as ``python -m solon_fl.resident.worker DESCRIPTOR ERRAND``.
+`solon_fl.resident.app` starts it as ``python -m solon_fl.resident.worker DESCRIPTOR ERRAND``.
 """
 
 import os
@@ -22,11 +22,11 @@ from solon_fl.resident.folder import Folder, opened
 from solon_fl.resident.outcome import Failure, Outcome
 from solon_fl.resident.processes import is_alive
 
-WATCH_SECONDS = 0.5  # between two looks whether the SuperExec is there
+WATCH_SECONDS = 0.5  # between two checks whether the SuperExec is alive
 
 
 class Worker:
-    """The worker of one errand, listening at a socket that is in the folder already."""
+    """The worker of one errand, which listens at a socket that already is in the folder."""
 
     def __init__(self, errand: Errand, listener: socket.socket) -> None:
         self._errand = errand
@@ -36,13 +36,13 @@ class Worker:
             self._inode = place.inode(errand.name)
 
     def serve(self) -> None:
-        """Compute messages until none has come for a while."""
+        """Compute messages until none has come for the errand's idle_seconds."""
         while (connection := self._next()) is not None:
             with connection:
                 self._answer(connection)
 
     def end_with_superexec(self) -> NoReturn:
-        """Wait until the SuperExec has ended; then end this process, whatever it is doing."""
+        """Wait until the SuperExec has ended, then end this process, whatever it is doing."""
         while is_alive(self._errand.superexec, self._errand.started):
             time.sleep(WATCH_SECONDS)
         try:
@@ -51,14 +51,14 @@ class Worker:
             os._exit(0)
 
     def clear(self) -> None:
-        """Delete this worker's files, and those of dead ones."""
+        """Delete the files of this worker and of dead ones."""
         with suppress(ResidentError), opened() as place:
             self._remove(place)
             place.tidy()
             place.remove_if_empty()
 
     def _remove(self, place: Folder) -> None:
-        if place.inode(self._errand.name) == self._inode:  # and not another worker's
+        if place.inode(self._errand.name) == self._inode:  # the socket is not another worker's
             place.remove(self._errand.name)
 
     def _next(self) -> socket.socket | None:
@@ -67,7 +67,7 @@ class Worker:
             return self._listener.accept()[0]
         except TimeoutError:
             pass
-        with opened() as place:  # so that no message can come between the last look and the end
+        with opened() as place:  # so that no message can come between the last check and the end
             self._listener.settimeout(0)
             try:
                 return self._listener.accept()[0]
@@ -76,7 +76,7 @@ class Worker:
                 return None
 
     def _answer(self, connection: socket.socket) -> None:
-        """Compute the message that comes through a connection; drop a connection that is no good."""
+        """Compute the message that comes through a connection; drop an invalid connection."""
         connection.settimeout(None)
         try:
             check_peer(connection)
@@ -88,7 +88,7 @@ class Worker:
             return
         identity.assume()
         outcome = self._compute(message, context)
-        with suppress(OSError):  # nobody waits for it any more
+        with suppress(OSError):  # no process waits for the outcome any more
             send(connection, outcome)
 
     def _compute(self, message: Message, context: Context) -> Outcome:
@@ -99,9 +99,9 @@ class Worker:
 
 
 def main() -> None:
-    """Be a worker."""
+    """Run a worker."""
     descriptor, errand = sys.argv[1:]
-    os.environ.setdefault("SOLON_FL_STATE", "")  # the model is kept in memory, by solon_fl.clients.keeping
+    os.environ.setdefault("SOLON_FL_STATE", "")  # solon_fl.clients.keeping then keeps the model in memory
     worker = Worker(Errand.from_json(errand), socket.socket(fileno=int(descriptor)))
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     threading.Thread(target=worker.end_with_superexec, daemon=True).start()

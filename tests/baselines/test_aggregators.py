@@ -11,7 +11,7 @@ from tests.support import SGD, Regression, initial_model, record_of, train, vect
 
 
 def plain_app() -> ClientApp:
-    """Node n computes batch n % 7 of group n // 7: what Solon's groups compute together."""
+    """Node n computes batch n % 7 of group n // 7, so that all nodes compute the batches of Solon's groups."""
     client, app = Regression(), ClientApp()
 
     @app.train()

@@ -1,4 +1,4 @@
-"""Draco end to end: the codes themselves are tested in tests/coding."""
+"""Draco end to end; test_draco_codes.py tests the codes."""
 
 from typing import Any
 
@@ -90,4 +90,4 @@ def test_too_few_nodes_are_refused(code: Any) -> None:
 
 def test_an_unknown_code_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="code='fourier'"):
-        DracoStrategy(NUM_NODES, 2, SGD, code="fourier")  # type: ignore[arg-type]  # that is the point
+        DracoStrategy(NUM_NODES, 2, SGD, code="fourier")  # type: ignore[arg-type]  # on purpose

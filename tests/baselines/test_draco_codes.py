@@ -1,4 +1,4 @@
-"""Draco's two codes. `lie_with` builds what the server receives if some nodes lie."""
+"""Draco's two codes. `lie_with` builds the vectors that the server receives if some nodes lie."""
 
 from functools import cache
 from itertools import combinations
@@ -22,7 +22,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 @cache
 def code_of(kind: type[DracoCode], n: int, s: int) -> DracoCode:
-    """Return a code; it takes a second to make the cyclic one of 100 nodes."""
+    """Return a cached code; making the cyclic one of 100 nodes takes a second."""
     return kind(n, s)
 
 
@@ -31,7 +31,7 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def gradients_of(code: DracoCode, seed: int = 0, dim: int = 50, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return one gradient per batch: a common part and as much noise."""
+    """Return one gradient per batch: a common part plus noise of the same size."""
     rng = seeded(seed)
     common = torch.randn(dim, generator=rng, dtype=dtype)
     return common + torch.randn(code.num_nodes, dim, generator=rng, dtype=dtype)
@@ -51,7 +51,7 @@ def encode_all(code: DracoCode, gradients: Tensor) -> dict[int, Tensor]:
 def lie_with(
     vectors: dict[int, Tensor], liars: tuple[int, ...], kind: str, size: float, seed: int
 ) -> dict[int, Tensor]:
-    """Return what arrives; deviations are `size` times the largest norm of an honest vector."""
+    """Return the received vectors; lies deviate by `size` times the largest norm of an honest vector."""
     rng = seeded(seed)
     scale = size * max(float(vector.norm()) for vector in vectors.values())
     example = vectors[0]
@@ -126,7 +126,7 @@ def test_a_lie_in_the_last_number_of_a_long_gradient(code: DracoCode, liars: tup
 def test_votes_allow_for_float_noise(dtype: torch.dtype, size: float) -> None:
     code = RepetitionCode(15, 2)
     gradients = gradients_of(code, dim=20_000, dtype=dtype)
-    noise = size * code.rtol / 2**0.5  # two of them are sqrt(2) times that apart
+    noise = size * code.rtol / 2**0.5  # two vectors differ by sqrt(2) times that
     received = {
         node: vector * (1 + noise * torch.randn(vector.shape, generator=seeded(node), dtype=dtype))
         for node, vector in encode_all(code, gradients).items()
@@ -141,10 +141,10 @@ def test_votes_allow_for_float_noise(dtype: torch.dtype, size: float) -> None:
 
 
 def test_a_vote_won_by_the_shortest_vector_allows_for_the_longer_ones() -> None:
-    """Three on one line: the liar's is within rtol of one honest vector, which is within rtol of the other."""
+    """Three vectors on a line: the lie is within rtol of one honest vector, which is within rtol of the other."""
     code = RepetitionCode(3, 1, rtol=0.1)
     received = {node: torch.tensor([length], dtype=torch.float64) for node, length in enumerate([1.0, 1.0999, 1.2097])}
-    decoded = code.decode(received)  # whoever of them lies
+    decoded = code.decode(received)  # whichever of them lies
     assert decoded.ok
     assert decoded.corrupt_nodes == ()
 
@@ -326,7 +326,7 @@ def test_the_cyclic_matrix(n: int, s: int) -> None:
         assert np.abs(code.weights(node)).min() > 0
         np.testing.assert_array_equal(code.matrix[node, list(code.batches(node))], code.weights(node))
     largest = np.abs(code.matrix).max()
-    assert largest < 5  # the weights of the paper's choice are up to 7e8 at (100, 5)
+    assert largest < 5  # the paper's choice has weights up to 7e8 at (100, 5)
     np.testing.assert_allclose(fourier[:, n - 2 * s :].conj().T @ code.matrix, 0, atol=1e-12)
     row = (n - 2 * s - 1) // 2
     np.testing.assert_allclose(fourier[:, row].conj() @ code.matrix, 1, atol=1e-12)

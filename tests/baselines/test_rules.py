@@ -22,7 +22,7 @@ def random_vectors(rows: int, dim: int = 5, seed: int = 0) -> Tensor:
 
 
 def plain_bulyan(vectors: np.ndarray, f: int) -> np.ndarray:
-    """Bulyan word for word."""
+    """A literal implementation of Bulyan."""
     left: list[int] = list(range(len(vectors)))
     chosen: list[int] = []
     while len(chosen) < len(vectors) - 2 * f:
@@ -48,7 +48,7 @@ def test_bulyan_is_that_of_the_paper(rows: int, f: int) -> None:
 
 
 def test_bulyan_in_float32_does_not_lose_who_is_near_whom() -> None:
-    """The vectors differ by 1e-4 of their length, which the squares of float32 can't tell from 0."""
+    """The vectors differ by 1e-4 of their length, whose square vanishes in float32's rounding."""
     near = random_vectors(11, 300) * 1e-4 + random_vectors(1, 300, seed=1)
     near[[2, 7]] += 3e-4
     torch.testing.assert_close(bulyan(near.float(), 2).double(), bulyan(near, 2), rtol=0, atol=1e-6)
@@ -102,7 +102,7 @@ def test_liars_however_gross_leave_a_rule_near_the_honest(rule: Rule) -> None:
     honest = vectors[3:].mean(0)
     for size in (1e3, 1e9, 1e20, 1e70):
         vectors[:3] = size * random_vectors(3, 40, seed=1)
-        vectors[2] *= 1e-3  # not all alike
+        vectors[2] *= 1e-3  # vary the norms
         assert (rule(vectors, 3) - honest).norm() < honest.norm() + vectors[3:].norm(dim=1).median()
 
 
@@ -129,7 +129,7 @@ def test_a_liar_as_gross_as_float32_allows_pulls_no_more_than_another(size: floa
     pulls = towards / towards.norm(dim=1, keepdim=True)
     assert float(pulls.sum(0).norm()) < 1e-5
     shuffled = Bucketing(geometric_median)
-    for _ in range(30):  # some put both liars into one bucket
+    for _ in range(30):  # some shuffles put both liars into one bucket
         assert shuffled(vectors, 2).norm() < vectors[2:].norm(dim=1).median()
 
 
@@ -171,7 +171,7 @@ def test_caf_is_its_algorithm() -> None:
     for seed in range(5):
         vectors = random_vectors(11, 6, seed=seed)
         vectors[:2] += 1.5
-        vectors[0] += 20  # stands out even when it no longer counts
+        vectors[0] += 20  # stands out even when its weight is 0
         rows, weights, least, best = vectors.numpy(), np.ones(11), np.inf, np.zeros(6)
         while weights.sum() > 7:
             mean = weights @ rows / weights.sum()

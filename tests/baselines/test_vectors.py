@@ -1,4 +1,4 @@
-"""The strategies without coded groups, and what they do about nodes that send nonsense."""
+"""The strategies without coded groups, and how they handle malformed replies."""
 
 from collections.abc import Callable
 from functools import partial
@@ -196,7 +196,7 @@ def test_blocks_do_not_change_the_vote(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_signum_is_its_formula() -> None:
-    """Momentum on the nodes, sign, majority, step: written down once more."""
+    """An independent implementation: momentum on the nodes, sign, majority, step."""
     final = run(SignumStrategy(NUM_NODES, SIGN_SGD), [signum_mod(0.9)], rounds=4)
     model = initial_model()
     averages = torch.zeros(7, 8)
@@ -215,7 +215,7 @@ def test_a_few_reversed_signs_do_not_turn_the_vote_where_honest_nodes_agree() ->
     reports: list[RoundReport] = []
     final = run(SignumStrategy(NUM_NODES, partial(torch.optim.SGD, lr=0.03), on_round=reports.append), mods, rounds=60)
     assert float((final[:7] - 1).abs().max()) < 0.3  # the true weights are 1
-    assert reports[0].bytes_in == NUM_NODES  # 8 coordinates, a bit each
+    assert reports[0].bytes_in == NUM_NODES  # one bit for each of 8 coordinates
 
 
 def test_zeros_are_a_coin_each_and_cancel() -> None:

@@ -1,4 +1,4 @@
-"""Adapters compute what Trainer and Lightning do, and refuse what nodes can't."""
+"""Adapters compute the same as Trainer and Lightning, and refuse features that nodes don't support."""
 
 import copy
 import importlib
@@ -29,7 +29,7 @@ CONTEXT = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_c
 WHOLE_EPOCH = SolonConfig(num_nodes=3, byzantine=1, compression=1, batches_per_group=2, code="exact")
 
 
-# With the packages. They take seconds to import: one test, so that one process does it.
+# Tests with the packages, in one test because importing them takes seconds
 
 
 @pytest.mark.slow
@@ -56,7 +56,7 @@ def check_trainer(names: dict[str, Any], rounds: int = 3) -> None:
     trainer = names["make_trainer"](CONTEXT)
     before = copy.deepcopy(trainer.model.state_dict())
     trainer.args.gradient_accumulation_steps, trainer.args.max_steps, trainer.args.disable_tqdm = 2, rounds, True
-    with warnings.catch_warnings(action="ignore"):  # Trainer's own
+    with warnings.catch_warnings(action="ignore"):  # warnings of Trainer itself
         trainer.train()
     compare(found, trainer.model, before)
 
@@ -77,21 +77,21 @@ def check_lightning(names: dict[str, Any], rounds: int = 3) -> None:
     module = names["Regression"]()
     before = copy.deepcopy(module.state_dict())
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    with warnings.catch_warnings(action="ignore"):  # Lightning's own
+    with warnings.catch_warnings(action="ignore"):  # warnings of Lightning itself
         trainer = names["lightning"].Trainer(max_epochs=rounds, accumulate_grad_batches=4, accelerator="cpu", **quiet)
         trainer.fit(module, names["make_loader"](CONTEXT))
     compare(found, module, before)
 
 
 def check_settings(names: dict[str, Any]) -> None:
-    """Label smoothing, bfloat16 and checkpointing are the Trainer's."""
+    """Label smoothing, bfloat16 and checkpointing follow the Trainer's settings."""
 
     precise: list[Any] = []
 
     def make_trainer(context: Context) -> Any:
         plain = names["make_trainer"](context)
         for value in plain.model.parameters():
-            value.data.mul_(20)  # or else the loss is that of guessing, in any precision
+            value.data.mul_(20)  # otherwise the loss is that of guessing, in any precision
         precise.append(copy.deepcopy(plain.model))
         settings = {"bf16": True, "label_smoothing_factor": 0.1, "activation_checkpointing": True}
         args = names["TrainingArguments"]("outputs", per_device_train_batch_size=16, use_cpu=True, **settings)
@@ -113,7 +113,7 @@ def check_settings(names: dict[str, Any]) -> None:
 
 
 def check_dynamic_rope(names: dict[str, Any]) -> None:
-    """Its frequencies stay as the longest batch so far left them, so that a node that missed a round has others."""
+    """Dynamic RoPE's frequencies depend on the longest batch so far, so they differ on a node that missed a round."""
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
     sizes = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
     settings = {**sizes, "num_attention_heads": 2, "rope_parameters": rope}
@@ -125,9 +125,10 @@ def check_dynamic_rope(names: dict[str, Any]) -> None:
 
 
 def compare(found: nn.Module, expected: nn.Module, before: dict[str, Tensor]) -> None:
-    """Check that two models are equal but for rounding, and were trained."""
+    """Check that two models are equal up to rounding, and were trained."""
     moved = 0.0
-    for name, value in expected.state_dict().items():
+    for name, trained in expected.state_dict().items():
+        value = trained.cpu()  # the Trainer's model is on the GPU, if there is one
         torch.testing.assert_close(found.state_dict()[name], value, rtol=1e-3, atol=1e-4)
         moved = max(moved, float((value - before[name]).abs().max()))
     assert moved > 1e-2
@@ -154,11 +155,11 @@ def check_lora(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     assert digests == digests[:1] * 2
 
 
-# Without them
+# Tests without the packages
 
 
 class FakeModule(nn.Linear):
-    """What `LightningClient` asks of a LightningModule."""
+    """The parts of a LightningModule that `LightningClient` uses."""
 
     automatic_optimization = True
 

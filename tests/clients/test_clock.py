@@ -1,4 +1,4 @@
-"""Nodes whose clocks are as wrong as a SuperLink admits, on a grid that drops the replies that it would drop."""
+"""Nodes whose clocks are as wrong as a SuperLink permits, on a grid that drops the replies that a SuperLink drops."""
 
 import datetime
 import importlib

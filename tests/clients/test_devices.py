@@ -1,7 +1,7 @@
-"""A node sends the same bits, however many devices it has.
+"""A node sends the same bits for any number of devices.
 
-Copies of a model on one device stand for devices: what is copied, in which order it is added, and who has which
-batch is the same.
+Copies of a model on a single device stand in for several devices. Copying between them, the order of additions and
+the batches of each copy are the same.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,19 +31,19 @@ def squared(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def in_parts(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Compute the gradients of two parts itself, as those do who save memory."""
+    """Compute the gradients of two parts in `batch_loss`, as users do to save memory."""
     for part in inputs[:4].chunk(2):
         (squared(model, part) / 4).backward()  # type: ignore[no-untyped-call]  # torch's
     return squared(model, inputs[4:]) / 2
 
 
 class OnDevices(Regression):
-    """Computes on the node's own devices, or on the first of them under several names."""
+    """Computes on the node's devices, or on the first of them under several names."""
 
     def __init__(self, make_model: Callable[[], nn.Module], loss: Loss = squared, number: int | None = None) -> None:
         super().__init__(make_model)
         self.loss, self.number = loss, number
-        self.computed: list[tuple[int, int]] = []  # which model, which batch
+        self.computed: list[tuple[int, int]] = []  # model and batch
 
     def devices(self) -> Sequence[torch.device]:
         devices = super().devices()
@@ -57,15 +57,15 @@ class OnDevices(Regression):
 
 
 def task_for(model: nn.Module, num_batches: int = 7) -> SolonTask:
-    """Return a task with a number of batches that no number of devices here divides."""
+    """Return a task whose number of batches is no multiple of any number of devices used here."""
     config = SolonConfig(num_nodes=7, byzantine=2, compression=3, batches_per_group=num_batches)
     dim = len(flatten(model.state_dict()))
-    names = tuple(buffer_names(model))  # none is frozen, as some models here move what requires no gradient
+    names = tuple(buffer_names(model))  # no entry is frozen, as some models here change entries without a gradient
     return SolonTask.of_run(config, 1, group=0, slot=0, dim=dim, buffers=names)
 
 
 def vector_on(make_model: Callable[[], nn.Module], loss: Loss, number: int | None, num_batches: int = 7) -> Tensor:
-    """Return the mean gradient, and the buffers' change, of a node with so many devices."""
+    """Return the mean gradient and the buffers' change from a node with this many devices."""
     model = initial_model(make_model)
     task = task_for(model, num_batches)
     client = OnDevices(make_model, loss, number)
@@ -126,7 +126,7 @@ class Numbers(nn.Module):
 
 
 class Following(nn.Module):
-    """Keeps all kinds of state that forward changes, and whose change the next batch sees."""
+    """Has all kinds of state that forward changes and that affect the next batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -145,13 +145,13 @@ class Following(nn.Module):
             self.codes = nn.Parameter(0.5 * self.codes + inputs.amax(0), requires_grad=False)
             self.steps += 1
             before = torch.zeros(1, device=inputs.device) if self.latest is None else self.latest
-            self.latest = inputs.mean(0)[: 1 + int(self.steps)].clone()  # another shape each time
+            self.latest = inputs.mean(0)[: 1 + int(self.steps)].clone()  # a different shape each time
         result: Tensor = self.layer(inputs - self.mean - self.codes) * self.steps + before.sum()
         return result
 
 
 class HalfUsed(nn.Module):
-    """Has a layer that forward leaves out, and one that only some batches use."""
+    """Has a layer that forward never uses, and one that only some batches use."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -200,14 +200,14 @@ def test_the_bits_are_those_of_accumulation_in_plain_torch(name: str, number: in
     expected = torch.where(is_buffer, (flatten(state) - before).cpu(), gradients.cpu() * (1 / 7))
     found = vector_on(make_model, loss, number)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-    if loss is not in_parts:  # torch adds the parts of a batch to the sum, a node to each other
+    if loss is not in_parts:  # torch adds the parts of a batch to the sum, a node adds them to each other
         assert torch.equal(found[~is_buffer], expected[~is_buffer])
 
 
 def test_the_devices_take_the_batches_in_turn() -> None:
     client = OnDevices(plain, number=3)
     train(small_config(num_nodes=7, batches_per_group=7), client=client, model=initial_model(plain), rounds=1)
-    taken = client.computed[:7]  # of the first node
+    taken = client.computed[:7]  # by the first node
     assert [number for _, number in taken] == list(range(7))
     models = [model for model, _ in taken]
     assert len(set(models)) == 3
@@ -223,7 +223,7 @@ def test_no_model_is_copied_for_devices_that_no_batch_is_left_for() -> None:
 
 
 def test_the_gradients_of_one_device_are_written_in_place() -> None:
-    """No second vector: autograd adds to the one that is encoded."""
+    """Autograd adds to the vector that is encoded, so there is no second vector."""
     seen: list[Tensor] = []
 
     def looking(model: nn.Module, inputs: Tensor) -> Tensor:
@@ -274,7 +274,7 @@ def test_a_parameter_that_a_later_device_replaces_is_named() -> None:
 
 
 def test_a_loss_is_told_the_device_of_its_batch() -> None:
-    """Two names of the CPU, which differ."""
+    """Two different names of the CPU."""
     told = []
 
     class Asking(OnDevices):

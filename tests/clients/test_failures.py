@@ -1,4 +1,4 @@
-"""The user's code raises on the nodes: what the server's log says."""
+"""The server's log after the user's code has raised on the nodes."""
 
 import logging
 import re
@@ -16,7 +16,7 @@ from tests.support import Regression, train
 
 
 class Broken(Regression):
-    """Its nodes look for an entry that is not there."""
+    """Some of its nodes read a missing entry."""
 
     def __init__(self, nodes: frozenset[int]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a node computes of models that keep unusual state."""
+"""Gradients of models with unusual state."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,7 +24,7 @@ ONE_GROUP = SolonConfig(num_nodes=7, byzantine=2, compression=3)
 
 
 class Client(Regression):
-    """Regression with a loss of the test's own."""
+    """Regression with a loss that the test defines."""
 
     def __init__(self, make_model: Callable[[], nn.Module], loss: Callable[[nn.Module, Tensor], Tensor]) -> None:
         super().__init__(make_model)
@@ -45,7 +45,7 @@ def task_for(model: nn.Module, config: SolonConfig = ONE_GROUP) -> SolonTask:
 
 
 def alone(client: Client, model: nn.Module, rate: float, rounds: int) -> Tensor:
-    """Return the model's entries after the same rounds in plain torch, as they stand on the server."""
+    """Return the model's entries after the same rounds in plain torch, as they are on the server."""
     twin = client.make_model()
     twin.load_state_dict(model.state_dict())
     optimizer = torch.optim.SGD([p for p in twin.parameters() if p.requires_grad], lr=rate)
@@ -63,7 +63,7 @@ def alone(client: Client, model: nn.Module, rate: float, rounds: int) -> Tensor:
 def together(
     client: Client, model: nn.Module, rate: float, rounds: int, mode: str = "gradient"
 ) -> tuple[Tensor, list[RoundReport]]:
-    """Return the model's entries after rounds of seven honest nodes, and the reports."""
+    """Return the model's entries after rounds with seven honest nodes, and the reports."""
     reports: list[RoundReport] = []
     config = SolonConfig(num_nodes=7, byzantine=2, compression=3, mode=mode, on_group_failure="stop")  # type: ignore[arg-type]
     optimizer = partial(torch.optim.SGD, lr=rate if mode == "gradient" else 1.0)
@@ -76,7 +76,7 @@ def together(
 
 
 class Centred(nn.Module):
-    """Follows the mean of its inputs in a buffer that forward binds anew."""
+    """Tracks the mean of its inputs in a buffer that forward rebinds."""
 
     def __init__(self, mean: Tensor | None = None) -> None:
         super().__init__()
@@ -143,13 +143,13 @@ def test_a_buffer_that_changes_its_shape_is_named() -> None:
         return squared(model, inputs)
 
     client, model = Client(Centred, grow), initial_model(Centred)
-    grown = "'mean' had \\(7,\\), and has \\(1, 7\\)"
+    grown = "batch_loss changed that of 'mean' from \\(7,\\) to \\(1, 7\\)"
     with pytest.raises(ConfigurationError, match=grown):
         client.gradient(record_of(model), task_for(model), CONTEXT, {})
 
 
 class Attention(nn.Module):
-    """One value attends to those before it: a mask of -inf, as transformers have it."""
+    """Each value attends to those before it, with a mask of -inf as in transformers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ def test_what_becomes_infinite_is_not_hidden() -> None:
 
 
 class Spectral(nn.Module):
-    """Weights of frequencies, as Fourier neural operators have them, beside an odd number of real ones."""
+    """Complex weights, as in Fourier neural operators, beside an odd number of real ones."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -204,7 +204,7 @@ def test_complex_parameters_and_buffers_are_trained(mode: str) -> None:
     assert buffer_names(model) == ("phase",)
     found, _ = together(client, model, 0.01, rounds=3, mode=mode)
     before = vector_of(record_of(model))
-    assert (found == before).sum() <= 2  # the imaginary parts at frequency 0: of the weight and of the phase
+    assert (found == before).sum() <= 2  # the imaginary parts of the weight and of the phase at frequency 0
     if mode == "gradient":
         torch.testing.assert_close(found, alone(client, model, 0.01, rounds=3), rtol=1e-4, atol=1e-5)
 
@@ -240,7 +240,7 @@ def test_torchs_defaults_disturb_neither_server_nor_nodes(dtype: torch.dtype, de
 
 
 def in_halves(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Compute the gradient of one half itself, as those do who save memory."""
+    """Compute the gradient of one half in `batch_loss`, as users do to save memory."""
     (squared(model, inputs[:4]) / 2).backward()  # type: ignore[no-untyped-call]  # torch's
     return squared(model, inputs[4:]) / 2
 
@@ -263,7 +263,7 @@ def test_what_batch_loss_does_with_gradients_is_no_matter(set_to_none: bool | No
 
 
 class RandomFeatures(nn.Module):
-    """Constants drawn when it is built, which are not in its state_dict."""
+    """Has constants outside its state_dict, drawn when it is built."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -276,7 +276,7 @@ class RandomFeatures(nn.Module):
 
 
 class Inspected(Client):
-    """Evaluates to a number that tells the constants."""
+    """Evaluates to a number that depends on the constants."""
 
     def evaluate(self, model: nn.Module, context: Context) -> dict[str, float]:
         assert isinstance(model, RandomFeatures)
@@ -295,7 +295,7 @@ def test_random_constants_are_the_same_on_all_nodes_and_in_evaluation() -> None:
 
 
 class HalfUsed(nn.Module):
-    """Has a layer that forward leaves out."""
+    """Has a layer that forward never uses."""
 
     def __init__(self, frozen: bool) -> None:
         super().__init__()
@@ -321,7 +321,7 @@ def test_parameters_that_no_loss_reaches_stay_and_are_named_once_unless_they_are
     assert not change.any()
 
 
-# What a gradient can't say
+# Changes that a gradient can't express
 
 
 def gradient_of(make_model: Callable[[], nn.Module], loss: Callable[[nn.Module, Tensor], Tensor] = squared) -> Tensor:
@@ -371,12 +371,12 @@ def test_a_frozen_layer_that_the_loss_lets_train_is_named() -> None:
     def thawing(model: nn.Module, inputs: Tensor) -> Tensor:
         return squared(model.requires_grad_(True), inputs)
 
-    with pytest.raises(ConfigurationError, match=r"takes '0\.weight' for an entry that no gradient moves"):
+    with pytest.raises(ConfigurationError, match=r"treats '0\.weight' as an entry that no gradient moves"):
         gradient_of(make_model, thawing)
 
 
 def test_a_layer_that_is_frozen_for_a_part_of_the_loss_keeps_the_gradient_of_the_other() -> None:
-    """As in a GAN: the discriminator's loss, and then the generator's through a frozen discriminator."""
+    """As in a GAN: the discriminator's loss, then the generator's through a frozen discriminator."""
 
     def make_model() -> nn.Module:
         return nn.Sequential(nn.Linear(7, 7), nn.Linear(7, 1))
@@ -415,7 +415,7 @@ class Extremes(nn.Module):
 
 @pytest.mark.parametrize("start", [1e30, torch.inf])
 def test_a_buffer_whose_change_does_not_say_what_it_is_is_named(start: float) -> None:
-    with pytest.raises(ConfigurationError, match=r"'least' starts at (1e\+30|inf), which is too far"):
+    with pytest.raises(ConfigurationError, match=r"'least' starts at (1e\+30|inf), too far"):
         gradient_of(lambda: Extremes(start))
     assert gradient_of(lambda: Extremes(100.0)).isfinite().all()
 
@@ -426,7 +426,7 @@ def test_a_buffer_that_is_resized_in_place_is_named() -> None:
             self.least.resize_(9)
             return self.layer(inputs)  # type: ignore[no-any-return]
 
-    with pytest.raises(ConfigurationError, match=r"must keep its shape; 'least' had \(7,\), and has \(9,\)"):
+    with pytest.raises(ConfigurationError, match=r"batch_loss changed that of 'least' from \(7,\) to \(9,\)"):
         gradient_of(lambda: Resizing(1.0))
 
 
@@ -460,6 +460,6 @@ def test_what_is_no_loss_is_refused(loss: Callable[[nn.Module, Tensor], Tensor],
 
 
 def test_a_loss_is_not_shown_unless_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """To show it would wait for the GPU, in every batch."""
+    """Showing it would make every batch wait for the GPU."""
     monkeypatch.setattr(Tensor, "__repr__", lambda self: pytest.fail("a loss was shown"))
     gradient_of(lambda: nn.Linear(7, 1))

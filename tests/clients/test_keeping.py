@@ -1,4 +1,4 @@
-"""What a node keeps of the model: in memory and on disk, whole, private, and no more than it must be."""
+"""The parts of a model that a node keeps in memory and on disk: intact, private and limited in number."""
 
 import os
 import resource
@@ -166,7 +166,7 @@ def test_in_a_worker_that_stays_models_are_in_memory_alone(tmp_path: Path, monke
 def answer(
     content: RecordDict, store: ModelStore, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[RecordDict, ArrayRecord | None]:
-    """Return the reply's content, and the model that the function was given."""
+    """Return the reply's content, and the model that the function received."""
     become_server()
     monkeypatch.setattr(keeping, "store_of", lambda context: store)
     seen: list[ArrayRecord] = []
@@ -187,7 +187,7 @@ def content_of(parts: Parts, **records: ArrayRecord) -> RecordDict:
 
 
 def patched(before: dict[str, Array], change: float) -> tuple[dict[str, Array], Array]:
-    """Return what a patch makes of these arrays, and the patch."""
+    """Return the patched arrays, and the patch."""
     copy = {name: trusted_tensor(array) for name, array in before.items()}
     patch = make_patch([value.float() + change for value in copy.values()], list(copy.values()))
     assert patch is not None
@@ -259,7 +259,7 @@ def test_a_node_that_lacks_something_says_what_it_has_and_computes_nothing(
 @pytest.mark.parametrize("what", ["patch of others", "patch cut", "trained", "fixed"])
 def test_what_does_not_have_its_sha256_is_never_used(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store, content = ModelStore(), both_patches() if what.startswith("patch") else whole()
-    if what == "patch of others":  # fits, and is of other values
+    if what == "patch of others":  # has the right shapes, but other values
         answer(whole(), store, monkeypatch)
         _, other = patched(arrays_of(5.0), 0.75)
         content["model.patches"] = ArrayRecord({"0": other, "1": TWO})

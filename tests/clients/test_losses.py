@@ -1,4 +1,4 @@
-"""The training loss that nodes report: right, not coded, and without influence on anything."""
+"""The training loss that nodes report is right, is not encoded, and affects nothing."""
 
 import math
 import threading
@@ -77,13 +77,13 @@ def test_a_loss_that_is_not_finite_is_not_reported() -> None:
     class Shown(Regression):
         def batch_loss(self, model: nn.Module, batch: Batch, context: Context) -> Tensor:
             loss = super().batch_loss(model, batch, context)
-            return loss if batch.number else loss + math.nan  # which its gradient does not show
+            return loss if batch.number else loss + math.nan  # the gradient does not show it
 
     assert list(share_of(Shown()).content) == ["share"]
 
 
 def share_of(client: Regression) -> Message:
-    """What a node answers in the first round."""
+    """A node's reply in the first round."""
     replies: list[Message] = []
 
     def keep(reply: Message) -> Message:

@@ -87,14 +87,14 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 
 
 def reference(model: nn.Module, client: Regression, task: SolonTask) -> Tensor:
-    """The vector computed the plain way, on the client's device: autograd.grad, and the buffers' change."""
+    """The vector computed with autograd.grad and the buffers' change, on the client's device."""
     model = copy.deepcopy(model).to(client.devices()[0]).train()
     before = flatten(model.state_dict(), task.frozen).clone()
     state = model.state_dict(keep_vars=True)
     names = [name for name, value in state.items() if value.requires_grad]
     sums = {name: torch.zeros_like(state[name]) for name in names}
     for batch in task.batches:
-        torch.manual_seed(batch.torch_seed)  # of the CPU and of all GPUs: dropout draws where it computes
+        torch.manual_seed(batch.torch_seed)  # seeds the CPU and all GPUs, because dropout draws on its device
         loss = client.batch_loss(model, batch, CONTEXT)
         for name, gradient in zip(names, torch.autograd.grad(loss, [state[n] for n in names]), strict=True):
             sums[name] += gradient
@@ -142,7 +142,7 @@ def test_every_kind_of_model_trains_and_is_protected(name: str) -> None:
     moved = {name for name, array in honest.arrays.items() if (array.numpy() != before[name]).any()}
     may_stand_still = {"frozen": {"0.weight"}, "batch-norm-and-dropout": {"0.bias", "1.num_batches_tracked"}}
     assert set(before) - moved <= may_stand_still.get(name, set())
-    if name == "tied":  # two entries on the server, moved together up to the rounding of a decode
+    if name == "tied":  # two entries on the server, which move together up to the rounding of a decode
         inner, outer = (torch.from_numpy(honest.arrays[f"{entry}.weight"].numpy()) for entry in ("inner", "outer"))
         torch.testing.assert_close(inner, outer, rtol=1e-5, atol=1e-6)
 
@@ -152,7 +152,7 @@ def test_batch_norm_statistics_are_the_average_of_the_groups() -> None:
     result, _ = train(small_config(), client=client, model=model, rounds=1)
     tasks = [task_for(model, group=group, num_batches=7) for group in (0, 1)]
     changes = [client.gradient(record_of(model), task, CONTEXT, {}).cpu() for task in tasks]
-    start = 36 + 6 + 6 + 6  # behind the first layer and the normalisation's weight and bias, padded to a multiple of 3
+    start = 36 + 6 + 6 + 6  # after the first layer and the normalisation's weight and bias, padded to a multiple of 3
     expected = sum(change[start : start + 5] for change in changes) / 2
     assert isinstance(expected, Tensor)
     running_mean = torch.from_numpy(result.arrays["1.running_mean"].numpy())

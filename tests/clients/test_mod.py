@@ -59,7 +59,7 @@ def test_a_train_function_that_returns_something_else_is_told_so(change: Any, me
 
 
 def undisciplined_app(draw: Callable[[Context], Tensor], **options: Any) -> ClientApp:
-    """An app whose train function returns what it draws, for a model of one entry."""
+    """An app whose train function returns its random draws, for a model with one entry."""
     app = ClientApp()
 
     @app.train(mods=[solon_mod(**options)])
@@ -167,7 +167,7 @@ def test_returning_a_model_in_gradient_mode_is_refused() -> None:
 
 def test_an_unknown_kind_of_return_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="returns='weights'"):
-        solon_mod(returns="weights")  # type: ignore[arg-type]  # the point of the test
+        solon_mod(returns="weights")  # type: ignore[arg-type]  # on purpose
 
 
 @pytest.mark.parametrize("changes", [{"num_nodes": 10, "verification": "digest"}, {"code": "exact"}], ids=str)
@@ -226,7 +226,7 @@ def test_what_a_train_function_returns_beside_its_arrays_is_sent_as_it_is() -> N
         assert reply.content.metric_records["metrics"] == metrics
         assert reply.content.config_records["note"] == note
     assert report.training_loss == 0.25
-    share_size = 2  # five numbers in three shares
+    share_size = 2  # five numbers, padded, in three shares
     assert report.bytes_in == 4 * share_size * 7
 
 

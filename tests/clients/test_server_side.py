@@ -1,4 +1,4 @@
-"""The server steps as the optimizer would that training code has made."""
+"""The server's steps are those of the optimizer that training code has made."""
 
 from collections.abc import Callable
 from functools import partial
@@ -34,9 +34,9 @@ def made_with(kind: Callable[..., torch.optim.Optimizer], max_grad_norm: float =
 
 @pytest.mark.parametrize("kind", [torch.optim.SGD, partial(torch.optim.Adagrad, initial_accumulator_value=0.3)])
 def test_the_server_steps_as_the_optimizer_would(kind: Callable[..., torch.optim.Optimizer]) -> None:
-    """Groups, clipping with each tied weight counted once, and the state that Adagrad has from the start."""
+    """Parameter groups, clipping that counts tied weights once, and Adagrad's initial state."""
     side = ServerSide(lambda: made_with(kind, max_grad_norm=0.5))
-    for _ in range(2):  # a second run with the same object starts afresh
+    for _ in range(2):  # a second run with the same object starts anew
         state = side.model.state_dict(keep_vars=True)
         tensors = [value.detach().clone() for value in state.values() if value.requires_grad]
         optimizer = side.optimizer(tensors)

@@ -29,7 +29,7 @@ def normalised(**options: Any) -> Callable[[], nn.Module]:
 
 
 def in_plain_torch(make: Callable[[], nn.Module], config: SolonConfig, rounds: int) -> dict[str, Tensor]:
-    """The same training of one group in one process: a step a round, or one a batch in mode "update"."""
+    """The same training of one group in one process: one step per round, or per batch in mode "update"."""
     client, model = Regression(make), initial_model(make).train().to(Regression().devices()[0])
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     for server_round in range(1, rounds + 1):
@@ -48,7 +48,7 @@ def in_plain_torch(make: Callable[[], nn.Module], config: SolonConfig, rounds: i
 
 
 def trained(make: Callable[[], nn.Module], config: SolonConfig, rounds: int, app: ClientApp | None = None) -> Any:
-    """What Solon makes of it while two nodes lie."""
+    """The model trained with Solon while two nodes lie."""
     lies = [attack_mod(Reverse(), {1, 4})]
     optimizer = partial(torch.optim.SGD, lr=RATE if config.mode == "gradient" else 1.0)
     strategy = SolonStrategy(config, optimizer, buffers=buffer_names(make()))
@@ -106,7 +106,7 @@ class Used(nn.Module):
 
 
 class Counting(nn.Module):
-    """A model that counts its uses, and notes that it was used; by binding anew, or in place."""
+    """A model that counts its uses and sets a flag when it was used, by rebinding or in place."""
 
     def __init__(self, name: str, value: Tensor, in_place: bool) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class Counting(nn.Module):
 
 FLAG = partial(torch.zeros, (), dtype=torch.bool)
 COUNT = partial(torch.zeros, (3,), dtype=torch.int64)
-OWN_COUNT = partial(torch.zeros, (), dtype=torch.int64)  # of a layer that torch does not know
+OWN_COUNT = partial(torch.zeros, (), dtype=torch.int64)  # of a layer that is not torch's
 
 
 @pytest.mark.parametrize("mode", ["gradient", "update"])
@@ -150,7 +150,7 @@ def test_what_the_server_cannot_follow_is_named_in_the_first_round(
 
 
 class Replaced(Counting):
-    """A model whose counter gets another shape."""
+    """A model whose counter changes its shape."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         setattr(self, self.name, self.get_buffer(self.name).repeat(2))
@@ -167,7 +167,7 @@ def averaging_instance_norm() -> nn.Module:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: Used(0.1),  # a count that nobody reads
+        lambda: Used(0.1),  # a counter that nothing reads
         lambda: nn.Sequential(
             nn.Unflatten(1, (1, 7)),
             averaging_instance_norm(),

@@ -1,4 +1,4 @@
-"""Frozen weights never travel, and a node that has others says so."""
+"""Frozen weights are never sent, and a node with different ones reports an error."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ CONTEXT = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_c
 
 
 def half_frozen() -> TrainedOnly:
-    """Return a model of 370 kB, of which 6 kB are trained."""
+    """Return a model of 370 kB with 6 kB of trained weights."""
     model = nn.Sequential(nn.Linear(7, 300), nn.Linear(300, 300), nn.BatchNorm1d(300), nn.Linear(300, 1))
     model[:2].requires_grad_(False)
     return TrainedOnly(model)
@@ -96,7 +96,7 @@ def test_writes_that_torch_does_not_count_are_found_when_a_state_is_loaded() -> 
     model = half_frozen()
     state = model.state_dict()
     weight = model.get_parameter("model.1.weight")
-    weight.data.mul_(2)  # as PEFT's merge_adapter writes
+    weight.data.mul_(2)  # as PEFT's merge_adapter does
     with pytest.raises(ConfigurationError, match=r"the first is '1\.weight'"):
         model.load_state_dict(state)
     weight.data.div_(2)

@@ -1,4 +1,4 @@
-"""A Flower app as its template makes them: FedAvg, and nothing of Solon's."""
+"""A Flower app as Flower's template makes it, with FedAvg and without Solon."""
 
 from pathlib import Path
 
@@ -62,7 +62,7 @@ def main(grid, context):
 
 
 def write_app(folder: Path) -> Path:
-    """Write the app into a new folder, and return that."""
+    """Write the app into a new folder, and return the folder."""
     package = folder / "my-app" / "my_app"
     package.mkdir(parents=True)
     (package.parent / "pyproject.toml").write_text(PROJECT)

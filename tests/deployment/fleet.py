@@ -1,6 +1,6 @@
-"""Nodes that speak Flower's protocol with the SuperLink themselves, and may break off in the middle of it.
+"""Nodes that speak Flower's protocol with the SuperLink themselves, and may stop at any point of it.
 
-They are threads of the test. The names that are used of Flower's are private.
+They are threads of the test. They use private names of Flower.
 """
 
 import threading
@@ -28,20 +28,20 @@ from solon_fl.simulations.run._compat import become_server
 
 __all__ = ["FleetNode"]
 
-PAUSE = 1.0  # seconds between two looks for messages
+PAUSE = 1.0  # seconds between two polls for messages
 
 
 class FleetNode:
-    """A node of a federation, connected from entering the context to leaving it.
+    """A node of a federation, which is connected within the context.
 
     Parameters
     ----------
     federation : Federation
-        It gets a key for the node, and registers it.
+        The federation, which makes and registers a key for the node.
     name : str
-        Under which it is registered.
+        The registered name.
     behave : callable
-        Called with the node and each message that comes for it, one after the other.
+        Called with the node and each of its messages, one after another.
     """
 
     def __init__(self, federation: Federation, name: str, behave: Callable[["FleetNode", Message], None]) -> None:
@@ -60,7 +60,7 @@ class FleetNode:
         self._leaves = False
         self._thread = threading.Thread(target=self._live, name=name, daemon=True)
         self.name = name
-        self.over = threading.Event()  # when the node is to end
+        self.over = threading.Event()  # set when the node must end
         self.times_online = 0
         self.error: Exception | None = None
 
@@ -75,11 +75,11 @@ class FleetNode:
         self._thread.join(30)
 
     def restart(self) -> None:
-        """Leave, and come back with the same key, as soon as this message is done with."""
+        """Disconnect after this message, and reconnect with the same key."""
         self._leaves = True
 
     def answer(self, app: ClientApp, message: Message, settings: dict[str, Any]) -> Message:
-        """Return what an app makes of a message."""
+        """Return an app's reply to a message."""
         context = Context(
             run_id=message.metadata.run_id,
             node_id=self._node_id,
@@ -90,7 +90,7 @@ class FleetNode:
         return app(message, context)
 
     def announce(self, reply: Message) -> Callable[[], bool]:
-        """Tell the SuperLink of a reply; return what sends one more of its objects, until it returns False."""
+        """Announce a reply; return a function that sends the next of its objects, or returns False after the last."""
         reply.metadata.__dict__["_src_node_id"] = self._node_id
         reply.metadata.__dict__["_message_id"] = ""
         reply.metadata.__dict__["_message_id"] = reply.object_id
@@ -108,7 +108,7 @@ class FleetNode:
         return send_one_more
 
     def send(self, reply: Message) -> None:
-        """Announce a reply, and send it."""
+        """Announce a reply and send it."""
         send_one_more = self.announce(reply)
         while send_one_more():
             pass
@@ -122,7 +122,7 @@ class FleetNode:
             self.error = error
 
     def _stay(self) -> None:
-        """Be connected until it is over, or the node leaves."""
+        """Stay connected until `over` is set, or the node leaves."""
         with http_request_response(self._address, False, self._certificate, self._keys, 3, 20) as connection:
             self._node_id, receive, self._push, _, _, pull_object, self._push_object, confirm = connection
             self.times_online += 1
@@ -140,7 +140,7 @@ class FleetNode:
                 message.metadata.__dict__["_message_id"] = metadata.message_id
                 try:
                     self._behave(self, message)
-                except RunNotRunningException:  # the run has ended meanwhile
+                except RunNotRunningException:  # the run has ended in the meantime
                     pass
                 except Exception as error:  # Flower would only log it
                     self.error = error

@@ -68,7 +68,7 @@ def test_with_digests_and_resting_nodes_four_are_enough(
     run_app("fashion-mnist", changes, monkeypatch)
     output = capsys.readouterr().out
     caught = re.findall("lying: (.*)", output)
-    assert caught in (["2", "nobody"], ["nobody", "2"], ["nobody", "nobody"])  # as it is drawn in a round or not
+    assert caught in (["2", "nobody"], ["nobody", "2"], ["nobody", "nobody"])  # depends on the drawn nodes
     accuracies = [float(percent) for percent in re.findall(r"accuracy ([\d.]+)%", output)]
     assert accuracies[2] > accuracies[0] + 20
     assert len(re.findall("quarantined", output)) == 2 - caught.count("nobody")

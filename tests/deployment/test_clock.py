@@ -1,4 +1,4 @@
-"""Strategies by the clock: everything but Flower's processes."""
+"""Measuring the running times of strategies, without Flower's processes."""
 
 import importlib
 import json
@@ -27,7 +27,7 @@ HONEST = Scenario(config=SolonConfig(num_nodes=3, byzantine=1, compression=1), m
 def run(
     seconds: Sequence[float], strategy: str = "fedavg", bytes_in: int = 1_000_000, accuracies: Sequence[float] = ()
 ) -> Clocked:
-    """Return rounds that took so long by the clock, of nodes that take half a second for a batch."""
+    """Return rounds that took these seconds, with nodes that take half a second for a batch."""
     outcome = cell(strategy, "reverse", accuracies or ACCURACIES, bytes_in=bytes_in).outcome
     assert outcome is not None
     outcome = replace(outcome, scenario=replace(outcome.scenario, strategy=strategy, attack="reverse"))
@@ -53,7 +53,7 @@ def test_the_first_round_is_not_in_the_mean_but_in_the_time_to_the_accuracy() ->
 def test_the_model_is_asked_of_the_rounds_in_the_mean() -> None:
     whole = run([9, 2, 4])
     records = list(whole.simulated.records)
-    for number in (1, 4):  # the first round, and one that was not clocked
+    for number in (1, 4):  # the first round, and one that was not measured
         report = records[number].report
         assert report is not None
         records[number] = replace(records[number], report=replace(report, bytes_out=10**9))
@@ -86,7 +86,7 @@ def test_overheads_are_never_negative() -> None:
 
 
 def test_too_little_is_told() -> None:
-    with pytest.raises(FederationError, match="2 rounds must be clocked, or more; got 1"):
+    with pytest.raises(FederationError, match="at least 2 rounds must be measured; got 1"):
         run([9])
     with pytest.raises(FederationError, match="the large model must send more; got 3000000 and 3000000 bytes"):
         measured_network(run([9, 2, 4]), run([9, 2, 4]))
@@ -188,11 +188,11 @@ def test_mistakes_are_told_in_plain_words(monkeypatch: pytest.MonkeyPatch) -> No
         (["--link", "5"], "bandwidth must be a number with one of kbit, mbit, gbit; got bandwidth='5'."),
         (
             ["--to-the-end", "20mbit:nosuch"],
-            "to_the_end must be LINK:STRATEGY, one of 20mbit, 100mbit and one of fedavg, ",
+            "to_the_end must be LINK:STRATEGY, with a LINK among 20mbit, 100mbit and a STRATEGY among fedavg, ",
         ),
         (
             ["--to-the-end", "5mbit:solon"],
-            "to_the_end must be LINK:STRATEGY, one of 20mbit, 100mbit and one of fedavg, ",
+            "to_the_end must be LINK:STRATEGY, with a LINK among 20mbit, 100mbit and a STRATEGY among fedavg, ",
         ),
     ):
         done = CliRunner().invoke(clock.program, arguments)
@@ -202,7 +202,7 @@ def test_mistakes_are_told_in_plain_words(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_only_the_strategies_named_are_clocked_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the deployment left out: how many rounds each scenario is run."""
+    """The number of rounds that each scenario runs, without a deployment."""
     asked: list[tuple[str, int]] = []
 
     class Federation:
@@ -227,7 +227,7 @@ def test_only_the_strategies_named_are_clocked_to_the_end(monkeypatch: pytest.Mo
         run([1, 1, 1], strategy, bytes_in=sent, accuracies=curve).simulated
         for strategy, sent in (("fedavg", 0), ("fedavg", 1_000_000), ("solon", 0), ("signum", 0))
     ]
-    # What `run` clocks has the same bytes whatever the strategy, which says nothing of overheads.
+    # The measured runs have the same bytes for any strategy, so they give no overheads.
     monkeypatch.setattr(clock, "measured_network", lambda small, large: replace(SLOW, round_overhead=1.0))
     yielded = list(clock.clocked("5mbit", outcomes, 0.5, 0.7, {"solon"}))
     assert asked == [("fedavg", 4), ("fedavg", 4), ("solon", 6), ("signum", 4)]

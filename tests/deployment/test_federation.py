@@ -1,6 +1,6 @@
-"""A real deployment on this machine: liars are caught by name, faults are survived, and nothing is left behind.
+"""A real deployment on this machine: liars are named, faults are tolerated, and nothing is left behind.
 
-All tests run on one deployment, which takes long to start. They start further nodes as they need them.
+All tests share one deployment, because it takes long to start. They start additional nodes if they need them.
 """
 
 import os
@@ -39,7 +39,7 @@ from tests.deployment.support import EXAMPLES, assert_nothing_is_left, ports_of,
 
 APP = "fashion-mnist"
 LIAR = "node-2"
-RECEIVED, SENT = "Received successfully", "Sent successfully"  # what a SuperNode logs
+RECEIVED, SENT = "Received successfully", "Sent successfully"  # log messages of a SuperNode
 
 pytestmark = pytest.mark.slow
 
@@ -65,11 +65,11 @@ def forker(temporary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture(scope="module")
 def federation(temporary: Path, forker: Forker) -> Iterator[Federation]:
-    """A deployment of four nodes, of which one lies."""
+    """A deployment of four nodes, one of which lies."""
     with Federation(hurried=True, forker=forker) as federation:
         federation.start_nodes({name: {"attack": "reverse"} if name == LIAR else {} for name in names(4)})
         ports = ports_of(processes_with(federation.tag))
-        assert len(ports) == 5, ports  # the SuperLink's, and four nodes'
+        assert len(ports) == 5, ports  # of the SuperLink and four nodes
         yield federation
     assert_nothing_is_left(temporary, ports)
 
@@ -79,7 +79,7 @@ def names(count: int) -> list[str]:
 
 
 def run(federation: Federation, capsys: pytest.CaptureFixture[str], *changes: str) -> str:
-    """Run two rounds of the app and return what is shown of it."""
+    """Run two rounds of the app and return its output."""
     app = find_app(APP)
     settings = read_settings(app, 2, list(changes))
     run_app(federation, app, settings, num_nodes=4)
@@ -87,7 +87,7 @@ def run(federation: Federation, capsys: pytest.CaptureFixture[str], *changes: st
 
 
 def hold(federation: Federation, *nodes: str) -> None:
-    """Let nodes start no more ClientApps; they stay connected."""
+    """Keep nodes from starting ClientApps; they stay connected."""
     for name in nodes:
         send(federation.processes(name, "flower-superexe"), signal.SIGSTOP)
 
@@ -104,7 +104,7 @@ def times_said(federation: Federation, name: str, words: str) -> int:
 def test_a_slurm_job_runs_any_app_whose_nodes_lie_stall_and_die(
     temporary: Path, forker: Forker, tmp_path: Path
 ) -> None:
-    """Three tasks, as threads; the first of the tests, before other nodes take time."""
+    """Three tasks as threads. This test is the first one, before other nodes use CPU time."""
 
     class Hurried(Programs):
         def start(self, name: str, command: Sequence[str], extra: Mapping[str, str] | None = None) -> None:
@@ -136,14 +136,14 @@ def test_a_slurm_job_runs_any_app_whose_nodes_lie_stall_and_die(
     assert models == [0, (1 + 2 + 3) / 3, (-1 + 2) / 2], output
     assert "aggregate_train: Received 2 results" in output
     assert told[-3:] == [
-        "node-2 was stopped in round 1, and went on 2 s later",
+        "node-2 was stopped in round 1, and resumed 2 s later",
         "node-1 lied (sign-flip) from round 2 on",
         "node-3 was killed in round 2",
     ]
     logs = {path.name for path in (tmp_path / "job" / "17.0.0" / "logs").iterdir()}
     assert logs >= {"superlink.log", *(f"{name}.log" for name in names(3))}
     secrets = list((tmp_path / "job").rglob("*.key"))
-    assert {path.name for path in secrets} == {f"{name}.key" for name in names(3)}  # and not the server's
+    assert {path.name for path in secrets} == {f"{name}.key" for name in names(3)}  # without the server's key
     assert {path.stat().st_mode & 0o777 for path in secrets} == {0o600}
     assert_nothing_is_left(temporary, set())
 
@@ -163,7 +163,7 @@ def test_with_digests_and_resting_nodes_four_are_enough(
 def test_a_trusted_node_settles_what_three_others_disagree_about(
     federation: Federation, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two shares would do, so that one liar of three can be noticed, and not told from the others."""
+    """Two shares suffice, so one liar of three is detected but can't be identified."""
     output = run(federation, capsys, "num-nodes=3", "compression=2", "code=exact", "referee=node-4")
     assert re.findall(r"lying: (.*)", output) == [f"'{LIAR}', referee asked: shares disagree", "nobody"]
     assert re.search(rf"'{LIAR}' +quarantined +1 ", output)
@@ -174,7 +174,7 @@ def test_a_trusted_node_settles_what_three_others_disagree_about(
 
 def test_the_liar_alone_is_caught_by_name(federation: Federation, capsys: pytest.CaptureFixture[str]) -> None:
     federation.start_nodes({"node-5": {}})
-    # Four of the five that agree are enough, so a liar who answers last would not be looked at. Let an honest node
+    # Four agreeing shares of five are enough, so a liar that answers last would not be checked. Make an honest node
     # wait until the liar has answered.
     hold(federation, "node-1")
     answers = times_said(federation, LIAR, SENT)
@@ -205,7 +205,7 @@ def test_a_failing_command_of_flowers_is_told(federation: Federation) -> None:
 def test_stalled_replies_hold_up_nobody_and_who_restarts_has_its_place_again(
     federation: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Seven nodes in threads of this test, of which three may be faulty; the deployment's own wait as spares."""
+    """Seven nodes in threads of this test, three of which may be faulty; the deployment's nodes are spares."""
     deadline, rounds = 15.0, 5
     monkeypatch.syspath_prepend(str(EXAMPLES / APP))
     app = import_module("fashion_mnist.client_app").app
@@ -217,7 +217,7 @@ def test_stalled_replies_hold_up_nobody_and_who_restarts_has_its_place_again(
         return int(message.metadata.group_id)
 
     def honest(node: FleetNode, message: Message) -> None:
-        node.over.wait(4.5)  # so that the rounds before the last take more than the deadline together
+        node.over.wait(4.5)  # so that all rounds before the last one together exceed the deadline
         node.send(node.answer(app, message, settings))
 
     def announcing(node: FleetNode, message: Message) -> None:
@@ -244,7 +244,7 @@ def test_stalled_replies_hold_up_nobody_and_who_restarts_has_its_place_again(
     behaviours = [honest] * 4 + [announcing, dripping, restarting]
     begun: list[float] = []
     lines = []
-    with ExitStack() as stack:  # these names come before those of the other nodes
+    with ExitStack() as stack:  # these names sort before those of the other nodes
         nodes = [FleetNode(federation, f"a-{number}", behave) for number, behave in enumerate(behaviours, 1)]
         for node in nodes:
             stack.enter_context(node)
@@ -254,14 +254,14 @@ def test_stalled_replies_hold_up_nobody_and_who_restarts_has_its_place_again(
             if "[ROUND " in line:
                 begun.append(time.monotonic())
     output = "\n".join(lines)
-    print(output, *(f"{node.name}: {node.error}" for node in nodes), sep="\n")  # should one of these fail
-    # It did happen.
+    print(output, *(f"{node.name}: {node.error}" for node in nodes), sep="\n")  # shown if an assertion fails
+    # The faults did occur.
     assert did["announced"][:3] == [1, 2, 3]
     assert len(did["dripped"]) > deadline / 2
     assert set(did["dripped"]) == {1}
     assert did["restarted"] == [2]
     assert did["was back"][0] == 3
-    # Nobody was waited for, and every round made a step.
+    # The server waited for no node, and every round made a step.
     lasted = sorted(end - start for start, end in pairwise(begun))
     assert lasted[len(lasted) // 2] < deadline
     assert lasted[-1] < deadline + 10
@@ -269,7 +269,7 @@ def test_stalled_replies_hold_up_nobody_and_who_restarts_has_its_place_again(
     assert "made no step" not in output
     first, *_, last = (float(percent) for percent in re.findall(r"accuracy ([\d.]+)%", output))
     assert last > first + 20
-    # Who stalled is named, and nobody else; nobody is held to lie, or to send something else than a share.
+    # Exactly the nodes that stalled are named. None counts as a liar or as malformed.
     assert set(re.findall("Node '(.*)' announced an answer and never sent it", output)) == {"a-5", "a-6"}
     table = re.findall(r"'(a-\d)' +(\w+) +(\d+) +(\d+) +(\d+) +(\d+)", output)
     assert [row[:5] for row in table] == [(node.name, "member", str(rounds), "0", "0") for node in nodes]
@@ -279,7 +279,7 @@ def test_stalled_replies_hold_up_nobody_and_who_restarts_has_its_place_again(
 
 
 def accuracies_without_faults(num_rounds: int) -> list[float]:
-    """Return what the same training gives in one process with honest nodes, in percent."""
+    """Return the accuracies of the same training in one process with honest nodes, in per cent."""
     data = load_dataset("fashion-mnist-6k")
     model = build_model("cnn", (1, 28, 28), num_classes=10, seed=0)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.005)
@@ -299,7 +299,7 @@ def accuracies_without_faults(num_rounds: int) -> list[float]:
 
 
 def lines_until(lines: Iterator[str], words: str, seen: list[str]) -> None:
-    """Read lines until one has these words; add them to those seen."""
+    """Read lines until one contains these words, and add them to `seen`."""
     for line in lines:
         seen.append(line)
         if words in line:
@@ -310,8 +310,8 @@ def lines_until(lines: Iterator[str], words: str, seen: list[str]) -> None:
 def test_a_killed_server_resumes_a_spare_fills_in_and_strangers_are_refused(
     federation: Federation, tmp_path: Path
 ) -> None:
-    """The last of the tests, as it kills a node: in round 1, and the server in round 2."""
-    federation.make_key("stranger")  # and not registered
+    """Kill a node in round 1 and the server in round 2. This test is the last one, because it kills a node."""
+    federation.make_key("stranger")  # but not registered
     federation.start_node("stranger")
     settings: dict[str, str | int] = {"num-nodes": 3, "compression": 1, "checkpoints": str(tmp_path), "num-rounds": 99}
     first, killed, last = names(3)
@@ -324,7 +324,7 @@ def test_a_killed_server_resumes_a_spare_fills_in_and_strangers_are_refused(
     federation.kill(killed)  # the two others suffice until Flower notices, after 10 to 20 s
     wait_until(lambda: times_said(federation, first, SENT) == answers + 1, "an answer in round 1")
     hold(federation, first)
-    release(federation, last)  # so round 1 ends, and round 2 does not
+    release(federation, last)  # then round 1 ends, but round 2 does not
     lines_until(lines, "[ROUND 2/", seen)
     wait_until(lambda: times_said(federation, first, RECEIVED) == messages[first] + 2, "the message of round 2")
     wait_until(lambda: times_said(federation, last, RECEIVED) == messages[last] + 2, "the message of round 2")
@@ -335,12 +335,12 @@ def test_a_killed_server_resumes_a_spare_fills_in_and_strangers_are_refused(
     lines = federation.start_run(EXAMPLES / APP, settings).lines()
     lines_until(lines, "[ROUND 2/", seen)
     wait_until(lambda: killed not in federation.online(), "Flower's notice that the node is gone", pause=0.5)
-    release(federation, first)  # so round 2 ends
+    release(federation, first)  # then round 2 ends
     lines_until(lines, f"Node '{killed}' (group 0) is away: node 'node-4' fills in.", seen)
     lines_until(lines, "accuracy", seen)
     output = "\n".join(seen)
     assert f"Resuming after round 1, from {tmp_path}" in output
     results = re.findall(r"round (\d+): accuracy ([\d.]+)%", output)
-    assert [int(number) for number, _ in results] == [*range(len(results))]  # none is missing, none twice
+    assert [int(number) for number, _ in results] == [*range(len(results))]  # each round exactly once
     accuracies = [float(percent) for _, percent in results]
     assert accuracies == pytest.approx(accuracies_without_faults(len(results) - 1), abs=0.3)

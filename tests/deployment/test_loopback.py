@@ -1,4 +1,4 @@
-"""The program that runs an example on a deployment: from the command line to the end, in which nothing is left."""
+"""The program that runs an app on a deployment, from its command line to its clean-up."""
 
 import os
 import signal
@@ -17,12 +17,12 @@ from tests.deployment.any_app import write_app
 from tests.deployment.support import assert_nothing_is_left, ports_of, processes_in, wait_until
 
 ROOT = Path(__file__).parents[2]
-# The smallest deployment: a group of one node, which is trusted.
+# The smallest deployment has a group of one node, which is trusted.
 SMALLEST = ["--attack", "", "--setting", "num-nodes=1", "--setting", "byzantine=0", "--setting", "compression=1"]
 
 
 def start(temporary_folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Start the program; it makes its files in this folder."""
+    """Start the program with its files in this folder."""
     return subprocess.Popen(
         [sys.executable, "-m", "deployment.loopback", *arguments],
         cwd=ROOT,
@@ -53,8 +53,8 @@ def test_the_program_runs_an_example_and_leaves_nothing(tmp_path: Path) -> None:
         "node-1 is going to stall",
         "Running fashion-mnist",
     ]
-    assert lines[-1] == "node-1 was stopped in round 1, and went on 0.5 s later"
-    assert len(ports) == 2, ports  # the SuperLink's, and the node's
+    assert lines[-1] == "node-1 was stopped in round 1, and resumed 0.5 s later"
+    assert len(ports) == 2, ports  # of the SuperLink and the node
     assert "round 1: accuracy" in output
     assert "lying: nobody, referee asked: audit" in output
     assert_nothing_is_left(tmp_path, ports)
@@ -66,7 +66,7 @@ def test_an_interrupt_leaves_nothing(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, number: signal.Signals
 ) -> None:
     apps = tmp_path_factory.mktemp("apps")
-    # SIGINT comes in the middle of a round of an app of one's own, SIGTERM while the nodes of an example start.
+    # SIGINT comes in the middle of a round of a user's app, SIGTERM while the nodes of an example start.
     in_a_round = number == signal.SIGINT
     own = [str(write_app(apps)), "--nodes", "2", "--hurry"]
     with start(tmp_path, *(own if in_a_round else [*SMALLEST, "--spares", "1"])) as program:
@@ -81,7 +81,7 @@ def test_an_interrupt_leaves_nothing(
         program.send_signal(number)
         time.sleep(0.05)
         program.send_signal(number)  # an impatient user
-        assert program.stderr.read() == "Interrupted; all processes are stopped.\n"
+        assert program.stderr.read() == "Interrupted; all processes have been stopped.\n"
     assert program.returncode == 128 + number
     assert ports
     assert_nothing_is_left(tmp_path, ports)
@@ -113,7 +113,8 @@ def test_a_mistake_is_told_in_plain_words(tmp_path: Path) -> None:
         (["--setting", "learning-rat=3"], "got 'learning-rat=3'; did you mean learning-rate?"),
         (["--setting", "resident=maybe"], "resident must be true or false; got 'maybe'."),
         (["own-model", "--resident"], "got 'resident=true'."),
-        (["--setting", "learning-rate=fast"], "learning-rate must be a number, as 0.005 is; got 'fast'."),
+        (["cross-silo", "--setting", "silos=superlink,b"], "a node must not be called 'superlink/1'"),
+        (["--setting", "learning-rate=fast"], "learning-rate must be a number, like 0.005; got 'fast'."),
     ):
         done = CliRunner().invoke(loopback.program, arguments)
         assert done.exit_code == 1
@@ -122,7 +123,7 @@ def test_a_mistake_is_told_in_plain_words(tmp_path: Path) -> None:
 
 
 def test_the_liar_is_the_third_node_or_the_last_of_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the deployment left out: what each node is told, and who is to lie."""
+    """The configs of the nodes and the choice of the liar, without a deployment."""
     told: list[dict[str, loopback.NodeConfig]] = []
     lie: list[list[str]] = []
 

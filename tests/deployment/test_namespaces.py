@@ -1,4 +1,4 @@
-"""Nodes with links of their own, whose processes are forked."""
+"""Nodes with their own links, whose processes are forked."""
 
 import os
 import shutil

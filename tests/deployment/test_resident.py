@@ -1,4 +1,4 @@
-"""Workers that stay, on a real deployment: one for each node, in place of one process a message."""
+"""Resident workers on a real deployment: one for each node, instead of one process per message."""
 
 import os
 import re
@@ -29,7 +29,7 @@ def test_a_worker_stays_is_replaced_when_killed_and_ends_with_its_supernode(
             return federation.processes("node-1", "resident.worker")
 
         settings = read_settings(find_app("fashion-mnist"), 5, SMALLEST)
-        served: list[int] = []  # by whom each round was computed
+        served: list[int] = []  # process ids by round
         for line in federation.start_run(EXAMPLES / "fashion-mnist", settings).checked_lines():
             seen.append(line)
             if re.match(r"round [1-5]: accuracy", line):

@@ -1,4 +1,4 @@
-"""Folders with Flower apps: what is wrong with one is told before anything is started."""
+"""Errors in the folder of a Flower app are reported before anything is started."""
 
 from pathlib import Path
 
@@ -37,9 +37,9 @@ def test_settings_are_read_as_what_they_are(tmp_path: Path) -> None:
         "model.deep": False,
     }
     for change, words in (
-        ("round=5", r"KEY one of rounds, rate, name, model.deep; got 'round=5'; did you mean rounds\?"),
+        ("round=5", r"with a KEY among rounds, rate, name, model.deep; got 'round=5'; did you mean rounds\?"),
         ("rounds", "setting must be KEY=VALUE"),
-        ("rounds=1.5", "rounds must be a number, as 3 is; got '1.5'"),
+        ("rounds=1.5", "rounds must be a number, like 3; got '1.5'"),
         ("model.deep=yes", "model.deep must be true or false; got 'yes'"),
     ):
         with pytest.raises(FederationError, match=words):

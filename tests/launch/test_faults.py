@@ -1,4 +1,4 @@
-"""Faults: how they are written, and what a node's app and who looks after the node make of them."""
+"""Faults: their notation, and their injection by a node's app and by the node's injector."""
 
 import threading
 import time
@@ -87,13 +87,13 @@ def test_a_liar_lies_from_its_round_on_and_only_when_it_trains(tmp_path: Path) -
     assert [answer(app, message(2)), answer(app, message(3)), answer(app, message(3, "evaluate"))] == [-1, -1, 1]
     happened, missing = report(faults, tmp_path)
     assert happened == ["me lied (sign-flip) from round 2 on"]
-    assert missing == ["other:die@1: it did not happen, for the node had no task of round 1 or a later one."]
+    assert missing == ["other:die@1: it did not occur, because the node had no task of round 1 or a later one."]
 
 
 @pytest.mark.parametrize(
     ("attack", "why"),
     [
-        ("label-flip", "its replies were as honest as ever"),  # the app would have to ask for its labels
+        ("label-flip", "its replies were honest"),  # it needs an app that supports it
         ("near-codeword", "this attack is made against Solon's code|attack='near-codeword' is made against"),
         ("alie", "an omniscient attack needs num-partitions"),
     ],
@@ -115,7 +115,7 @@ def test_a_liar_that_does_not_come_to_answer_is_told(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         FaultyApp(interrupted, [(0, fault)], Markers(tmp_path))(message(1), context())
     assert report([fault], tmp_path)[1] == [
-        f"{fault}: it did not happen, for the run ended before the node had answered."
+        f"{fault}: it did not occur, because the run ended before the node had answered."
     ]
 
 
@@ -126,7 +126,7 @@ def test_a_node_that_crashes_on_purpose_did(tmp_path: Path) -> None:
     assert report([fault], tmp_path)[0] == ["me lied (crash) from round 1 on"]
 
 
-# Who looks after nodes
+# In the process that manages nodes
 
 
 def test_an_event_is_noted_once(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def wait_for(nodes: SomeNodes, *calls: str) -> None:
 def test_a_node_is_stopped_in_the_midst_of_its_round_and_goes_on(tmp_path: Path) -> None:
     faults, nodes = faults_of("me:stall@2+0.2s", "you:stall@1"), SomeNodes()
     injector = Injector(faults, tmp_path, nodes, ["me"])
-    assert injector.variables("you") == {}  # another process looks after it
+    assert injector.variables("you") == {}  # another process manages this node
     app = FaultyApp(ones, [(0, faults[0])], Markers(tmp_path))
     injector.begin()
     try:
@@ -182,12 +182,12 @@ def test_a_node_is_stopped_in_the_midst_of_its_round_and_goes_on(tmp_path: Path)
         wait_for(nodes, "stop me", "go on me")
         stopped.join(20)
         assert called_before[:1] == ["stop me"]
-        answer(app, message(4))  # once is enough
+        answer(app, message(4))  # the fault occurs only once
     finally:
         injector.end()
     assert nodes.calls == ["stop me", "go on me"]
     happened, missing = report(faults, tmp_path)
-    assert happened == ["me was stopped in round 3, and went on 0.2 s later"]
+    assert happened == ["me was stopped in round 3, and resumed 0.2 s later"]
     assert len(missing) == 1
 
 
@@ -208,7 +208,7 @@ def test_a_node_is_killed_by_the_clock_and_started_until_it_is_let_in(
     assert answer(app, message(1)) == -1
     happened, missing = report(faults, tmp_path)
     assert happened == [
-        "me was killed 0.1 s after the start, and was started again 0.1 s later",
+        "me was killed 0.1 s after the start, and was restarted 0.1 s later",
         "me lied (sign-flip) from round 1 on",
     ]
-    assert missing == ["me:stall@999s: it did not happen, for the run had ended before."]
+    assert missing == ["me:stall@999s: it did not occur, because the run had ended before."]

@@ -1,4 +1,4 @@
-"""A SuperLink whose runs and registrations are for its own user."""
+"""A SuperLink that only its own user can operate."""
 
 import asyncio
 import os
@@ -28,7 +28,7 @@ def test_a_connection_of_this_user_is_told_from_others(family: socket.AddressFam
             port = own.getsockname()[1]
             assert is_own_connection((host, port), server)
             assert not is_own_connection((host, port), (host, port))
-        assert not is_own_connection(("10.1.2.3", port), server)  # another machine's
+        assert not is_own_connection(("10.1.2.3", port), server)  # from another machine
         assert not is_own_connection(None, server)
         listener.accept()[0].close()
         if os.geteuid() == 0 and shutil.which("bash") is not None:
@@ -38,7 +38,7 @@ def test_a_connection_of_this_user_is_told_from_others(family: socket.AddressFam
                 with connection:
                     assert not is_own_connection((host, theirs[1]), server)
                     other.communicate(b"\n")
-                    assert not is_own_connection((host, theirs[1]), server)  # closed, its line says that it is root's
+                    assert not is_own_connection((host, theirs[1]), server)  # the line of a closed socket names root
 
 
 def test_a_closed_socket_is_nobodys_though_the_kernel_says_it_is_roots() -> None:
@@ -52,7 +52,7 @@ def test_a_closed_socket_is_nobodys_though_the_kernel_says_it_is_roots() -> None
 
 
 def answer(path: str, client: tuple[str, int], server: tuple[str, int], *headers: tuple[bytes, bytes]) -> int:
-    """Return the status with which a request is answered."""
+    """Return the status of the answer to a request."""
     sent: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -74,6 +74,6 @@ def test_nodes_are_served_and_of_operators_only_this_user() -> None:
             for path in ("/v1/control/start-run", "/v1/runtime/x", "/v1/fleetwood", "/docs"):
                 assert answer(path, here, server) == 200
                 assert answer(path, elsewhere, server) == 403
-                # Behind a proxy, or what poses as one, the client's address would be what the header says.
+                # With a proxy's header, real or forged, the server would take the client's address from the header.
                 assert answer(path, here, server, (b"X-Forwarded-For", b"127.0.0.1")) == 403
             assert answer("/v1/fleet/pull", elsewhere, server) == 200

@@ -1,4 +1,4 @@
-"""What a task of a Slurm job does, with a stand-in for Slurm: the environment of its tasks."""
+"""Tasks of a Slurm job, with the environment variables of its tasks as a stand-in for Slurm."""
 
 import os
 import signal
@@ -45,7 +45,7 @@ def test_a_job_that_goes_on_has_the_same_nodes_and_checkpoints(tmp_path: Path) -
     assert first.with_checkpoints({"checkpoints": "/x"}) == {"checkpoints": "/x"}
     assert first.with_checkpoints({"a": 1}) == {"a": 1}
     first.write("over", {"why": ""})
-    assert second.read("over") is None  # that is of the attempt before
+    assert second.read("over") is None  # the file belongs to the previous attempt
 
 
 def test_a_name_that_is_no_nodes_is_told_before_anything_is_started(tmp_path: Path) -> None:
@@ -73,15 +73,15 @@ def test_tasks_must_have_names_of_their_own_and_a_folder_that_others_cannot_read
         job.write(f"nodes/{rank}", {"name": name, "public_key": f"/{name}.pub"})
     assert job.gather(2) == {"a": Path("/a.pub"), "b": Path("/b.pub")}
     job.write("nodes/1", {"name": "a", "public_key": "/a.pub"})
-    with pytest.raises(FederationError, match="each task must have a name of its own; got a, a"):
+    with pytest.raises(FederationError, match="each task must have a different name; got a, a"):
         job.gather(2)
-    with pytest.raises(FederationError, match=r"within 0 s there must be .*/address\.json; do all tasks see"):
+    with pytest.raises(FederationError, match=r"/address\.json must exist within 0 s; do all tasks see"):
         job.wait_for("address", 0)
     job.write("over", {"why": "x"})
-    with pytest.raises(FederationError, match="the first task says why"):
+    with pytest.raises(FederationError, match="the first task reports the reason"):
         job.wait_for("address", 60)
     (tmp_path / "job").chmod(0o755)
-    with pytest.raises(FederationError, match=r"closed to other users, for it holds keys; got mode 755; run: chmod"):
+    with pytest.raises(FederationError, match=r"closed to other users, as it holds keys; got mode 755; run: chmod"):
         JobFolder(tmp_path / "job", Task.from_environment(SLURM))
 
 
@@ -92,7 +92,7 @@ def test_the_command_prints_a_script_and_tells_mistakes(tmp_path: Path, monkeypa
     app = str(write_app(tmp_path))
     for variables, arguments, words in (
         ({}, [app], "must run as a task of a Slurm job"),
-        (SLURM, [], "launch needs the folder of an app"),
+        (SLURM, [], "launch needs an app's folder"),
         (SLURM, [str(tmp_path)], "an app must be a folder with a pyproject.toml"),
         (SLURM, [app, "--fault", "node-1"], "a fault must be NODE:KIND@WHEN"),
         (SLURM, [app, "--node-config", "silo"], "node-config must be KEY=VALUE"),
@@ -131,7 +131,7 @@ def test_a_task_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
         time.sleep(0.05)
     assert nodes()
     task.send_signal(signal.SIGTERM)
-    assert task.communicate(timeout=60)[1] == "Interrupted; all processes are stopped.\n"
+    assert task.communicate(timeout=60)[1] == "Interrupted; all processes have been stopped.\n"
     assert task.returncode == 128 + signal.SIGTERM
     assert not nodes()
     assert not list(temporary.iterdir())

@@ -1,4 +1,4 @@
-"""What a SuperLink and Flower's commands are told."""
+"""The arguments of a SuperLink and of Flower's commands."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Reports of rounds written by hand."""
+"""Handmade reports of rounds."""
 
 from collections.abc import Sequence
 

@@ -40,7 +40,7 @@ def test_the_page_shows_the_model_the_nodes_and_the_ledger(tmp_path: Path) -> No
         record(1, place=(0, 0), name="ana"),
         record(2, place=(0, 1), lying=3, state="quarantined", last_offence="round 3: a lie"),
         record(3, place=(0, 2), silent=1),
-        record(9, place=(0, 3)),  # has a place, and no task
+        record(9, place=(0, 3)),  # has a place, but no task
     ]
     made = report(3, [group(0, [1, 2, 3, None], corrupt=[2], silent=[3])])
     LiveReport(tmp_path / "new" / "run.html", title="My run")(
@@ -77,7 +77,7 @@ def test_the_page_reloads_itself_until_the_run_has_ended(tmp_path: Path) -> None
     page, found = page_of(tmp_path / "run.html")
     assert 'data-reload="7"' in page
     assert '<noscript><meta http-equiv="refresh" content="7"></noscript>' in page
-    watched(status(*made, of=2, ended=True))  # at once, although a second has not gone by
+    watched(status(*made, of=2, ended=True))  # written at once, although less than a second has passed
     page, found = page_of(tmp_path / "run.html")
     assert "finished" in page
     assert 'data-reload="0"' in page
@@ -98,7 +98,7 @@ def test_pages_are_not_written_more_often_than_needed(tmp_path: Path, monkeypatc
         watched(status(*made, of=99))
         clock[0] += 0.1
     assert len(written) == 3
-    assert "<b>0.1 s</b><small>a round</small>" in written[-1]
+    assert "<b>0.1 s</b><small>per round</small>" in written[-1]
 
 
 def test_after_a_checkpoint_what_was_before_is_on_the_page(tmp_path: Path) -> None:
@@ -120,16 +120,16 @@ def test_a_run_that_breaks_off_says_why_and_one_report_watches_several(tmp_path:
     page, _ = page_of(tmp_path / "run.html")
     assert '<span class="state">stopped: &lt;/script&gt;' in page
     assert "round 3 of 9" in page
-    assert "left, if it goes on so" not in page
+    assert "left at this pace" not in page
     assert 'data-reload="0"' in page
-    watched.broke_off("again")  # is of a run that it knows nothing of
+    watched.broke_off("again")  # concerns a run without rounds
     assert page == page_of(tmp_path / "run.html")[0]
     watched(status(first[0], evaluation={1: MetricRecord({"accuracy": 0.75})}))
     page, _ = page_of(tmp_path / "run.html")
     assert "<b>75.0 %</b><small>accuracy</small>" in page
     assert 'data-reload="5.0"' in page
     assert "<b>3 MB</b><small>in all rounds</small>" in page
-    watched(status(first[0], evaluation={1: MetricRecord({"accuracy": 0.25})}))  # a run that nobody said had ended
+    watched(status(first[0], evaluation={1: MetricRecord({"accuracy": 0.25})}))  # a run whose end was not reported
     assert "<b>25.0 %</b><small>accuracy</small>" in page_of(tmp_path / "run.html")[0]
 
 
@@ -144,7 +144,7 @@ def test_without_jinja_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) 
         LiveReport("run.html")
 
 
-# What is remembered of the rounds
+# The history of rounds
 
 
 def test_long_runs_are_thinned_out_to_means_and_the_gravest() -> None:
@@ -169,7 +169,7 @@ def test_a_page_of_ten_thousand_rounds_and_a_thousand_nodes_stays_small(
     nodes = range(1, 1001)
     watched = LiveReport(tmp_path / "run.html")
     ledger = {str(n): record(n, name=f"machine-{n:04}.example.org", silent=n, place=(0, n)) for n in nodes}
-    for number in range(1, 301):  # each stands for a stretch of rounds: more are never kept
+    for number in range(1, 301):  # a bin holds several rounds, and there are never more bins
         kinds = dict.fromkeys(nodes, "lying" if number % 2 else "silent or late")
         watched._history.enter(number, {name: float(number) for name in live.FIGURES}, kinds)
     assert all(len(kinds) <= MOST_BINS for kinds in watched._history._kinds.values())
@@ -178,5 +178,5 @@ def test_a_page_of_ten_thousand_rounds_and_a_thousand_nodes_stays_small(
     watched(status(made, of=10_000, ended=True, ledger=ledger))
     page, _ = page_of(tmp_path / "run.html")
     assert len(page) < 10**6
-    assert "1000 nodes: 1000 member. The 100 with most trouble are shown." in page
+    assert "1000 nodes: 1000 member. The 100 with the most trouble are shown." in page
     assert "970 more nodes were named" in page

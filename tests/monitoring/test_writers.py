@@ -48,7 +48,7 @@ def check_logged(logged: list[tuple[dict[str, float], dict[str, Any]]], keywords
     )
 
 
-# The calls below were tried out by hand with wandb 0.31.0 (mode "offline") and mlflow 3.17.2 (file and SQLite stores).
+# The calls below were tested manually with wandb 0.31.0 (mode "offline") and mlflow 3.17.2 (file and SQLite stores).
 
 
 def test_figures_are_logged_to_a_run_of_weights_and_biases() -> None:
@@ -60,7 +60,7 @@ def test_figures_are_logged_to_a_run_of_weights_and_biases() -> None:
 
     WandbWriter(Run())(status(2))
     check_logged(logged, {"step": 2})
-    with pytest.raises(ConfigurationError, match=r"run must be what wandb.init returns; got 'solon'"):
+    with pytest.raises(ConfigurationError, match=r"run must be the result of wandb.init; got 'solon'"):
         WandbWriter("solon")
 
 

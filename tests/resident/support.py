@@ -1,4 +1,4 @@
-"""A node whose SuperNode is a process that sleeps, and an app that does as it is told."""
+"""A node whose SuperNode is a sleeping process, and an app that follows its messages' instructions."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from solon_fl.simulations.run._compat import become_server
 
 __all__ = ["APP", "FakeNode", "processes_of"]
 
-# The real app. What a message asks for is its type; it is told how the message went.
+# The real app. The message's type selects an action, and the reply reports how it went.
 APP = '''
 import os, sys, time
 from pathlib import Path
@@ -88,14 +88,14 @@ def talk(message, context):
 
 
 class FakeNode:
-    """A node, with the app in a folder of its own.
+    """A node with a separate folder for its app.
 
     Parameters
     ----------
     folder : Path
-        For the app.
+        Folder for the app.
     run_id : int
-        Of the run that it serves.
+        Id of the run that it serves.
     """
 
     def __init__(self, folder: Path, run_id: int = 1) -> None:
@@ -118,7 +118,7 @@ class FakeNode:
         return resident("toy_app:app", idle_seconds=idle_seconds)
 
     def ask(self, kind: str = "train", *, idle_seconds: float = 60.0, **asked: Any) -> dict[str, Any]:
-        """Return what the app says of how a message went."""
+        """Return the app's report about a message."""
         reply = self.app(idle_seconds)(self.message(kind, **asked), self.context)
         return dict(reply.content.config_records["answer"])
 
@@ -133,7 +133,7 @@ class FakeNode:
 
 
 def processes_of(folder: Path) -> list[int]:
-    """Return the workers, living or not, whose command line names a folder."""
+    """Return the workers, living or not, whose command line contains a folder."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:

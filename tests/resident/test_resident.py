@@ -1,4 +1,4 @@
-"""Workers that stay: what they answer, whom they serve, when they end, and that they leave nothing."""
+"""Resident workers: their answers, the processes that they serve, their ends and their clean-up."""
 
 import os
 import signal
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="thes
 
 @pytest.fixture
 def sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the workers of a test have their sockets."""
+    """The folder of the sockets of a test's workers."""
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
@@ -67,7 +67,7 @@ def node(make_node: Callable[..., FakeNode]) -> FakeNode:
     return make_node()
 
 
-# What it answers
+# Answers
 
 
 @pytest.mark.slow
@@ -83,7 +83,7 @@ def test_one_process_that_stays_answers_all_messages_of_a_run(node: FakeNode) ->
 def test_arrays_travel_both_ways_even_when_flower_has_their_ids_cached(node: FakeNode) -> None:
     values = np.random.default_rng(0).standard_normal((300, 1000))
     message = node.message("train", Array(values))
-    assert message.content.array_records["arrays"]["array"].object_id  # from then on plain pickle fails
+    assert message.content.array_records["arrays"]["array"].object_id  # plain pickle fails afterwards
     reply = node.app()(message, node.context)
     np.testing.assert_array_equal(reply.content.array_records["arrays"]["array"].numpy(), values)
     assert reply.metadata.reply_to_message_id == message.metadata.message_id
@@ -93,20 +93,20 @@ def test_arrays_travel_both_ways_even_when_flower_has_their_ids_cached(node: Fak
 def test_an_exception_comes_back_as_if_it_had_been_raised_here(node: FakeNode) -> None:
     with pytest.raises(KeyError) as caught:
         node.ask("train.fail")
-    # What Flower tells the server.
+    # The text that Flower sends to the server.
     assert str(type(caught.value)) + ":<'" + str(caught.value) + "'>" == "<class 'toy_app.OddError'>:<'odd words'>"
     assert 'raise OddError("one", "other")' in str(caught.value.__cause__)
     assert node.context.state.config_records["seen"]["calls"] == -1
     with pytest.raises(NodeFailedError, match="in the user's words") as explained:
         node.ask("train.explain")
     assert str(type(explained.value)) == "<class 'solon_fl.errors.NodeFailedError'>"
-    assert node.ask()["calls"] == 1  # the worker stays
+    assert node.ask()["calls"] == 1  # by the same worker
 
 
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        (ModuleNotFoundError("No module named 'x'"), ImportError),  # for which Flower has an exit code
+        (ModuleNotFoundError("No module named 'x'"), ImportError),  # Flower has an exit code for it
         (LoadClientAppError("no app"), LoadClientAppError),
         (UnicodeDecodeError("utf-8", b"a", 0, 1, "why"), ValueError),
         (ExceptionGroup("two", [ValueError("a"), TypeError("b")]), Exception),
@@ -157,7 +157,7 @@ def test_the_thin_app_imports_no_torch() -> None:
     assert done.stdout == "module 'solon_fl' has no attribute 'Typo'\n"
 
 
-# Whom it serves
+# Access
 
 
 @pytest.mark.slow
@@ -168,7 +168,7 @@ def test_each_run_has_a_worker_of_its_own_and_so_has_an_updated_app(
     first = node.ask()
     node.context = node.new_context(run_id=2)
     second = node.ask()
-    # Flower installs an updated app in another folder, whose name has its digest.
+    # Flower installs an updated app in another folder, named after the app's digest.
     (tmp_path / "updated").mkdir()
     (tmp_path / "updated" / "toy_app.py").write_text(f"VERSION = 2\n{APP}")
     monkeypatch.syspath_prepend(str(tmp_path / "updated"))
@@ -200,7 +200,7 @@ def test_without_a_worker_the_message_is_computed_here(
 
 
 def spoil(how: str, sockets: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Put something else where the folder should be; return what is to be said of it."""
+    """Put something else in the folder's place, and return the expected message."""
     if how == "open to others":
         sockets.mkdir()
         sockets.chmod(0o755)
@@ -213,10 +213,10 @@ def spoil(how: str, sockets: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     if how == "link":
         sockets.with_name("elsewhere").mkdir(mode=0o700)
         sockets.symlink_to("elsewhere")
-        return "must be a folder of this user's"
+        return "must be a folder of this user"
     if how == "file":
         sockets.touch()
-        return "must be a folder of this user's"
+        return "must be a folder of this user"
     sockets.parent.rmdir()
     return "set TMPDIR to one that does"
 
@@ -276,12 +276,12 @@ def test_another_users_process_is_refused_at_both_ends(
         channel.check_peer(ours)
         monkeypatch.setattr(os, "geteuid", lambda: user + 1)
         with pytest.raises(
-            ResidentError, match=f"must be of user {user + 1}; got process {os.getpid()} of user {user}"
+            ResidentError, match=f"must belong to user {user + 1}; got process {os.getpid()} of user {user}"
         ):
             channel.check_peer(ours)
         worker._answer(ours)
         ours.close()
-        assert theirs.recv(1) == b""  # not even a challenge
+        assert theirs.recv(1) == b""  # the worker sends nothing, not even a challenge
     assert f"of user {user}" in capsys.readouterr().err
 
 
@@ -299,10 +299,10 @@ def test_the_thin_app_checks_who_listens(
     monkeypatch.setattr(channel, "check_peer", check_peer)
     assert node.ask()["process"] == os.getpid()
     monkeypatch.delitem(sys.modules, "toy_app")
-    assert "No worker stays for this node: not ours. The message is computed without one." in caplog.text
+    assert "This node has no resident worker: not ours. The message is computed without one." in caplog.text
 
 
-# When it ends
+# Ends of workers
 
 
 @pytest.mark.slow
@@ -312,9 +312,11 @@ def test_a_worker_that_dies_with_a_message_is_replaced_once(node: FakeNode) -> N
     assert answer["calls"] == 1
     assert answer["process"] != first["process"]
     assert node.ask()["process"] == answer["process"]
-    with pytest.raises(NodeFailedError, match=r"got 2 processes that ended while they had this message \(signal 9\)"):
+    with pytest.raises(
+        NodeFailedError, match=r"got 2 processes that ended while they computed this message \(signal 9\)"
+    ):
         node.ask("train.die", folder=str(node.folder), times=99)
-    with pytest.raises(NodeFailedError, match=r"this message \(exit code 3\); look for their last words"):
+    with pytest.raises(NodeFailedError, match=r"this message \(exit code 3\); see the SuperNode's log"):
         node.ask("train.leave")
     assert node.ask()["calls"] == 1
 
@@ -330,7 +332,7 @@ def test_the_socket_of_a_worker_that_died_between_messages_is_replaced(
     assert sockets.exists() == (number == signal.SIGKILL)
     assert node.ask()["process"] != first
     assert len(list(sockets.iterdir())) == 2  # a socket and a key
-    assert number == signal.SIGKILL or not caplog.text  # the killed one's socket may outlive it by a moment
+    assert number == signal.SIGKILL or not caplog.text  # a killed worker's socket may exist a moment longer
 
 
 @pytest.mark.slow
@@ -343,12 +345,12 @@ def test_a_worker_ends_with_its_supernode_whatever_it_does_and_leaves_nothing(
     with ThreadPoolExecutor() as pool:
         interrupted = pool.submit(node.ask, sleep=60.0)
         wait_until(lambda: len(processes_of(node.folder)) == 2, "the second worker")
-        time.sleep(1.5)  # until it sleeps
+        time.sleep(1.5)  # let the worker become idle
         killed = time.monotonic()
         node.kill()
         wait_until(lambda: not processes_of(node.folder), "the end of both workers", seconds=5)
         assert time.monotonic() - killed < 2.5
-        # In a deployment the process that waits would end, too.
+        # In a deployment, the waiting process would end, too.
         with pytest.raises(NodeFailedError, match="the SuperNode ended while"):
             interrupted.result()
     wait_until(lambda: not sockets.exists(), "the end of their folder", seconds=5)
@@ -379,13 +381,13 @@ def test_an_idle_worker_ends_but_not_in_the_middle_of_a_long_message(node: FakeN
     assert node.ask(idle_seconds=0.5)["process"] != first["process"]
 
 
-# What is asked for
+# Arguments
 
 
 def test_functions_belong_to_the_real_app() -> None:
     app = resident("my_package.client_app:app")
     for register in (app.train, app.evaluate, app.query, app.lifespan):
-        with pytest.raises(ConfigurationError, match="one for the app that stands in for 'my_package"):
+        with pytest.raises(ConfigurationError, match="one for the resident app of 'my_package"):
             register()
 
 

@@ -1,4 +1,4 @@
-"""A SuperNode whose processes for messages are forked, with a program in the SuperNode's place that does as told."""
+"""A SuperNode that forks its processes for messages, with a stand-in for Flower's program."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="processes are forked on Linux only"),
 ]
 
-# In the place of flower-supernode: shows its options and process, and starts a process for each line that it reads.
+# Replaces flower-supernode: prints its options and process id, and starts a process for each line that it reads.
 SUPERNODE = """
 import os, subprocess, sys
 print(os.getpid(), *sys.argv[1:], flush=True)
@@ -72,7 +72,7 @@ def start(tmp_path: Path, temporary: Path) -> Iterator[Callable[[], subprocess.P
 
 
 def says(process: subprocess.Popen[str], words: str) -> str:
-    """Return what the process prints until a line has these words."""
+    """Return the process's output up to the first line with these words."""
     assert process.stdout is not None
     lines = []
     for line in process.stdout:
@@ -104,7 +104,7 @@ def test_processes_for_messages_are_forked_and_nothing_is_left(
         says(process, "it said: usage: flwr-clientapp")
         says(process, "Run a Flower ClientApp")
         time.sleep(1.5)
-        assert Path(f"/proc/{forker}/task/{forker}/children").read_text() == ""  # it has noted the end
+        assert Path(f"/proc/{forker}/task/{forker}/children").read_text() == ""  # the ended process was reaped
         descriptors.append(len(os.listdir(f"/proc/{forker}/fd")))
     assert descriptors[0] == descriptors[1]
     (folder,) = temporary.iterdir()
@@ -128,7 +128,7 @@ def test_without_the_process_that_forks_flowers_own_program_is_started(
     process.wait()
     (left,) = temporary.iterdir()
     says(start(), "--port")
-    assert [path.name for path in temporary.iterdir()] != [left.name]  # who comes next deletes it
+    assert [path.name for path in temporary.iterdir()] != [left.name]  # the next SuperNode deletes it
     assert not left.exists()
 
 

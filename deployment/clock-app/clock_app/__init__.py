@@ -1,1 +1,1 @@
-"""A Flower app: one scenario of the simulations, with any strategy."""
+"""A Flower app that trains one scenario of the simulations with any strategy."""

@@ -1,4 +1,4 @@
-"""The nodes: those of the simulation."""
+"""The nodes of the simulation."""
 
 import json
 from functools import cache
@@ -13,7 +13,7 @@ app = ClientApp()
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Answer as the scenario's node with this partition id does."""
+    """Answer as the scenario's node with this partition id."""
     return nodes(str(context.run_config["scenario"]))(message, context)
 
 

@@ -1,4 +1,4 @@
-"""The server: the scenario's strategy, and a line of JSON for every round."""
+"""The server, which runs the scenario's strategy and prints a line of JSON for every round."""
 
 import json
 from dataclasses import asdict
@@ -13,7 +13,7 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Train, and tell of every round what a simulation records of it, with the seconds that the clock shows."""
+    """Train, and print a simulation's record of every round, with the measured seconds."""
     scenario = rebuilt(Scenario, json.loads(str(context.run_config["scenario"])))
     outcome = Outcome.of(scenario)
 

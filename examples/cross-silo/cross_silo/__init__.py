@@ -1,1 +1,1 @@
-"""A Flower app: Solon across silos."""
+"""A Flower app that uses Solon across silos."""

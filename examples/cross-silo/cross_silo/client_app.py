@@ -1,4 +1,4 @@
-"""The machines of the silos: a model, and the loss of one batch of the silo's own data."""
+"""The machines of the silos, with a model and the loss of one batch of the silo's own data."""
 
 from functools import cache
 
@@ -16,7 +16,7 @@ from solon_fl.simulations.datasets.models import build_model
 
 @cache
 def silo_data(silo: int, num_silos: int) -> tuple[Tensor, Tensor]:
-    """Return a silo's images and labels: some of the classes each, so that none could learn them all alone."""
+    """Return a silo's images and labels; each silo has some of the classes, so none could learn them all alone."""
     data = load_dataset("fashion-mnist-6k")
     own = data.train_labels * num_silos // data.num_classes == silo
     return data.train_inputs[own], data.train_labels[own]
@@ -26,11 +26,11 @@ class SiloClient(SolonClientMixin):
     """Classifies images of clothes with the data of its silo."""
 
     def build_model(self, context: Context) -> nn.Module:
-        """Return the network that the server has too."""
+        """Return the same network as on the server."""
         return build_model("cnn", (1, 28, 28), num_classes=10, seed=0)
 
     def batch_loss(self, model: nn.Module, batch: Batch, context: Context) -> Tensor:
-        """Return the mean loss of the examples that this batch stands for: the same on every machine of the silo."""
+        """Return the mean loss of this batch's examples, which are the same on every machine of the silo."""
         silos = str(context.run_config["silos"]).split(",")
         all_images, all_labels = silo_data(silos.index(str(context.node_config["silo"])), len(silos))
         chosen = batch.sample(len(all_labels), int(context.run_config["batch-size"]))
@@ -39,7 +39,7 @@ class SiloClient(SolonClientMixin):
 
 
 def simulate_silos(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Give a simulated node its silo: it has only a partition id, where a real one is told at its start."""
+    """Assign a silo to a simulated node, which has only a partition id; a real node gets its silo when it starts."""
     if "silo" not in context.node_config:
         silos = str(context.run_config["silos"]).split(",")
         context.node_config["silo"] = silos[int(context.node_config["partition-id"]) % len(silos)]

@@ -1,4 +1,4 @@
-"""The server: Solon's strategy with one group a silo, and a line for every round."""
+"""The server, which uses Solon's strategy with one group per silo and prints a line for every round."""
 
 from functools import partial
 
@@ -16,7 +16,7 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Train, and say of every round how accurate the model is and who lied."""
+    """Train, and print each round's accuracy and the nodes that lied."""
     run = context.run_config
     data = load_dataset("fashion-mnist-6k")
     model = build_model("cnn", (1, 28, 28), num_classes=10, seed=0)
@@ -42,7 +42,7 @@ def main(grid: Grid, context: Context) -> None:
             group_size=int(run["machines"]),
             byzantine=int(run["byzantine"]),
             compression=int(run["compression"]),
-            grouping="silo",  # from the registered names, such as "silo-a/1", or what the nodes' configs say
+            grouping="silo",  # from the registered names, such as "silo-a/1", or from the nodes' configs
         ),
         optimizer=partial(torch.optim.Adam, lr=float(run["learning-rate"])),
         on_round=tell,

@@ -1,1 +1,1 @@
-"""A Flower app: Solon on Fashion-MNIST."""
+"""A Flower app that trains on Fashion-MNIST with Solon."""

@@ -1,4 +1,4 @@
-"""The nodes: a model, and the loss of one batch."""
+"""The nodes, with a model and the loss of one batch."""
 
 from functools import cache
 
@@ -14,7 +14,7 @@ from solon_fl.simulations.datasets.models import build_model
 
 @cache
 def fashion() -> Dataset:
-    """Return the 6,000 images that come with solon_fl, read once a process."""
+    """Return the 6,000 images that come with solon_fl; each process reads them once."""
     return load_dataset("fashion-mnist-6k")
 
 
@@ -22,11 +22,11 @@ class FashionClient(SolonClientMixin):
     """Classifies images of clothes."""
 
     def build_model(self, context: Context) -> nn.Module:
-        """Return the network that the server has too."""
+        """Return the same network as on the server."""
         return build_model(str(context.run_config["model"]), (1, 28, 28), num_classes=10, seed=0)
 
     def batch_loss(self, model: nn.Module, batch: Batch, context: Context) -> Tensor:
-        """Return the mean loss of the examples that this batch stands for: the same on every node of a group."""
+        """Return the mean loss of this batch's examples, which are the same on every node of a group."""
         data = fashion()
         chosen = batch.sample(len(data.train_labels), int(context.run_config["batch-size"]))
         images, labels = data.train_inputs[chosen], data.train_labels[chosen]

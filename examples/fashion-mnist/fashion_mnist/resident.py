@@ -1,4 +1,4 @@
-"""The app of client_app.py, computed by one process for each node if the setting "resident" says so."""
+"""The app of client_app.py, computed by one process on each node if the setting "resident" is true."""
 
 from solon_fl.resident import resident
 

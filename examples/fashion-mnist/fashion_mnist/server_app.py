@@ -1,4 +1,4 @@
-"""The server: Solon's strategy, and a line for every round."""
+"""The server, which uses Solon's strategy and prints a line for every round."""
 
 from functools import partial
 
@@ -18,7 +18,7 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Train, and say of every round how accurate the model is and who lied."""
+    """Train, and print each round's accuracy and the nodes that lied."""
     run = context.run_config
     data = load_dataset("fashion-mnist-6k")
     model = build_model(str(run["model"]), (1, 28, 28), num_classes=10, seed=0)
@@ -73,7 +73,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def referee_of(run: UserConfig) -> LocalReferee | TrustedNodes | None:
-    """Return the referee that the settings ask for: in this process, or on trusted nodes."""
+    """Return the referee of the settings, in this process or on trusted nodes, or None."""
     names = str(run["referee"])
     if names == "server":
         return LocalReferee(FashionClient(), run_config=run)

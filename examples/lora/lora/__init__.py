@@ -1,1 +1,1 @@
-"""A Flower app: LoRA fine-tuning of a causal language model with Solon."""
+"""A Flower app that fine-tunes a causal language model with LoRA and Solon."""

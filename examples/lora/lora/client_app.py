@@ -1,4 +1,4 @@
-"""The nodes: the Trainer's loss, of which a coded share of the adapters' gradient is sent."""
+"""The nodes, which compute the Trainer's loss and send a coded share of the adapters' gradient."""
 
 from lora.task import make_trainer
 from solon_fl.clients.hugging_face import TrainerClient

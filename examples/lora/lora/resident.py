@@ -1,4 +1,4 @@
-"""The app of client_app.py, computed by one process for each node: the language model is loaded once."""
+"""The app of client_app.py, computed by one process on each node, which loads the language model once."""
 
 from solon_fl.resident import resident
 

@@ -1,4 +1,4 @@
-"""The server: Solon's strategy with the Trainer's optimizer and schedule, and a line for every round."""
+"""The server, which uses Solon's strategy with the Trainer's optimizer and schedule."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Train the adapters, and say of every round how well the model continues texts and who lied."""
+    """Train the adapters, and print each round's accuracy at continuing texts and the nodes that lied."""
     run = context.run_config
     config = SolonConfig(
         num_nodes=int(run["num-nodes"]),

@@ -1,4 +1,4 @@
-"""What you have already: a language model with LoRA's adapters, texts, a Trainer. Nothing here knows of Solon."""
+"""Your existing code: a language model with LoRA adapters, texts and a Trainer. Nothing in this file uses Solon."""
 
 import tempfile
 from functools import cache
@@ -11,8 +11,8 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
-LENGTH = 32  # of an example, in tokens
-TESTED = 64  # examples
+LENGTH = 32  # tokens of an example
+TESTED = 64  # examples to test with
 WORDS = (
     ("The", "A", "One", "No"),
     ("old", "young", "red", "small", "quiet", "clever"),
@@ -25,7 +25,7 @@ WORDS = (
 
 
 def made_up_text() -> str:
-    """Return 2,000 sentences, drawn word by word."""
+    """Return 2,000 sentences of randomly drawn words."""
     generator = torch.Generator().manual_seed(0)
     chosen = [torch.randint(len(words), (2000,), generator=generator).tolist() for words in WORDS]
     return " ".join(words[index] for sentence in zip(*chosen) for words, index in zip(WORDS, sentence))  # noqa: B905
@@ -37,8 +37,10 @@ def load_examples(model: str, text: str) -> tuple[list[dict[str, list[int]]], Te
 
     Parameters
     ----------
-    model, text : str
-        A name of the hub's, or a folder: whose tokenizer it is. A text file. If "": letters, and a text made up.
+    model : str
+        A model's name on the hub, or its folder, whose tokenizer is used. If "", tokens are letters.
+    text : str
+        A text file. If "", the text is generated.
     """
     content = Path(text).read_text() if text else made_up_text()
     ids = AutoTokenizer.from_pretrained(model)(content)["input_ids"] if model else list(content.encode("ascii"))
@@ -48,10 +50,10 @@ def load_examples(model: str, text: str) -> tuple[list[dict[str, list[int]]], Te
 
 
 def load_model(run: UserConfig) -> Any:
-    """Return the language model, frozen, with adapters that are trained."""
+    """Return the frozen language model with trainable adapters."""
     if run["model"]:
         base = AutoModelForCausalLM.from_pretrained(str(run["model"]))
-    else:  # a small one of random weights
+    else:  # a small model with random weights
         base = LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=128,
@@ -82,6 +84,6 @@ def make_trainer(run: UserConfig) -> Trainer:
 
 @torch.inference_mode()
 def test(model: Any, ids: Tensor) -> float:
-    """Return how often the likeliest token is the next one, from 0 to 1."""
+    """Return the fraction of tokens that the model predicts, from 0 to 1."""
     likeliest = model.eval()(input_ids=ids.to(model.device)).logits.argmax(-1).cpu()
     return float((likeliest[:, :-1] == ids[:, 1:]).float().mean())

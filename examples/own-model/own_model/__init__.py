@@ -1,1 +1,1 @@
-"""A Flower app: Solon for a model and a train function of one's own."""
+"""A Flower app that uses Solon with its own model and train function."""

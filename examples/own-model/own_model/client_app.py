@@ -1,4 +1,4 @@
-"""The nodes: a train function as in any Flower app, and the mod that makes its result a Solon share."""
+"""The nodes: a train function as in any Flower app, and a mod that turns its result into a Solon share."""
 
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -13,7 +13,7 @@ app = ClientApp()
 
 @app.train(mods=[lie_if_told, solon_mod(returns="model")])
 def train(message: Message, context: Context) -> Message:
-    """Return the model after one step for each batch of the task: the same on every node of a group."""
+    """Return the model after one step for each batch of the task; it is the same on every node of a group."""
     run, data = context.run_config, load_data()
     net = Net()
     net.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())

@@ -1,4 +1,4 @@
-"""The server: Solon's strategy in mode "update", which averages the groups' changes of the model."""
+"""The server, which averages the groups' changes of the model with Solon's strategy in mode "update"."""
 
 from functools import partial
 
@@ -15,7 +15,7 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Train, and say of every round how accurate the model is and who lied."""
+    """Train, and print each round's accuracy and the nodes that lied."""
     run = context.run_config
     data = load_data()
     torch.manual_seed(0)
@@ -41,7 +41,7 @@ def main(grid: Grid, context: Context) -> None:
             compression=int(run["compression"]),
             mode="update",
         ),
-        optimizer=partial(torch.optim.SGD, lr=1.0),  # adds the average change as it is
+        optimizer=partial(torch.optim.SGD, lr=1.0),  # adds the average change unscaled
         on_round=tell,
         checkpoints=Checkpoints(str(run["checkpoints"])) if run["checkpoints"] else None,
     )

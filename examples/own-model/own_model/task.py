@@ -1,4 +1,4 @@
-"""What you have already: a model, data, training, testing. Nothing in this file knows of Solon."""
+"""Your existing code: a model, data, training and testing. Nothing in this file uses Solon."""
 
 from collections.abc import Iterable
 from functools import cache
@@ -26,7 +26,7 @@ class Net(nn.Module):
 
 @cache
 def load_data() -> Dataset:
-    """Return the images, read once a process."""
+    """Return the images; each process reads them once."""
     return load_dataset("fashion-mnist-6k")
 
 

@@ -1,4 +1,4 @@
-"""Draco, the scheme that Solon is measured against: its codes, the task of a node, the node and the strategy."""
+"""Draco, a baseline: its codes, the task of a node, the node and the strategy."""
 
 from .code import DracoCode, DracoDecoded
 from .cyclic import CyclicCode

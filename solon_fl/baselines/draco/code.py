@@ -1,7 +1,7 @@
-"""Draco, the scheme that Solon is measured against: whole gradients, each batch computed by 2s + 1 nodes.
+"""The base of Draco's codes, in which 2s + 1 or more nodes compute each batch and send whole gradients.
 
-Of a round with n nodes and n batches every node computes 2s + 1 or more batches and sends one vector of the
-gradient's length; from all of them the server recovers the mean over the batches, though s of the nodes lie.
+In a round with n nodes and n batches, every node computes 2s + 1 or more batches and sends one vector of the gradient's
+length. From all vectors the server recovers the mean over the batches, even if s of the nodes lie.
 """
 
 import math
@@ -33,9 +33,9 @@ class DracoDecoded:
     corrupt_nodes : tuple of int
         Nodes that lied, or whose vectors were missing, malformed or not finite, ascending; () if the decode failed.
     residual : float
-        Norm of what the vectors kept disagree by (the cyclic code: an estimate of it); inf if the decode failed.
+        Norm of the disagreement between the vectors kept (with the cyclic code, an estimate); inf if the decode failed.
     tolerance : float
-        The residual up to which disagreement counts as noise; nan if the decode failed.
+        The largest residual that counts as noise; nan if the decode failed.
     """
 
     gradient: Tensor | None = field(repr=False)
@@ -54,27 +54,27 @@ FAILED = DracoDecoded(gradient=None, corrupt_nodes=(), residual=math.inf, tolera
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """What arrived and is finite, by node; the arrays have a row of zeros for every other node."""
+    """The finite vectors that arrived, by node. The arrays have a row of zeros for every other node."""
 
     vectors: dict[int, Tensor]
     projected: FloatArray  # (n, q), or (n, 2q): real parts, then imaginary parts
     norms: FloatArray  # (n,)
-    floor: float  # a norm that means nothing
-    rounding: float  # relative, of the dtype
+    floor: float  # norms up to this are negligible
+    rounding: float  # the dtype's relative rounding error
 
 
 class DracoCode(ABC):
-    """What both codes of Draco share: n nodes, n batches, s liars.
+    """The base class of Draco's two codes, with n nodes, n batches and s liars.
 
     Parameters
     ----------
     num_nodes : int
-        n, nodes of the run and batches of a round, >= 2 s + 1.
+        n, the number of nodes in the run and of batches in a round, >= 2 s + 1.
     byzantine : int
-        s, nodes that may lie, >= 0.
+        s, the number of nodes that may lie, >= 0.
     rtol : float
-        Largest relative difference of honest vectors: float noise. 1e-6 suits float32 vectors of nodes with the
-        same hardware and software.
+        Largest relative difference between honest vectors, due to rounding. 1e-6 suits float32 vectors of nodes with
+        hardware and software of the same kind.
 
     Raises
     ------
@@ -83,11 +83,11 @@ class DracoCode(ABC):
 
     Notes
     -----
-    Draco knows no erasures: a vector that is missing, malformed or not finite counts as a lie, among the s.
+    Draco has no erasures: a vector that is missing, malformed or not finite counts as one of the s lies.
     """
 
     is_complex: bool
-    """Whether a vector is (2, d), real and imaginary part, rather than (d,)."""
+    """Whether a vector has shape (2, d), with real and imaginary parts, rather than (d,)."""
 
     def __init__(self, num_nodes: int, byzantine: int, *, rtol: float = 1e-6) -> None:
         for name, value, least in (("num_nodes", num_nodes, 1), ("byzantine", byzantine, 0)):
@@ -113,24 +113,25 @@ class DracoCode(ABC):
 
     @abstractmethod
     def weights(self, node: int) -> npt.NDArray[np.complex128]:
-        """Return one weight per batch: the node sends sum_i weights[i] * gradient of batches[i]."""
+        """Return one weight per batch; the node sends the sum of its batches' gradients with these weights."""
 
     def decode(self, vectors: Mapping[int, Tensor], *, generator: torch.Generator | None = None) -> DracoDecoded:
-        """Recover the mean gradient over all batches, naming the nodes that lied.
+        """Recover the mean gradient over all batches, and name the nodes that lied.
 
         Parameters
         ----------
         vectors : mapping from node to Tensor
-            (d,), or (2, d) if `is_complex`; float32 or float64, one device. Nodes not in the mapping, vectors with NaN
-            or inf (or norms beyond 1e150) and vectors of another shape or dtype than most count as lies.
+            (d,), or (2, d) if `is_complex`; float32 or float64, all on one device. Nodes not in the mapping, vectors
+            with NaN or inf (or norms beyond 1e150), and vectors whose shape or dtype differs from that of most vectors
+            count as lies.
         generator : torch.Generator, optional
-            Draws the projection. Only for reproducible simulation: by default fresh entropy that no node
-            can know is drawn after the vectors have arrived.
+            Draws the projection. Only for reproducible simulations: by default, the projection is drawn from fresh
+            entropy after the vectors have arrived, so that no node can know it.
 
         Returns
         -------
         DracoDecoded
-            A failure is a status there, never an exception.
+            Failures are reported in the result, never as exceptions.
 
         Raises
         ------
@@ -160,7 +161,7 @@ class DracoCode(ABC):
 
     @abstractmethod
     def _decode(self, vectors: dict[int, Tensor], generator: torch.Generator | None) -> DracoDecoded:
-        """Decode vectors of one shape, dtype and device, one or more, which need not be finite."""
+        """Decode one or more vectors of one shape, dtype and device; they need not be finite."""
 
 
 def receive(
@@ -169,7 +170,7 @@ def receive(
     generator: torch.Generator | None,
     observe: Callable[[int, Tensor], None] | None = None,
 ) -> Received:
-    """Project the vectors, and drop those that are not finite; see `Projector.project` for `observe`."""
+    """Project the vectors and drop those that are not finite; see `Projector.project` for `observe`."""
     parts = [part for vector in vectors.values() for part in vector.reshape(-1, vector.shape[-1])]
     projected, norms = Projector(generator).project(parts, observe)
     rows = np.zeros((num_nodes, projected.size // len(vectors)))
@@ -188,7 +189,7 @@ def receive(
 
 
 def smallest_norm(vector: Tensor) -> float:
-    """Return the norm up to which a vector of that dtype and length means nothing."""
+    """Return the norm up to which a vector of this dtype and length is negligible."""
     return max(torch.finfo(vector.dtype).smallest_normal, SMALLEST_NUMBER) * math.sqrt(vector.shape[-1])
 
 

@@ -18,33 +18,41 @@ from solon_fl.coding.real.projection import NOISE_MARGIN
 
 __all__ = ["CyclicCode"]
 
-ABSURD = 1e9  # times the (s+1)-th largest norm: a lie, and one that would drown others in float64's rounding
-CLOSER = 0.1  # a second look counts if it leaves this part of the residual: less may be fitting noise
+# A vector above ABSURD x the (s+1)-th largest norm is a lie, and would hide others in float64's rounding.
+ABSURD = 1e9
+# A second search counts only if it leaves at most this part of the residual: a smaller gain may be fitted noise.
+CLOSER = 0.1
 
 
 class CyclicCode(DracoCode):
     """Draco's cyclic code: node j computes batches j..j+2s (mod n) and sends one complex combination of them.
 
-    The combinations R = W g, W = C_L Q with C_L the first n - 2s columns of the inverse DFT matrix, are
-    Reed-Solomon codewords at the roots of unity: the last 2s frequencies of honest vectors vanish, and
-    those of lies locate them. See `DracoCode` for parameters and errors; rtol is relative to the (s+1)-th largest norm.
+    The combinations are R = W g with W = C_L Q, where C_L is the first n - 2s columns of the inverse DFT matrix. They
+    are Reed-Solomon codewords at the roots of unity: the last 2s frequencies of honest vectors vanish, and those of
+    lies locate them. See `DracoCode` for parameters and errors; rtol is relative to the (s+1)-th largest norm.
 
     Notes
     -----
-    Guarantee: a gradient is returned only if all vectors but at most s agree with one codeword up to the
-    `tolerance`, and at most s lies that stand out from it are named. Over real numbers that is weak for many nodes:
-    2s neighbours that collude are told from the honest up to a factor of the code's condition only (160 at
-    n = 15, s = 2; 4e7 at n = 45, s = 5; 9e10 at n = 100, s = 5), so at large n / s lies made for that code may fail
-    the decode, shift the gradient (measured, relative: up to 0.08 at n = 45, more than 1 at n = 100, s = 5; nothing at
-    n = 15), or be blamed on others. Independent or equal lies of a vector's norm were located
-    in 200 of 200 trials each, also by s neighbours (whose removal leaves a relative error of 4e-5 at n = 100, s = 5).
-    More than s liars are reported, unless they agree on another codeword.
+    Guarantee: a gradient is returned only if all vectors except at most s agree with one codeword up to the
+    `tolerance`; the at most s lies that stand out from it are named. Over real numbers this is weak for many nodes. The
+    code separates 2s colluding neighbours from honest nodes only up to a factor of its condition number (160 at n = 15,
+    s = 2; 4e7 at n = 45, s = 5; 9e10 at n = 100, s = 5). At large n / s, lies designed for the code may thus make the
+    decode fail, shift the gradient (measured relative shifts: up to 0.08 at n = 45, more than 1 at n = 100, s = 5;
+    none at n = 15), or be blamed on other nodes. Independent or equal lies of a vector's norm were located in 200 of
+    200 trials each, even from s neighbours (removing those leaves a relative error of 4e-5 at n = 100, s = 5). More
+    than s liars are reported, unless they agree on another codeword.
+
     Cost: 2 n d (q + 1) multiply-adds to project, 2 n d to solve (in the same pass over the vectors if nobody lies,
-    else in a second one), and locating in an (n, 2q) matrix.
-    Differs from the paper: row (n-2s-1)/2 of Q is all ones, not the first, where W's entries have up to 3e8 times the
-    size of their sum at n = 100, s = 5, beyond float32; q = 16 fresh projections, not one vector for the run; one
-    verdict for all layers; a relative tolerance and a check of the rows kept, not |.| > 1e-9; least squares over
-    all rows kept, not over n - 2s.
+    otherwise in a second one), and locating lies in an (n, 2q) matrix.
+
+    Differs from the paper:
+
+    - Row (n-2s-1)/2 of Q is all ones, rather than the first. With the first, the entries of W are up to 3e8 times as
+      large as their sum at n = 100, s = 5, which float32 can't represent.
+    - Vectors are projected on q = 16 fresh vectors, rather than on one for the whole run.
+    - There is one verdict for all layers.
+    - The tolerance is relative, and the rows kept are checked, rather than compared with an absolute 1e-9.
+    - The gradient is a least-squares solution over all rows kept, rather than over n - 2s of them.
 
     References
     ----------
@@ -55,10 +63,11 @@ class CyclicCode(DracoCode):
 
     @cached_property
     def matrix(self) -> npt.NDArray[np.complex128]:
-        """W, (n, n): the rows are the nodes, the columns the batches."""
+        """W, (n, n), with a row for each node and a column for each batch."""
         n, s = self.num_nodes, self.byzantine
         steps = np.arange(1, 2 * s + 1)
-        # The only polynomials of degree < n - 2s that vanish at all other nodes: Gaussian binomials, times phases.
+        # These are the only polynomials of degree < n - 2s that vanish at all other nodes: Gaussian binomials times
+        # phases.
         sines = np.sin(np.pi * steps / n)
         kernel = np.concatenate([[1.0], np.cumprod(sines[::-1] / sines)])
         offsets = np.arange(2 * s + 1)
@@ -71,7 +80,7 @@ class CyclicCode(DracoCode):
         return matrix
 
     def batches(self, node: int) -> tuple[int, ...]:
-        """Return node..node + 2s, mod n."""
+        """Return the numbers node, ..., node + 2s, mod n."""
         return tuple((node + offset) % self.num_nodes for offset in range(2 * self.byzantine + 1))
 
     def weights(self, node: int) -> npt.NDArray[np.complex128]:
@@ -80,12 +89,12 @@ class CyclicCode(DracoCode):
 
     @property
     def _ones_row(self) -> int:
-        """The row of Q that is all ones: 1^T = C_L[:, row]^H W."""
+        """The row of Q that is all ones, so that 1^T = C_L[:, row]^H W."""
         return (self.num_nodes - 2 * self.byzantine - 1) // 2
 
     @cached_property
     def _problem(self) -> tuple[FloatArray, npt.NDArray[np.complex128], npt.NDArray[np.complex128]]:
-        """A real code, and phases: those times R have real and imaginary parts in that code; and C_L."""
+        """A real code, phases such that the real and imaginary parts of phases x R are in that code, and C_L."""
         n, dimension = self.num_nodes, self.num_nodes - 2 * self.byzantine
         angles = 2 * np.pi * np.arange(n) / n
         columns = np.exp(1j * np.outer(angles, np.arange(dimension))) / math.sqrt(n)
@@ -94,7 +103,7 @@ class CyclicCode(DracoCode):
     def _decode(self, vectors: dict[int, Tensor], generator: torch.Generator | None) -> DracoDecoded:
         if len(vectors) < self.num_nodes:
             return self._solve(receive(vectors, self.num_nodes, generator), None)
-        # If nobody lies, the gradient is solved from all vectors: at little cost while they are read to be projected.
+        # If nobody lies, the gradient is solved from all vectors, which is cheap while they are read to be projected.
         gradient = torch.empty_like(vectors[0][0])
         factor = torch.from_numpy(self._solver(list(vectors))).to(gradient.device)
 
@@ -105,13 +114,13 @@ class CyclicCode(DracoCode):
 
     def _solver(self, kept: list[int]) -> FloatArray:
         """Return the weights of the real and imaginary parts of these nodes' vectors in the mean gradient."""
-        # v^T C_L[kept] = e^T, so v^T R[kept] = e^T Q g = 1^T g, with the least |v|.
+        # The v with the least norm and v^T C_L[kept] = e^T, so that v^T R[kept] = e^T Q g = 1^T g.
         columns = self._problem[2]
         solver = np.linalg.pinv(columns[kept])[self._ones_row] / self.num_nodes
         return np.stack([solver.real, -solver.imag], axis=1).reshape(-1)
 
     def _solve(self, received: Received, of_all: Tensor | None) -> DracoDecoded:
-        """Locate the lies and solve from the other vectors; `of_all` is the gradient if there are none."""
+        """Locate the lies and solve from the other vectors; `of_all` is the gradient if there are no lies."""
         n, s = self.num_nodes, self.byzantine
         scale = float(np.sort(received.norms)[n - 1 - s]) + received.floor
         usable = {node for node in received.vectors if received.norms[node] <= ABSURD * scale}
@@ -146,7 +155,7 @@ class CyclicCode(DracoCode):
 
 
 def _locate(problem: LocatingProblem, rounding: float) -> Support | None:
-    """Locate, and look closer while more than the vectors' rounding is left: it may hide lies of neighbours."""
+    """Locate lies, searching again while the residual exceeds the vectors' rounding: it may hide lies of neighbours."""
     support = locate_rows(None, problem)
     while support is not None and (residual := problem.residual(support)) > rounding:
         problem = replace(problem, tolerance=CLOSER * residual)

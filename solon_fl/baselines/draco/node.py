@@ -16,19 +16,19 @@ __all__ = ["draco_client_app"]
 
 
 def draco_client_app(client: SolonClientMixin, mods: list[Mod] | None = None) -> ClientApp:
-    """Return the ClientApp that serves a Solon client to `DracoStrategy`: the same model and the same `batch_loss`.
+    """Return a ClientApp that runs a Solon client, with its model and its `batch_loss`, under `DracoStrategy`.
 
     Parameters
     ----------
     client : SolonClientMixin
-        Its `mean_gradient` is called with the batches that Draco's code gives this node.
+        The client, whose `mean_gradient` computes the batches that Draco's code assigns to this node.
     mods : list of Flower mods, optional
-        Put around training.
+        Mods that wrap training.
 
     Notes
     -----
-    Cost: 2 s + 1 batches or more a round. With the cyclic code every batch's gradient is weighted by a complex
-    number of its own: they are computed one by one, and the reply is a (2, d) array, real and imaginary part.
+    Cost: 2 s + 1 or more batches a round. The cyclic code weights the gradient of each batch by a different complex
+    number. They are therefore computed one by one, and the reply is a (2, d) array of real and imaginary parts.
     """
     app = ClientApp()
 

@@ -1,4 +1,4 @@
-"""Draco's repetition code: majority votes."""
+"""Draco's repetition code, which decodes by majority votes."""
 
 import math
 from collections.abc import Sequence
@@ -17,26 +17,28 @@ from solon_fl.coding.real.projection import BLOCK, LARGEST_NORM
 __all__ = ["RepetitionCode"]
 
 NARROW_BLOCK = 1024
-WIDE_BLOCK = 65_536  # numbers compared at once: with those they are compared to, half a MB
+WIDE_BLOCK = 65_536  # numbers of each vector that are compared at once: half a MB in all
 
 
 class RepetitionCode(DracoCode):
-    """Draco's repetition code: groups of 2s + 1 or more nodes compute the same batches, and vote.
+    """Draco's repetition code: groups of 2s + 1 or more nodes compute the same batches and vote.
 
-    The nodes are cut into n // (2s + 1) groups of consecutive numbers, as equal as possible. A group's batches have
-    the numbers of its nodes, and each of its nodes sends their mean gradient. See `DracoCode` for parameters and
-    errors.
+    The nodes are split into n // (2s + 1) groups of consecutive numbers, of sizes as equal as possible. A group's
+    batches have the numbers of its nodes, and each of its nodes sends their mean gradient. See `DracoCode` for
+    parameters and errors.
 
     Notes
     -----
-    Guarantee: as long as honest vectors of a group are within rtol of each other (relative to the smaller norm) and at
-    most s of its nodes lie, whatever they know and send, the group's vector is within rtol of an honest one, every node
-    further than (2 + rtol) rtol from it is named, and no honest node is: an honest vector is within rtol of the honest
-    one that is within rtol of the winner. A lie closer than that may be taken or pass unnamed.
-    s + 1 liars who send the same vector win their group; a group without s + 1 that agree fails the decode.
-    Cost: n d comparisons if the honest vectors of a group are identical, on average less than 2 n d whatever liars
+    Guarantee: assume that honest vectors of a group are within rtol of each other (relative to the smaller norm), and
+    that at most s of its nodes lie, whatever they know and send. Then the group's vector is within rtol of an honest
+    one, every node further than (2 + rtol) rtol from it is named, and no honest node is named, because an honest vector
+    is within rtol of the honest one that is within rtol of the winner. A closer lie may win or pass unnamed. If s + 1
+    liars send the same vector, they win their group. If no s + 1 nodes of a group agree, the decode fails.
+
+    Cost: n d comparisons if the honest vectors of a group are identical, and less than 2 n d on average whatever liars
     send. A group of g nodes whose honest vectors differ costs g^2 d / 2 multiply-adds.
-    Differs from the paper: voting tolerates float noise; group sizes need not divide n.
+
+    Differs from the paper: voting tolerates rounding differences, and group sizes need not divide n.
 
     References
     ----------
@@ -56,7 +58,7 @@ class RepetitionCode(DracoCode):
         return next(group for group in self.groups if node in group)
 
     def weights(self, node: int) -> npt.NDArray[np.complex128]:
-        """Return 1 / size, once for each node of the group."""
+        """Return the weights of the group's batches, all 1 / size."""
         size = len(self.batches(node))
         return np.full(size, 1 / size, dtype=np.complex128)
 
@@ -81,10 +83,11 @@ class RepetitionCode(DracoCode):
         )
 
     def _vote_of_identical(self, members: dict[int, Tensor], fresh: np.random.Generator) -> "_Vote | None":
-        """Return the vote for a vector that s + 1 nodes have sent, number for number; None if there is none.
+        """Return the vote for a vector that s + 1 nodes sent, identical in every number; None if there is none.
 
-        Nodes of the same hardware and software agree so. A candidate is drawn, and whoever equals it set aside with
-        it: if most are honest, few candidates are looked at, and no node can arrange to be the first.
+        Nodes with hardware and software of the same kind agree exactly. A candidate is drawn at random and, if it
+        loses, set aside with all nodes equal to it. If most nodes are honest, few candidates are examined, and no node
+        can arrange to be the first.
         """
         undecided = fresh.permutation(list(members)).tolist()
         while len(undecided) > self.byzantine:
@@ -102,10 +105,10 @@ class RepetitionCode(DracoCode):
         return None
 
     def _vote_of_near(self, members: dict[int, Tensor]) -> "_Vote | None":
-        """Return the vote for a vector that s others are within rtol of; None if there is none.
+        """Return the vote for a vector that has s others within rtol; None if there is none.
 
-        Candidates come in the order of the distance to their s-th nearest, the least first: all within it but s are
-        honest.
+        Candidates are tried in ascending order of the distance to their s-th nearest vector. At least one of the s + 1
+        vectors within that distance is honest.
         """
         if len(members) <= self.byzantine:
             return None
@@ -126,17 +129,17 @@ class RepetitionCode(DracoCode):
 
 @dataclass(frozen=True, slots=True)
 class _Vote:
-    """What a group elected."""
+    """The vote of a group."""
 
     winner: Tensor
-    agreeing: dict[int, float]  # distance by node, of those not further than the limit
+    agreeing: dict[int, float]  # distance by node, for nodes within the limit
     limit: float
 
 
 def _equal(centre: Tensor, vectors: dict[int, Tensor]) -> set[int]:
     """Return the nodes whose vectors equal the centre in every entry."""
     equal = set(vectors)
-    start, stop = 0, NARROW_BLOCK  # most that differ do so at once
+    start, stop = 0, NARROW_BLOCK  # most vectors that differ do so early
     while equal and start < centre.numel():
         block = centre[start:stop]
         equal = {node for node in equal if _is_equal(vectors[node][start:stop], block)}
@@ -145,18 +148,18 @@ def _equal(centre: Tensor, vectors: dict[int, Tensor]) -> set[int]:
 
 
 def _is_equal(one: Tensor, other: Tensor) -> bool:
-    # On a CPU numpy's comparison takes half the time of torch's.
+    # On a CPU, NumPy's comparison takes half the time of torch's.
     return np.array_equal(one.numpy(), other.numpy()) if one.device.type == "cpu" else torch.equal(one, other)
 
 
 def _norm(vector: Tensor) -> float:
-    """Return |vector|, in float64."""
+    """Return the norm of a vector, computed in float64."""
     starts = range(0, vector.numel(), BLOCK)
     return math.hypot(*(float(torch.linalg.vector_norm(vector[start : start + BLOCK].double())) for start in starts))
 
 
 def _distances(vectors: Sequence[Tensor], centre: Tensor, limit: float) -> list[float]:
-    """Return |vector - centre| for each, in float64; of those above the limit only a part that is above it, too."""
+    """Return each vector's distance to the centre, in float64; above the limit, only a lower bound that exceeds it."""
     squares = [0.0] * len(vectors)
     near = list(range(len(vectors)))
     for start in range(0, centre.numel(), BLOCK):
@@ -171,7 +174,7 @@ def _distances(vectors: Sequence[Tensor], centre: Tensor, limit: float) -> list[
 
 
 def _all_distances(vectors: Sequence[Tensor]) -> tuple[FloatArray, FloatArray]:
-    """Return the norms, (N,), and all distances, (N, N), in float64; those of vectors that are not finite are inf."""
+    """Return the norms, (N,), and all distances, (N, N), in float64; for vectors that aren't finite they are inf."""
     first, second = np.triu_indices(len(vectors), 1)
     norms = np.zeros(len(vectors))
     squares = np.zeros(len(first))

@@ -1,4 +1,4 @@
-"""Draco: exact gradients from redundant computation alone, without compression."""
+"""Draco as a strategy: exact gradients from redundant computation alone, without compression."""
 
 import logging
 from collections.abc import Callable, Collection, Mapping
@@ -21,22 +21,23 @@ logger = logging.getLogger("flwr")
 
 
 class DracoStrategy(VectorStrategy):
-    """Trains with the exact mean of P batches, of which every node computes 2 s + 1 or more.
+    """Trains on the exact mean gradient of P batches, of which every node computes 2 s + 1 or more.
 
-    Nodes run `draco_client_app`. A baseline: it is what Solon is compared with.
+    Nodes run `draco_client_app`. This is a baseline to compare Solon with.
 
     Parameters
     ----------
     num_nodes : int
-        P, nodes in the run, and batches of a round.
+        P, the number of nodes in the run and of batches in a round.
     byzantine : int
-        s: with the repetition code liars of ONE of its groups, with the cyclic code liars among all nodes.
+        s, the number of liars that are tolerated: in each group with the repetition code, among all nodes with the
+        cyclic code.
     optimizer, buffers, on_round
         See `SolonStrategy`.
     code : "repetition" or "cyclic"
         See `RepetitionCode` and `CyclicCode`.
     seed : int
-        Of the run: with round and number it fixes the batches. 0 <= seed < 2**63.
+        Seed of the run, ``0 <= seed < 2**63``. Together with the round and the batch's number, it determines a batch.
     projection_seed : int, optional
         See `SolonStrategy`.
     downlink
@@ -44,10 +45,13 @@ class DracoStrategy(VectorStrategy):
 
     Notes
     -----
-    Guarantee: with at most s liars (nodes that send nothing or nonsense count as liars: Draco has no erasures) the
-    step is that of a run without any. If the decoder finds no consistent answer, the round is skipped.
-    Memory: the replies, n d numbers (cyclic: 2 n d).
-    Differs from the paper: see the codes.
+    Guarantee: with at most s liars, the step is that of a run without liars. Draco has no erasures, so nodes that send
+    nothing or malformed replies count as liars. If the decoder finds no consistent answer, the round is skipped. See
+    `RepetitionCode` for the effect of rounding, and `CyclicCode` for its limits with many nodes.
+
+    Memory: the replies, n d numbers (2 n d with the cyclic code).
+
+    Differs from the paper: see `RepetitionCode` and `CyclicCode`.
 
     References
     ----------
@@ -79,7 +83,7 @@ class DracoStrategy(VectorStrategy):
         """Log the settings."""
         logger.info("\t├──> Draco, %s code: %d nodes", self._code_name, self.num_nodes)
         logger.info("\t│\t├── Liars tolerated: %d", self.code.byzantine)
-        logger.info("\t│\t└── Batches a node computes per round: %d", len(self.code.batches(0)))
+        logger.info("\t│\t└── Batches per node and round: %d", len(self.code.batches(0)))
 
     def task(self, server_round: int, number: int, model: ServerModel) -> dict[str, ConfigRecord]:
         """See `VectorStrategy.task`."""
@@ -106,7 +110,7 @@ class DracoStrategy(VectorStrategy):
         )
         if decoded.gradient is None:
             logger.error(
-                "Draco can't decode the round, which is skipped: more nodes lie or are missing than %d.",
+                "Draco can't decode the round, which is skipped: more than %d nodes lie or are missing.",
                 self.code.byzantine,
             )
         return decoded.gradient, decoded.corrupt_nodes

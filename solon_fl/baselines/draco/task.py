@@ -1,4 +1,4 @@
-"""What the server asks of one node in one round of Draco."""
+"""The task that the server gives one node in one round of Draco."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,11 +25,11 @@ class DracoTask:
     Attributes
     ----------
     round, number : int
-        Server round (from 1), and the node's number, from 0.
+        Server round, from 1, and the node's number, from 0.
     seed : int
-        Of the run.
+        Seed of the run.
     buffers : tuple of str
-        Entries of the model that no gradient moves: the change of those that are not frozen is encoded.
+        Entries of the model that no gradient moves. The changes of those that are not frozen are encoded.
     code, num_nodes, byzantine
         See `DracoStrategy`.
     """
@@ -52,12 +52,12 @@ class DracoTask:
 
     @classmethod
     def from_message(cls, message: Message) -> "DracoTask":
-        """Return the task that a message from the server carries.
+        """Return the task from a message of the server.
 
         Raises
         ------
         ConfigurationError
-            If there is none, or it is not one that this version understands.
+            If the message has no task, or one that this version does not understand.
         """
         texts = {"code": get_args(DracoCodeName)}
         return cls(**task_values(message, DRACO_TASK, "DracoStrategy", cls.__slots__, texts))
@@ -65,6 +65,6 @@ class DracoTask:
 
 @lru_cache(maxsize=8)
 def make_draco_code(name: DracoCodeName, num_nodes: int, byzantine: int) -> DracoCode:
-    """Return the code of that name and those parameters (one object per set of parameters and process)."""
+    """Return the code with this name and these parameters; a process makes each code once."""
     check_one_of("code", name, get_args(DracoCodeName))
     return (RepetitionCode if name == "repetition" else CyclicCode)(num_nodes, byzantine)

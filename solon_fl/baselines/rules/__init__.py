@@ -1,4 +1,4 @@
-"""Robust rules: functions of the nodes' vectors and of the number of liars among them."""
+"""Robust aggregation rules: functions of the nodes' vectors and of the number of liars among them."""
 
 from .base import Rule, liars_among, ready_for
 from .bulyan import bulyan, krum_scores

@@ -1,4 +1,4 @@
-"""What every robust rule is, and how many liars it must be ready for where vectors are missing."""
+"""The protocol of aggregation rules, and the number of liars that a rule must tolerate when vectors are missing."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -9,39 +9,39 @@ from torch import Tensor
 __all__ = ["Rule", "liars_among", "ready_for", "squared_distances"]
 
 BLOCK = 1 << 16  # columns whose products are summed at once
-LONGEST = 1e75  # products of four such lengths are finite in float64; vectors of float32 are shorter
+LONGEST = 1e75  # the product of four such lengths is finite in float64; float32 vectors are shorter
 
 
 class Rule(Protocol):
-    """A robust rule. It has no state, draws nothing at random, and does not change what it is given."""
+    """A robust aggregation rule. It is stateless and deterministic, and does not change its arguments."""
 
     def __call__(self, vectors: Tensor, num_liars: int, /) -> Tensor:
-        """Return what n vectors amount to, (d,), like them in dtype.
+        """Return the aggregate of n vectors, (d,), with their dtype.
 
         Parameters
         ----------
         vectors : Tensor, (n, d), float32 or float64
-            All finite, one row a node.
+            Finite vectors, one row for each node.
         num_liars : int
-            f, rows that may be lies.
+            f, the number of rows that may be lies.
         """
 
 
 def liars_among(num_liars: int, num_nodes: int, num_present: int) -> int:
-    """Return how many of the vectors that are there may be lies: f - (P - n), and never less than 0.
+    """Return how many of the vectors that arrived may be lies: f - (P - n), but at least 0.
 
-    An honest node sends a valid vector. Those that are missing, or were dropped because they were not finite, are
-    therefore the first of the liars. A rule that goes on reckoning with all f of them leaves out honest vectors
-    in place of the missing ones, or refuses to work.
+    An honest node sends a valid vector. Nodes whose vectors are missing, or were dropped because they were not finite,
+    are therefore liars. A rule that still expected all f liars among the rest would drop honest vectors instead of the
+    missing ones, or fail.
 
     Parameters
     ----------
     num_liars : int
-        f, among all nodes.
+        f, the number of liars among all nodes.
     num_nodes : int
-        P.
+        P, the number of nodes.
     num_present : int
-        n, valid vectors.
+        n, the number of valid vectors.
 
     Examples
     --------
@@ -52,16 +52,17 @@ def liars_among(num_liars: int, num_nodes: int, num_present: int) -> int:
 
 
 def ready_for(rule: Rule, num_liars: int, num_nodes: int) -> Callable[[Tensor], Tensor]:
-    """Return a function of the vectors alone, for `AggregatorStrategy`: the rule, told `liars_among` them.
+    """Bind a rule to a run's number of liars: return a function of the vectors alone, for `AggregatorStrategy`.
 
-    Vectors longer than 1e75, whose products would overflow, count as missing; only float64 has such.
+    The function calls the rule with `liars_among` the vectors that arrived. Vectors longer than 1e75, whose products
+    would overflow, count as missing; only float64 vectors can be that long.
 
     Parameters
     ----------
     rule : Rule
         For example `bulyan`.
     num_liars, num_nodes : int
-        f and P, of the whole run.
+        f and P of the whole run.
     """
 
     def aggregate(vectors: Tensor) -> Tensor:
@@ -75,7 +76,7 @@ def ready_for(rule: Rule, num_liars: int, num_nodes: int) -> Callable[[Tensor], 
 def squared_distances(vectors: Tensor) -> Tensor:
     """Return all squared distances between n vectors, (n, n) float64.
 
-    They are differences of products, which float32 would lose between vectors that are much alike.
+    They are differences of products, which are computed in float64 because float32 would lose the small distances.
     """
     products = vectors.new_zeros(len(vectors), len(vectors), dtype=torch.float64)
     for block in torch.split(vectors, BLOCK, dim=1):

@@ -1,4 +1,4 @@
-"""Bulyan as its authors define it: Krum chooses vectors one by one, and near their median they are averaged."""
+"""Bulyan as its authors define it: Krum chooses vectors one by one, and their values near the median are averaged."""
 
 from torch import Tensor
 
@@ -14,9 +14,9 @@ def krum_scores(distances: Tensor, num_liars: int) -> Tensor:
     Parameters
     ----------
     distances : Tensor, (n, n)
-        Squared.
+        Squared distances.
     num_liars : int
-        f. Where n - f - 2 is less than 1, the distance to the nearest counts.
+        f, the number of liars. If n - f - 2 is less than 1, the score is the squared distance to the nearest vector.
 
     References
     ----------
@@ -28,10 +28,10 @@ def krum_scores(distances: Tensor, num_liars: int) -> Tensor:
 
 
 def bulyan(vectors: Tensor, num_liars: int) -> Tensor:
-    """Return Bulyan of n >= 4f + 3 vectors, for at most f liars.
+    """Aggregate n >= 4f + 3 vectors with Bulyan, for at most f liars.
 
-    First Krum chooses theta = n - 2f of the vectors: each time the one with the least score among those that are left.
-    Then every coordinate is the mean of the theta - 2f values, of those chosen, that are nearest to their median.
+    First, Krum chooses theta = n - 2f of the vectors, each time the one with the least score among the remaining ones.
+    Then each coordinate is the mean of those theta - 2f chosen values that are nearest to their median.
 
     Parameters
     ----------
@@ -40,9 +40,9 @@ def bulyan(vectors: Tensor, num_liars: int) -> Tensor:
 
     Notes
     -----
-    Differs from the paper: nothing where it is definite. The last choices are made among fewer than the 2f + 3
-    vectors that Krum needs; see `krum_scores`. Flower's Bulyan differs: it takes the theta vectors whose scores are
-    the least when all n are there.
+    Follows the paper wherever that is definite. The last choices are made among fewer than the 2f + 3 vectors that Krum
+    needs; see `krum_scores`. Flower's Bulyan differs: it chooses the theta vectors with the least scores among all n.
+
     Cost: O(n^2 d) for the distances, O(n^3 log n) to choose.
 
     Examples

@@ -1,4 +1,4 @@
-"""Rules that look for a point near most vectors."""
+"""Rules that search for a point near most vectors."""
 
 from collections.abc import Iterator
 
@@ -10,27 +10,29 @@ from .base import BLOCK
 __all__ = ["centered_clipping", "geometric_median"]
 
 MOST_STEPS = 1000
-CONVERGED = 1e-9  # change of a weight, of 1
-NEAREST = 1e-6  # of the median distance; a vector nearer to the centre counts as so far
+CONVERGED = 1e-9  # largest change of a weight at convergence; the weights sum to 1
+NEAREST = 1e-6  # smaller distances to the centre are raised to this fraction of the median distance
 
 
 def geometric_median(vectors: Tensor, num_liars: int) -> Tensor:
     """Return the point with the least sum of distances to the vectors.
 
-    Weiszfeld's algorithm: z = sum(x_i / |x_i - z|) / sum(1 / |x_i - z|), from the median of each coordinate on, until
-    no weight changes by more than 1e-9.
+    This is Weiszfeld's algorithm, ``z = sum(x_i / |x_i - z|) / sum(1 / |x_i - z|)``. It starts from the median of each
+    coordinate and stops when no weight changes by more than 1e-9.
 
     Parameters
     ----------
     vectors, num_liars
-        See `Rule`; it does not need to know f, which must be less than n / 2.
+        See `Rule`. f is not used, but must be less than n / 2.
 
     Notes
     -----
-    Differs from the paper: distances below 1e-6 of their median are taken to be that, where the paper has an absolute
-    bound, so that vectors of any length are treated alike. It runs until it has converged; byzfl's does three steps.
-    It begins at the median of each coordinate, to which no liar is near, and not at the mean.
-    Cost: O(n^2 d), as all steps work on the products of the vectors' deviations from that median.
+    Differs from the paper: distances below 1e-6 of their median are raised to that value. The paper has an absolute
+    bound; a relative one treats vectors of any length alike. The iteration starts at the median of each coordinate,
+    which liars can't pull far away, rather than at the mean. It runs until it has converged; that of byzfl does three
+    steps.
+
+    Cost: O(n^2 d), because all steps use the products of the vectors' deviations from that median.
 
     References
     ----------
@@ -39,10 +41,10 @@ def geometric_median(vectors: Tensor, num_liars: int) -> Tensor:
     middle = vectors.median(dim=0).values
     products = _products(vectors, middle)
     squares = products.diagonal()
-    weights = products.new_zeros(len(vectors))  # of the deviations, whose sum is the centre's
+    weights = products.new_zeros(len(vectors))  # of the deviations; their weighted sum is the centre's deviation
     for _ in range(MOST_STEPS):
         along = products @ weights
-        distances = (squares - 2 * along + weights @ along).clamp_min(0).sqrt()  # of each vector to the centre
+        distances = (squares - 2 * along + weights @ along).clamp_min(0).sqrt()  # from each vector to the centre
         least = NEAREST * distances.median()
         if least == 0:
             break
@@ -54,9 +56,9 @@ def geometric_median(vectors: Tensor, num_liars: int) -> Tensor:
 
 
 def _products(vectors: Tensor, middle: Tensor) -> Tensor:
-    """Return the products of n vectors' deviations from a point near the honest, (n, n) float64.
+    """Return the products of n vectors' deviations from a point near the honest ones, (n, n) float64.
 
-    Between the vectors themselves, and of their distances, a gross liar's would differ by less than their rounding.
+    Products of the vectors themselves would not do: next to those of a gross liar, differences are lost in rounding.
     """
     products = vectors.new_zeros(len(vectors), len(vectors), dtype=torch.float64)
     for apart, _ in _deviations(vectors, middle):
@@ -65,29 +67,29 @@ def _products(vectors: Tensor, middle: Tensor) -> Tensor:
 
 
 def _deviations(vectors: Tensor, middle: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield blocks of the vectors' deviations from a point, and of that point, in float64."""
+    """Yield blocks of the vectors' deviations from a point and of the point itself, in float64."""
     for block, point in zip(torch.split(vectors, BLOCK, dim=1), torch.split(middle.double(), BLOCK), strict=True):
         yield block - point, point
 
 
 def centered_clipping(vectors: Tensor, num_liars: int, *, radius: float = 1.0, steps: int = 5) -> Tensor:
-    """Return v after some steps of v + mean(clip(x_i - v)), which shortens what is longer than tau to that.
+    """Return v after some steps of ``v + mean(clip(x_i - v))``, where clip shortens vectors to at most tau.
 
     Parameters
     ----------
     vectors, num_liars
-        See `Rule`; it does not need to know f.
+        See `Rule`. f is not used.
     radius : float
-        tau, in multiples of the median of |x_i - v|.
+        tau, in multiples of the median of ``|x_i - v|``.
     steps : int
-        How many.
+        Number of steps.
 
     Notes
     -----
-    Differs from the paper: tau is a multiple of the median distance, which more than half honest nodes keep in bounds,
-    rather than a number that must be chosen for the length of the gradients (byzfl's default, 100, clips nothing where
-    they are shorter). v begins at 0 rather than at the last round's result, so that an attacker who tries
-    the rule leaves no trace in it.
+    Differs from the paper: tau is a multiple of the median distance, which an honest majority keeps within bounds. The
+    paper has a number that must be chosen for the length of the gradients; byzfl's default, 100, clips nothing if they
+    are shorter. v starts at 0 rather than at the previous round's result, so that an attacker may try out the rule
+    without changing its state.
 
     References
     ----------

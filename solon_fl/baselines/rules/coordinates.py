@@ -1,4 +1,4 @@
-"""Rules that look at each coordinate for itself."""
+"""Rules that treat each coordinate separately."""
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ BLOCK = 1 << 14  # columns sorted at once
 
 
 def trimmed_mean(vectors: Tensor, num_liars: int) -> Tensor:
-    """Return each coordinate's mean without its f least and f greatest values; n >= 2f + 1.
+    """Return each coordinate's mean without its f smallest and f largest values; n >= 2f + 1.
 
     Parameters
     ----------
@@ -19,7 +19,7 @@ def trimmed_mean(vectors: Tensor, num_liars: int) -> Tensor:
 
     Notes
     -----
-    Differs from the paper: nothing.
+    Does not differ from the paper.
 
     References
     ----------
@@ -30,12 +30,12 @@ def trimmed_mean(vectors: Tensor, num_liars: int) -> Tensor:
 
 
 def mean_near_median(vectors: Tensor, kept: int) -> Tensor:
-    """Return the mean of each coordinate's `kept` values that are nearest to its median, (d,)."""
+    """Return the mean of the `kept` values of each coordinate that are nearest to its median, (d,)."""
     parts = []
     for block in torch.split(vectors, BLOCK, dim=1):
         ordered = _ordered(block)
         median = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
-        starts = range(len(ordered) - kept + 1)  # the nearest stand side by side
+        starts = range(len(ordered) - kept + 1)  # the nearest values are adjacent
         farthest = torch.stack(
             [torch.maximum(median - ordered[start], ordered[start + kept - 1] - median) for start in starts]
         )
@@ -45,5 +45,5 @@ def mean_near_median(vectors: Tensor, kept: int) -> Tensor:
 
 
 def _ordered(block: Tensor) -> Tensor:
-    """Return each column's values in ascending order; numpy's sort takes a seventh of the time of torch's."""
+    """Return each column's values in ascending order; NumPy's sort takes a seventh of the time of torch's."""
     return torch.from_numpy(np.sort(block.numpy(), axis=0))

@@ -1,4 +1,4 @@
-"""What is done to vectors before another rule: mixing each with its neighbours, or with a few at random."""
+"""Preprocessing for other rules: mixing each vector with its neighbours, or with a few at random."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ __all__ = ["Bucketing", "mixed_with_neighbours", "nnm"]
 
 
 def mixed_with_neighbours(vectors: Tensor, num_liars: int) -> Tensor:
-    """Return for each of n vectors the mean of the n - f that are nearest to it, itself included, (n, d)."""
+    """Replace each of n vectors with the mean of the n - f vectors nearest to it, including itself, (n, d)."""
     kept = len(vectors) - num_liars
     nearest = squared_distances(vectors).topk(kept, dim=1, largest=False).indices
     weights = vectors.new_zeros(len(vectors), len(vectors))
@@ -18,7 +18,7 @@ def mixed_with_neighbours(vectors: Tensor, num_liars: int) -> Tensor:
 
 
 def nnm(vectors: Tensor, num_liars: int) -> Tensor:
-    """Return the trimmed mean of n >= 2f + 1 vectors that were mixed with their nearest neighbours.
+    """Return the trimmed mean of n >= 2f + 1 vectors after mixing each with its nearest neighbours.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ def nnm(vectors: Tensor, num_liars: int) -> Tensor:
 
     Notes
     -----
-    Differs from the paper: nothing.
+    Does not differ from the paper.
 
     References
     ----------
@@ -37,22 +37,23 @@ def nnm(vectors: Tensor, num_liars: int) -> Tensor:
 
 
 class Bucketing:
-    """Shuffles the vectors, averages them in buckets, and lets another rule aggregate the buckets.
+    """Shuffles the vectors, averages them in buckets, and aggregates the buckets with another rule.
 
-    f liars spoil at most f of the ceil(n / size) buckets. Honest nodes whose data differ look more alike in buckets.
+    f liars spoil at most f of the ceil(n / size) buckets. If the nodes' data differ, buckets of honest vectors vary
+    less than single ones.
 
     Parameters
     ----------
     base : Rule
-        What aggregates the buckets. It is told f, too.
+        The rule that aggregates the buckets, also for f liars.
     size : int
-        Of a bucket. The last may be smaller.
+        Size of a bucket. The last one may be smaller.
     seed : int
-        Of the shuffles. Each call shuffles anew.
+        Seed of the shuffles. Each call makes a new one.
 
     Notes
     -----
-    Differs from the paper: nothing. `Rule` without state: the generator is the exception.
+    Does not differ from the paper. Unlike other rules, it has state: the generator of the shuffles.
 
     References
     ----------

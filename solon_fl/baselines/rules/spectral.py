@@ -1,6 +1,6 @@
-"""Rules that look for liars along the direction in which the vectors differ most.
+"""Rules that search for liars along the direction in which the vectors vary most.
 
-They work on the n x n products of the vectors' deviations from their mean.
+They use the n x n products of the vectors' deviations from their mean.
 """
 
 import torch
@@ -12,9 +12,9 @@ __all__ = ["caf", "dnc"]
 
 
 def dnc(vectors: Tensor, num_liars: int) -> Tensor:
-    """Return the mean of the n - f vectors that stand out least: divide and conquer; n >= 2f + 1.
+    """Return the mean of the n - f vectors that stand out least (divide and conquer); n >= 2f + 1.
 
-    A vector's score is the square of its deviation from the mean of all, along the direction in which they vary most.
+    A vector's score is its squared deviation from the mean of all vectors along the direction in which they vary most.
 
     Parameters
     ----------
@@ -23,8 +23,8 @@ def dnc(vectors: Tensor, num_liars: int) -> Tensor:
 
     Notes
     -----
-    Differs from the paper: the scores are those of all coordinates. The paper takes 10,000 at random, to save memory,
-    and repeats it. As there (c = 1), as many vectors are left out as there are liars.
+    Differs from the paper: the scores are computed from all coordinates. To save memory, the paper samples 10,000
+    coordinates and repeats this. As many vectors are left out as there are liars, as in the paper with c = 1.
 
     References
     ----------
@@ -37,23 +37,23 @@ def dnc(vectors: Tensor, num_liars: int) -> Tensor:
 
 
 def caf(vectors: Tensor, num_liars: int) -> Tensor:
-    """Return a weighted mean of vectors, weights chosen so that they vary little: covariance-bound agnostic filter.
+    """Return a mean of n >= 2f + 1 vectors, weighted to reduce their variance (covariance-bound agnostic filter).
 
-    All weights begin at 1. As long as they sum to more than n - 2f, each is multiplied by 1 - t / max(t). There t is
-    the square of the vector's deviation from the weighted mean along the direction of most variance, and the maximum
-    that of the vectors whose weight is not 0. Of all weighted means on the way the one with the least such variance is
-    returned. n >= 2f + 1.
+    All weights start at 1. While they sum to more than n - 2f, each is multiplied by 1 - t / max(t), where t is the
+    vector's squared deviation from the weighted mean along the direction of most variance. The maximum is taken over
+    vectors with a weight other than 0. The result is the weighted mean with the least variance along its direction
+    among those of all steps.
 
     Parameters
     ----------
     vectors, num_liars
-        See `Rule`. Without liars it is the mean.
+        See `Rule`. If f = 0, the result is the mean.
 
     Notes
     -----
-    Differs from the paper: nothing. byzfl's (0.0.11) finds the direction by one step from a random vector, so that no
-    two runs are alike, returns None if f = 0, and takes the maximum over all vectors: one gross liar, though its weight
-    is 0, then keeps it from ever coming to an end.
+    Does not differ from the paper. That of byzfl 0.0.11 finds the direction by one step from a random vector, so its
+    results vary from run to run, and it returns None if f = 0. It also takes the maximum over all vectors; a single
+    gross liar, even with weight 0, then keeps it from ever ending.
 
     References
     ----------
@@ -68,26 +68,26 @@ def caf(vectors: Tensor, num_liars: int) -> Tensor:
         if variance < least:
             least, best = variance, weights
         farthest = scores[weights > 0].max()
-        if farthest == 0:  # all that still count are equal
+        if farthest == 0:  # all vectors that still count are equal
             break
         weights = weights * (1 - scores / farthest).clamp(0, 1)
     return (best / best.sum()).to(vectors.dtype) @ vectors
 
 
 def _along_the_widest(between: Tensor, weights: Tensor) -> tuple[Tensor, float]:
-    """Return the squares of the vectors' deviations along the direction of their greatest variance, and this variance.
+    """Return the vectors' squared deviations along the direction of their greatest variance, and this variance.
 
     Parameters
     ----------
     between : Tensor, (n, n) float64
-        Squared distances.
+        Squared distances between the vectors.
     weights : Tensor, (n,) float64
-        Of the vectors, in their mean and covariance.
+        Weights of the vectors in their mean and covariance.
     """
     shares = weights / weights.sum()
     to_mean = between @ shares
     to_mean = to_mean - shares @ to_mean / 2  # squared distances to the weighted mean
-    products = (to_mean[:, None] + to_mean - between) / 2  # of deviations from it
+    products = (to_mean[:, None] + to_mean - between) / 2  # of deviations from the weighted mean
     roots = shares.sqrt()
     variances, directions = torch.linalg.eigh(roots[:, None] * products * roots)
     variance = float(variances[-1])
