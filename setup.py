@@ -7,8 +7,6 @@ import re
 import tomllib
 from pathlib import Path
 
-from setuptools import setup
-
 ROOT = Path(__file__).parent
 
 
@@ -29,4 +27,6 @@ def readme_for_pypi() -> str:
 
 
 if __name__ == "__main__":
+    from setuptools import setup
+
     setup(long_description=readme_for_pypi(), long_description_content_type="text/markdown")
