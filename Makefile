@@ -10,6 +10,9 @@
 #   make bench   what encoding and decoding cost beside a copy and other aggregators (some 15 minutes, 12 GB)
 #   make gpu-check   on a machine with a CUDA GPU: whether all is right there, and how long it takes (six minutes)
 #   make bench-check   whether that became slower than benchmarks/baseline.json says
+# For maintainers:
+#   make dist    build the sdist and the wheel, and check what PyPI checks
+#   make lint-workflows   check the GitHub workflows
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,6 +21,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-
 export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: demo deployment clock test check fuzz bench bench-check gpu-check docs docs-links setup lint types clean
+.PHONY: dist lint-workflows
 
 demo: $(VENV)/.installed
 	$(BIN)/solon-fl demo
@@ -70,6 +74,18 @@ lint: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
+# TAG=v1.2.3 also checks that the tag is the version.
+dist: $(VENV)/.installed-tools
+	rm -rf dist solon_fl.egg-info
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+	$(if $(TAG),test -f dist/solon_fl-$(TAG:v%=%)-py3-none-any.whl)
+
+lint-workflows: $(VENV)/.installed-tools
+	$(BIN)/zizmor --offline --quiet .github
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+
 setup: $(VENV)/.installed-dev
 
 # constraints.txt pins torch: its exact version decides which wheel is taken.
@@ -84,6 +100,11 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 $(VENV)/.installed-docs: $(VENV)/.installed
 	$(INSTALL) -e ".[docs]"
+	touch $@
+
+$(VENV)/.installed-tools:
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) build check-jsonschema check-wheel-contents twine zizmor
 	touch $@
 
 clean:

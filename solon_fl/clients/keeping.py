@@ -119,7 +119,8 @@ class ModelStore:
             handle, part = tempfile.mkstemp(suffix=".part", dir=folder)  # process ids aren't unique across machines
             os.close(handle)
             try:
-                torch.save({name: trusted_tensor(array) for name, array in arrays.items()}, part)
+                with open(part, "wb") as file:  # torch 2.6 does not notice a full disk if it is given a path
+                    torch.save({name: trusted_tensor(array) for name, array in arrays.items()}, file)
                 os.replace(part, path)
             finally:
                 Path(part).unlink(missing_ok=True)
