@@ -30,14 +30,15 @@ def test_each_block_prints_what_the_tutorial_shows(capsys: pytest.CaptureFixture
         assert FIGURES.sub("x", DIGITS.sub("y", here)) == FIGURES.sub("x", DIGITS.sub("y", there))
         expected, found = ([float(figure) for figure in FIGURES.findall(text)] for text in (there, here))
         if here.startswith("FedAvg"):
-            assert found.pop() < 40  # the liar's model overflows: no two machines need agree on how badly it does
+            assert found.pop() < 40  # -20 everywhere: how badly it does depends on the machine
             expected.pop()
         assert found == pytest.approx(expected, rel=0.05)
     (honest,), (attacked,) = map(DIGITS.findall, printed[:2])
     assert honest == attacked
 
-    two = names["attack_mod"](names["Constant"](), {1, 3})
-    with pytest.raises(GroupFailedError, match="^no group could be decoded in the first round"):
+    messages = dict(re.findall(r"`(\w+Error): (.*?) \.\.\.`", PAGE))
+    two = names["attack_mod"](names["Constant"](-100.0), {1, 3})
+    with pytest.raises(GroupFailedError, match=re.escape(messages["GroupFailedError"])):
         names["train"](names["MyClient"]().client_app([two]))
-    with pytest.raises(ConfigurationError, match="^num_nodes must be a multiple of group_size; got "):
+    with pytest.raises(ConfigurationError, match=re.escape(messages["ConfigurationError"])):
         names["SolonConfig"](num_nodes=6, byzantine=1, compression=3)
