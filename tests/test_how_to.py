@@ -1,12 +1,23 @@
 """The code of the how-to pages runs as it stands."""
 
 import importlib
+import logging
 import re
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from flwr.app import ArrayRecord
+
+from solon_fl import CertificateWarning, ConfigurationError, GroupFailedError, SolonConfig
+from solon_fl.simulations import InProcessGrid
+from solon_fl.simulations.attacks import NotFinite, Reverse
+from solon_fl.simulations.attacks.mods import attack_mod, crash_mod, from_round, malformed_mod, silent_mod
+from solon_fl.strategies import SolonStrategy
 
 HOW_TO = Path(__file__).parent.parent / "docs/how-to"
 
@@ -61,3 +72,70 @@ class TestConvertAnApp:
             self.run(tmp_path, task, app, server[1].replace(*optimizer))
         assert capsys.readouterr().out == printed
         assert Path("final_model.pt").is_file()
+
+
+def printed_by(page: str, capsys: pytest.CaptureFixture[str]) -> tuple[list[str], dict[str, Any]]:
+    """Execute all code of a page, and return what each block prints, if anything, and all names."""
+    names: dict[str, Any] = {}
+    outputs = []
+    for code in blocks(page, "python"):
+        exec(code, names)
+        outputs.append(capsys.readouterr().out)
+    return [output for output in outputs if output], names
+
+
+def test_settings_of_the_smallest_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    page = "choose-s-k-r.md"
+    outputs, names = printed_by(page, capsys)
+    assert outputs == blocks(page, "text")[:1]
+    text = (HOW_TO / page).read_text()
+    for settings in ({"num_nodes": 21}, {"num_nodes": 9, "group_size": 9}):
+        with pytest.raises(ConfigurationError) as caught:
+            names["SolonConfig"](**{"byzantine": 2, "compression": 6, **settings})
+        assert str(caught.value).split(";")[0].split(" 2*")[0] in text
+    with pytest.warns(CertificateWarning, match=re.escape(re.findall(r"is \.\.\., (but .*?)`", text)[0])):
+        names["SolonConfig"](num_nodes=44, byzantine=11, compression=22)
+
+
+def test_why_groups_fail(capsys: pytest.CaptureFixture[str]) -> None:
+    page = "undecodable-groups.md"
+    (differ, same), names = printed_by(page, capsys)
+    wrong, right = blocks(page, "text")
+    assert re.split(r"\d", wrong.removeprefix("... "))[1] in differ
+    assert right.strip() in same
+
+    text = (HOW_TO / page).read_text()
+    client = names["MyFixedClient"]()
+    start = ArrayRecord(client.build_model(None).state_dict())
+    logged: list[str] = []
+    logger = logging.getLogger("flwr")
+    logger.addHandler(handler := logging.Handler())
+    handler.emit = lambda record: logged.append(record.getMessage())  # type: ignore[method-assign]
+
+    def run(mods: list[Any], first: int = 1, **settings: Any) -> None:
+        config = SolonConfig(num_nodes=10, byzantine=1, compression=3, group_size=5, **settings)
+        strategy = SolonStrategy(config, partial(torch.optim.SGD, lr=0.0), on_round=names["tell"])
+        later = [from_round(mod, first) for mod in mods]
+        try:
+            strategy.start(InProcessGrid(client.client_app(later), 10), start, num_rounds=first, timeout=0.2)
+        except GroupFailedError as error:
+            logged.append(str(error))
+
+    two = {1, 3}
+    try:
+        run([attack_mod(Reverse(), two)])
+        run([attack_mod(Reverse())], verification="digest")
+        run([attack_mod(Reverse(), two)], 2, on_group_failure="stop")
+        run([attack_mod(Reverse(), {3})], code="exact")
+        run([attack_mod(Reverse(), two)], redundancy="reactive", on_group_failure="skip")
+        run([silent_mod(two)])
+        run([malformed_mod(two)])
+        run([crash_mod()])
+        run([attack_mod(NotFinite())])
+    finally:
+        logger.removeHandler(handler)
+    assert "round 1, group 0: too-few-shares, ()\nsilent: (2, 4), malformed: {}\n" in capsys.readouterr().out
+    quoted = [line.removeprefix("### `").removesuffix("`") for line in text.splitlines() if line.startswith("### `")]
+    for start in quoted:
+        pattern = re.sub(r"\d+", r"\\d+", re.escape(start).replace(r"\.\.\.", ".*"))
+        assert "referee" in start or any(re.match(pattern, line) for line in logged), start
