@@ -14,6 +14,7 @@ import torch
 from flwr.app import ArrayRecord
 
 from solon_fl import CertificateWarning, ConfigurationError, GroupFailedError, SolonConfig
+from solon_fl.errors import CheckpointError
 from solon_fl.simulations import InProcessGrid
 from solon_fl.simulations.attacks import NotFinite, Reverse
 from solon_fl.simulations.attacks.mods import attack_mod, crash_mod, from_round, malformed_mod, silent_mod
@@ -97,6 +98,7 @@ def test_settings_of_the_smallest_groups(capsys: pytest.CaptureFixture[str]) -> 
         names["SolonConfig"](num_nodes=44, byzantine=11, compression=22)
 
 
+@pytest.mark.slow
 def test_why_groups_fail(capsys: pytest.CaptureFixture[str]) -> None:
     page = "undecodable-groups.md"
     (differ, same), names = printed_by(page, capsys)
@@ -136,6 +138,26 @@ def test_why_groups_fail(capsys: pytest.CaptureFixture[str]) -> None:
         logger.removeHandler(handler)
     assert "round 1, group 0: too-few-shares, ()\nsilent: (2, 4), malformed: {}\n" in capsys.readouterr().out
     quoted = [line.removeprefix("### `").removesuffix("`") for line in text.splitlines() if line.startswith("### `")]
-    for start in quoted:
-        pattern = re.sub(r"\d+", r"\\d+", re.escape(start).replace(r"\.\.\.", ".*"))
-        assert "referee" in start or any(re.match(pattern, line) for line in logged), start
+    for heading in quoted:
+        pattern = re.sub(r"\d+", r"\\d+", re.escape(heading).replace(r"\.\.\.", ".*"))
+        assert "referee" in heading or any(re.match(pattern, line) for line in logged), heading
+
+
+@pytest.mark.parametrize("page", ["after-a-crash.md", "read-the-ledger.md"])
+def test_pages_print_what_they_show(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outputs, names = printed_by(page, capsys)
+    digits = [re.findall(r"\b[0-9a-f]{16}\b", output) for output in outputs]
+    shown = [re.sub(r"\b[0-9a-f]{16}\b", "x", text) for text in blocks(page, "text")]
+    assert [re.sub(r"\b[0-9a-f]{16}\b", "x", output) for output in outputs] == shown
+    assert all(len(set(found)) <= 1 for found in digits)
+    if page == "after-a-crash.md":
+        text = " ".join((HOW_TO / page).read_text().split())
+        setup = blocks(page, "python")[0]
+        for folder, before, after in (("run-1", "num_rounds=4", "num_rounds=3"), ("run-2", "lr=0.1", "lr=0.2")):
+            exec(setup.replace(before, after), names)
+            with pytest.raises(CheckpointError) as caught:
+                names["train"](folder)
+            assert str(caught.value).partition(";")[0].partition(" (")[0].replace("run-2", "run-1") in text
