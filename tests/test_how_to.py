@@ -1,5 +1,6 @@
 """The code of the how-to pages runs as it stands."""
 
+import ast
 import importlib
 import logging
 import re
@@ -161,3 +162,27 @@ def test_pages_print_what_they_show(
             with pytest.raises(CheckpointError) as caught:
                 names["train"](folder)
             assert str(caught.value).partition(";")[0].partition(" (")[0].replace("run-2", "run-1") in text
+
+
+OTHERS = ("Expected all tensors", "ModuleNotFoundError", "batch_sampler option", "late", "report.", "stalled", "zip()")
+VARYING = re.compile(r"dtype |:|\.\.\.|\(.*?\)|\[.*?\]|'.*?'|\w*=\d+|(?:run|server)-\d|\d+|\w+Error:")
+
+
+def test_messages_quoted_are_those_of_the_program() -> None:
+    """Only of the places where a message is explained: at the start of an item, a heading or a table's row."""
+    root = HOW_TO.parent.parent
+    files = [file for room in ("strategies", "clients") for file in (root / "solon_fl" / room).glob("*.py")]
+    files += [root / "solon_fl" / name for name in ("config.py", "task.py", "coding/real/decoder.py")]
+    trees = [ast.walk(ast.parse(file.read_text())) for file in files]
+    texts = [node.value for tree in trees for node in tree if isinstance(node, ast.Constant)]
+    program = "\n".join(text for text in texts if isinstance(text, str))
+    count = 0
+    for page in [HOW_TO.parent / "tutorial.md", *HOW_TO.glob("*.md")]:
+        sections = page.read_text().split("\n## ")
+        told = [part for part in sections if part.startswith(("If it goes wrong", "3. Find your message"))]
+        for quoted in re.findall(r"^(?:- \*\*(?:A )?|### |\| )`([^`]{12,})`", "\n".join(told), re.M):
+            if not quoted.startswith(OTHERS):
+                count += 1
+                for piece in VARYING.split(quoted):
+                    assert piece.strip(" :,") in program, f"{page.name}: {quoted}"
+    assert count > 30
