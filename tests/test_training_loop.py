@@ -1,4 +1,4 @@
-"""The code of the how-to for training loops runs unchanged, with the same results as plain torch."""
+"""The code of the how-tos for training loops runs unchanged, with the same results as plain torch."""
 
 import re
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from solon_fl import RealDecoder, SolonConfig
+from solon_fl import GroupFailedError, RealDecoder, SolonConfig
 from solon_fl.clients import Batch
 from solon_fl.config import Verification
 from solon_fl.simulations import InProcessGrid
@@ -21,8 +21,13 @@ from solon_fl.simulations.attacks.mods import attack_mod
 from solon_fl.strategies import SolonStrategy
 from tests.support import vector_of
 
-PAGE = (Path(__file__).parent.parent / "docs/how-to/training-loop.md").read_text()
-SECTIONS = {section.partition("\n")[0]: section for section in PAGE.split("\n## ")}
+HOW_TO = Path(__file__).parent.parent / "docs/how-to"
+NAMES_OF_PAGES = (
+    *("data-loaders", "dropout-and-batchnorm", "evaluate-and-stop-early"),
+    *("schedules-and-clipping", "several-gpus"),
+)
+PAGES = [(HOW_TO / f"{name}.md").read_text() for name in NAMES_OF_PAGES]
+SECTIONS = {section.partition("\n")[0]: section for page in PAGES for section in page.split("\n## ")[1:]}
 Names = dict[str, Any]
 
 
@@ -30,9 +35,12 @@ def code_of(section: str) -> str:
     return "\n".join(re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL))
 
 
+(SETUP,) = {code_of(page.partition("\n## ")[0]) for page in PAGES}  # the same on all pages
+
+
 @pytest.fixture
 def run() -> Callable[..., Names]:
-    """Return a function that executes the page's first code and the code under a heading, and returns all names.
+    """Return a function that executes the pages' first code and the code under a heading, and returns all names.
 
     In between, the second argument replaces names.
     """
@@ -40,7 +48,7 @@ def run() -> Callable[..., Names]:
     def execute(heading: str, change: Callable[[Names], Names] = lambda names: {}) -> Names:
         names: Names = {}
         with torch.random.fork_rng(devices=[]):
-            exec(code_of(PAGE.partition("\n## ")[0]), names)
+            exec(SETUP, names)
             names.update(change(dict(names)))
             exec(code_of(SECTIONS[heading]), names)
         return names
@@ -83,8 +91,8 @@ def assert_same(result: Any, expected: Tensor, rtol: float = 1e-6) -> None:
 
 
 def test_every_section_with_code_is_tested() -> None:
-    headings = {heading for heading, section in SECTIONS.items() if code_of(section)} - {PAGE.partition("\n")[0]}
-    assert headings == set(re.findall(r'run\("(.*?)"[,)]', Path(__file__).read_text()))
+    headings = {heading for heading, section in SECTIONS.items() if code_of(section)}
+    assert headings == set(re.findall(r'(?:run\(|SECTIONS\[)"(.*?)"[],)]', Path(__file__).read_text()))
 
 
 def test_an_epoch_has_each_example_once(run: Callable[..., Names], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,6 +107,40 @@ def test_an_epoch_has_each_example_once(run: Callable[..., Names], monkeypatch: 
     names["train"](names["Client"](), rounds=int(names["rounds_per_epoch"]))
     assert len(seen) == 8
     assert sorted(example for part in seen.values() for example in part) == list(range(64))
+
+
+def test_a_data_loader_gets_the_batches_of_the_task(run: Callable[..., Names]) -> None:
+    names = run("Give the DataLoader the task's batches")
+    node = type("Node", (), {"build_model": names["Client"].build_model, "client_app": lambda _: names["app"]})()
+    result = names["train"](node)
+    assert_same(result, alone(names, client="LoadingClient"))
+    assert_same(names["loaded"], vector_of(result.arrays))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # torch's forks
+def test_worker_processes_load_the_batches_and_a_running_loader_is_noticed(run: Callable[..., Names]) -> None:
+    names = run("Give the DataLoader the task's batches")
+    exec(code_of(SECTIONS["Worker processes"]), names)
+    assert_same(names["train"](names["PrefetchingClient"](), rounds=1), alone(names, rounds=1))
+    exec(code_of(SECTIONS["Why a running loader breaks equality"]), names)
+    (message,) = re.findall(r"GroupFailedError: (.*?), \.\.\.", PAGES[0], flags=re.DOTALL)
+    with pytest.raises(GroupFailedError, match=re.escape(message.replace("\n", " "))):
+        names["train"](names["RunningClient"]())
+
+
+def test_all_nodes_drop_the_same(run: Callable[..., Names]) -> None:
+    names = run("Dropout")
+    reports = names["dropped"].train_metrics_clientapp.values()
+    assert [(report["failed-groups"], report["corrupt-nodes"]) for report in reports] == [([], [])] * 4
+    without = names["train"](names["Client"]())
+    assert float((vector_of(names["dropped"].arrays) - vector_of(without.arrays)).norm()) > 1e-3
+
+
+def test_statistics_are_trained(run: Callable[..., Names]) -> None:
+    state = run("BatchNorm")["normalised"].arrays.to_torch_state_dict()
+    assert int(state["1.num_batches_tracked"]) == 8
+    assert float(state["1.running_mean"].abs().max()) > 1e-3
 
 
 def test_batches_per_group_accumulates(run: Callable[..., Names]) -> None:
