@@ -1,22 +1,22 @@
-# Two commands are all a fresh machine needs (CPython 3.11+, pip, make, git):
+# On a fresh machine with CPython 3.11+, pip, make and git:
 #   make demo    watch a network train while five of 24 nodes lie
 #   make test    lint, types, and every test
-#   make check   lint, types, and the tests that take less than a second each: for every day
+#   make check   lint, types, and the tests that take less than a second each, for daily use
 #   make docs    the documentation, as pages in build/docs/html
 # And, on Linux:
-#   make deployment    the same on a real Flower deployment on this machine: TLS, keys, seven nodes and a liar
-#   make clock   strategies by the clock, on such a deployment with links of 20 and 100 Mbit/s (root, half an hour)
-#   make fuzz    a million hostile replies (with atheris; FUZZ_RUNS=1000 for a quick look)
-#   make bench   what encoding and decoding cost beside a copy and other aggregators (some 15 minutes, 12 GB)
-#   make gpu-check   on a machine with a CUDA GPU: whether all is right there, and how long it takes (six minutes)
-#   make bench-check   whether that became slower than benchmarks/baseline.json says
+#   make deployment    train on a Flower deployment on this machine: TLS, keys, seven nodes, one of which lies
+#   make clock   time strategies on such a deployment, with links of 20 and 100 Mbit/s (root, half an hour)
+#   make fuzz    feed the server a million hostile replies (with atheris; FUZZ_RUNS=1000 for a quick look)
+#   make bench   time encoding and decoding against a copy and other aggregators (some 15 minutes, 12 GB)
+#   make gpu-check   check and time the package on a CUDA GPU (six minutes)
+#   make bench-check   repeat `make bench`, and fail if it is slower than benchmarks/baseline.json
 # For maintainers:
 #   make dist    build the sdist and the wheel, and check what PyPI checks
 #   make lint-workflows   check the GitHub workflows
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Python compiles a module when it is first imported, and keeps that: pip need not compile all of torch before.
+# Python compiles a module at its first import and caches the result, so pip need not compile all of torch.
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 export PYTHONDONTWRITEBYTECODE =
 
@@ -38,7 +38,7 @@ test: $(VENV)/.installed-dev lint types
 check: $(VENV)/.installed-dev lint types
 	$(BIN)/python -m pytest -n auto -m "not slow"
 
-# One check after the other: left to itself, the fuzzer prefers the slow ones. The last four are whole rounds.
+# The checks run one by one, because the fuzzer would prefer the slow ones. The last four run whole rounds.
 FUZZ_RUNS ?= 250000
 FUZZ = $(BIN)/python -m tests.hostile.fuzz -max_len=512 -len_control=20 -rss_limit_mb=4096 -artifact_prefix=.fuzz/
 fuzz: $(VENV)/.installed-dev
@@ -48,14 +48,14 @@ fuzz: $(VENV)/.installed-dev
 	set -e; for check in check_calibration check_draco check_signum check_strategy; do \
 		mkdir -p .fuzz/$$check; SOLON_FUZZ_CHECK=$$check $(FUZZ) -runs=$$(($(FUZZ_RUNS) / 100)) .fuzz/$$check; done
 
-# Single-threaded, as servers of many groups are; alone on the machine, or the numbers are noise.
+# On one thread, as in a server of many groups. Other load on the machine makes the numbers useless.
 bench: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed
 
 bench-check: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed --check benchmarks/baseline.json
 
-# GPU_DATA=FOLDER trains on CIFAR-10 from there, in place of images of noise.
+# GPU_DATA=FOLDER trains on the CIFAR-10 images in that folder instead of noise.
 gpu-check: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.gpu_check $(if $(GPU_DATA),--data-dir $(GPU_DATA))
 

@@ -25,9 +25,9 @@ columns of the table:
   certificate       the decoder's bound, known in advance
 
 examples:
-  python benchmarks/adaptive_error.py --steps 30     a quick look, in a few minutes
-  python benchmarks/adaptive_error.py --only 5,10    one setting
-  python benchmarks/adaptive_error.py --output adaptive.json
+  python -m benchmarks.adaptive_error --steps 30     a quick look, in a few minutes
+  python -m benchmarks.adaptive_error --only 5,10    one setting
+  python -m benchmarks.adaptive_error --output adaptive.json
 """
 
 import argparse

@@ -19,8 +19,8 @@ columns:
   tried        number of rounds under attack
 
 examples:
-  python benchmarks/attacked_round.py --seconds 5 --dims 1e5      a quick look, in half a minute
-  python benchmarks/attacked_round.py --profile                   also show where the time of the worst rounds goes
+  python -m benchmarks.attacked_round --seconds 5 --dims 1e5      a quick look, in half a minute
+  python -m benchmarks.attacked_round --profile                   also show where the time of the worst rounds goes
 """
 
 import argparse

@@ -14,8 +14,8 @@ columns of the table:
   certificate  the decoder's bound, known in advance
   ms           mean time of one decode
 
-A named locator is used alone. The default chooses one for each decode. The rows with s + 1 liars show what happens
-beyond the guarantee.
+A row that names a locator uses only that one. The default chooses one for each decode. The rows with s + 1 liars show
+what happens beyond the guarantee.
 
 --codes exact tests the exact code instead, with the lies of benchmarks/exact_lies.py. There, `unnamed` counts decodes
 that missed a share with a wrong bit, and `wrong bits` counts the wrong bits of all gradients.

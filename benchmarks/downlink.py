@@ -1,8 +1,9 @@
 """Measure the cost of patches in bytes, accuracy and time, against the float32 model and the rejected codecs.
 
-The networks are trained in plain torch as by a server and its nodes. The server steps a master. A codec brings the
-nodes' copy near the master. Gradients, of batches of 160, are computed at the copy. Buffers are sent in full. Every
-codec sees the same batches and initial weights. The data set is fashion-mnist-6k, for textcnn synthetic-reviews.
+The networks are trained in plain torch, in the way that a server and its nodes do it. The server's optimizer steps a
+master copy of the model. A codec sends patches that bring the nodes' copy close to the master. Gradients, of batches of
+160, are computed at the nodes' copy. Buffers are sent in full. Every codec sees the same batches and initial weights.
+The data set is fashion-mnist-6k, or synthetic-reviews for textcnn.
 
 columns of the training tables:
   bytes       bytes of all rounds, as a fraction of float32's

@@ -1,9 +1,10 @@
-"""Measure a round of every strategy at full size: server seconds, bytes, memory, and computed seconds on real networks.
+"""Measure a round of every strategy at full size: server seconds, bytes, memory, and the time on real networks.
 
-Gradients are random numbers, so that models may have any size. Everything else is as in a simulation: strategies,
-messages, attack. Each strategy runs in its own process, whose peak memory includes the server and all nodes.
+The time on networks is computed, not measured. Gradients are random numbers, so that models may have any size.
+Everything else is as in a simulation: strategies, messages, attack. Each strategy runs in its own process, whose peak
+memory includes the server and all nodes.
 
-    python benchmarks/full_size.py --dim 1000000
+    python -m benchmarks.full_size --dim 1000000
 """
 
 import argparse

@@ -16,8 +16,8 @@ columns of the table:
   per 1e-6     the largest of these five plus that of encode, relative to rtol's default
 
 examples:
-  python benchmarks/honest_noise.py --models mlp,cnn     in a minute or two
-  python benchmarks/honest_noise.py
+  python -m benchmarks.honest_noise --models mlp,cnn     in a minute or two
+  python -m benchmarks.honest_noise
 """
 
 import argparse

@@ -1,9 +1,10 @@
-"""Run Solon with a referee, and all other strategies that accept it, with six nodes, five of which lie from round 3 on.
+"""Run Solon with a referee, and the other strategies, with six nodes, of which five lie from round 3 on.
 
 Solon has r = 6, s = 5, k = 5, with digests and the exact code (k = 1 without digests). The referee is one more honest
 client in the server's process. For each attack, a table compares the run's rounds with those of a run without liars. It
 shows the nodes that the referee convicted, its computations, and the models' SHA-256. The other strategies are
-configured for five liars and see the same batches. Those that do not accept so many print the reason and do not run.
+configured for five liars and see the same batches. A strategy that does not accept so many liars does not run, and the
+reason is printed.
 
 columns of the last table: the accuracy after the last round, without an attack and under each attack; and how often the
 referee computed the group's batches under each attack, each time at the cost of one more node.
@@ -99,7 +100,7 @@ def main() -> None:
     """Run everything and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=40, help="rounds of every run; default 40")
-    parser.add_argument("--attacks", default="reverse,alie,foe", help="of all runs; default reverse,alie,foe")
+    parser.add_argument("--attacks", default="reverse,alie,foe", help="comma-separated; default reverse,alie,foe")
     arguments = parser.parse_args()
     attacks = arguments.attacks.split(",")
     torch.set_num_threads(1)

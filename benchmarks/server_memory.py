@@ -2,7 +2,7 @@
 
 A Grid plays the nodes and returns copies of shares encoded in advance, so that only the server's memory is measured.
 
-    python benchmarks/server_memory.py --dim 1000000 --rounds 200
+    python -m benchmarks.server_memory --dim 1000000 --rounds 200
 """
 
 import argparse
@@ -79,13 +79,13 @@ def measure(config: SolonConfig, dim: int, rounds: int, momentum: float = 0.0) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dim", type=int, default=1_000_000, help="d, the number of entries of the model (float32)")
-    parser.add_argument("--rounds", type=int, default=200)
-    parser.add_argument("--nodes", type=int, default=20)
-    parser.add_argument("--byzantine", type=int, default=5)
-    parser.add_argument("--compression", type=int, default=10)
-    parser.add_argument("--group-size", type=int, default=20)
-    parser.add_argument("--momentum", type=float, default=0.0)
+    parser.add_argument("--dim", type=int, default=1_000_000, help="d, entries of the model; default 1000000")
+    parser.add_argument("--rounds", type=int, default=200, help="rounds of the run; default 200")
+    parser.add_argument("--nodes", type=int, default=20, help="P, the number of nodes; default 20")
+    parser.add_argument("--byzantine", type=int, default=5, help="s, liars in each group; default 5")
+    parser.add_argument("--compression", type=int, default=10, help="k: a share is 1/k of the gradient; default 10")
+    parser.add_argument("--group-size", type=int, default=20, help="r, nodes of a group; default 20")
+    parser.add_argument("--momentum", type=float, default=0.0, help="momentum of the server's SGD; default 0")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     config = SolonConfig(

@@ -18,8 +18,8 @@ columns:
   not          decodes that failed; must be 0
 
 examples:
-  python benchmarks/starvation.py --seconds 5       a quick look, in two minutes
-  python benchmarks/starvation.py
+  python -m benchmarks.starvation --seconds 5       a quick look, in two minutes
+  python -m benchmarks.starvation
 """
 
 import argparse

@@ -57,7 +57,7 @@ def main(
         list[str] | None,
         typer.Option(
             metavar="LINK:STRATEGY",
-            help="Measure all rounds until the accuracy is reached, rather than a few, such as 100mbit:solon. "
+            help="A pair such as 100mbit:solon: measure all its rounds until the accuracy is reached, not just a few. "
             "Repeatable.",
         ),
     ] = None,
@@ -72,7 +72,7 @@ def main(
     this machine, which are measured with two runs of FedAvg (one with a model
     whose messages are small).
 
-    Nothing else should run on the machine. Flower's processes are hurried; see
+    Nothing else should run on the machine. Flower's waits are shortened; see
     deployment/hurry.py.
     """
     links = link or list(LINKS)

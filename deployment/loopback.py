@@ -86,7 +86,7 @@ def main(
 ) -> None:
     """Run a Flower app on a deployment on this machine, with nodes that fail.
 
-    APP is a folder whose pyproject.toml has a Flower app, or the name of one in
+    APP is a folder whose pyproject.toml defines a Flower app, or the name of one in
     examples/.
 
     This starts a SuperLink with TLS that admits only registered keys, starts and

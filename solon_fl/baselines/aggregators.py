@@ -230,7 +230,7 @@ class InnerRound(Round[int]):
         found = read(reply, self._reader)
         if isinstance(found, Unusable):
             self._unusable[key] = found.reason
-            logger.warning("Node %d: unusable: %s", self._nodes[key], found.reason)
+            logger.warning("Node %d: its reply can't be used: %s", self._nodes[key], found.reason)
             return
         weighted_by = getattr(self._run.inner, "weighted_by_key", "num-examples")
         reply.content = RecordDict({ARRAYS: reply.content[ARRAYS], "metrics": MetricRecord({weighted_by: 1})})

@@ -145,7 +145,7 @@ class VectorRound(Round[int]):
                 self._gone.add(number)
             elif isinstance(found, Unusable):
                 self._malformed[number] = found.reason
-                logger.warning("Node %d: unusable: %s", self._nodes[number], found.reason)
+                logger.warning("Node %d: its reply can't be used: %s", self._nodes[number], found.reason)
             else:
                 self._sent[number] = found
         return len(self._sent) + len(self._malformed) + len(self._gone) == len(self._nodes)

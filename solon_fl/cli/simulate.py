@@ -105,6 +105,7 @@ def simulate_command(
             --set verification=digest --set code=exact
 
     The output folder gets one line of JSON for each round (rounds.jsonl), and a plot (plot.png).
+    They and the tables number nodes from 0. Flower's log (--verbose) numbers them from 1, unless engine=ray.
     """
     set_log_level(verbose)
     given = {
@@ -158,12 +159,11 @@ def run(scenario: Scenario, saving: Saving, output: Path) -> None:
     console.print(f"Accuracy: [bold]{outcome.accuracy:.1%}[/] after {len(outcome.reports)} rounds.")
     if few := few_rounds_sentence(len(outcome.reports)):
         console.print(few, highlight=False)
+    console.print(f"SHA-256 of the model: {outcome.model_sha256[:16]} (it differs if any bit does).", highlight=False)
     console.print(
-        f"SHA-256 of the model: {outcome.model_sha256[:16]} (the same only if every bit is the same).", highlight=False
-    )
-    console.print(
-        f"A round takes {outcome.bytes_out / 1e6:.3g} MB down to all nodes, {outcome.bytes_sent / 1e6:.3g} MB up from "
-        f"them and {1e3 * outcome.server_seconds:.3g} ms on the server (medians)."
+        f"In a round, the server sends {outcome.bytes_out / 1e6:.3g} MB and receives "
+        f"{outcome.bytes_sent / 1e6:.3g} MB, for all nodes together, and works for "
+        f"{1e3 * outcome.server_seconds:.3g} ms (medians)."
         f"{' These timings scatter: was the machine busy?' if outcome.timings_scatter else ''}",
         highlight=False,
     )

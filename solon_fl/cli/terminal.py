@@ -39,7 +39,7 @@ def run_scenario(scenario: Scenario, progress: Progress, checkpoints: Checkpoint
 def show_rounds(scenario: Scenario, progress: Progress) -> Callable[[RoundRecord], None]:
     """Add a progress bar for a run, and return the function to call after each of its rounds."""
     task = progress.add_task(
-        f"{scenario.strategy:16} {scenario.attack or 'no attack':16}", total=scenario.rounds, accuracy=""
+        f"{scenario.strategy:16} {scenario.attack or 'no attack'}", total=scenario.rounds, accuracy=""
     )
 
     def show(record: RoundRecord) -> None:
@@ -47,7 +47,7 @@ def show_rounds(scenario: Scenario, progress: Progress) -> Callable[[RoundRecord
         named = len(report.corrupt_nodes + report.different_nodes + report.malformed_nodes) if report else 0
         caught = f", {named} caught" if named else ""
         reported = None if report is None else report.unprotected_training_loss
-        loss = "" if reported is None else f", nodes' loss {reported:.3g}"
+        loss = "" if reported is None else f", loss {reported:.3g}"
         progress.update(task, completed=record.round, accuracy=f"accuracy {record.accuracy:6.1%}{loss}{caught}")
 
     return show

@@ -175,9 +175,9 @@ class GroupRound(GroupInbox):
             self.alike.update(self._ids(findings.right))
         if findings.odd_referee:
             logger.warning(
-                "Group %d: its nodes do not agree with the referee, which may have to be to the bit: they lie, or the "
-                "referee has other hardware, software or data. Only shares that are very far from its own count as "
-                "lies. To compare them, use solon_fl.strategies.calibrate(..., referee=...).",
+                "Group %d: its nodes do not agree with the referee (with digests or code='exact', every bit counts). "
+                "Either they lie, or the referee has other hardware, software or data. Only shares that are very far "
+                "from the referee's count as lies. To compare them, use solon_fl.strategies.calibrate(..., referee=...).",
                 self.group,
             )
         if not self.needs_equal_bits:

@@ -168,8 +168,8 @@ class Keeper(ABC):
             return
         record.state = "quarantined"
         logger.warning(
-            "Node %s is quarantined after %d offences; the last one was in %s",
-            *(self._label(record), offences, record.last_offence),
+            "Node %s is quarantined after %d offence%s; the last one was in %s",
+            *(self._label(record), offences, "s" * (offences > 1), record.last_offence),
         )
 
     def _can_do_without_another(self, group: int) -> bool:

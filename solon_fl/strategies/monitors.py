@@ -115,7 +115,7 @@ class Monitors:
                     told(why)
                 except (Exception, SystemExit) as error:
                     logger.warning(
-                        "Monitor %s failed after the run had broken off: %s", _name(monitor), _in_words(error)
+                        "Monitor %s failed after the run had ended early: %s", _name(monitor), _in_words(error)
                     )
 
 

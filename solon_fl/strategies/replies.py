@@ -186,7 +186,9 @@ def read_kept(reply: Message) -> Kept:
             if isinstance(version, str) and isinstance(fixed, str) and isinstance(lacks, bool):
                 return Kept(version=version[:SHA256_DIGITS], fixed=fixed[:SHA256_DIGITS], lacks=lacks)
     except Exception as error:  # anything may come from a node
-        logger.warning("Node %d: its kept parts are ignored: %s", reply.metadata.src_node_id, one_line(str(error)))
+        logger.warning(
+            "Node %d: its note of the model it keeps is ignored: %s", reply.metadata.src_node_id, one_line(str(error))
+        )
     return Kept()
 
 
@@ -230,7 +232,11 @@ def read_unreached(reply: Message) -> frozenset[str]:
         if isinstance(names, list) and len(names) <= MOST_NAMES:
             return frozenset(name for name in names if isinstance(name, str))
     except Exception as error:  # anything may come from a node
-        logger.warning("Node %d: unreached parameters ignored: %s", reply.metadata.src_node_id, one_line(str(error)))
+        logger.warning(
+            "Node %d: its list of unreached parameters is ignored: %s",
+            reply.metadata.src_node_id,
+            one_line(str(error)),
+        )
     return frozenset()
 
 
@@ -245,7 +251,7 @@ def _finite_metrics(reply: Message) -> dict[str, float]:
                 if isinstance(value, (int, float)) and math.isfinite(value):
                     found[name] = float(value)
     except Exception as error:  # anything may come from a node
-        logger.warning("Node %d: metrics ignored: %s", reply.metadata.src_node_id, one_line(str(error)))
+        logger.warning("Node %d: its metrics are ignored: %s", reply.metadata.src_node_id, one_line(str(error)))
     return found
 
 

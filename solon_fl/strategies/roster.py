@@ -232,7 +232,7 @@ class Roster(Keeper):
         if number > self._turned_away:
             self._turned_away = number
             logger.warning(
-                "%d more nodes connected after the run began than the ledger has room for: they get nothing to do.",
+                "%d more nodes connected after the run began than the ledger has room for: they get no tasks.",
                 number,
             )
 
@@ -281,7 +281,7 @@ class Roster(Keeper):
             for record in strangers:
                 record.state = "refused"
         elif config.regroup == "round":
-            fate = "takes part in the draws"
+            fate = "may be drawn for a place"
         for record in strangers[:LINES]:
             logger.log(level, "Node %s connected after the run began and %s.", self._label(record), fate)
         if len(strangers) > LINES:

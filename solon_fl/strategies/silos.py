@@ -59,7 +59,7 @@ def learn_silos(
     for node_id in list(reasons)[:LINES]:
         logger.warning("Node %s did not say which silo it is in: %s", label(asked[node_id]), reasons[node_id])
     if len(reasons) > LINES:
-        logger.warning("%d more nodes did not say it, either.", len(reasons) - LINES)
+        logger.warning("%d more nodes did not say which silo they are in.", len(reasons) - LINES)
     return time.monotonic() - started if unanswered else 0.0
 
 

@@ -24,10 +24,10 @@ def test_simulate_names_the_liars_and_leaves_files(tmp_path: Path) -> None:
     assert "Accuracy:" in done.stdout
     told = " ".join(done.stdout.split())
     assert re.search(
-        r"A round takes 0\.443 MB down to all nodes, 0\.147 MB up from them and [\d.]+ ms on the server", told
+        r"the server sends 0\.443 MB and receives 0\.147 MB, for all nodes together, and works for [\d.]+ ms", told
     )
     assert "Training loss of the last round, as reported by the nodes (unprotected):" in told
-    assert "So few rounds (3) tell little about" in told
+    assert "Too few rounds (3) to show" in told
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"rounds.jsonl", "plot.png"}
 
 

@@ -53,7 +53,7 @@ class Fault:
                 return call_next(message, context)
             nodes.fired.add((context.node_id, int(str(message.metadata.group_id))))
             reply = self.act(lambda: call_next(message, context), message, context.node_id, nodes)
-            return reply  # type: ignore[return-value]  # None: the node never replies
+            return reply  # type: ignore[return-value]  # None: the node computes its share, but never sends it
 
         return mod
 
@@ -247,7 +247,7 @@ FAULTS = (
     Fault("crash while computing", "the backward pass raises", "malformed", _raise_within),
     Fault("crash after computing", "the node's program raises after its computation", "malformed", _raise_after),
     Fault("error reply", "the reply is an error with control characters in its text", "malformed", _error),
-    Fault("None, or hanging", "the node never replies", "silent", _nothing),
+    Fault("no reply", "the node computes its share, but never sends it", "silent", _nothing),
     Fault("slow", "the node replies later than the others, but in time", "not at all", _slow),
     Fault("late", "the reply to a round arrives in the next one", "silent", _late),
     Fault("wrong names", "the share has another name", "malformed", _malformation("names")),
@@ -290,7 +290,7 @@ DIGEST_FAULTS = (  # with verification="digest" only
 assert {"names", "shape", "dtype", "forged-header", "garbage"} == set(MALFORMATIONS)
 
 OUTCOMES = {
-    "malformed": "an erasure, as it is not a share; logged and reported with the reason; an offence",
+    "malformed": "an erasure, because the reply is not a share; logged and reported with the reason; an offence",
     "silent": "an erasure at the round's deadline, unless the group is decoded before; no offence",
     "lying": "located and named every time; an offence",
     "outvoted": "outvoted by s + 1 nodes with equal digests; reported in `different_bits`; no offence",
@@ -365,7 +365,7 @@ PROCESS_FAULTS = (
     ),
     ProcessFault(
         "stranger under a known name",
-        "it has another key, and the name of a node that is away",
+        "it has the name of a node that is away, but another key",
         "treated as a stranger: a spare, or refused",
         "tests/strategies/test_roster.py::test_a_stranger_with_the_name_of_a_node_is_still_a_stranger",
     ),
@@ -388,7 +388,7 @@ PROCESS_FAULTS = (
         "tests/strategies/test_solon.py::test_an_answer_to_an_earlier_round_is_entered_as_late_and_disturbs_nothing",
     ),
     ProcessFault(
-        "slow, but true",
+        "slow, but honest",
         "so many nodes reply just before the deadline that no group can do without them; under every option",
         "used, unless a referee settles the group earlier; no offence; the model is that of a run without faults",
         "tests/faults/test_deadline.py::test_the_truth_just_before_the_deadline_is_used_and_no_offence",
@@ -409,7 +409,7 @@ PROCESS_FAULTS = (
     ProcessFault(
         "dripped",
         "in a deployment: a reply of a hundred objects, of which one arrives every second",
-        "as if it were never sent",
+        "treated as a reply that was never sent",
         f"{DEPLOYMENT}::{STALLS}",
     ),
     ProcessFault(
@@ -440,7 +440,7 @@ PROCESS_FAULTS = (
     ProcessFault(
         "kill -9 of the server",
         "at random moments, again and again",
-        "the same program resumes from the last checkpoint; the final model is equal bit by bit",
+        "the same program resumes from the last checkpoint; the final model is the same to the last bit",
         "tests/simulations/run/test_checkpoints.py::test_kill_9_at_random_moments_changes_nothing",
     ),
     ProcessFault(
@@ -459,7 +459,8 @@ PROCESS_FAULTS = (
     ProcessFault(
         "kill -9 of flwr-serverapp",
         "in a deployment, in the middle of a round; then `flwr run` again",
-        "the run resumes after the last saved round; its accuracies are those of a run without faults to 0.3 points",
+        "the run resumes after the last saved round; its accuracies are within 0.3 points of those of a run without "
+        "faults",
         f"{DEPLOYMENT}::test_a_killed_server_resumes_a_spare_fills_in_and_strangers_are_refused",
     ),
     ProcessFault(
@@ -536,7 +537,7 @@ PROCESS_FAULTS = (
         f"{RESIDENT}::test_an_idle_worker_ends_but_not_in_the_middle_of_a_long_message",
     ),
     ProcessFault(
-        "process that forks killed",
+        "forking process killed",
         "with `solon_fl.resident.supernode`, kill -9",
         "Flower's own program is started for each message; the next SuperNode deletes what is left behind",
         "tests/resident/test_supernode.py::test_without_the_process_that_forks_flowers_own_program_is_started",

@@ -279,7 +279,7 @@ class Outcome:
 
 def few_rounds_sentence(rounds: int) -> str:
     """Return a warning about results of so few rounds; "" if there are enough."""
-    return f"So few rounds ({rounds}) tell little about how well the network learns." if rounds < FEW_ROUNDS else ""
+    return f"Too few rounds ({rounds}) to show how well the network learns." if rounds < FEW_ROUNDS else ""
 
 
 def _version(package: str) -> str:

@@ -27,8 +27,8 @@ def offences_table(outcome: Outcome) -> Table:
     """
     config = outcome.scenario.config
     table = Table(title="Liars, and nodes named by the server", title_justify="left")
-    for heading in ("node", "group", "slot", "reported in", "as", "really lies"):
-        table.add_column(heading, justify="left" if heading in ("as", "really lies") else "right")
+    for heading in ("node", "group", "slot", "reported in", "as", "is a liar"):
+        table.add_column(heading, justify="left" if heading in ("as", "is a liar") else "right")
     rounds = max(len(outcome.records) - 1, 0)
     numbers = sorted(outcome.named | outcome.liars, key=lambda number: (_is_expected(outcome, number), number))
     if len(numbers) > MOST_ROWS:

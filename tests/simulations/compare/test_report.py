@@ -158,7 +158,7 @@ def test_where_nothing_can_be_judged_there_is_no_verdict() -> None:
 
 def test_so_few_rounds_qualify_the_verdict() -> None:
     few = handmade.results(SOLON, RESCUED, scenario=replace(handmade.SCENARIO, rounds=4))
-    assert verdict_sentences(few)[-1] == "So few rounds (4) tell little about how well the network learns."
+    assert verdict_sentences(few)[-1] == "Too few rounds (4) to show how well the network learns."
     assert not any("few rounds" in sentence for sentence in verdict_sentences(handmade.results(SOLON, RESCUED)))
 
 
