@@ -9,7 +9,7 @@
 #   make fuzz    feed the server a million hostile replies (with atheris; FUZZ_RUNS=1000 for a quick look)
 #   make bench   time encoding and decoding against a copy and other aggregators (some 15 minutes, 12 GB)
 #   make gpu-check   check and time the package on a CUDA GPU (six minutes)
-#   make bench-check   repeat `make bench`, and fail if it is slower than benchmarks/baseline.json
+#   make bench-check   time the smaller sizes again, and fail if they are slower than in benchmarks/baseline.json
 # For maintainers:
 #   make dist    build the sdist and the wheel, and check what PyPI checks
 #   make lint-workflows   check the GitHub workflows

@@ -177,7 +177,8 @@ class GroupRound(GroupInbox):
             logger.warning(
                 "Group %d: its nodes do not agree with the referee (with digests or code='exact', every bit counts). "
                 "Either they lie, or the referee has other hardware, software or data. Only shares that are very far "
-                "from the referee's count as lies. To compare them, use solon_fl.strategies.calibrate(..., referee=...).",
+                "from the referee's count as lies. To compare them, use "
+                "solon_fl.strategies.calibrate(..., referee=...).",
                 self.group,
             )
         if not self.needs_equal_bits:
