@@ -88,7 +88,7 @@ lint-workflows: $(VENV)/.installed-tools
 
 setup: $(VENV)/.installed-dev
 
-# constraints.txt pins torch: its exact version decides which wheel is taken.
+# constraints.txt pins torch. Its wheel comes from PyPI (with CUDA on Linux) or from PIP_EXTRA_INDEX_URL.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) -e ".[simulation]"
