@@ -150,7 +150,7 @@ class SolonConfig:
     Traceback (most recent call last):
         ...
     solon_fl.errors.ConfigurationError: num_nodes must be a multiple of group_size; got num_nodes=23, group_size=10; \
-use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
+use 20 or 30 nodes, or group_size=23, which divides 23 and is at least 10.
     """
 
     num_nodes: int
@@ -210,9 +210,11 @@ use 20 or 30 nodes, or set group_size to a divisor of 23 that is at least 10.
             below = self.num_nodes // size * size
             remedy = f"use {size} nodes, or lower byzantine or compression{self._smaller_groups}"
             if below:
+                least = self._smallest_group
+                divisors = (n for n in range(least, min(self.num_nodes, 10**6)) if self.num_nodes % n == 0)
                 remedy = (
-                    f"use {below} or {below + size} nodes, or set group_size to a divisor of {self.num_nodes} that is "
-                    f"at least {self._smallest_group}"
+                    f"use {below} or {below + size} nodes, or group_size={next(divisors, self.num_nodes)}, which "
+                    f"divides {self.num_nodes} and is at least {least}"
                 )
             raise ConfigurationError(
                 f"num_nodes must be a multiple of group_size; got num_nodes={self.num_nodes}, group_size={size}; "

@@ -23,6 +23,7 @@ def test_group_size_and_batches_default_to_the_theorems_minimum() -> None:
     ("changes", "message"),
     [
         ({"num_nodes": 23}, "num_nodes=23, group_size=10; use 20 or 30 nodes"),
+        ({"num_nodes": 24}, "use 20 or 30 nodes, or group_size=12, which divides 24 and is at least 10"),
         ({"num_nodes": 7}, "num_nodes=7, group_size=10; use 10 nodes"),
         ({"group_size": 9}, "group_size=9, byzantine=2, stragglers=0, compression=6; raise group_size to 10"),
         ({"group_size": 5}, "compression=6; raise group_size to 10"),

@@ -50,7 +50,7 @@ KEYS = Keys(
         Workload: {
             "num_nodes": CONFIG["num_nodes"],
             "byzantine": CONFIG["byzantine"],
-            "batch_seconds": "Seconds that a node takes for the gradient of one batch.",
+            "batch_seconds": "Seconds that a node takes for the forward and backward pass of one batch.",
             "stragglers": CONFIG["stragglers"],
             "code": CONFIG["code"],
             "rtol": CONFIG["rtol"],
@@ -80,8 +80,10 @@ KEYS = Keys(
 def plan_command(
     nodes: Annotated[int, typer.Option(help=CONFIG["num_nodes"])],
     byzantine: Annotated[int, typer.Option(help=CONFIG["byzantine"])],
-    model_size: Annotated[str, typer.Option(help="d: entries of the gradient, such as 11000000, 1.1e7 or 11M.")],
-    batch_seconds: Annotated[float, typer.Option(help="Seconds that a node takes for the gradient of one batch.")],
+    model_size: Annotated[str, typer.Option(help="d: trainable parameters of the model, such as 11000000 or 11M.")],
+    batch_seconds: Annotated[
+        float, typer.Option(help="Seconds that a node takes for the forward and backward pass of one batch.")
+    ],
     network: Annotated[
         str, typer.Option(help=f"Rates and latency of the links: {', '.join(NETWORKS)}.")
     ] = "cluster-1g",
