@@ -20,7 +20,7 @@ BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo deployment clock test check fuzz bench bench-check gpu-check docs docs-links setup lint types clean
+.PHONY: demo deployment clock test every-test check fuzz bench bench-check gpu-check docs docs-links setup lint types clean
 .PHONY: dist lint-workflows
 
 demo: $(VENV)/.installed
@@ -32,7 +32,11 @@ deployment: $(VENV)/.installed
 clock: $(VENV)/.installed
 	$(BIN)/python -m deployment.clock
 
-test: $(VENV)/.installed-dev lint types
+# At the same time: tests of deployments wait much, and mypy uses one core for a minute.
+test: $(VENV)/.installed-dev lint
+	$(MAKE) --no-print-directory --jobs=2 types every-test
+
+every-test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto
 
 check: $(VENV)/.installed-dev lint types

@@ -141,7 +141,7 @@ class Shuffled(InProcessGrid):
         return [reply for reply in replies if reply.metadata.src_node_id not in self._silent]
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(seed=st.integers(0, 2**32), silent=st.sets(st.sampled_from(range(3)), max_size=3), lying=st.booleans())
 def test_whoever_answers_first_or_never(seed: int, silent: set[int], lying: bool) -> None:
     """Each of three groups tolerates one missing reply and one liar. Their average is rounded."""
@@ -150,7 +150,7 @@ def test_whoever_answers_first_or_never(seed: int, silent: set[int], lying: bool
 
     def final(make_grid: Callable[..., InProcessGrid]) -> str:
         grid = make_grid(REMEMBERING.client_app(mods), config.num_nodes)
-        return model_sha256(SolonStrategy(config, SGD).start(grid, record_of(initial_model()), 3, 0.3).arrays)
+        return model_sha256(SolonStrategy(config, SGD).start(grid, record_of(initial_model()), 3, 3.0).arrays)
 
     away = {5 * group + 4 for group in silent}
     assert final(partial(Shuffled, seed=seed, silent=away)) == final(InProcessGrid)

@@ -71,5 +71,5 @@ def test_an_app_that_is_broken_or_none_is_told_before_anything_is_started(tmp_pa
     with pytest.raises(FederationError, match=r"(?s)my_app.server:app can't be imported \(Mod.*No module.*line 1"):
         check_app(app)
     (tmp_path / "my_app" / "server.py").write_text("from flwr.serverapp import ServerApp\napp = ServerApp()")
-    with pytest.raises(FederationError, match=r"my_app.client:app must be a ClientApp; got int; look at "):
+    with pytest.raises(FederationError, match=r"my_app.client:app must be a ClientApp; got int; see "):
         check_app(app)

@@ -162,4 +162,4 @@ def test_without_flower_it_says_so() -> None:
         cwd=ROOT,
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("flower-supernode must be on the PATH, or beside ")
+    assert done.stderr.startswith("flower-supernode must be on the PATH or beside ")
