@@ -35,7 +35,7 @@ def start(temporary_folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 def test_the_program_runs_an_example_and_leaves_nothing(tmp_path: Path) -> None:
-    settings = ["--rounds", "1", "--setting", "referee=server", "--setting", "audit=1.0"]
+    settings = ["--hurry", "--rounds", "1", "--setting", "referee=server", "--setting", "audit=1.0"]
     with start(tmp_path, *SMALLEST, "--spares", "0", *settings, "--fault", "node-1:stall@1+0.5s") as program:
         assert program.stdout is not None
         assert program.stderr is not None

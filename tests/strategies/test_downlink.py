@@ -324,9 +324,9 @@ def bytes_of_wholes(reports: list[RoundReport], clean: list[RoundReport]) -> flo
 )
 def test_whoever_always_wants_all_of_the_model_gets_it_less_and_less(name: str, action: Any, nodes: Nodes) -> None:
     rounds, liars = 24, {2, 5, 9, 12}
-    _, clean, _ = run(rounds=rounds)
+    honest, clean, _ = run(rounds=rounds)
     sha256, reports, strategy = run(outside=[at(set(range(1, rounds + 1)), liars, action)], rounds=rounds)
-    assert sha256 == run(rounds=rounds)[0]
+    assert sha256 == honest
     assert all(report.stepped for report in reports)
     # After the first round: in rounds 2, 3, 4 or 5, 7 or 8, 12 and so on, less than 7 times per node in 24 rounds.
     assert bytes_of_wholes(reports, clean) < 7 * len(liars)
