@@ -19,7 +19,7 @@ collect_ignore = ["hostile/fuzz.py"]  # a separate program, which needs atheris
 torch.set_num_threads(1)  # tests run in several processes, and threads that wait for each other cost more
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the same for numpy, which these processes import after this
 
-settings.register_profile("solon", deadline=None, max_examples=40, print_blob=True)
+settings.register_profile("solon", deadline=None, max_examples=25, print_blob=True)
 settings.load_profile("solon")
 
 

@@ -186,7 +186,7 @@ def test_zero_gradients(code: DracoCode) -> None:
     seed=seeds,
     adjacent=st.booleans(),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_s_liars_do_not_matter(code: DracoCode, kind: str, exponent: float, seed: int, adjacent: bool) -> None:
     rng = np.random.default_rng(seed)
     gradients = gradients_of(code, seed)
@@ -264,7 +264,7 @@ def test_voters_who_use_the_float_noise_of_others(seed: int) -> None:
 
 
 @given(code=st.sampled_from(SMALL), extra=st.integers(1, 3), seed=seeds)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_more_liars_that_do_not_collude_are_never_believed(code: DracoCode, extra: int, seed: int) -> None:
     gradients = gradients_of(code, seed)
     count = min(code.num_nodes, code.byzantine + extra)

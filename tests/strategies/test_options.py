@@ -222,7 +222,7 @@ def assert_right(report: RoundReport, step: Tensor, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=80)
+@settings(max_examples=50)
 @given(config=configurations(), seed=st.integers(0, 2**32 - 1), double=st.booleans())
 def test_under_all_options_every_round_is_right_and_names_no_honest_node(
     config: SolonConfig, seed: int, double: bool

@@ -270,7 +270,7 @@ def test_the_roster_is_the_same_after_a_restart(app: ClientApp) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_whatever_comes_and_goes_every_place_has_at_most_one_node_and_owners_come_first(data: st.DataObject) -> None:
     app = ClientApp()

@@ -97,7 +97,7 @@ def test_a_decoder_can_be_sent_to_another_process() -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(
     budget=budgets,
     kind=kinds,
@@ -447,7 +447,7 @@ def test_a_seed_makes_decodes_alike(kind: str, seed: int) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=80)
+@settings(max_examples=50)
 @given(
     budget=budgets, kind=kinds, seed=seeds, block=st.integers(1, 6), data=st.data(),
 )  # fmt: skip

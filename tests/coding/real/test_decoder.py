@@ -233,7 +233,7 @@ def test_noise_far_above_rtol_is_reported(seed: int) -> None:
 
 @pytest.mark.slow
 @given(decoder=decoders, kind=kinds, size=sizes, seed=seeds, dtype=dtypes, data=st.data(), looking=st.booleans())
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_no_corruption_of_s_shares_leaves_the_error_bound(
     decoder: RealDecoder, kind: str, size: float, seed: int, dtype: torch.dtype, data: st.DataObject, looking: bool
 ) -> None:
@@ -250,7 +250,7 @@ def test_no_corruption_of_s_shares_leaves_the_error_bound(
 
 
 @given(decoder=decoders, kind=kinds, size=sizes, seed=seeds, data=st.data(), looking=st.booleans())
-@settings(max_examples=100)
+@settings(max_examples=60)
 def test_errors_cost_two_and_erasures_one(
     decoder: RealDecoder, kind: str, size: float, seed: int, data: st.DataObject, looking: bool
 ) -> None:
@@ -263,7 +263,7 @@ def test_errors_cost_two_and_erasures_one(
 
 
 @given(decoder=decoders, kind=kinds, size=sizes, seed=seeds, data=st.data(), looking=st.booleans())
-@settings(max_examples=100)
+@settings(max_examples=60)
 def test_k_plus_s_shares_that_agree_are_right_however_many_are_missing(
     decoder: RealDecoder, kind: str, size: float, seed: int, data: st.DataObject, looking: bool
 ) -> None:

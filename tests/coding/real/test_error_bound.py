@@ -20,7 +20,7 @@ from tests.coding.real.received import assert_within_bound, decoders, receive, s
     decade=st.floats(-7.5, -3),
     looking=st.booleans(),
 )
-@settings(max_examples=100)
+@settings(max_examples=60)
 def test_lies_about_as_small_as_the_tolerance_do_no_more_than_the_certificate(
     decoder: RealDecoder, seed: int, decade: float, looking: bool
 ) -> None:

@@ -59,7 +59,7 @@ def small(decoder: RealDecoder, shares: Shares, liars: list[int], rng: np.random
 ATTACKS = [interpolated, nearly_a_codeword, small]
 
 
-@settings(max_examples=80)
+@settings(max_examples=50)
 @given(
     size=st.sampled_from(SIZES),
     attack=st.sampled_from(ATTACKS),
