@@ -145,6 +145,14 @@ def all_cells(trials: int) -> Iterator[Cell]:
             yield Cell(code, locator, s, k, s, few)
 
 
+def guaranteed_cells(trials: int) -> Iterator[Cell]:
+    """Yield the rows with a certificate below 1, at most s liars and the default locator."""
+    for cell in all_cells(trials):
+        is_small = (cell.byzantine, cell.compression) in SMALL
+        if is_small and cell.locator == "default" and cell.liars == cell.byzantine:
+            yield cell
+
+
 def exact_cells(trials: int) -> Iterator[Cell]:
     for s, k in [(1, 3), (2, 6), (5, 5), (5, 10), (10, 20), (20, 60)]:
         yield Cell("exact", "default", s, k, s, trials)

@@ -254,16 +254,9 @@ def mixed(asked: Asked) -> Iterator[tuple[str, Findings]]:
         found = calibrate(InProcessGrid(app, 6), _record(model), config, buffers=buffer_names(model), liars=0)
     except GroupFailedError as error:  # a fact about the network, not a fault
         yield nodes, {"one group": f"impossible: {error}"}
-        return
-    yield (
-        nodes,
-        {
-            "noise": found.noise,
-            "rtol": found.rtol,
-            "certificate": found.certificate,
-            "identical": found.identical,
-        },
-    )
+    else:
+        figures: Findings = {"noise": found.noise, "rtol": found.rtol, "certificate": found.certificate}
+        yield nodes, {**figures, "identical": found.identical}
 
 
 def trials(asked: Asked) -> Iterator[tuple[str, Findings]]:
@@ -271,12 +264,7 @@ def trials(asked: Asked) -> Iterator[tuple[str, Findings]]:
     seconds = 0.3 if asked.small else min(20.0, asked.left / 6)
     batteries: dict[str, tuple[list[object], Callable[..., None], Callable[[], object]]] = {
         "decoding": (
-            [
-                cell
-                for cell in decoding_accuracy.all_cells(1)
-                if cell.locator == "default" and cell.liars == cell.byzantine
-                if (cell.byzantine, cell.compression) in decoding_accuracy.SMALL
-            ],
+            list(decoding_accuracy.guaranteed_cells(1)),
             decoding_accuracy.run_trial,
             decoding_accuracy.Tally,
         ),
