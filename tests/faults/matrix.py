@@ -497,7 +497,7 @@ PROCESS_FAULTS = (
     ProcessFault(
         "worker killed in a run",
         "in a deployment, kill -9",
-        "another one computes the next round; the run goes on",
+        "another one computes the next round; the run continues",
         "tests/deployment/test_resident.py::test_a_worker_stays_is_replaced_when_killed_and_ends_with_its_supernode",
     ),
     ProcessFault(
